@@ -1,0 +1,15 @@
+"""The package's own exceptions. Shape, range and dtype faults are plain ValueError and TypeError."""
+
+__all__ = ["NotFittedError", "NotPSDError", "StorageError"]
+
+
+class NotFittedError(RuntimeError):
+    """A posterior was asked for something that needs its covariance before ``fit`` was called."""
+
+
+class NotPSDError(ArithmeticError):
+    """A covariance stopped being positive semi-definite: 1 + s v <= 0, or a clearly negative variance."""
+
+
+class StorageError(ValueError):
+    """A saved file is damaged, foreign, or written by a newer version."""

@@ -1,0 +1,204 @@
+"""Every formula of the softmax likelihood, once, in plain torch.
+
+Classes are the last dimension of every ``logits`` argument and leading dimensions broadcast; a class-major matrix
+``[C, E]`` is passed as its transposed view. C++ and CUDA repeat these formulas in ``csrc/likelihood.h``.
+
+Everything is written relative to the winning class, whose exponential is exactly one: ``1 - p_max`` is then a sum of the
+other exponentials instead of a difference of nearly equal numbers, so confident rows still rank correctly in float32.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "CURVATURES",
+    "EXPECTED_LOSSES",
+    "LINKS",
+    "LOSSES",
+    "MEAN_FIELD_FACTOR",
+    "PSD_SLACK",
+    "STEPS",
+    "UTILITIES",
+    "curvature_weight",
+    "loss",
+    "mean_field",
+    "residual",
+    "step_length",
+    "utility",
+]
+
+CURVATURES = ("categorical", "gaussian")
+STEPS = ("line_search", "newton")
+LINKS = ("mean_field", "plugin", "mc")
+EXPECTED_LOSSES = ("expected_cross_entropy", "expected_zero_one")  # under the model's own predictive
+LOSSES = ("cross_entropy", "zero_one", "brier", *EXPECTED_LOSSES)
+UTILITIES = ("margin", "entropy", "least_confident", "variance", "gradient_norm")
+
+MEAN_FIELD_FACTOR = math.pi / 8  # kappa of MacKay (1992), the probit approximation of the expected softmax
+PSD_SLACK = 64.0  # a variance below -PSD_SLACK * eps * (variance before the updates) is more than rounding
+
+_TOLERANCE = 1e-12  # of the line search, relative to the step length
+_MAX_ITERATIONS = 128  # bisection alone needs 40 of them for _TOLERANCE; Newton usually 5
+
+
+class _TopTerms(NamedTuple):
+    winner: Tensor  # [...] int64, the first class with the largest logit
+    shifted: Tensor  # [..., C] logits minus the largest, <= 0
+    others: Tensor  # [..., C] exp(shifted), but zero at the winner
+    rest: Tensor  # [...] sum of others: the partition function is 1 + rest
+
+
+def _top_terms(logits: Tensor) -> _TopTerms:
+    winner = logits.argmax(-1)
+    shifted = logits - logits.gather(-1, winner[..., None])
+    others = shifted.exp().scatter(-1, winner[..., None], 0.0)
+    return _TopTerms(winner, shifted, others, others.sum(-1))
+
+
+def mean_field(
+    logits: Tensor,  # [..., C]
+    variance: Tensor,  # [...]
+    kappa: float = MEAN_FIELD_FACTOR,
+) -> Tensor:  # [..., C]
+    """Logits whose softmax approximates the posterior predictive: z / sqrt(1 + kappa v) (MacKay 1992).
+
+    The classes share one variance, so the order of the classes never changes. A variance that rounding has made
+    negative counts as zero.
+    """
+    return logits * (1.0 + kappa * variance.clamp(min=0.0)).rsqrt()[..., None]
+
+
+def curvature_weight(
+    logits: Tensor,  # [..., C]
+    curvature: str,
+) -> Tensor:  # [...]
+    """Weight s of an observation in the precision: 1 (``gaussian``) or p_max (1 - p_max) (``categorical``).
+
+    The categorical weight is the upper bound that Huseljic et al. (arXiv 2210.06112) put on the softmax Hessian so that
+    all classes share one covariance.
+    """
+    if curvature == "gaussian":
+        return torch.ones_like(logits[..., 0])
+    rest = _top_terms(logits).rest
+    return rest / (1.0 + rest).square()
+
+
+def residual(
+    logits: Tensor,  # [..., C]
+    targets: Tensor,  # [...] int64
+) -> Tensor:  # [..., C]
+    """Gradient of the log-likelihood in the logits: r = e_y - softmax(z)."""
+    return torch.nn.functional.one_hot(targets, logits.shape[-1]).to(logits.dtype) - logits.softmax(-1)
+
+
+def step_length(
+    logits: Tensor,  # [..., C]
+    variance: Tensor,  # [...]
+    targets: Tensor,  # [...] int64
+    gamma: float,
+    step: str,
+    curvature: str,
+) -> Tensor:  # [...]
+    """Step length a of one observation, so that W <- W + a r (Sigma phi)^T.
+
+    ``newton`` is the rule of Huseljic et al., a = gamma / (1 + s v) with s at the present W. (Their published code has
+    1 + v in its categorical branch, with the correct line commented out; this is Sherman-Morrison.)
+
+    ``line_search`` (ours) minimises cross_entropy(z + a v r, y) + a^2 v |r|^2 / (2 gamma) over a: the same direction,
+    convex, its root in [0, gamma], so it cannot overshoot where a confidently wrong model makes s vanish.
+    """
+    if step == "newton":
+        return gamma / (1.0 + curvature_weight(logits, curvature) * variance)
+    return _line_search(logits, variance, residual(logits, targets), targets, gamma)
+
+
+def _line_search(logits: Tensor, variance: Tensor, r: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    """Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma, which increases with a.
+
+    Newton's step is taken only where it stays inside the bracket and is at most half the previous one: the slope is
+    monotone but neither convex nor concave, and a bracket alone lets Newton cycle.
+    """
+    if gamma == 0.0:
+        return torch.zeros_like(variance)
+    norm = r.square().sum(-1)
+    r_target = r.gather(-1, targets[..., None])[..., 0]
+    low, high = torch.zeros_like(variance), torch.full_like(variance, gamma)
+    a, last_move, slope = high.clone(), high.clone(), high
+    settled = torch.zeros_like(a, dtype=torch.bool)
+    for _ in range(_MAX_ITERATIONS):
+        p = (logits + (a * variance)[..., None] * r).softmax(-1)
+        mean = (p * r).sum(-1)
+        slope = mean - r_target + a * norm / gamma
+        steepness = variance * (p * (r - mean[..., None]).square()).sum(-1) + norm / gamma
+        low, high = torch.where(slope > 0, low, a), torch.where(slope > 0, a, high)
+        newton = a - slope / steepness
+        safe = (newton > low) & (newton < high) & ((newton - a).abs() <= 0.5 * last_move)
+        proposal = torch.where(safe, newton, 0.5 * (low + high))
+        # A residual of zero has no slope anywhere and moves nothing: a stays, and 0 / 0 is never taken. A row that has
+        # settled is left alone, or rounding in its slope would bisect it away from the root while others go on.
+        settled |= (slope == 0) | slope.isnan()
+        proposal = torch.where(settled, a, proposal)
+        last_move = (proposal - a).abs()
+        settled |= (last_move <= _TOLERANCE * a) | (high - low <= _TOLERANCE * high)
+        a = proposal
+        if bool(settled.all()):
+            break
+    return torch.where(slope.isnan(), slope, a)
+
+
+def loss(
+    logits: Tensor,  # [..., C]
+    targets: Tensor | None,  # [...] int64, None for the expected losses
+    kind: str,
+) -> Tensor:  # [...]
+    """Loss of softmax(logits), one of ``LOSSES``; the ``expected_`` ones take the predictive itself as the truth."""
+    top = _top_terms(logits)
+    partition = 1.0 + top.rest
+    if kind == "expected_zero_one":
+        return top.rest / partition
+    if kind == "expected_cross_entropy":
+        return _entropy(top)
+    if targets is None:
+        raise ValueError(f"loss {kind!r} needs targets")
+    if kind == "zero_one":
+        return (top.winner != targets).to(logits.dtype)
+    target_logit = top.shifted.gather(-1, targets.expand(top.rest.shape)[..., None])[..., 0]
+    if kind == "cross_entropy":
+        return top.rest.log1p() - target_logit
+    p_target = target_logit.exp() / partition
+    return (1.0 + top.others.square().sum(-1)) / partition.square() - 2.0 * p_target + 1.0
+
+
+def _entropy(top: _TopTerms) -> Tensor:
+    return top.rest.log1p() - (top.others * top.shifted).sum(-1) / (1.0 + top.rest)
+
+
+def utility(
+    logits: Tensor,  # [..., C], after the link
+    variance: Tensor | None,  # [...], for "variance"
+    scale: Tensor | None,  # [...] norm of the features, for "gradient_norm"
+    kind: str,
+) -> Tensor:  # [...]
+    """How much a label would tell, one of ``UTILITIES``; higher is better for every kind.
+
+    ``margin`` 1 - (p_1 - p_2); ``entropy``; ``least_confident`` 1 - p_1; ``variance`` of the logits, v;
+    ``gradient_norm`` |e_1 - p| |phi|, the norm of BADGE's gradient embedding (Ash et al., arXiv 1906.03671).
+    """
+    if kind == "variance":
+        if variance is None:
+            raise ValueError("utility 'variance' needs variance")
+        return variance.clone()
+    top = _top_terms(logits)
+    partition = 1.0 + top.rest
+    if kind == "margin":
+        return (top.rest + top.others.amax(-1)) / partition
+    if kind == "least_confident":
+        return top.rest / partition
+    if kind == "entropy":
+        return _entropy(top)
+    if scale is None:
+        raise ValueError("utility 'gradient_norm' needs scale")
+    return (top.rest.square() + top.others.square().sum(-1)).sqrt() / partition * scale

@@ -1,0 +1,33 @@
+"""The functional layer: one checked, dispatched op per module, with its reference beside it."""
+
+from lapal_ext.ops._define import OPS, Op
+from lapal_ext.ops._native import backend, build_info
+from lapal_ext.ops.badge_step_ import badge_step_
+from lapal_ext.ops.bait_step_ import bait_step_
+from lapal_ext.ops.expected_lookahead import expected_lookahead
+from lapal_ext.ops.lookahead_loss import lookahead_loss
+from lapal_ext.ops.mc_predictive import mc_predictive
+from lapal_ext.ops.predictive import predictive
+from lapal_ext.ops.predictive_variance import predictive_variance
+from lapal_ext.ops.rank_one_update import rank_one_update
+from lapal_ext.ops.selection_step_ import selection_step_
+from lapal_ext.ops.update_coefficients import update_coefficients
+from lapal_ext.ops.utility import utility
+
+__all__ = [
+    "OPS",
+    "Op",
+    "backend",
+    "badge_step_",
+    "bait_step_",
+    "build_info",
+    "expected_lookahead",
+    "lookahead_loss",
+    "mc_predictive",
+    "predictive",
+    "predictive_variance",
+    "rank_one_update",
+    "selection_step_",
+    "update_coefficients",
+    "utility",
+]

@@ -1,0 +1,114 @@
+"""One declaration per op: its typed reference is the schema, the definition and the fallback for every device.
+
+``define`` turns the reference into a custom op, writes its fake from the shapes it returns, and wraps it with the checks
+that those shapes imply, so that no signature is ever stated twice. C++ only adds kernels (``csrc/<device>/<op>.cpp``);
+the dispatcher takes them where there are any.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from lapal_ext._checks import ShapeSpec, check_choice, check_number, check_tensors
+
+NAMESPACE = "lapal_ext"
+_RETURN_DTYPES = {"float64": torch.float64, "int64": torch.int64}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+OPS: dict[str, "Op[Any, Any]"] = {}
+
+
+class Op(Generic[P, R]):
+    """A checked call into the dispatcher; every one made is listed in ``OPS``.
+
+    Attributes:
+        name: the op is ``torch.ops.lapal_ext.<name>``.
+        reference: the plain torch function, whatever kernels are loaded.
+        shapes: the specification of every tensor argument.
+    """
+
+    def __init__(
+        self,
+        reference: Callable[P, R],
+        shapes: Mapping[str, str],
+        returns: Iterable[str],
+        mutates: Iterable[str],
+        choices: Mapping[str, tuple[str, ...]],
+        nonnegative: Iterable[str],
+    ) -> None:
+        functools.update_wrapper(self, reference)
+        self.name = reference.__name__
+        self.reference = reference
+        self.shapes = {name: ShapeSpec.parse(text) for name, text in shapes.items()}
+        self._returns = [ShapeSpec.parse(text) for text in returns]
+        self._mutates = tuple(mutates)
+        self._choices = choices
+        self._nonnegative = tuple(nonnegative)
+        self._signature = inspect.signature(reference)
+        self._like = next(name for name, spec in self.shapes.items() if spec.kind == "compute")
+        definition = torch.library.custom_op(f"{NAMESPACE}::{self.name}", mutates_args=self._mutates)(reference)
+        definition.register_fake(self._fake)
+        self._overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
+        OPS[self.name] = self
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Check the arguments, then let the dispatcher choose the kernel."""
+        # While torch.compile traces, the fake and the kernels' own checks stand in for these.
+        if not torch.compiler.is_compiling():
+            self._check(self._signature.bind(*args, **kwargs).arguments)
+        result: R = self._overload(*args, **kwargs)
+        return result
+
+    def _check(self, values: dict[str, Any]) -> None:
+        given = {name: spec for name, spec in self.shapes.items() if name in values}
+        check_tensors(given, values)
+        for name, choices in self._choices.items():
+            check_choice(name, values.get(name, self._signature.parameters[name].default), choices)
+        for name in self._nonnegative:
+            if name in values:
+                check_number(name, values[name], at_least=0.0)
+        for name in self._mutates:
+            value = values.get(name)
+            if value is not None and value.requires_grad:
+                raise ValueError(f"{name} is changed in place by {self.name} and must not require grad")
+
+    def _fake(self, *args: Any, **kwargs: Any) -> Any:
+        values = self._signature.bind(*args, **kwargs).arguments
+        sizes: dict[str, int] = {}
+        for name, spec in self.shapes.items():
+            if values.get(name) is not None:
+                for dim, size in zip(spec.dims, values[name].shape, strict=True):
+                    sizes.setdefault(dim, size)
+        like: Tensor = values[self._like]
+        results = tuple(
+            like.new_empty([sizes[dim] for dim in spec.dims], dtype=_RETURN_DTYPES.get(spec.kind, like.dtype))
+            for spec in self._returns
+        )
+        return results if len(results) > 1 else results[0]
+
+
+def define(
+    *,
+    shapes: Mapping[str, str],
+    returns: Iterable[str],
+    mutates: Iterable[str] = (),
+    choices: Mapping[str, tuple[str, ...]] | None = None,
+    nonnegative: Iterable[str] = (),
+) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Declare an op on its reference.
+
+    Args:
+        shapes: a specification (``"int64 [M, b]"``, see ``_checks``) per tensor argument.
+        returns: one per result; results are contiguous, with the dtype of the first ``compute`` argument by default.
+        mutates: arguments that are changed in place; such an op returns fresh tensors only.
+        choices: allowed values per string argument.
+        nonnegative: arguments that must be finite numbers, at least zero.
+    """
+    return lambda reference: Op(reference, shapes, returns, mutates, choices or {}, nonnegative)

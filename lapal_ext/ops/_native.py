@@ -1,0 +1,75 @@
+"""Loads the compiled kernels, if there are any, and says what was loaded.
+
+A kernel registers itself with the dispatcher when its library is loaded; nothing else in the package asks whether it is
+there.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lapal_ext.ops._define import NAMESPACE, OPS
+
+_ENVIRONMENT = "LAPAL_EXT_BACKEND"
+_BACKENDS = ("auto", "reference")
+
+
+def _load() -> tuple[Any, str]:
+    """Import ``_C``; return it, or None and the reason."""
+    wanted = os.environ.get(_ENVIRONMENT, "auto")
+    if wanted not in _BACKENDS:
+        raise ImportError(f"{_ENVIRONMENT} must be one of {', '.join(_BACKENDS)}, got {wanted!r}")
+    if wanted == "reference":
+        return None, f"{_ENVIRONMENT}=reference"
+    record = _build_record()
+    if record.get("native") is False:
+        return None, str(record.get("reason"))
+    if importlib.util.find_spec("lapal_ext._C") is None:
+        return None, "no compiled kernels beside the package"
+    try:
+        return importlib.import_module("lapal_ext._C"), ""
+    except ImportError as error:
+        return None, f"the compiled kernels do not load: {error}"
+
+
+def _build_record() -> dict[str, Any]:
+    path = Path(__file__).parent.parent / "_build.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return record
+
+
+_C, _reason = _load()
+
+
+def build_info() -> dict[str, Any]:
+    """What was compiled, for which machine, and what runs.
+
+    Returns:
+        ``native`` (bool), ``reason`` (why not, else empty), ``torch`` (the version that runs), ``threads``; and with
+        native kernels what they were compiled with and the ``instruction_set`` that this processor selects.
+    """
+    info: dict[str, Any] = {
+        "native": _C is not None,
+        "reason": _reason,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    return info if _C is None else info | dict(_C.build_info())
+
+
+def backend(op: str, device: str | torch.device = "cpu") -> str:
+    """Return ``native`` if a compiled kernel serves ``op`` on ``device``, else ``reference``.
+
+    Raises:
+        ValueError: no such op.
+    """
+    if op not in OPS:
+        raise ValueError(f"op must be one of {', '.join(sorted(OPS))}, got {op!r}")
+    key = torch.device(device).type.upper()
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", key)
+    return "native" if has_kernel else "reference"

@@ -1,0 +1,39 @@
+"""Monte Carlo predictive and its mean entropy, streamed over the samples."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext.ops._define import define
+
+
+@define(
+    shapes={"logits": "[N, C]", "variance": "[N]", "noise": "[S, C]"},
+    returns=("[N, C]", "[N]"),
+)
+def mc_predictive(
+    logits: Tensor,  # [N, C]
+    variance: Tensor,  # [N]
+    noise: Tensor,  # [S, C]
+) -> tuple[Tensor, Tensor]:
+    """Mean over s of softmax(z + sqrt(v) noise_s), and of its entropy.
+
+    The rows share the noise and [N, S, C] is never stored. BALD (Houlsby et al., arXiv 1112.5745) is the entropy of the
+    first result less the second. A variance that rounding has made negative counts as zero.
+
+    Args:
+        logits: z, [N, C].
+        variance: v, [N].
+        noise: standard normal, [S, C] with S >= 1.
+
+    Returns:
+        Mean probabilities [N, C] and mean entropy [N], in nats. O(N S C).
+    """
+    deviation = variance.clamp(min=0.0).sqrt()[:, None]
+    mean = torch.zeros_like(logits, dtype=torch.float64)
+    entropy = torch.zeros_like(variance, dtype=torch.float64)
+    for sample in noise:
+        log_p = (logits + deviation * sample).log_softmax(1)
+        p = log_p.exp()
+        mean += p
+        entropy -= (p * log_p).sum(1)
+    return (mean / noise.shape[0]).to(logits.dtype), (entropy / noise.shape[0]).to(logits.dtype)
