@@ -1,0 +1,40 @@
+"""Deep active learning on last-layer features: closed-form label updates, look-ahead and batch selection.
+
+``LastLayerLaplace`` is the model, ``select_batch`` and ``SequentialSelector`` choose what to label, ``look_ahead``,
+``select_lookahead`` and ``expected_error_reduction`` try labels before anyone gives them, and ``ops`` is the functional
+layer underneath.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from lapal_ext import ops
+from lapal_ext.batch_search import select_lookahead
+from lapal_ext.error_reduction import expected_error_reduction
+from lapal_ext.errors import NotFittedError, NotPSDError, StorageError
+from lapal_ext.lookahead import look_ahead
+from lapal_ext.ops import backend, build_info
+from lapal_ext.posterior import LastLayerLaplace, LatentPrediction
+from lapal_ext.selection import SelectionResult, select_batch
+from lapal_ext.selector import SequentialSelector
+
+__all__ = [
+    "LastLayerLaplace",
+    "LatentPrediction",
+    "NotFittedError",
+    "NotPSDError",
+    "SelectionResult",
+    "SequentialSelector",
+    "StorageError",
+    "backend",
+    "build_info",
+    "expected_error_reduction",
+    "look_ahead",
+    "ops",
+    "select_batch",
+    "select_lookahead",
+]
+
+try:
+    __version__ = version("lapal_ext")
+except PackageNotFoundError:  # a source folder on the path, never installed
+    __version__ = "unknown"

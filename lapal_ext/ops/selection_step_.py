@@ -1,6 +1,5 @@
 """One pick of sequential selection: a single pass over the pool."""
 
-import torch
 from torch import Tensor
 
 from lapal_ext import likelihood

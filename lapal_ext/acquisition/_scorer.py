@@ -1,0 +1,39 @@
+"""What every acquisition offers to the selection loop."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Scorer(Protocol):
+    """State of one selection: which rows are best under the labels absorbed so far.
+
+    Indices are rows of the ``Pool`` it was made for.
+    """
+
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """Take the ``count`` best free rows: int64 [count] indices, best first, and their utilities [count]."""
+
+    def release(self, picks: Tensor) -> None:
+        """Make rows free again."""
+
+    def withhold(self, picks: Tensor) -> None:
+        """Make rows taken."""
+
+    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+        """Absorb the labels [k] of rows [k], in order."""
+
+    def predictive(self, picks: Tensor) -> Tensor:
+        """Probabilities [k, C] of rows [k] under the labels absorbed so far, with the selection's link."""
+
+
+def best_first(
+    utilities: Tensor,  # [N]
+    taken: Tensor,  # [N] bool, the winners are set in place
+    count: int,
+) -> tuple[Tensor, Tensor]:  # [count] int64, [count]
+    """Take the ``count`` largest free utilities; ties go to the lowest index, NaN before all."""
+    values, order = utilities.masked_fill(taken, -float("inf")).sort(descending=True, stable=True)
+    picks = order[:count]
+    taken[picks] = True
+    return picks, values[:count]

@@ -1,0 +1,66 @@
+"""Acquisitions that score the whole pool anew: any callable, and random selection as the smallest of them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lapal_ext._checks import shape_text
+from lapal_ext.acquisition._scorer import best_first
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
+"""(posterior, pool [N, D]) -> utilities [N], higher is better."""
+
+
+def random_acquisition(generator: torch.Generator | None) -> Acquisition:
+    """Utilities that are uniform draws: every row is equally likely at every pick."""
+
+    def draw(_: LastLayerLaplace, pool: Tensor) -> Tensor:
+        device = pool.device if generator is None else generator.device
+        return torch.rand(len(pool), generator=generator, device=device).to(pool.device)
+
+    return draw
+
+
+class CustomScorer:
+    """Calls an acquisition on the pool with a posterior that has absorbed every label so far."""
+
+    def __init__(
+        self, posterior: LastLayerLaplace, pool: Pool, acquisition: Acquisition, link: str, step: str, gamma: float
+    ) -> None:
+        self._posterior, self._pool, self._acquisition = posterior.clone(), pool, acquisition
+        self._link, self._step, self._gamma = link, step, gamma
+        self._taken = torch.zeros(len(pool), dtype=torch.bool, device=pool.storage.device)
+
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """See ``Scorer``."""
+        utilities = self._acquisition(self._posterior, self._pool.storage)
+        if not isinstance(utilities, Tensor) or not utilities.dtype.is_floating_point:
+            kind = utilities.dtype if isinstance(utilities, Tensor) else type(utilities).__name__
+            raise TypeError(f"acquisition must return a floating point tensor, got {kind}")
+        if utilities.shape != (len(self._pool),):
+            raise ValueError(
+                f"acquisition must return one utility per row, ({len(self._pool)},), "
+                f"got {shape_text(utilities.shape)}"
+            )
+        if utilities.device != self._taken.device:
+            raise ValueError(f"acquisition must return utilities on {self._taken.device}, got {utilities.device}")
+        return best_first(utilities.detach(), self._taken, count)
+
+    def release(self, picks: Tensor) -> None:
+        """See ``Scorer``."""
+        self._taken[picks] = False
+
+    def withhold(self, picks: Tensor) -> None:
+        """See ``Scorer``."""
+        self._taken[picks] = True
+
+    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+        """See ``Scorer``."""
+        self._posterior.update(self._pool.outer(picks), labels, self._step, self._gamma)
+
+    def predictive(self, picks: Tensor) -> Tensor:
+        """See ``Scorer``."""
+        return self._posterior.predict_proba(self._pool.outer(picks), self._link)

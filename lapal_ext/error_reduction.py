@@ -1,0 +1,121 @@
+"""Expected error reduction: the loss that the model would have after one more label, expected over that label."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext import ops
+from lapal_ext._checks import check_choice
+from lapal_ext.errors import NotPSDError
+from lapal_ext.likelihood import EXPECTED_LOSSES, MEAN_FIELD_FACTOR, step_length
+from lapal_ext.lookahead import TILE, check_evaluation, check_update, slices, sum_losses
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+_CANDIDATE_SIZE = 1024  # numbers a candidate counts for at least, so that a tile of them leaves room for columns
+
+
+@torch.no_grad()
+def expected_error_reduction(
+    posterior: LastLayerLaplace,
+    pool: Tensor,  # [N, D]
+    eval_features: Tensor,  # [E, D]
+    loss: str = "expected_zero_one",
+    step: str = "newton",
+    gamma: float = 1.0,
+    link: str = "plugin",
+) -> Tensor:  # [N]
+    """Mean expected loss over the evaluation points after one more label, expected over that label, per candidate.
+
+    With ``step="newton"`` and ``link="plugin"`` all C labels of a candidate share one pass of exponentials,
+    O(N E C) instead of O(N E C^2); every other combination takes the O(N E C^2) path.
+
+    Args:
+        posterior: a fitted model; stays as it is.
+        pool: the candidates, [N, D].
+        eval_features: where the loss is taken, [E, D], E >= 1.
+        loss: ``expected_zero_one`` or ``expected_cross_entropy``.
+        step: ``newton`` or ``line_search``.
+        gamma: trust in the label, >= 0.
+        link: ``plugin`` or ``mean_field``; also of the probabilities that weigh the labels.
+
+    Returns:
+        [N], lower is better.
+
+    Source: Roy and McCallum (2001), "Toward Optimal Active Learning through Sampling Estimation of Error Reduction",
+    with the update of arXiv 2210.06112 in place of their retraining; the O(C) form is ours.
+    """
+    posterior.require_fitted()
+    rows = Pool(posterior, pool)
+    check_choice("loss", loss, EXPECTED_LOSSES)
+    check_evaluation(posterior, eval_features, None, loss)
+    gamma = check_update(step, gamma, link)
+    shared = step == "newton" and link == "plugin"
+    expected = _expected_losses_shared if shared else _expected_losses_of_each_label
+    width = 1 if shared else posterior.num_classes
+    tiles = slices(len(rows), TILE // (width * max(*posterior.mean.shape, _CANDIDATE_SIZE)))
+    sums = [
+        expected(
+            posterior,
+            rows.inner(torch.arange(tile.start, tile.stop, device=eval_features.device)),
+            eval_features,
+            loss,
+            step,
+            gamma,
+            link,
+        )
+        for tile in tiles
+    ]
+    means = torch.cat(sums) if sums else eval_features.new_zeros(0, dtype=torch.float64)
+    return (means / len(eval_features)).to(posterior.mean.dtype)
+
+
+def _expected_losses_shared(
+    posterior: LastLayerLaplace,
+    inner: Tensor,  # [n, D]
+    eval_features: Tensor,  # [E, D]
+    loss: str,
+    step: str,
+    gamma: float,
+    link: str,
+) -> Tensor:  # [n] float64
+    directions = inner @ posterior.covariance
+    logits = inner @ posterior.mean.T
+    any_label = torch.zeros(len(inner), dtype=torch.int64, device=inner.device)  # Newton's length is that of all
+    lengths = step_length(logits, (directions * inner).sum(1), any_label, gamma, step, posterior.curvature)
+    if not bool(((lengths >= 0) & lengths.isfinite()).all()):
+        raise NotPSDError("covariance is not positive semi-definite along a row of pool: refresh() the posterior")
+    probabilities = ops.predictive(logits, None, 0.0)
+    sums = torch.zeros(len(inner), dtype=torch.float64, device=inner.device)
+    for tile in slices(len(eval_features), TILE // max(len(inner), posterior.num_classes, 1)):
+        points = posterior.inner_features(eval_features[tile])
+        sums += ops.expected_lookahead(
+            posterior.mean @ points.T, directions @ points.T, lengths, probabilities, loss
+        )
+    return sums
+
+
+def _expected_losses_of_each_label(
+    posterior: LastLayerLaplace,
+    inner: Tensor,  # [n, D]
+    eval_features: Tensor,  # [E, D]
+    loss: str,
+    step: str,
+    gamma: float,
+    link: str,
+) -> Tensor:  # [n] float64
+    """Every label of every candidate as a hypothesis of its own, n C of them."""
+    n_classes, mean_field = posterior.num_classes, link == "mean_field"
+    directions = inner @ posterior.covariance
+    logits = inner @ posterior.mean.T
+    variance = (directions * inner).sum(1)
+    local = torch.arange(len(inner), device=inner.device).repeat_interleave(n_classes)[:, None]
+    labels = torch.arange(n_classes, device=inner.device).repeat(len(inner))[:, None]
+    coefficients, triangle, beta, _ = ops.update_coefficients(
+        variance[local][:, :, None], logits[local], labels, gamma, step, posterior.curvature
+    )
+    if not bool(beta.isfinite().all()):
+        raise NotPSDError("covariance is not positive semi-definite along a row of pool: refresh() the posterior")
+    updates = (coefficients, triangle, beta)
+    sums = sum_losses(posterior, directions, local, updates, eval_features, None, loss, link)
+    probabilities = ops.predictive(logits, variance if mean_field else None, MEAN_FIELD_FACTOR)
+    return (probabilities.double() * sums.view(len(inner), n_classes)).sum(1)

@@ -1,0 +1,164 @@
+"""The state of a posterior: a layer's mean with the covariance and the precision of its weights; upkeep and files."""
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from lapal_ext import fitting, storage
+from lapal_ext._checks import check_choice, check_number
+from lapal_ext.errors import NotFittedError, StorageError
+from lapal_ext.head import StandardizedLinear
+from lapal_ext.likelihood import CURVATURES
+
+_ATTRIBUTES = ("prior_precision", "curvature", "has_bias", "fitted")
+
+
+class GaussianLinear(StandardizedLinear):
+    """Class row k of the weights is Normal(mean_k, Sigma); Sigma starts as the prior I / prior_precision.
+
+    Arguments and attributes are those of ``LastLayerLaplace``, which adds what moves this state and what it predicts.
+    """
+
+    covariance: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,  # [C, D]
+        prior_precision: float,
+        curvature: str,
+        bias: Tensor | None,  # [C]
+    ) -> None:
+        super().__init__(weight, bias)
+        self.prior_precision = check_number("prior_precision", prior_precision, above=0.0)
+        check_choice("curvature", curvature, CURVATURES)
+        self.curvature = curvature
+        self.fitted = False
+        identity = torch.eye(self.mean.shape[1], dtype=self.mean.dtype, device=self.mean.device)
+        self.register_buffer("covariance", identity / self.prior_precision)
+        # ``precision`` is a property over its buffer, which register_buffer would take for a clash of names.
+        self._buffers["precision"] = identity * self.prior_precision
+        self._queued: list[tuple[Tensor, Tensor]] = []  # rows and weights that the precision has yet to gain
+
+    @property
+    def precision(self) -> Tensor:  # [D, D]
+        """Inverse of the covariance; updates queue their rows and the first read adds them."""
+        self._bring_precision_up_to_date()
+        return self._stored_precision
+
+    @torch.no_grad()
+    def refresh(self) -> Self:
+        """Invert the precision anew, which removes what many updates have added up in rounding; returns self."""
+        self.require_fitted()
+        self.covariance = fitting.inverse(self.precision).to(self.mean.dtype)
+        return self
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        """Distance of the covariance from the inverse of the precision, |Sigma Lambda - I| / sqrt(D), in float64."""
+        self.require_fitted()
+        product = self.covariance.double() @ self.precision.double()
+        product.diagonal().sub_(1.0)
+        return float(product.norm()) / product.shape[0] ** 0.5
+
+    def set_precision(
+        self,
+        precision: Tensor,  # [D, D] float64, inner
+    ) -> None:
+        """Make this the precision and its inverse the covariance; the posterior counts as fitted from here on."""
+        covariance = fitting.inverse(precision)
+        self.covariance = covariance.to(self.mean.dtype)
+        self._buffers["precision"] = precision.to(self.mean.dtype)
+        self._queued.clear()
+        self.fitted = True
+
+    def queue_observations(
+        self,
+        features: Tensor,  # [n, D], inner
+        weights: Tensor,  # [n]
+    ) -> None:
+        """Note what the precision gains; the product itself waits for a reader or for as many rows as columns."""
+        self._queued.append((features, weights))
+        if sum(len(queued) for _, queued in self._queued) > features.shape[1]:
+            self._bring_precision_up_to_date()
+
+    def clone(self) -> Self:
+        """Return a copy that shares no memory with this one."""
+        return copy.deepcopy(self)
+
+    def require_fitted(self) -> None:
+        """Raise NotFittedError before ``fit``."""
+        if not self.fitted:
+            raise NotFittedError("call fit(features) first; fit(features[:0]) starts from the prior")
+
+    @torch.no_grad()
+    def _bring_precision_up_to_date(self) -> None:
+        for features, weights in self._queued:
+            fitting.add_observations(self._stored_precision, features, weights)
+        self._queued.clear()
+
+    @property
+    def _stored_precision(self) -> Tensor:
+        stored = self._buffers["precision"]
+        assert stored is not None
+        return stored
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the posterior to one safetensors file with a checksum; atomic, and without pickle."""
+        self._bring_precision_up_to_date()
+        storage.write(path, dict(self.named_buffers()), self.get_extra_state())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """Read a saved posterior.
+
+        Args:
+            path: what ``save`` wrote.
+            device: where it goes, the CPU by default.
+
+        Raises:
+            FileNotFoundError: no such file.
+            StorageError: damaged, foreign, or written by a newer version.
+        """
+        tensors, attributes = storage.read(path)
+        try:
+            posterior = cls._empty(tensors["mean"], attributes)
+            posterior.load_state_dict({**tensors, "_extra_state": attributes})
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise StorageError(f"{os.fspath(path)} does not hold a posterior: {error}") from error
+        return posterior.to(device)
+
+    @classmethod
+    def _empty(cls, mean: Tensor, attributes: dict[str, Any]) -> Self:
+        weight, bias = (mean[:, :-1], mean[:, -1]) if attributes["has_bias"] else (mean, None)
+        return cls(weight, attributes["prior_precision"], attributes["curvature"], bias=bias)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Attributes that belong to the state but are no tensors (called by ``state_dict``)."""
+        return {name: getattr(self, name) for name in _ATTRIBUTES}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_extra_state`` returned (called by ``load_state_dict``)."""
+        for name in _ATTRIBUTES:
+            setattr(self, name, state[name])
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._bring_precision_up_to_date()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._queued.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._bring_precision_up_to_date()
+        super()._apply(fn, recurse)
+        return self

@@ -1,0 +1,73 @@
+"""Where the labels of a selection come from: the model, a draw, a tensor, or somebody who is asked."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lapal_ext._checks import as_labels, check_choice, check_integer, check_labels, shape_text
+from lapal_ext.acquisition import Scorer
+from lapal_ext.pool import Pool
+
+SOURCES = ("predicted", "sampled")
+
+Targets = str | Tensor | Callable[[int], int] | None
+"""``predicted``, ``sampled``, labels [N] of the pool, a callable from row number to label, or none."""
+
+LabelSource = Callable[[Scorer, Tensor], Tensor]
+"""(scorer, picks [k]) -> labels [k]."""
+
+
+def label_source(targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None) -> LabelSource:
+    """Check ``targets`` and return what yields the labels of picks; no labels at all are the predicted ones."""
+    if isinstance(targets, Tensor):
+        return _given(targets, pool, num_classes)
+    if callable(targets):
+        return _asked(targets, pool, num_classes)
+    if targets is None:
+        return predicted
+    check_choice("targets", targets, SOURCES)
+    return predicted if targets == "predicted" else _sampled(generator)
+
+
+def predicted(scorer: Scorer, picks: Tensor) -> Tensor:
+    """The model's own labels: what can be done before anyone answers."""
+    return scorer.predictive(picks).argmax(1)
+
+
+def draw_labels(
+    probabilities: Tensor,  # [k, C]
+    generator: torch.Generator | None,
+) -> Tensor:  # [k] int64
+    """Draw one label per row; the generator may be of another device."""
+    device = probabilities.device if generator is None else generator.device
+    draws = torch.rand(len(probabilities), generator=generator, device=device, dtype=torch.float64)
+    running = probabilities.double().cumsum(1)
+    return (running > draws.to(running.device)[:, None] * running[:, -1:]).int().argmax(1)
+
+
+def _sampled(generator: torch.Generator | None) -> LabelSource:
+    return lambda scorer, picks: draw_labels(scorer.predictive(picks), generator)
+
+
+def _given(targets: Tensor, pool: Pool, num_classes: int) -> LabelSource:
+    labels = as_labels("targets", targets, pool.storage.device)
+    if labels.shape != (pool.size,):
+        raise ValueError(
+            f"targets must have shape ({pool.size},), one label per row of pool, got {shape_text(labels.shape)}"
+        )
+    check_labels("targets", labels, num_classes)
+    return lambda _, picks: labels[pool.to_rows(picks)]
+
+
+def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int) -> LabelSource:
+    def ask(_: Scorer, picks: Tensor) -> Tensor:
+        answers = [
+            check_integer(
+                f"targets({row})", annotate(row), at_least=0, at_most=num_classes - 1, limit="the last class"
+            )
+            for row in pool.to_rows(picks).tolist()
+        ]
+        return torch.tensor(answers, dtype=torch.int64, device=picks.device)
+
+    return ask

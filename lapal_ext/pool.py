@@ -1,0 +1,129 @@
+"""The rows one may pick from: the only module that reads pool storage."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext import fitting, ops
+from lapal_ext._checks import (
+    ShapeSpec,
+    check_distinct,
+    check_finite,
+    check_index_range,
+    check_tensors,
+)
+from lapal_ext.posterior import LastLayerLaplace
+
+
+class Pool:
+    """A feature matrix in its own storage dtype, read through the standardising of one posterior.
+
+    Args:
+        posterior: whose inputs these are; only its standardising and its dtype are used later.
+        features: [N, D], float32, float64, or half precision as storage.
+        candidates: the rows that may be picked, distinct; all by default. They are copied out, in ascending order, so
+            that ties still go to the lowest row.
+    """
+
+    def __init__(self, posterior: LastLayerLaplace, features: Tensor, candidates: Tensor | None = None) -> None:
+        check_tensors(
+            {"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))},
+            {"pool": features},
+        )
+        mean = posterior.mean
+        if features.device != mean.device:
+            raise ValueError(f"pool must be on {mean.device} like the posterior, got {features.device}")
+        allowed = (mean.dtype,) if mean.dtype == torch.float64 else (mean.dtype, torch.bfloat16, torch.float16)
+        if features.dtype not in allowed:
+            raise TypeError(f"pool must be {' or '.join(map(str, allowed))}, got {features.dtype}")
+        check_finite("pool", features)
+        self.size = features.shape[0]
+        self._posterior = posterior
+        self._candidates = None
+        self.storage = features.detach()
+        if candidates is not None:
+            self._candidates = self._check_candidates(candidates)
+            self.storage = self.storage[self._candidates]
+
+    def _check_candidates(self, candidates: Tensor) -> Tensor:
+        check_tensors({"candidates": ShapeSpec("int64", ("K",))}, {"candidates": candidates})
+        if candidates.device != self.storage.device:
+            raise ValueError(f"candidates must be on {self.storage.device} like pool, got {candidates.device}")
+        check_index_range("candidates", candidates, self.size, f"[0, {self.size}), one of the rows of pool")
+        check_distinct("candidates", candidates)
+        return candidates.sort().values
+
+    def __len__(self) -> int:
+        """Rows that may be picked."""
+        return self.storage.shape[0]
+
+    def to_rows(
+        self,
+        picks: Tensor,  # [k] int64
+    ) -> Tensor:  # [k] int64
+        """Row numbers of the matrix that was passed in, for numbers of candidates."""
+        return picks if self._candidates is None else self._candidates[picks]
+
+    def to_picks(
+        self,
+        rows: Tensor,  # [k] int64
+    ) -> Tensor:  # [k] int64
+        """Inverse of ``to_rows``.
+
+        Raises:
+            ValueError: a row is not in the pool, or no candidate.
+        """
+        check_index_range("indices", rows, self.size, f"[0, {self.size}), one of the rows of pool")
+        if self._candidates is None:
+            return rows
+        picks = torch.searchsorted(self._candidates, rows).clamp(max=len(self) - 1)
+        if len(self) == 0 or not bool((self._candidates[picks] == rows).all()):
+            raise ValueError(f"indices must be candidates, got {rows.tolist()}")
+        return picks
+
+    def outer(
+        self,
+        picks: Tensor,  # [k] int64
+    ) -> Tensor:  # [k, D]
+        """Raw features of some rows, in the posterior's dtype."""
+        return self.storage[picks].to(self._posterior.mean.dtype)
+
+    def inner(
+        self,
+        picks: Tensor,  # [k] int64
+    ) -> Tensor:  # [k, D] or [k, D + 1]
+        """Features of some rows as the mathematics sees them."""
+        return self._posterior.inner_features(self.outer(picks))
+
+    def columns(
+        self,
+        directions: Tensor,  # [k, D] or [k, D + 1], inner
+    ) -> Tensor:  # [N, k]
+        """Product of every row with some directions, one pass over the storage."""
+        weights, offsets = self._posterior.fold(directions)
+        result = weights.new_empty(len(self), weights.shape[0])
+        for rows, tile in self._tiles():
+            torch.addmm(offsets, tile.to(weights.dtype), weights.T, out=result[rows])
+        return result
+
+    def latent(self, *, with_variance: bool) -> tuple[Tensor, Tensor | None]:  # [N, C], [N]
+        """Logits, in class-major memory, and variance of every row at present."""
+        logits = self._posterior.mean.new_empty(self._posterior.num_classes, len(self)).T
+        variance = self._posterior.mean.new_empty(len(self)) if with_variance else None
+        for rows, tile in self._tiles():
+            inner = self._posterior.inner_features(tile)
+            logits[rows] = inner @ self._posterior.mean.T
+            if variance is not None:
+                variance[rows] = ops.predictive_variance(inner, self._posterior.covariance)
+        return logits, variance
+
+    def norms(self) -> Tensor:  # [N]
+        """Norm |phi| of every row as the mathematics sees it."""
+        result = self._posterior.mean.new_empty(len(self))
+        for rows, tile in self._tiles():
+            result[rows] = self._posterior.inner_features(tile).norm(dim=1)
+        return result
+
+    def _tiles(self) -> list[tuple[slice, Tensor]]:
+        starts = range(0, len(self), fitting.TILE_ROWS)
+        tiles = fitting.tiles(self.storage)
+        return [(slice(start, start + len(tile)), tile) for start, tile in zip(starts, tiles, strict=True)]

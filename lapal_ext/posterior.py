@@ -1,0 +1,255 @@
+"""The Gaussian posterior over a last layer: its state, its updates and its predictions."""
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lapal_ext import fitting, ops
+from lapal_ext._checks import ShapeSpec, check_choice, check_integer, check_number, check_tensors
+from lapal_ext.errors import NotPSDError
+from lapal_ext.gaussian import GaussianLinear
+from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS
+from lapal_ext.updating import absorb
+
+_DEFAULT_SAMPLES = 1000
+_TYPICAL_SQUARE = (0.1, 10.0)  # of a standardised feature; outside it the prior means something else than meant
+
+
+class LatentPrediction(NamedTuple):
+    """Distribution of the logits of N rows: class k of row n is Normal(logits[n, k], variance[n])."""
+
+    logits: Tensor  # [N, C]
+    variance: Tensor  # [N]
+
+
+class LastLayerLaplace(GaussianLinear):
+    """Gaussian posterior over the weights of a linear softmax layer, with one covariance for all classes.
+
+    Class row k of the weights is Normal(mean_k, Sigma), Sigma = (lambda I + sum_n s_n phi_n phi_n^T)^-1 with s = 1
+    (``gaussian``) or p_max (1 - p_max) (``categorical``). A label is absorbed in closed form instead of by retraining.
+
+    A bias is one more constant feature: ``mean`` is then [C, D + 1] and ``covariance`` [D + 1, D + 1] while inputs stay
+    [N, D], and updates move it like any other weight. ``centre`` and ``scale`` standardise inputs inside every method.
+
+    Source: Huseljic et al., "Efficient Bayesian Updates for Deep Active Learning via Laplace Approximations",
+    arXiv 2210.06112; bias, standardising, line search and the blocked exact updates are ours.
+
+    Args:
+        weight: of the layer, [C, D], float32 or float64; copied.
+        prior_precision: lambda > 0.
+        curvature: ``categorical`` or ``gaussian``.
+        bias: of the layer, [C], or None for a layer without.
+
+    Attributes:
+        mean: [C, D], or [C, D + 1] with a bias.
+        covariance: Sigma, symmetric.
+        precision: its inverse, kept beside it.
+        centre: subtracted from the features, [D].
+        scale: multiplies the centred features, 0-d.
+        has_bias: whether the last column of ``mean`` is a bias.
+        fitted: whether ``fit`` has been called.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,  # [C, D]
+        prior_precision: float = 1.0,
+        curvature: str = "categorical",
+        *,
+        bias: Tensor | None = None,  # [C]
+    ) -> None:
+        super().__init__(weight, prior_precision, curvature, bias)
+
+    @classmethod
+    def from_linear(
+        cls,
+        head: nn.Linear,
+        features: Tensor,  # [N, D]
+        prior_precision: float = 1.0,
+        curvature: str = "categorical",
+        standardize: bool = False,
+    ) -> "LastLayerLaplace":
+        """Put a posterior around a trained layer and fit its covariance to the training features.
+
+        Args:
+            head: the layer; with ``standardize`` its weights are rewritten so that its predictions stay as they are.
+            features: what the layer was trained on, [N, D].
+            prior_precision: lambda > 0.
+            curvature: ``categorical`` or ``gaussian``.
+            standardize: centre (where the layer has a bias to take it up) and scale the features inside.
+
+        Warns:
+            UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` means
+                something else than on standardised features.
+        """
+        if not isinstance(head, nn.Linear):
+            raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
+        posterior = cls(head.weight, prior_precision, curvature, bias=head.bias)
+        posterior.check_features(features, nonempty=True)
+        if standardize:
+            posterior.standardize(features.detach())
+        else:
+            square = float(features.detach().double().square().mean())
+            if not _TYPICAL_SQUARE[0] <= square <= _TYPICAL_SQUARE[1]:
+                warnings.warn(
+                    f"features have mean square {square:.3g}, outside [0.1, 10]: prior_precision and gamma are meant "
+                    "for standardised features, pass standardize=True",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return posterior.fit(features)
+
+    @classmethod
+    def fit_map(
+        cls,
+        features: Tensor,  # [N, D]
+        targets: Tensor,  # [N]
+        num_classes: int,
+        prior_precision: float = 10.0,
+        curvature: str = "categorical",
+        fit_bias: bool = True,
+        standardize: bool = True,
+    ) -> "LastLayerLaplace":
+        """Fit the layer itself, then the covariance around it.
+
+        Minimises sum_n cross_entropy(W phi_n, y_n) + lambda / 2 |W|^2, bias included, by L-BFGS to convergence.
+
+        Args:
+            features: [N, D], N >= 1.
+            targets: labels in [0, num_classes), [N]; classes may be missing.
+            num_classes: C >= 2.
+            prior_precision: lambda > 0.
+            curvature: ``categorical`` or ``gaussian``.
+            fit_bias: whether the layer has a bias.
+            standardize: centre and scale the features inside; with a bias nothing but the scale of the prior changes.
+        """
+        num_classes = check_integer("num_classes", num_classes, at_least=2)
+        check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
+        features = features.detach()
+        bias = features.new_zeros(num_classes) if fit_bias else None
+        posterior = cls(features.new_zeros(num_classes, features.shape[1]), prior_precision, curvature, bias=bias)
+        posterior.check_features(features, nonempty=True)
+        labels = posterior.check_targets(targets, features.shape[0])
+        if standardize:
+            posterior.standardize(features)
+        inner = posterior.inner_features(features)
+        weights = fitting.map_weights(inner, labels, num_classes, posterior.prior_precision)
+        posterior.mean = weights.to(features.dtype)
+        return posterior.fit(features)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        features: Tensor,  # [N, D]
+    ) -> "LastLayerLaplace":
+        """Set Sigma from data at the present mean; exact and repeatable (it replaces, never accumulates).
+
+        Args:
+            features: [N, D]; no rows leave the prior.
+
+        Returns:
+            self.
+        """
+        self.check_features(features)
+        inner = (self.inner_features(tile) for tile in fitting.tiles(features))
+        self.set_precision(fitting.precision_matrix(inner, self.mean, self.prior_precision, self.curvature))
+        return self
+
+    @torch.no_grad()
+    def update(
+        self,
+        features: Tensor,  # [N, D]
+        targets: Tensor,  # [N]
+        step: str = "line_search",
+        gamma: float = 1.0,
+    ) -> "LastLayerLaplace":
+        """Absorb labels in place, in order, all or nothing.
+
+        Args:
+            features: [N, D].
+            targets: labels in [0, C), [N].
+            step: ``line_search`` (needs no tuning) or ``newton`` (the paper's), see ``likelihood.step_length``.
+            gamma: trust in the new labels, >= 0; 1 is Bayes.
+
+        Returns:
+            self.
+
+        Raises:
+            NotFittedError: ``fit`` has not been called.
+            NotPSDError: the covariance is no longer positive semi-definite; the posterior is as it was.
+        """
+        self.require_fitted()
+        self.check_features(features)
+        labels = self.check_targets(targets, features.shape[0])
+        check_choice("step", step, STEPS)
+        gamma = check_number("gamma", gamma, at_least=0.0)
+        inner = self.inner_features(features)
+        mean, covariance, weights = absorb(self.mean, self.covariance, inner, labels, step, gamma, self.curvature)
+        if not bool(mean.isfinite().all() and covariance.isfinite().all()):
+            raise NotPSDError("covariance or mean is no longer finite after these features: standardise them")
+        self.mean, self.covariance = mean, covariance
+        self.queue_observations(inner, weights)
+        return self
+
+    def condition_on(
+        self,
+        features: Tensor,  # [N, D]
+        targets: Tensor,  # [N]
+        step: str = "line_search",
+        gamma: float = 1.0,
+    ) -> "LastLayerLaplace":
+        """Return a new posterior that has absorbed the labels; this one stays as it is. See ``update``."""
+        return self.clone().update(features, targets, step, gamma)
+
+    @torch.no_grad()
+    def predict_latent(
+        self,
+        features: Tensor,  # [N, D]
+    ) -> LatentPrediction:
+        """Mean and variance of the logits: z = W phi, v = phi^T Sigma phi (one for all classes)."""
+        self.require_fitted()
+        self.check_features(features)
+        logits = features.new_empty(features.shape[0], self.num_classes)
+        variance = features.new_empty(features.shape[0])
+        start = 0
+        for tile in fitting.tiles(features):
+            rows, inner = slice(start, start + tile.shape[0]), self.inner_features(tile)
+            torch.mm(inner, self.mean.T, out=logits[rows])
+            variance[rows] = ops.predictive_variance(inner, self.covariance)
+            start = rows.stop
+        return LatentPrediction(logits, variance)
+
+    @torch.no_grad()
+    def predict_proba(
+        self,
+        features: Tensor,  # [N, D]
+        link: str = "mean_field",
+        n_samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # [N, C]
+        """Predictive probabilities.
+
+        Args:
+            features: [N, D].
+            link: ``mean_field`` softmax(z / sqrt(1 + pi v / 8)), which is also the probit link here; ``plugin``
+                softmax(z), which needs no covariance; ``mc`` the mean softmax over samples of the logits.
+            n_samples: of ``mc`` alone, 1000 by default.
+            generator: of ``mc`` alone.
+
+        Returns:
+            [N, C], rows sum to one.
+        """
+        check_choice("link", link, LINKS)
+        if link != "mc":
+            if n_samples is not None:
+                raise ValueError(f"n_samples is for link='mc', got it with link={link!r}")
+            if link == "plugin":
+                return ops.predictive(self.predict_logits(features), None, 0.0)
+            return ops.predictive(*self.predict_latent(features), MEAN_FIELD_FACTOR)
+        count = check_integer("n_samples", _DEFAULT_SAMPLES if n_samples is None else n_samples, at_least=1)
+        latent = self.predict_latent(features)
+        shape = (count, self.num_classes)
+        noise = torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        return ops.mc_predictive(*latent, noise)[0]

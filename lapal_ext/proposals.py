@@ -1,0 +1,69 @@
+"""Candidate batches for look-ahead to choose among."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lapal_ext import ops
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+_UNCERTAIN_SHARE = 0.1  # of the pool, by margin, that "informative" batches are drawn from
+_UNCERTAIN_BATCHES = 5  # batches' worth of rows they are drawn from at least
+
+Propose = Callable[[LastLayerLaplace, Pool, int, int, torch.Generator | None], Tensor]
+
+
+def propose_random(
+    posterior: LastLayerLaplace, pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
+) -> Tensor:  # [count, batch_size]
+    """Rows drawn without replacement from the whole pool."""
+    return _draw_rows(torch.arange(len(pool)), batch_size, count, generator).to(pool.storage.device)
+
+
+def propose_informative(
+    posterior: LastLayerLaplace, pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
+) -> Tensor:  # [count, batch_size]
+    """Rows drawn without replacement from those with the smallest margin."""
+    logits, _ = pool.latent(with_variance=False)
+    margin = ops.utility(logits, None, None, "margin", 0.0)
+    size = min(len(pool), max(_UNCERTAIN_BATCHES * batch_size, int(_UNCERTAIN_SHARE * len(pool))))
+    uncertain = margin.sort(descending=True, stable=True).indices[:size]
+    return _draw_rows(uncertain.cpu(), batch_size, count, generator).to(pool.storage.device)
+
+
+def propose_diverse(
+    posterior: LastLayerLaplace, pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
+) -> Tensor:  # [count, batch_size]
+    """One row drawn from each of ``batch_size`` k-means clusters of the features (needs scikit-learn)."""
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise ImportError('proposals "diverse" needs scikit-learn: pip install scikit-learn') from error
+    features = pool.outer(torch.arange(len(pool), device=pool.storage.device)).cpu()
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    assigned = KMeans(batch_size, n_init=1, random_state=seed).fit_predict(features.numpy())
+    clusters = torch.from_numpy(assigned).long()
+    # Shuffle within each cluster and take the first row of every cluster; should duplicates leave fewer clusters than
+    # rows are wanted, second rows follow.
+    draws = torch.rand(count, len(pool), generator=generator, dtype=torch.float64)
+    order = (clusters + draws).argsort(dim=1)
+    sizes = clusters.bincount(minlength=batch_size)
+    starts = sizes.cumsum(0) - sizes
+    place = torch.arange(len(pool)) - starts[clusters[order]]
+    first = (place + draws).topk(batch_size, dim=1, largest=False).indices
+    return order.gather(1, first).to(pool.storage.device)
+
+
+PROPOSALS: dict[str, Propose] = {
+    "random": propose_random,
+    "diverse": propose_diverse,
+    "informative": propose_informative,
+}
+
+
+def _draw_rows(rows: Tensor, batch_size: int, count: int, generator: torch.Generator | None) -> Tensor:
+    """``count`` batches of distinct entries of ``rows``."""
+    draws = torch.rand(count, len(rows), generator=generator)
+    return rows[draws.topk(batch_size, dim=1).indices]

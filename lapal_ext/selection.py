@@ -1,0 +1,124 @@
+"""Building a batch one label at a time."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lapal_ext._checks import check_choice, check_integer, check_number
+from lapal_ext.acquisition import Acquisition, make_scorer, uses_variance
+from lapal_ext.labels import Targets, label_source
+from lapal_ext.likelihood import STEPS
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+
+class SelectionResult(NamedTuple):
+    """A batch to label, and the model that assumed its labels."""
+
+    indices: Tensor  # [batch_size] int64, rows of the pool in pick order
+    utilities: Tensor  # [batch_size], each at the moment of its pick
+    posterior: LastLayerLaplace  # after the updates; the one passed in is unchanged
+
+
+@torch.no_grad()
+def select_batch(
+    posterior: LastLayerLaplace,
+    pool: Tensor,  # [N, D]
+    batch_size: int = 10,
+    acquisition: str | Acquisition = "margin",
+    targets: Targets = "predicted",
+    step: str = "line_search",
+    gamma: float = 1.0,
+    update_every: int = 1,
+    link: str = "plugin",
+    candidates: Tensor | None = None,  # [K] int64
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> SelectionResult:
+    """Pick a batch greedily, absorbing a label for every pick before the next one is made.
+
+    Args:
+        posterior: a fitted model; stays as it is.
+        pool: features of the unlabelled rows, [N, D]; half precision is kept as it is and read once per pick.
+        batch_size: rows to pick, at most N.
+        acquisition: ``margin``, ``entropy``, ``least_confident``, ``variance``, ``gradient_norm``, ``random``, or a
+            callable (posterior, pool) -> utilities [N], higher is better.
+        targets: the labels to absorb. ``predicted``: the model's own, which needs nobody; ``sampled`` from its
+            predictive; a tensor [N] or a callable from row number to label, which simulates an annotator who answers
+            before the next pick; None absorbs no label: with ``update_every=batch_size`` the ``batch_size`` best rows
+            under the present model, and where the utility uses the variance, updates of the covariance alone.
+        step: ``line_search`` or ``newton``, see ``likelihood.step_length``.
+        gamma: trust in the labels, >= 0.
+        update_every: picks between updates, 1 to ``batch_size``.
+        link: how the utility sees the predictive, ``plugin`` or ``mean_field``.
+        candidates: the rows that may be picked, distinct, int64 [K]; all by default. A callable acquisition then sees
+            these rows alone, in ascending order.
+        generator: of ``random`` and ``sampled``.
+        progress: show a progress bar (needs rich).
+
+    Returns:
+        The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go
+        to the lowest row.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+        NotFittedError: ``fit`` has not been called.
+        NotPSDError: the covariance is not positive semi-definite.
+
+    O(D^2 + N (D + C)) per pick for the named utilities: the pool is read once, no model is ever refitted.
+    """
+    posterior.require_fitted()
+    rows = Pool(posterior, pool, candidates)
+    batch_size = check_integer(
+        "batch_size", batch_size, at_least=1, at_most=len(rows), limit="the rows that may be picked"
+    )
+    update_every = check_integer("update_every", update_every, at_least=1, at_most=batch_size, limit="batch_size")
+    check_choice("step", step, STEPS)
+    gamma = check_number("gamma", gamma, at_least=0.0)
+    labels = label_source(targets, rows, posterior.num_classes, generator)
+    if targets is None:
+        if update_every < batch_size and not uses_variance(acquisition, link):
+            raise ValueError(
+                "targets=None absorbs no labels, so that only a utility that uses the variance changes between picks: "
+                "pass update_every=batch_size for the best rows at once, link='mean_field', or targets='predicted'"
+            )
+        gamma = 0.0  # an update without a label moves the covariance alone
+    scorer = make_scorer(
+        acquisition, posterior, rows, link=link, step=step, gamma=gamma, generator=generator
+    )
+
+    chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+    groups = [min(update_every, batch_size - start) for start in range(0, batch_size, update_every)]
+    for number, count in enumerate(_with_progress(groups, progress), start=1):
+        picks, utilities = scorer.pick(count)
+        chosen.append((picks, utilities, labels(scorer, picks)))
+        if number < len(groups):
+            scorer.absorb(picks, chosen[-1][2])
+    picks, utilities, absorbed = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+    if bool(utilities.isnan().any()):
+        raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
+    if targets is None and update_every == batch_size:
+        return SelectionResult(rows.to_rows(picks), utilities, posterior.clone())
+    after = posterior.condition_on(rows.outer(picks), absorbed, step, gamma)
+    return SelectionResult(rows.to_rows(picks), utilities, after)
+
+
+def _with_progress(groups: list[int], progress: bool) -> Iterable[int]:
+    if not progress:
+        return groups
+    return _progress_bar(groups)
+
+
+def _progress_bar(groups: list[int]) -> Iterator[int]:
+    """Yield the groups under a bar that counts picks."""
+    try:
+        from rich.progress import Progress
+    except ImportError as error:
+        raise ImportError("progress=True needs rich: pip install rich") from error
+    with Progress(transient=True) as bar:
+        task = bar.add_task("selecting", total=sum(groups))
+        for count in groups:
+            yield count
+            bar.advance(task, count)

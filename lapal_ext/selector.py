@@ -1,0 +1,220 @@
+"""Selecting while a person answers: one question, one update, the next question."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lapal_ext._checks import (
+    as_labels,
+    check_choice,
+    check_distinct,
+    check_integer,
+    check_labels,
+    check_number,
+    shape_text,
+)
+from lapal_ext.acquisition import Acquisition, Scorer, make_scorer
+from lapal_ext.likelihood import STEPS
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+_SKIPPED = -1  # label of a row that was passed over, in a state dict
+
+
+class SequentialSelector:
+    """Asks for labels and absorbs each before it asks again.
+
+    Args:
+        posterior: a fitted model; stays as it is.
+        pool: features of the unlabelled rows, [N, D].
+        acquisition: as in ``select_batch``.
+        step: ``line_search`` or ``newton``.
+        gamma: trust in the labels, >= 0.
+        link: ``plugin`` or ``mean_field``.
+        candidates: the rows that may be asked for, int64 [K]; all by default.
+        generator: of ``acquisition="random"``.
+
+    Example:
+        >>> selector = SequentialSelector(posterior, pool)
+        >>> row = selector.ask()
+        >>> selector.tell(row, 3)
+    """
+
+    def __init__(
+        self,
+        posterior: LastLayerLaplace,
+        pool: Tensor,  # [N, D]
+        acquisition: str | Acquisition = "margin",
+        step: str = "line_search",
+        gamma: float = 1.0,
+        link: str = "plugin",
+        candidates: Tensor | None = None,  # [K] int64
+        generator: torch.Generator | None = None,
+    ) -> None:
+        posterior.require_fitted()
+        check_choice("step", step, STEPS)
+        self._gamma = check_number("gamma", gamma, at_least=0.0)
+        self._step, self._acquisition, self._link, self._generator = step, acquisition, link, generator
+        self._initial = posterior.clone()
+        self._pool = Pool(self._initial, pool, candidates)
+        self._events: list[tuple[Tensor, Tensor | None]] = []  # picks and their labels, or None where skipped
+        self._asked: Tensor | None = None
+        self._scorer = self._start()
+
+    @torch.no_grad()
+    def ask(self, n: int = 1) -> Tensor:  # [n] int64
+        """Return the ``n`` rows whose labels would tell most now, best first; asking again changes nothing.
+
+        The rows are the best under one and the same model: to build a batch from labels the model assumes, use
+        ``select_batch``.
+
+        Raises:
+            ValueError: fewer than ``n`` rows are left, or the acquisition gave NaN.
+        """
+        left = len(self._pool) - len(self._closed())
+        n = check_integer("n", n, at_least=1, at_most=left, limit="the rows that are left")
+        if self._asked is None or len(self._asked) != n:
+            self._retract()
+            picks, utilities = self._scorer.pick(n)
+            if bool(utilities.isnan().any()):
+                self._scorer.release(picks)
+                raise ValueError("acquisition gave a utility that is not a number")
+            self._asked = picks
+        return self._pool.to_rows(self._asked).clone()
+
+    @torch.no_grad()
+    def tell(self, indices: int | Tensor, labels: int | Tensor) -> None:
+        """Absorb labels, in order: of the rows that were asked for or of any others.
+
+        Args:
+            indices: a row of the pool, or int64 [k].
+            labels: its label in [0, C), or [k].
+
+        Raises:
+            ValueError: a row that has its label already, or that is not in the pool; a label that is no class.
+            NotPSDError: the covariance is not positive semi-definite; nothing is changed.
+        """
+        picks = self._as_picks(indices)
+        values = self._as_labels(labels, len(picks))
+        told = {pick for rows, given in self._events if given is not None for pick in rows.tolist()}
+        again = [row for row, pick in zip(self._pool.to_rows(picks).tolist(), picks.tolist(), strict=True) if pick in told]
+        if again:
+            raise ValueError(f"indices must be without a label so far, got {again[0]} again; undo() takes one back")
+        self._scorer.absorb(picks, values)
+        self._close(picks, values)
+
+    def skip(self, indices: int | Tensor) -> None:
+        """Do not ask for these rows again; they may still be told."""
+        self._close(self._as_picks(indices), None)
+
+    @torch.no_grad()
+    def undo(self) -> Tensor:  # [k] int64
+        """Take back the last ``tell`` or ``skip`` and return its rows.
+
+        Raises:
+            ValueError: there is nothing to take back.
+        """
+        if not self._events:
+            raise ValueError("there is nothing to undo")
+        picks, _ = self._events[-1]
+        self._replay(self._events[:-1])
+        return self._pool.to_rows(picks)
+
+    @property
+    def posterior(self) -> LastLayerLaplace:
+        """A new posterior that has absorbed every label told so far."""
+        told = [(picks, labels) for picks, labels in self._events if labels is not None]
+        if not told:
+            return self._initial.clone()
+        picks, labels = (torch.cat(parts) for parts in zip(*told, strict=True))
+        return self._initial.condition_on(self._pool.outer(picks), labels, self._step, self._gamma)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that was answered: ``rows``, ``labels`` (-1 where skipped) and ``events``, int64 [T] each.
+
+        The posterior and the pool are not part of it: make the selector anew from them and call ``load_state_dict``.
+        """
+        rows = [self._pool.to_rows(picks) for picks, _ in self._events]
+        labels = [torch.full_like(picks, _SKIPPED) if given is None else given for picks, given in self._events]
+        events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(self._events)]
+        empty = [torch.zeros(0, dtype=torch.int64, device=self._pool.storage.device)]
+        parts = {"rows": rows, "labels": labels, "events": events}
+        return {name: torch.cat(part or empty) for name, part in parts.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replay the answers of a ``state_dict``: the next question is the one that was due.
+
+        Raises:
+            KeyError, TypeError, ValueError: not a state of a selector over this pool; nothing is changed.
+        """
+        rows, labels, events = (
+            as_labels(f"state[{name!r}]", state[name], self._pool.storage.device)
+            for name in ("rows", "labels", "events")
+        )
+        if not rows.shape == labels.shape == events.shape or rows.dim() != 1:
+            raise ValueError(f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
+                             f"{shape_text(labels.shape)} labels and {shape_text(events.shape)} events")
+        replayed: list[tuple[Tensor, Tensor | None]] = []
+        for number in events.unique():
+            belongs = events == number
+            picks, given = self._as_picks(rows[belongs]), labels[belongs]
+            skipped = bool((given == _SKIPPED).all())
+            if not skipped:
+                check_labels("state['labels']", given, self._initial.num_classes)
+            replayed.append((picks, None if skipped else given))
+        self._replay(replayed)
+
+    def _start(self) -> Scorer:
+        return make_scorer(
+            self._acquisition,
+            self._initial,
+            self._pool,
+            link=self._link,
+            step=self._step,
+            gamma=self._gamma,
+            generator=self._generator,
+        )
+
+    def _replay(self, events: list[tuple[Tensor, Tensor | None]]) -> None:
+        scorer = self._start()
+        for picks, labels in events:
+            if labels is not None:
+                scorer.absorb(picks, labels)
+            scorer.withhold(picks)
+        self._scorer, self._events, self._asked = scorer, list(events), None
+
+    def _close(self, picks: Tensor, labels: Tensor | None) -> None:
+        self._retract()
+        self._events.append((picks, labels))
+        self._scorer.withhold(picks)
+
+    def _retract(self) -> None:
+        """Free the rows that were asked for and never answered."""
+        if self._asked is not None:
+            closed = self._closed()
+            waiting = [pick for pick in self._asked.tolist() if pick not in closed]
+            self._scorer.release(self._asked.new_tensor(waiting))
+            self._asked = None
+
+    def _closed(self) -> set[int]:
+        return {pick for picks, _ in self._events for pick in picks.tolist()}
+
+    def _as_picks(self, indices: int | Tensor) -> Tensor:
+        device = self._pool.storage.device
+        if not isinstance(indices, Tensor):
+            indices = torch.tensor([check_integer("indices", indices, at_least=0)], device=device)
+        rows = as_labels("indices", indices, device).reshape(-1)
+        check_distinct("indices", rows)
+        return self._pool.to_picks(rows)
+
+    def _as_labels(self, labels: int | Tensor, count: int) -> Tensor:
+        device = self._pool.storage.device
+        if not isinstance(labels, Tensor):
+            labels = torch.tensor([check_integer("labels", labels, at_least=0)], device=device)
+        values = as_labels("labels", labels, device).reshape(-1)
+        if len(values) != count:
+            raise ValueError(f"labels must hold one label for each of {count} indices, got {len(values)}")
+        check_labels("labels", values, self._initial.num_classes)
+        return values
