@@ -73,4 +73,16 @@ inline void check_same_device(const torch::stable::Tensor& tensor, const torch::
                   other_argument);
 }
 
+// Every element of a contiguous int64 tensor must lie in [0, size): kernels use them as offsets.
+inline void check_index_range(const torch::stable::Tensor& indices, int64_t size, const char* op,
+                              const char* argument) {
+  const int64_t* values = indices.const_data_ptr<int64_t>();
+  const int64_t count = indices.numel();
+  bool inside = true;
+  for (int64_t i = 0; i < count; ++i) {
+    inside &= values[i] >= 0 && values[i] < size;
+  }
+  STD_TORCH_CHECK(inside, op, ": ", argument, " must lie in [0, ", size, ")");
+}
+
 }  // namespace lapal_ext

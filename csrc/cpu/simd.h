@@ -1,0 +1,231 @@
+// SIMD without a library: plain loops over lanes that the compiler turns into vector code, three times over.
+//
+// A block holds one vector register of AVX-512 per value, class-major: element [k][lane]. Loops over the
+// lanes carry
+// `#pragma omp simd`; their trip count is a constant, so the narrower clones unroll them.
+//
+// The compiler clones only the function that carries LAPAL_CLONES, and only what is inlined into it: helpers
+// are LAPAL_HD (always inlined), and templates are called from plain functions, one per dtype.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <type_traits>
+
+#include "likelihood.h"
+
+// The dynamic loader picks the clone (ifunc), which needs glibc; elsewhere the baseline serves.
+#if defined(__x86_64__) && defined(__GLIBC__) && \
+    ((defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && __GNUC__ >= 12))
+#define LAPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define LAPAL_CLONES
+#endif
+
+// Before a loop of constant length that must unroll completely, so that its array stays in registers.
+#if defined(__clang__)
+#define LAPAL_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define LAPAL_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace lapal_ext {
+
+constexpr int kBlockBytes = 64;  // one AVX-512 register, one cache line
+
+template <class T>
+constexpr int kLanes = kBlockBytes / int(sizeof(T));
+
+// An integer as wide as T, so that both fill a register with the same number of lanes.
+template <class T>
+using LaneIndex = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Uninitialised, aligned scratch memory. Workers of parallel_for may not throw, so it reports failure
+// instead.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size)
+      : data_(static_cast<T*>(::operator new(size_t(size) * sizeof(T), kAlignment, std::nothrow))) {}
+  ~Scratch() {
+    ::operator delete(data_, kAlignment);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  explicit operator bool() const {
+    return data_ != nullptr;
+  }
+  T* data() const {
+    return data_;
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{kBlockBytes};
+  T* data_;
+};
+
+// Storage types of half precision, as plain bits so that their conversion is vector code.
+struct Bfloat16Bits {
+  uint16_t bits;
+};
+struct Float16Bits {
+  uint16_t bits;
+};
+
+template <class T>
+LAPAL_HD T widen(T value) {
+  return value;
+}
+
+template <class T>
+LAPAL_HD T widen(Bfloat16Bits value) {
+  return T(detail::bit_cast<float>(uint32_t(value.bits) << 16));
+}
+
+// Exact for normal, subnormal and infinite values and NaN.
+template <class T>
+LAPAL_HD T widen(Float16Bits value) {
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
+  // The exponent is moved up so far that infinity overflows, then down by a multiplication.
+  const float normal = detail::bit_cast<float>((magnitude << 13) + 0x70000000u) * 0x1p-112f;
+  // A subnormal is mantissa times 2^-24: placed behind the leading one of 1/2, which is then taken away.
+  const float subnormal = detail::bit_cast<float>(magnitude | 0x3f000000u) - 0.5f;
+  const float wide = magnitude < 0x0400u ? subnormal : normal;
+  return T(detail::bit_cast<float>(detail::bit_cast<uint32_t>(wide) | sign));
+}
+
+// a . b in an order that only `size` decides, so equal rows give equal bits. The elements of `a` may be
+// stored in half precision: they convert exactly.
+template <class From, class T>
+LAPAL_HD T dot(const From* a, const T* b, int64_t size) {
+  constexpr int kL = kLanes<T>;
+  constexpr int kSums = 4;  // one running sum would wait for itself
+  alignas(kBlockBytes) T sums[kSums][kL] = {};
+  int64_t i = 0;
+  for (; i + kSums * kL <= size; i += kSums * kL) {
+    LAPAL_UNROLL
+    for (int s = 0; s < kSums; ++s) {
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        sums[s][lane] += widen<T>(a[i + s * kL + lane]) * b[i + s * kL + lane];
+      }
+    }
+  }
+  for (; i + kL <= size; i += kL) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      sums[0][lane] += widen<T>(a[i + lane]) * b[i + lane];
+    }
+  }
+  for (int lane = 0; i + lane < size; ++lane) {
+    sums[1][lane] += widen<T>(a[i + lane]) * b[i + lane];
+  }
+  T folded[kL];
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    folded[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+  }
+  for (int width = kL / 2; width > 0; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) {
+      folded[lane] += folded[lane + width];
+    }
+  }
+  return folded[0];
+}
+
+// The largest logit of each lane, and the first class that has it.
+template <class T>
+struct Winner {
+  alignas(kBlockBytes) T logit[kLanes<T>];
+  alignas(kBlockBytes) LaneIndex<T> index[kLanes<T>];
+
+  LAPAL_HD void reset() {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      logit[lane] = -__builtin_inff();
+      index[lane] = 0;
+    }
+  }
+
+  // Takes in kClasses classes, the first of which is `first`: logits [kClasses][lane].
+  template <int kClasses>
+  LAPAL_HD void meet(const T* logits, int64_t first) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      T best = logit[lane];
+      LaneIndex<T> winner = index[lane];
+      LAPAL_UNROLL
+      for (int k = 0; k < kClasses; ++k) {
+        const T candidate = logits[k * kLanes<T> + lane];
+        const bool wins = candidate > best;
+        best = wins ? candidate : best;
+        winner = wins ? LaneIndex<T>(first + k) : winner;
+      }
+      logit[lane] = best;
+      index[lane] = winner;
+    }
+  }
+};
+
+// First pass over a block of logits [C][lane].
+template <class T>
+LAPAL_HD void find_winner(const T* logits, int64_t n_classes, Winner<T>& winner) {
+  winner.reset();
+  int64_t k = 0;
+  for (; k + 4 <= n_classes; k += 4) {
+    winner.template meet<4>(logits + k * kLanes<T>, k);
+  }
+  for (; k < n_classes; ++k) {
+    winner.template meet<1>(logits + k * kLanes<T>, k);
+  }
+}
+
+// Second pass: the exponentials of all classes but the winner, relative to it. `link` is the factor of the
+// mean-field link per lane, not read without kLinked.
+template <Moment moment, bool kLinked, class T>
+LAPAL_HD void sum_others(const T* logits, int64_t n_classes, const Winner<T>& winner, const T* link, T* rest,
+                         T* moments) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T sum[kL];
+  alignas(kBlockBytes) T second[kL];
+  alignas(kBlockBytes) T best[kL];
+  alignas(kBlockBytes) T factor[kL];
+  alignas(kBlockBytes) LaneIndex<T> skipped[kL];
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    sum[lane] = T(0);
+    second[lane] = T(0);
+    best[lane] = winner.logit[lane];
+    skipped[lane] = winner.index[lane];
+    factor[lane] = kLinked ? link[lane] : T(1);
+  }
+  for (int64_t k = 0; k < n_classes; ++k) {
+    const T* row = logits + k * kL;
+    const auto label = LaneIndex<T>(k);
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      T shifted = row[lane] - best[lane];
+      if (kLinked) {
+        shifted *= factor[lane];
+      }
+      const T term = exp_nonpositive(shifted);
+      const T other = label == skipped[lane] ? T(0) : term;
+      sum[lane] += other;
+      second[lane] = add_moment<moment>(second[lane], other, shifted);
+    }
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    rest[lane] = sum[lane];
+    moments[lane] = second[lane];
+  }
+}
+
+}  // namespace lapal_ext
