@@ -1,0 +1,400 @@
+// The recursion that absorbs b labels into M hypotheses without touching the feature space.
+//
+// Observation t, with c and v from the gram matrix as it stands:
+//   g_t = a (e_y - softmax(f_t));  f_j += c_j g_t for j >= t;  s'_t = curvature(f_t);  beta_t = s'_t / (1 +
+//   s'_t v); T_jt = beta_t c_j and gram_jk -= beta_t c_j c_k for j, k > t.  Finally T^T H = g.
+//
+// Shapes: gram [M, b, b], logits [M, b, C], targets [M, b] -> H [M, b, C], T [M, b, b], beta [M, b], s' [M,
+// b].
+//
+// All of it runs in float64. Row t of the work matrix is column t of the gram matrix's lower triangle, [t,
+// b), so that the downdate runs along contiguous memory; once t is absorbed the row is final. That is why f_t
+// is computed when it is needed, as logits_t + sum over s < t of c_t^(s) g_s, with the classes in registers,
+// instead of updating every later row at each t: the same sum in the same order, without writing b^2 C
+// numbers.
+//
+// Parallel over hypotheses; one hypothesis is a chain and runs on one thread.
+//
+// Limit: b^2 C multiply-adds (f and H) + b^3 / 6 (gram), and about 6 passes of C exponentials per line
+// search.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <string>
+#include <tuple>
+
+#include "checks.h"
+#include "cpu/simd.h"
+#include "dispatch.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "update_coefficients";
+constexpr int kL = kLanes<double>;
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// One hypothesis in float64. Rows of classes are padded to full blocks; the padding has logits of -inf.
+struct Work {
+  int64_t batch_size;
+  int64_t n_classes;
+  int64_t row_size;  // n_classes rounded up to full blocks
+  double gamma;
+  double slack;  // kPsdSlack * eps of the inputs' dtype
+  Step step;
+  Curvature curvature;
+  const int64_t* targets;  // [b]
+  double* gram;     // [b, b], row t holds column t of the lower triangle; becomes beta_t c above the diagonal
+  double* logits;   // [b, row_size]
+  double* steps;    // [b, row_size], becomes H
+  double* beta;     // [b]
+  double* weights;  // [b]
+  double* variances;  // [b], before the batch
+  double* residual;   // [row_size]
+  double* terms;      // [row_size]
+};
+
+// out = sign * sum_j coefficients[j * stride] * rows[j] + out, over full blocks; the sum of j stays in
+// registers.
+LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, const double* rows,
+                       int64_t count, int64_t row_size, double* out) {
+  constexpr int kBlocks = 4;
+  int64_t k = 0;
+  for (; k + kBlocks * kL <= row_size; k += kBlocks * kL) {
+    double sums[kBlocks][kL];
+    LAPAL_UNROLL
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        sums[block][lane] = out[k + block * kL + lane];
+      }
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      const double factor = sign * coefficients[j * stride];
+      const double* row = rows + j * row_size + k;
+      LAPAL_UNROLL
+      for (int block = 0; block < kBlocks; ++block) {
+#pragma omp simd
+        for (int lane = 0; lane < kL; ++lane) {
+          sums[block][lane] += factor * row[block * kL + lane];
+        }
+      }
+    }
+    LAPAL_UNROLL
+    for (int block = 0; block < kBlocks; ++block) {
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        out[k + block * kL + lane] = sums[block][lane];
+      }
+    }
+  }
+  for (; k < row_size; k += kL) {
+    double sums[kL];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      sums[lane] = out[k + lane];
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      const double factor = sign * coefficients[j * stride];
+      const double* row = rows + j * row_size + k;
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        sums[lane] += factor * row[lane];
+      }
+    }
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      out[k + lane] = sums[lane];
+    }
+  }
+}
+
+// The first class with the largest value.
+LAPAL_HD int64_t argmax(const double* values, int64_t size) {
+  double largest = values[0];
+#pragma omp simd reduction(max : largest)
+  for (int64_t k = 0; k < size; ++k) {
+    largest = values[k] > largest ? values[k] : largest;
+  }
+  for (int64_t k = 0; k < size; ++k) {
+    if (values[k] == largest) {
+      return k;
+    }
+  }
+  return 0;  // only NaN is unequal to itself
+}
+
+// Exponentials relative to the winner into `terms`, zero for the winner itself; returns their sum.
+LAPAL_HD double losing_terms(const double* logits, int64_t row_size, int64_t winner, double* terms) {
+  const double best = logits[winner];
+#pragma omp simd
+  for (int64_t k = 0; k < row_size; ++k) {
+    terms[k] = exp_nonpositive(logits[k] - best);
+  }
+  terms[winner] = 0.0;
+  double rest = 0.0;
+#pragma omp simd reduction(+ : rest)
+  for (int64_t k = 0; k < row_size; ++k) {
+    rest += terms[k];
+  }
+  return rest;
+}
+
+LAPAL_HD double weight_of(const Work& work, const double* logits) {
+  if (work.curvature == Curvature::gaussian) {
+    return 1.0;
+  }
+  return curvature_weight(losing_terms(logits, work.row_size, argmax(logits, work.n_classes), work.terms));
+}
+
+// r = e_y - softmax(z), zero in the padding. 1 - p_y is the sum of the other probabilities.
+LAPAL_HD void residual(const Work& work, const double* logits, int64_t target) {
+  const int64_t winner = argmax(logits, work.n_classes);
+  const double inverse = 1.0 / (1.0 + losing_terms(logits, work.row_size, winner, work.terms));
+  work.terms[winner] = 1.0;
+  work.terms[target] = 0.0;
+  double others = 0.0;
+#pragma omp simd reduction(+ : others)
+  for (int64_t k = 0; k < work.row_size; ++k) {
+    work.residual[k] = -(work.terms[k] * inverse);
+    others += work.terms[k];
+  }
+  work.residual[target] = others * inverse;
+}
+
+// Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma; see likelihood.py for why it is
+// safeguarded.
+LAPAL_HD double line_search(const Work& work, const double* logits, double variance, int64_t target) {
+  if (work.gamma == 0.0) {
+    return 0.0;
+  }
+  const double* r = work.residual;
+  double norm = 0.0;
+#pragma omp simd reduction(+ : norm)
+  for (int64_t k = 0; k < work.row_size; ++k) {
+    norm += r[k] * r[k];
+  }
+  double low = 0.0, high = work.gamma, a = high, last_move = high;
+  for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
+    const double reach = a * variance;
+    double best = -std::numeric_limits<double>::infinity();
+#pragma omp simd reduction(max : best)
+    for (int64_t k = 0; k < work.row_size; ++k) {
+      const double moved = logits[k] + reach * r[k];
+      work.terms[k] = moved;
+      best = moved > best ? moved : best;
+    }
+    double total = 0.0, product = 0.0;
+#pragma omp simd reduction(+ : total, product)
+    for (int64_t k = 0; k < work.row_size; ++k) {
+      const double term = exp_nonpositive(work.terms[k] - best);
+      work.terms[k] = term;
+      total += term;
+      product += term * r[k];
+    }
+    const double mean = product / total;
+    double spread = 0.0;
+#pragma omp simd reduction(+ : spread)
+    for (int64_t k = 0; k < work.row_size; ++k) {
+      spread += work.terms[k] * ((r[k] - mean) * (r[k] - mean));
+    }
+    const double slope = mean - r[target] + a * norm / work.gamma;
+    if (slope != slope) {
+      return slope;
+    }
+    const double steepness = variance * (spread / total) + norm / work.gamma;
+    if (slope > 0.0) {
+      high = a;
+    } else {
+      low = a;
+    }
+    if (slope == 0.0) {
+      return a;
+    }
+    const double newton = a - slope / steepness;
+    const double move = newton < a ? a - newton : newton - a;
+    const bool safe = newton > low && newton < high && move <= 0.5 * last_move;
+    const double proposal = safe ? newton : 0.5 * (low + high);
+    last_move = proposal < a ? a - proposal : proposal - a;
+    const bool settled = last_move <= kTolerance * a || high - low <= kTolerance * high;
+    a = proposal;
+    if (settled) {
+      break;
+    }
+  }
+  return a;
+}
+
+LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
+  const int64_t b = work.batch_size, row_size = work.row_size;
+  for (int64_t t = 0; t < b; ++t) {
+    work.variances[t] = work.gram[t * b + t];
+  }
+  for (int64_t t = 0; t < b; ++t) {
+    double* f = work.logits + t * row_size;
+    double* step = work.steps + t * row_size;
+    double* column = work.gram + t * b;
+    const int64_t target = work.targets[t];
+    add_rows(work.gram + t, b, 1.0, work.steps, t, row_size, f);
+
+    const double variance = column[t] >= -work.slack * work.variances[t] ? column[t] : kNaN;
+    residual(work, f, target);
+    const double length = work.step == Step::newton ? work.gamma / (1.0 + weight_of(work, f) * variance)
+                                                    : line_search(work, f, variance, target);
+#pragma omp simd
+    for (int64_t k = 0; k < row_size; ++k) {
+      step[k] = length * work.residual[k];
+      f[k] += column[t] * step[k];
+    }
+    const double weight = weight_of(work, f);
+    const double scale = 1.0 + weight * variance;
+    const double beta = scale > 0.0 ? weight / scale : kNaN;
+    work.weights[t] = weight;
+    work.beta[t] = beta;
+    for (int64_t k = t + 1; k < b; ++k) {
+      double* row = work.gram + k * b;
+      const double factor = column[k];
+#pragma omp simd
+      for (int64_t j = k; j < b; ++j) {
+        row[j] -= (beta * column[j]) * factor;
+      }
+    }
+  }
+  for (int64_t t = 0; t < b; ++t) {
+    double* column = work.gram + t * b;
+    for (int64_t j = t + 1; j < b; ++j) {
+      column[j] *= work.beta[t];
+    }
+  }
+  for (int64_t t = b - 2; t >= 0; --t) {
+    add_rows(work.gram + t * b + t + 1, 1, -1.0, work.steps + (t + 1) * row_size, b - 1 - t, row_size,
+             work.steps + t * row_size);
+  }
+}
+
+// What the launcher was given and what it returns, contiguous.
+template <class T>
+struct Arguments {
+  const T* gram;
+  const T* logits;
+  const int64_t* targets;
+  T* coefficients;
+  T* triangle;
+  T* beta;
+  T* weights;
+};
+
+template <class T>
+void absorb(const Arguments<T>& arguments, int64_t m, Work& work) {
+  const int64_t b = work.batch_size, n_classes = work.n_classes;
+  const T* gram = arguments.gram + m * b * b;
+  for (int64_t t = 0; t < b; ++t) {
+    for (int64_t j = t; j < b; ++j) {
+      work.gram[t * b + j] = double(gram[j * b + t]);
+    }
+    double* row = work.logits + t * work.row_size;
+    const T* logits = arguments.logits + (m * b + t) * n_classes;
+    std::copy(logits, logits + n_classes, row);
+    std::fill(row + n_classes, row + work.row_size, -std::numeric_limits<double>::infinity());
+  }
+  work.targets = arguments.targets + m * b;
+  update_coefficients_kernel(work);
+  T* triangle = arguments.triangle + m * b * b;
+  for (int64_t t = 0; t < b; ++t) {
+    for (int64_t j = 0; j < t; ++j) {
+      triangle[t * b + j] = T(work.gram[j * b + t]);
+    }
+    triangle[t * b + t] = T(1);
+    std::fill(triangle + t * b + t + 1, triangle + (t + 1) * b, T(0));
+    T* coefficients = arguments.coefficients + (m * b + t) * n_classes;
+    for (int64_t k = 0; k < n_classes; ++k) {
+      coefficients[k] = T(work.steps[t * work.row_size + k]);
+    }
+    arguments.beta[m * b + t] = T(work.beta[t]);
+    arguments.weights[m * b + t] = T(work.weights[t]);
+  }
+}
+
+template <class T>
+void update_coefficients_impl(const Arguments<T>& arguments, int64_t n_hypotheses, const Work& settings) {
+  const int64_t b = settings.batch_size, row_size = settings.row_size;
+  std::atomic<bool> out_of_memory{false};
+  torch::stable::parallel_for(0, n_hypotheses, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<double> gram(b * b), logits(b * row_size), steps(b * row_size), scalars(3 * b),
+        rows(2 * row_size);
+    if (!gram || !logits || !steps || !scalars || !rows) {
+      out_of_memory = true;
+      return;
+    }
+    Work work = settings;
+    work.slack = kPsdSlack * double(std::numeric_limits<T>::epsilon());
+    work.gram = gram.data();
+    work.logits = logits.data();
+    work.steps = steps.data();
+    work.beta = scalars.data();
+    work.weights = scalars.data() + b;
+    work.variances = scalars.data() + 2 * b;
+    work.residual = rows.data();
+    work.terms = rows.data() + row_size;
+    for (int64_t m = begin; m < end; ++m) {
+      absorb(arguments, m, work);
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor& gram, const Tensor& logits,
+                                                                   const Tensor& targets, double gamma,
+                                                                   const std::string& step,
+                                                                   const std::string& curvature) {
+  check_dim(logits, 3, kOp, "logits");
+  const int64_t n_hypotheses = logits.size(0), batch_size = logits.size(1), n_classes = logits.size(2);
+  check_shape(gram, {n_hypotheses, batch_size, batch_size}, kOp, "gram");
+  check_shape(targets, {n_hypotheses, batch_size}, kOp, "targets");
+  check_dtype(logits, gram.scalar_type(), kOp, "logits");
+  check_dtype(targets, ScalarType::Long, kOp, "targets");
+  STD_TORCH_CHECK(step == "line_search" || step == "newton", kOp, ": unknown step '", step, "'");
+  STD_TORCH_CHECK(curvature == "categorical" || curvature == "gaussian", kOp, ": unknown curvature '",
+                  curvature, "'");
+  const Tensor dense_targets = torch::stable::contiguous(targets);
+  check_index_range(dense_targets, n_classes, kOp, "targets");
+
+  Tensor coefficients = torch::stable::new_empty(gram, {n_hypotheses, batch_size, n_classes});
+  Tensor triangle = torch::stable::new_empty(gram, {n_hypotheses, batch_size, batch_size});
+  Tensor beta = torch::stable::new_empty(gram, {n_hypotheses, batch_size});
+  Tensor weights = torch::stable::new_empty(gram, {n_hypotheses, batch_size});
+  if (n_hypotheses == 0 || batch_size == 0) {
+    return {coefficients, triangle, beta, weights};
+  }
+  const Tensor dense_gram = torch::stable::contiguous(gram);
+  const Tensor dense_logits = torch::stable::contiguous(logits);
+  Work settings{};
+  settings.batch_size = batch_size;
+  settings.n_classes = n_classes;
+  settings.row_size = round_up(n_classes, kL);
+  settings.gamma = gamma;
+  settings.step = step == "newton" ? Step::newton : Step::line_search;
+  settings.curvature = curvature == "gaussian" ? Curvature::gaussian : Curvature::categorical;
+  dispatch_floating(gram.scalar_type(), kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const Arguments<scalar_t> arguments{
+        dense_gram.const_data_ptr<scalar_t>(),   dense_logits.const_data_ptr<scalar_t>(),
+        dense_targets.const_data_ptr<int64_t>(), coefficients.mutable_data_ptr<scalar_t>(),
+        triangle.mutable_data_ptr<scalar_t>(),   beta.mutable_data_ptr<scalar_t>(),
+        weights.mutable_data_ptr<scalar_t>()};
+    update_coefficients_impl(arguments, n_hypotheses, settings);
+  });
+  return {coefficients, triangle, beta, weights};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("update_coefficients", TORCH_BOX(&update_coefficients_cpu));
+}
