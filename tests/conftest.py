@@ -1,0 +1,34 @@
+"""What every test may ask for. Helpers: budget.py (tolerances), draws.py, layouts.py, native.py."""
+
+import pytest
+import torch
+
+from tests.draws import Draw
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the ops under test run")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    name = request.config.getoption("--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.fail("--device cuda was asked for, and torch finds no CUDA device")
+    return name
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["f32", "f64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def draw() -> Draw:
+    """Seeded alike for every test, whatever ran before it."""
+    return Draw(seed=0)
+
+
+@pytest.fixture
+def generator(draw: Draw) -> torch.Generator:
+    return draw.generator

@@ -1,0 +1,26 @@
+"""Which ops must have a compiled kernel, and what a test does where one is missing."""
+
+import os
+
+import pytest
+
+from lapal_ext import ops
+
+# Per device; an op is added here by its name once its kernel is written.
+NATIVE_OPS = {
+    "cpu": {"rank_one_update", "update_coefficients", "selection_step_", "lookahead_loss"},
+    "cuda": set(),
+}
+
+# Those whose sums a matrix product takes in an order of its own, which may depend on the threads.
+GEMM_OPS: set[str] = set()
+
+
+def require_native(op_name: str, device: str) -> None:
+    """Return if a compiled kernel serves the op; else skip by name, or fail where kernels are required."""
+    if ops.backend(op_name, device) == "native":
+        return
+    reason = f"no native {op_name} on {device}: {ops.build_info()['reason'] or 'not compiled in'}"
+    if os.environ.get("LAPAL_EXT_REQUIRE_NATIVE") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
