@@ -1,0 +1,354 @@
+"""What every op promises whatever it computes: schema, fake, compilation, autograd, checks, memory."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lapal_ext import ops
+from lapal_ext.ops import OPS
+from tests.budget import Outcome, mutated_names, outcome
+from tests.draws import Arguments, cast
+from tests.layouts import LAYOUTS, bytes_around, bytes_of, expanded
+from tests.native import GEMM_OPS, NATIVE_OPS, require_native
+from tests.ops.examples import EXAMPLES, SIZES, VARIANTS, example
+
+ALL_NATIVE: set[str] = set().union(*NATIVE_OPS.values())
+every_op = pytest.mark.parametrize("name", sorted(OPS))
+every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
+every_tensor = pytest.mark.parametrize(
+    ("name", "argument"), [(n, a) for n in sorted(OPS) for a in OPS[n].shapes]
+)
+ROWS = "NEMBS"  # letters that count things that may repeat; all but S may also be absent
+
+
+def each_letter(letters: Iterable[str], variants: list[tuple[str, str]] = VARIANTS) -> pytest.MarkDecorator:
+    """Every variant of an op with every one of these letters that it has."""
+    has = {
+        name: {letter for spec in OPS[name].shapes.values() for letter in spec.dims} for name, _ in variants
+    }
+    cases = [
+        (name, variant, letter) for name, variant in variants for letter in letters if letter in has[name]
+    ]
+    return pytest.mark.parametrize(("name", "variant", "letter"), cases)
+
+
+def overload(name: str) -> torch._ops.OpOverload:
+    return getattr(torch.ops.lapal_ext, name).default
+
+
+def assert_same(actual: Outcome, wanted: Outcome, tolerance: float = 0.0) -> None:
+    assert actual.values.keys() == wanted.values.keys()
+    for name, value in wanted.values.items():
+        torch.testing.assert_close(
+            actual.values[name],
+            value,
+            rtol=tolerance,
+            atol=tolerance,
+            equal_nan=True,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+# Rooms and declarations
+
+
+def test_examples_and_native_list_name_existing_ops() -> None:
+    assert EXAMPLES.keys() == OPS.keys()
+    assert OPS.keys() >= ALL_NATIVE | GEMM_OPS
+
+
+@every_op
+def test_has_a_module_and_a_test_file(name: str) -> None:
+    module = importlib.import_module(f"lapal_ext.ops.{name}")
+    assert getattr(module, name) is OPS[name] is getattr(ops, name)
+    assert name in ops.__all__
+    assert Path(__file__).with_name(f"test_{name}.py").is_file()
+
+
+@every_op
+def test_docstring_has_arguments_results_and_their_names(name: str) -> None:
+    doc = inspect.getdoc(OPS[name].reference) or ""
+    assert OPS[name].__doc__ == OPS[name].reference.__doc__
+    described = doc.split("Args:\n")[1].split("Returns:\n")[0]
+    for parameter in inspect.signature(OPS[name].reference).parameters:
+        assert re.search(rf"^ +{parameter}: ", described, re.MULTILINE), f"{parameter} is not described"
+    assert doc.split("Returns:\n")[1].strip()
+
+
+@every_op
+def test_every_tensor_argument_has_a_shape(name: str) -> None:
+    tensors = {a.name for a in overload(name)._schema.arguments if "Tensor" in str(a.type)}
+    assert OPS[name].shapes.keys() == tensors
+
+
+@every_op
+def test_schema_marks_what_is_mutated_and_returns_no_alias(name: str) -> None:
+    schema = overload(name)._schema
+    declared = re.search(
+        r"mutates=\(([^)]*)\)", inspect.getsource(importlib.import_module(f"lapal_ext.ops.{name}"))
+    )
+    wanted = re.findall(r"\w+", declared[1]) if declared else []
+    assert [a.name for a in schema.arguments if a.is_write] == [
+        a.name for a in schema.arguments if a.name in wanted
+    ]
+    assert sorted(mutated_names(OPS[name])) == sorted(wanted)
+    assert name.endswith("_") == bool(wanted)
+    assert all(result.alias_info is None for result in schema.returns)
+
+
+@pytest.mark.parametrize("name", sorted(ALL_NATIVE))
+def test_native_kernel_is_there(name: str, device: str) -> None:
+    if name not in NATIVE_OPS[device]:
+        pytest.skip(f"{name} is not asked for on {device}")
+    require_native(name, device)
+
+
+def test_backend_of_an_unknown_op() -> None:
+    with pytest.raises(ValueError, match=r"op must be one of badge_step_, .*, got 'nonsense'"):
+        ops.backend("nonsense")
+
+
+# The dispatcher
+
+
+@every_variant
+def test_opcheck(name: str, variant: str, dtype: torch.dtype, device: str) -> None:
+    args = cast(OPS[name], example(name, variant), dtype, device=device)
+    torch.library.opcheck(overload(name), (), args)
+
+
+@every_variant
+def test_compiles_to_the_same(name: str, variant: str, device: str) -> None:
+    torch._dynamo.reset()
+    args = cast(OPS[name], example(name, variant), torch.float32, device=device)
+    op = OPS[name]
+
+    def call(**kwargs: object) -> object:
+        return op(**kwargs)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_same(outcome(compiled, OPS[name], args), outcome(OPS[name], OPS[name], args))
+
+
+@every_variant
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fake_has_the_real_strides(
+    name: str, variant: str, layout: str, dtype: torch.dtype, device: str
+) -> None:
+    args = cast(OPS[name], example(name, variant), dtype, device=device)
+    args = {k: LAYOUTS[layout](v) if isinstance(v, Tensor) else v for k, v in args.items()}
+    with FakeTensorMode() as mode:
+        fakes = overload(name)(
+            **{k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in args.items()}
+        )
+    reals = OPS[name](**args)
+    fakes, reals = (x if isinstance(x, tuple) else (x,) for x in (fakes, reals))
+    for fake, real in zip(fakes, reals, strict=True):
+        assert (fake.shape, fake.dtype, fake.device) == (real.shape, real.dtype, real.device)
+        assert fake.stride() == real.stride()
+        assert real.storage_offset() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [(n, a) for n in sorted(OPS) for a, spec in OPS[n].shapes.items() if spec.kind in {"compute", "storage"}],
+)
+def test_gradients_raise(name: str, argument: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32)
+    args[argument].requires_grad_()
+    if mutated_names(OPS[name]):
+        with pytest.raises(ValueError, match=rf"\b{argument}\b.* must not require grad"):
+            OPS[name](**args)
+        return
+    results = OPS[name](**args)
+    first = results[0] if isinstance(results, tuple) else results
+    with pytest.raises(RuntimeError, match=r"autograd|does not require grad|derivative|backward"):
+        first.sum().backward()
+    assert args[argument].grad is None
+
+
+# Checks: every message holds the argument's name
+
+
+def has_bytes(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type != "meta"
+
+
+def assert_refused(name: str, args: Arguments, argument: str, error: type[Exception]) -> None:
+    before = {k: bytes_of(v) for k, v in args.items() if has_bytes(v)}
+    with pytest.raises(error, match=rf"\b{argument}\b") as caught:
+        OPS[name](**args)
+    assert type(caught.value) is error
+    assert ", got " in str(caught.value)
+    for other, was in before.items():
+        assert torch.equal(bytes_of(args[other]), was), f"{other} was changed by a call that was refused"
+
+
+@every_tensor
+def test_wrong_number_of_dimensions(name: str, argument: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32)
+    assert_refused(name, args | {argument: args[argument][None].contiguous()}, argument, ValueError)
+    if args[argument].dim():
+        assert_refused(name, args | {argument: args[argument].select(-1, 0).clone()}, argument, ValueError)
+
+
+@every_tensor
+def test_wrong_size(name: str, argument: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32)
+    letters = [letter for spec in OPS[name].shapes.values() for letter in spec.dims]
+    for dim, letter in enumerate(OPS[name].shapes[argument].dims):
+        if letters.count(letter) > 1:
+            longer = torch.cat([args[argument], args[argument].narrow(dim, 0, 1)], dim)
+            assert_refused(name, args | {argument: longer}, argument, ValueError)
+            assert_refused(
+                name, args | {argument: args[argument].narrow(dim, 0, 1).clone()}, argument, ValueError
+            )
+
+
+@every_tensor
+def test_wrong_dtype(name: str, argument: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32)
+    kind = OPS[name].shapes[argument].kind
+    wrong = {"int64": [torch.int32, torch.float32], "bool": [torch.uint8], "storage": [torch.int64]}
+    for dtype in wrong.get(kind, [torch.int64, torch.float16, torch.complex64]):
+        assert_refused(name, args | {argument: args[argument].to(dtype)}, argument, TypeError)
+    if kind == "compute" and sum(spec.kind == "compute" for spec in OPS[name].shapes.values()) > 1:
+        assert_refused(name, args | {argument: args[argument].double()}, argument, TypeError)
+
+
+@every_tensor
+def test_wrong_device(name: str, argument: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32)
+    assert_refused(name, args | {argument: args[argument].to("meta")}, argument, ValueError)
+
+
+@every_tensor
+def test_not_a_dense_tensor(name: str, argument: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32)
+    assert_refused(name, args | {argument: args[argument].tolist()}, argument, TypeError)
+    assert_refused(name, args | {argument: args[argument].to_sparse()}, argument, TypeError)
+
+
+@every_op
+def test_wrong_choices_and_numbers(name: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32)
+    for argument, value in args.items():
+        if isinstance(value, str):
+            for wrong in ("nonsense", "", value.upper(), None):
+                assert_refused(name, args | {argument: wrong}, argument, ValueError)
+        elif isinstance(value, float):
+            for wrong in (-1e-9, float("nan"), float("inf")):
+                assert_refused(name, args | {argument: wrong}, argument, ValueError)
+            assert_refused(name, args | {argument: "1"}, argument, TypeError)
+
+
+@every_op
+def test_missing_required_arguments(name: str) -> None:
+    args = example(name)
+    for argument in overload(name)._schema.arguments:
+        if "Optional" not in str(argument.type):
+            without = {k: v for k, v in args.items() if k != argument.name}
+            with pytest.raises(TypeError, match=argument.name):
+                OPS[name](**without)
+
+
+# Memory
+
+
+@every_variant
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(name: str, variant: str, layout: str, dtype: torch.dtype, device: str) -> None:
+    op, mutated = OPS[name], mutated_names(OPS[name])
+    args = cast(op, example(name, variant), dtype, device=device)
+    wanted = outcome(op, op, args)
+    laid = {k: LAYOUTS[layout](v) if isinstance(v, Tensor) else v for k, v in args.items()}
+    before = {
+        k: bytes_around(v) if k in mutated else bytes_of(v) for k, v in laid.items() if isinstance(v, Tensor)
+    }
+    results = op(**laid)
+    results = results if isinstance(results, tuple) else (results,)
+    values = {f"result {i}": r for i, r in enumerate(results)} | {
+        k: laid[k] for k in mutated if laid[k] is not None
+    }
+    # A matrix product may add in another order in another layout.
+    assert_same(Outcome(values, laid), wanted, 1e-12 if dtype == torch.float64 else 2e-5)
+    for argument, was in before.items():
+        now = bytes_around(laid[argument]) if argument in mutated else bytes_of(laid[argument])
+        assert torch.equal(now, was), f"{argument}: memory was changed that is not the op's to change"
+
+
+@every_variant
+def test_expanded_inputs(name: str, variant: str, dtype: torch.dtype, device: str) -> None:
+    op, mutated = OPS[name], mutated_names(OPS[name])
+    args = cast(op, example(name, variant), dtype, device=device)
+    for argument, spec in op.shapes.items():
+        dims = [dim for dim, letter in enumerate(spec.dims) if letter in ROWS]
+        if argument in mutated or args[argument] is None or not dims:
+            continue
+        stretched = expanded(args[argument], dims[0])
+        wanted = outcome(op, op, args | {argument: stretched.contiguous()})
+        assert_same(
+            outcome(op, op, args | {argument: stretched}), wanted, 1e-12 if dtype == torch.float64 else 2e-5
+        )
+
+
+@each_letter(ROWS.replace("S", ""))
+def test_empty(name: str, variant: str, letter: str, dtype: torch.dtype, device: str) -> None:
+    op = OPS[name]
+    sizes = {letter: 0} | ({"M": 0} if letter == "N" else {})  # no batches of no rows
+    args = cast(op, example(name, variant, **sizes), dtype, device=device)
+    actual = outcome(op, op, args)
+    assert_same(actual, outcome(op.reference, op, args))
+    for value in actual.values.values():
+        if value.numel() and value.dtype == torch.float64:
+            assert not value.isnan().any()
+
+
+@each_letter(SIZES)
+def test_every_size_may_be_one(name: str, variant: str, letter: str, dtype: torch.dtype, device: str) -> None:
+    op = OPS[name]
+    args = cast(op, example(name, variant, **{letter: 1}), dtype, device=device)
+    actual, reference = outcome(op, op, args), outcome(op.reference, op, args)
+    assert_same(actual, reference, 1e-12 if dtype == torch.float64 else 2e-5)
+    assert not any(value.isnan().any() for value in actual.values.values())
+
+
+@every_variant
+def test_results_alias_nothing(name: str, variant: str, dtype: torch.dtype, device: str) -> None:
+    args = cast(OPS[name], example(name, variant), dtype, device=device)
+    results = OPS[name](**args)
+    results = list(results) if isinstance(results, tuple) else [results]
+    storages = [t.untyped_storage().data_ptr() for t in [*results, *args.values()] if isinstance(t, Tensor)]
+    assert len(set(storages)) == len(storages)
+
+
+@every_variant
+def test_calls_repeat_to_the_bit(name: str, variant: str, dtype: torch.dtype, device: str) -> None:
+    args = cast(OPS[name], example(name, variant), dtype, device=device)
+    assert_same(outcome(OPS[name], OPS[name], args), outcome(OPS[name], OPS[name], args))
+
+
+# Large enough that a kernel shares the work out, and multiples of nothing.
+THREADED_SIZES = {"N": 3001, "E": 1501, "D": 67, "C": 13, "b": 5, "M": 37, "S": 7, "B": 67}
+
+
+@pytest.mark.parametrize(("name", "variant"), [v for v in VARIANTS if v[0] in ALL_NATIVE - GEMM_OPS])
+def test_threads_change_no_bit(name: str, variant: str, dtype: torch.dtype, device: str) -> None:
+    require_native(name, device)
+    args = cast(OPS[name], example(name, variant, **THREADED_SIZES), dtype, device=device)
+    threads, outcomes = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            outcomes.append(outcome(OPS[name], OPS[name], args))
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(outcomes[1], outcomes[0])
+    assert_same(outcomes[2], outcomes[0])
