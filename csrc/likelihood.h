@@ -40,9 +40,7 @@ enum class Moment {
 };
 
 constexpr Moment moment_of(Loss kind) {
-  return kind == Loss::brier                    ? Moment::squares
-         : kind == Loss::expected_cross_entropy ? Moment::energy
-                                                : Moment::none;
+  return kind == Loss::brier ? Moment::squares : kind == Loss::expected_cross_entropy ? Moment::energy : Moment::none;
 }
 
 constexpr Moment moment_of(Utility kind) {
@@ -68,7 +66,7 @@ struct Number<float> {
   static constexpr int kMantissa = 23;
   static constexpr Bits kHalfRoot = 0x3f3504f3;        // sqrt(1/2)
   static constexpr float kSmallestExponent = -104.0f;  // exp of it rounds to zero
-  static constexpr int kLift = 64;  // keeps 2^(n + lift) normal down to the smallest exponent
+  static constexpr int kLift = 64;                     // keeps 2^(n + lift) normal down to the smallest exponent
   static constexpr float kDrop = 0x1p-64f;
   static constexpr float kRounder = 0x1.8p23f;
   static constexpr float kLog2High = 355.0f / 512.0f;  // few bits: n * kLog2High is exact
@@ -140,24 +138,36 @@ LAPAL_HD double log_remainder(double z) {
 
 }  // namespace detail
 
-// exp(x) for x <= 0 within 2 ulp, down to the smallest subnormal and then zero; NaN stays NaN.
+// exp(x) for x in [smallest exponent, 0] within 2 ulp, subnormal results included; NaN stays NaN, and what comes of a
+// smaller x is finite and wrong.
 template <class T>
-LAPAL_HD T exp_nonpositive(T x) {
+LAPAL_HD T exp_in_range(T x) {
   using N = detail::Number<T>;
   using Bits = typename N::Bits;
   constexpr T kLog2e = T(1.44269504088896340736);
-  // Adding the rounder leaves n = round(x / log 2) in the lowest bits, here with the bias of the scale's
-  // exponent.
+  // Adding the rounder leaves n = round(x / log 2) in the lowest bits, here with the bias of the scale's exponent.
   constexpr int kBias = (1 << (sizeof(T) * 8 - N::kMantissa - 2)) - 1;
   constexpr T kMagic = N::kRounder + T(kBias + N::kLift);
-  x = x < N::kSmallestExponent ? N::kSmallestExponent : x;
   const T rounded = x * kLog2e + kMagic;
   const T n = rounded - kMagic;
   const T r = (x - n * N::kLog2High) - n * N::kLog2Low;
-  const T p = detail::exp_remainder(r) * (r * r) + r + T(1);
+  const T p = (detail::exp_remainder(r) * r + T(1)) * r + T(1);
   const T scale = detail::bit_cast<T>(Bits(detail::bit_cast<Bits>(rounded) << N::kMantissa));
   // The last factor is a power of two as well, so only a subnormal result is rounded again.
   return (p * scale) * N::kDrop;
+}
+
+// exp(x) for x <= 0 within 2 ulp, down to the smallest subnormal and then zero; NaN stays NaN.
+template <class T>
+LAPAL_HD T exp_nonpositive(T x) {
+  return x < detail::Number<T>::kSmallestExponent ? T(0) : exp_in_range(x);
+}
+
+// The exponential of a class that loses, zero for the winner: one condition, so that vector code needs one mask.
+template <class T>
+LAPAL_HD T losing_term(T shifted, bool loses) {
+  const bool counts = loses & !(shifted < detail::Number<T>::kSmallestExponent);
+  return counts ? exp_in_range(shifted) : T(0);
 }
 
 // log(1 + x) for x >= 0 within 2 ulp; NaN stays NaN.
@@ -168,8 +178,7 @@ LAPAL_HD T log1p_nonnegative(T x) {
   const T u = T(1) + x;
   const T lost = (x - (u - T(1))) / u;  // what rounding to u dropped
   const Bits bits = detail::bit_cast<Bits>(u);
-  const Bits exponent =
-      (bits - N::kHalfRoot) >> N::kMantissa;  // of u = m 2^exponent, m in [sqrt(1/2), sqrt(2))
+  const Bits exponent = (bits - N::kHalfRoot) >> N::kMantissa;  // of u = m 2^exponent, m in [sqrt(1/2), sqrt(2))
   const T f = detail::bit_cast<T>(Bits(bits - (exponent << N::kMantissa))) - T(1);
   const T n = detail::bit_cast<T>(Bits(exponent + detail::bit_cast<Bits>(N::kRounder))) - N::kRounder;
   const T s = f / (T(2) + f);

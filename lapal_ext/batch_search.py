@@ -86,15 +86,12 @@ def select_lookahead(
 
     shares = [n_batches // len(names) + (i < n_batches % len(names)) for i in range(len(names))]
     batches = torch.cat(
-        [
-            PROPOSALS[name](posterior, rows, batch_size, share, generator)
-            for name, share in zip(names, shares, strict=True)
-        ]
+        [PROPOSALS[name](rows, batch_size, share, generator) for name, share in zip(names, shares, strict=True)]
     )
     total = torch.zeros(len(batches), dtype=torch.float64, device=batches.device)
     for _ in range(repeats):
         if isinstance(targets, str):
-            labels = _assumed_labels(posterior, rows, targets, link, generator)
+            labels = _assumed_labels(rows, targets, link, generator)
         total += look_ahead(
             posterior, pool, batches, labels, eval_features, eval_targets, loss, step, gamma, link
         ).double()
@@ -105,9 +102,7 @@ def select_lookahead(
     return SelectionResult(batch.clone(), value.expand(batch_size).clone(), after)
 
 
-def _assumed_labels(
-    posterior: LastLayerLaplace, pool: Pool, targets: str, link: str, generator: torch.Generator | None
-) -> Tensor:  # [N]
+def _assumed_labels(pool: Pool, targets: str, link: str, generator: torch.Generator | None) -> Tensor:  # [N]
     logits, variance = pool.latent(with_variance=link == "mean_field")
     if targets == "predicted":
         return logits.argmax(1)

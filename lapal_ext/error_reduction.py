@@ -50,21 +50,14 @@ def expected_error_reduction(
     check_evaluation(posterior, eval_features, None, loss)
     gamma = check_update(step, gamma, link)
     shared = step == "newton" and link == "plugin"
-    expected = _expected_losses_shared if shared else _expected_losses_of_each_label
     width = 1 if shared else posterior.num_classes
-    tiles = slices(len(rows), TILE // (width * max(*posterior.mean.shape, _CANDIDATE_SIZE)))
-    sums = [
-        expected(
-            posterior,
-            rows.inner(torch.arange(tile.start, tile.stop, device=eval_features.device)),
-            eval_features,
-            loss,
-            step,
-            gamma,
-            link,
-        )
-        for tile in tiles
-    ]
+    sums = []
+    for tile in slices(len(rows), TILE // (width * max(*posterior.mean.shape, _CANDIDATE_SIZE))):
+        inner = rows.inner(torch.arange(tile.start, tile.stop, device=eval_features.device))
+        if shared:
+            sums.append(_expected_losses_shared(posterior, inner, eval_features, loss, gamma))
+        else:
+            sums.append(_expected_losses_of_each_label(posterior, inner, eval_features, loss, step, gamma, link))
     means = torch.cat(sums) if sums else eval_features.new_zeros(0, dtype=torch.float64)
     return (means / len(eval_features)).to(posterior.mean.dtype)
 
@@ -74,23 +67,20 @@ def _expected_losses_shared(
     inner: Tensor,  # [n, D]
     eval_features: Tensor,  # [E, D]
     loss: str,
-    step: str,
     gamma: float,
-    link: str,
 ) -> Tensor:  # [n] float64
+    """The Newton step is as long for every label, so that one pass serves them all."""
     directions = inner @ posterior.covariance
     logits = inner @ posterior.mean.T
-    any_label = torch.zeros(len(inner), dtype=torch.int64, device=inner.device)  # Newton's length is that of all
-    lengths = step_length(logits, (directions * inner).sum(1), any_label, gamma, step, posterior.curvature)
+    any_label = torch.zeros(len(inner), dtype=torch.int64, device=inner.device)
+    lengths = step_length(logits, (directions * inner).sum(1), any_label, gamma, "newton", posterior.curvature)
     if not bool(((lengths >= 0) & lengths.isfinite()).all()):
         raise NotPSDError("covariance is not positive semi-definite along a row of pool: refresh() the posterior")
     probabilities = ops.predictive(logits, None, 0.0)
     sums = torch.zeros(len(inner), dtype=torch.float64, device=inner.device)
     for tile in slices(len(eval_features), TILE // max(len(inner), posterior.num_classes, 1)):
         points = posterior.inner_features(eval_features[tile])
-        sums += ops.expected_lookahead(
-            posterior.mean @ points.T, directions @ points.T, lengths, probabilities, loss
-        )
+        sums += ops.expected_lookahead(posterior.mean @ points.T, directions @ points.T, lengths, probabilities, loss)
     return sums
 
 

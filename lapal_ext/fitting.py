@@ -78,7 +78,7 @@ def map_weights(
         torch.addmm(weight, gap.T, x, beta=prior_precision, out=weight.grad)
         return 0.5 * prior_precision * weight.square().sum() - log_p[rows, targets].sum()
 
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    optimizer.step(objective)
     objective()
     worst = float(weight.grad.abs().max())
     if worst > 10 * _GRADIENT_TOLERANCE:

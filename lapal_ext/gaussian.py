@@ -1,6 +1,7 @@
 """The state of a posterior: a layer's mean with the covariance and the precision of its weights; upkeep and files."""
 
 import copy
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +64,7 @@ class GaussianLinear(StandardizedLinear):
         self.require_fitted()
         product = self.covariance.double() @ self.precision.double()
         product.diagonal().sub_(1.0)
-        return float(product.norm()) / product.shape[0] ** 0.5
+        return float(product.norm()) / math.sqrt(product.shape[0])
 
     def set_precision(
         self,
@@ -160,5 +161,5 @@ class GaussianLinear(StandardizedLinear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._bring_precision_up_to_date()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -14,13 +14,14 @@ from lapal_ext._checks import (
 )
 
 _WEIGHT, _BIAS = ShapeSpec.parse("[C, D]"), ShapeSpec.parse("[C]")
+_MEAN = ShapeSpec.parse("[C, inner]")
 
 
 class StandardizedLinear(nn.Module):
     """Logits W (phi - centre) scale + bias, with the bias kept as one more column of ``mean``.
 
-    Outer features [N, D] are what callers pass. Inner features are what the mathematics sees: centred, scaled, and with a
-    constant one appended where there is a bias.
+    Outer features [N, D] are what callers pass. Inner features are what the mathematics sees: centred, scaled, and with
+    a constant one appended where there is a bias.
     """
 
     mean: Tensor
@@ -69,8 +70,8 @@ class StandardizedLinear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """Return the mean as a plain layer on outer features; it has a bias where this one has."""
         weights, offsets = self.fold(self.mean)
-        linear = nn.Linear(
-            self.num_features, self.num_classes, self.has_bias, device=weights.device, dtype=weights.dtype
+        linear: nn.Linear = nn.utils.skip_init(  # a plain nn.Linear draws its weights from the global generator
+            nn.Linear, self.num_features, self.num_classes, self.has_bias, device=weights.device, dtype=weights.dtype
         )
         with torch.no_grad():
             linear.weight.copy_(weights)
@@ -117,8 +118,8 @@ class StandardizedLinear(nn.Module):
 
     def check_features(self, features: Tensor, *, name: str = "features", nonempty: bool = False) -> None:
         """Raise a typed error unless ``features`` fits this layer: shape, dtype, device and finite values."""
-        specs = {"mean": ShapeSpec("compute", ("C", "inner")), name: ShapeSpec("compute", ("N", str(self.num_features)))}
-        check_tensors(specs, {"mean": self.mean, name: features})
+        expected = ShapeSpec("compute", ("N", str(self.num_features)))
+        check_tensors({"mean": _MEAN, name: expected}, {"mean": self.mean, name: features})
         if nonempty and features.shape[0] == 0:
             raise ValueError(f"{name} must have at least one row, got {shape_text(features.shape)}")
         check_finite(name, features)

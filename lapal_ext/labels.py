@@ -63,9 +63,7 @@ def _given(targets: Tensor, pool: Pool, num_classes: int) -> LabelSource:
 def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int) -> LabelSource:
     def ask(_: Scorer, picks: Tensor) -> Tensor:
         answers = [
-            check_integer(
-                f"targets({row})", annotate(row), at_least=0, at_most=num_classes - 1, limit="the last class"
-            )
+            check_integer(f"targets({row})", annotate(row), at_least=0, at_most=num_classes - 1, limit="the last class")
             for row in pool.to_rows(picks).tolist()
         ]
         return torch.tensor(answers, dtype=torch.int64, device=picks.device)

@@ -3,8 +3,8 @@
 Classes are the last dimension of every ``logits`` argument and leading dimensions broadcast; a class-major matrix
 ``[C, E]`` is passed as its transposed view. C++ and CUDA repeat these formulas in ``csrc/likelihood.h``.
 
-Everything is written relative to the winning class, whose exponential is exactly one: ``1 - p_max`` is then a sum of the
-other exponentials instead of a difference of nearly equal numbers, so confident rows still rank correctly in float32.
+Everything is written relative to the winning class, whose exponential is exactly one: ``1 - p_max`` is then a sum of
+the other exponentials, not a difference of nearly equal numbers, and confident rows still rank correctly in float32.
 """
 
 import math

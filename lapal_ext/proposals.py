@@ -7,23 +7,23 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.pool import Pool
-from lapal_ext.posterior import LastLayerLaplace
 
 _UNCERTAIN_SHARE = 0.1  # of the pool, by margin, that "informative" batches are drawn from
 _UNCERTAIN_BATCHES = 5  # batches' worth of rows they are drawn from at least
 
-Propose = Callable[[LastLayerLaplace, Pool, int, int, torch.Generator | None], Tensor]
+Propose = Callable[[Pool, int, int, torch.Generator | None], Tensor]
+"""(pool, batch size b, number of batches M, CPU generator) -> batches [M, b] of distinct rows."""
 
 
 def propose_random(
-    posterior: LastLayerLaplace, pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
+    pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
 ) -> Tensor:  # [count, batch_size]
     """Rows drawn without replacement from the whole pool."""
     return _draw_rows(torch.arange(len(pool)), batch_size, count, generator).to(pool.storage.device)
 
 
 def propose_informative(
-    posterior: LastLayerLaplace, pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
+    pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
 ) -> Tensor:  # [count, batch_size]
     """Rows drawn without replacement from those with the smallest margin."""
     logits, _ = pool.latent(with_variance=False)
@@ -34,7 +34,7 @@ def propose_informative(
 
 
 def propose_diverse(
-    posterior: LastLayerLaplace, pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
+    pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
 ) -> Tensor:  # [count, batch_size]
     """One row drawn from each of ``batch_size`` k-means clusters of the features (needs scikit-learn)."""
     try:

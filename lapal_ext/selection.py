@@ -85,9 +85,7 @@ def select_batch(
                 "pass update_every=batch_size for the best rows at once, link='mean_field', or targets='predicted'"
             )
         gamma = 0.0  # an update without a label moves the covariance alone
-    scorer = make_scorer(
-        acquisition, posterior, rows, link=link, step=step, gamma=gamma, generator=generator
-    )
+    scorer = make_scorer(acquisition, posterior, rows, link=link, step=step, gamma=gamma, generator=generator)
 
     chosen: list[tuple[Tensor, Tensor, Tensor]] = []
     groups = [min(update_every, batch_size - start) for start in range(0, batch_size, update_every)]

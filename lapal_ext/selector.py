@@ -98,9 +98,9 @@ class SequentialSelector:
         picks = self._as_picks(indices)
         values = self._as_labels(labels, len(picks))
         told = {pick for rows, given in self._events if given is not None for pick in rows.tolist()}
-        again = [row for row, pick in zip(self._pool.to_rows(picks).tolist(), picks.tolist(), strict=True) if pick in told]
-        if again:
-            raise ValueError(f"indices must be without a label so far, got {again[0]} again; undo() takes one back")
+        for row, pick in zip(self._pool.to_rows(picks).tolist(), picks.tolist(), strict=True):
+            if pick in told:
+                raise ValueError(f"indices must be without a label so far, got {row} again; undo() takes one back")
         self._scorer.absorb(picks, values)
         self._close(picks, values)
 
@@ -154,8 +154,10 @@ class SequentialSelector:
             for name in ("rows", "labels", "events")
         )
         if not rows.shape == labels.shape == events.shape or rows.dim() != 1:
-            raise ValueError(f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
-                             f"{shape_text(labels.shape)} labels and {shape_text(events.shape)} events")
+            raise ValueError(
+                f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
+                f"{shape_text(labels.shape)} labels and {shape_text(events.shape)} events"
+            )
         replayed: list[tuple[Tensor, Tensor | None]] = []
         for number in events.unique():
             belongs = events == number

@@ -54,23 +54,23 @@ LAPAL_HD void downdate_rows(const T* covariance, const T* direction, T shrinkage
   }
 }
 
-LAPAL_CLONES void direction_kernel(const float* covariance, const float* features, int64_t size,
-                                   int64_t begin, int64_t end, float* direction) {
+LAPAL_CLONES void direction_kernel(const float* covariance, const float* features, int64_t size, int64_t begin,
+                                   int64_t end, float* direction) {
   direction_rows(covariance, features, size, begin, end, direction);
 }
 
-LAPAL_CLONES void direction_kernel(const double* covariance, const double* features, int64_t size,
-                                   int64_t begin, int64_t end, double* direction) {
+LAPAL_CLONES void direction_kernel(const double* covariance, const double* features, int64_t size, int64_t begin,
+                                   int64_t end, double* direction) {
   direction_rows(covariance, features, size, begin, end, direction);
 }
 
-LAPAL_CLONES void downdate_kernel(const float* covariance, const float* direction, float shrinkage,
-                                  int64_t size, int64_t begin, int64_t end, float* result) {
+LAPAL_CLONES void downdate_kernel(const float* covariance, const float* direction, float shrinkage, int64_t size,
+                                  int64_t begin, int64_t end, float* result) {
   downdate_rows(covariance, direction, shrinkage, size, begin, end, result);
 }
 
-LAPAL_CLONES void downdate_kernel(const double* covariance, const double* direction, double shrinkage,
-                                  int64_t size, int64_t begin, int64_t end, double* result) {
+LAPAL_CLONES void downdate_kernel(const double* covariance, const double* direction, double shrinkage, int64_t size,
+                                  int64_t begin, int64_t end, double* result) {
   downdate_rows(covariance, direction, shrinkage, size, begin, end, result);
 }
 
@@ -86,8 +86,8 @@ T shrinkage_of(const T* features, const T* direction, int64_t size, T curvature)
 }
 
 template <class T>
-void rank_one_update_impl(const T* covariance, const T* features, const T* curvature, int64_t n_matrices,
-                          int64_t size, T* result, T* direction) {
+void rank_one_update_impl(const T* covariance, const T* features, const T* curvature, int64_t n_matrices, int64_t size,
+                          T* result, T* direction) {
   const int64_t area = size * size;
   const auto grain_of = [](int64_t work) { return 1 + kGrain / work; };
   if (n_matrices >= int64_t(torch::stable::get_num_threads())) {
@@ -95,8 +95,7 @@ void rank_one_update_impl(const T* covariance, const T* features, const T* curva
       for (int64_t m = begin; m < end; ++m) {
         direction_kernel(covariance + m * area, features + m * size, size, 0, size, direction + m * size);
         const T shrinkage = shrinkage_of(features + m * size, direction + m * size, size, curvature[m]);
-        downdate_kernel(covariance + m * area, direction + m * size, shrinkage, size, 0, size,
-                        result + m * area);
+        downdate_kernel(covariance + m * area, direction + m * size, shrinkage, size, 0, size, result + m * area);
       }
     });
     return;
@@ -133,8 +132,7 @@ std::tuple<Tensor, Tensor> rank_one_update_cpu(const Tensor& covariance, const T
   const Tensor dense_curvature = torch::stable::contiguous(curvature);
   dispatch_floating(covariance.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    rank_one_update_impl(dense_covariance.const_data_ptr<scalar_t>(),
-                         dense_features.const_data_ptr<scalar_t>(),
+    rank_one_update_impl(dense_covariance.const_data_ptr<scalar_t>(), dense_features.const_data_ptr<scalar_t>(),
                          dense_curvature.const_data_ptr<scalar_t>(), n_matrices, size,
                          result.mutable_data_ptr<scalar_t>(), direction.mutable_data_ptr<scalar_t>());
   });

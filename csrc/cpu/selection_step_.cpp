@@ -122,8 +122,8 @@ LAPAL_HD void utility_block(const T* logits, int64_t n_classes, const T* link, c
 }
 
 template <bool kLinked, class T>
-LAPAL_HD void utility_block_of_kind(Utility kind, const T* logits, int64_t n_classes, const T* link,
-                                    const T* scale, T* utilities) {
+LAPAL_HD void utility_block_of_kind(Utility kind, const T* logits, int64_t n_classes, const T* link, const T* scale,
+                                    T* utilities) {
   switch (kind) {
     case Utility::margin:
       return utility_block<Utility::margin, kLinked>(logits, n_classes, link, scale, utilities);
@@ -141,8 +141,7 @@ LAPAL_HD void utility_block_of_kind(Utility kind, const T* logits, int64_t n_cla
 // Rows [start, start + rows); `scratch` holds n_classes * rows logits (rows padded to blocks) and `rows`
 // columns.
 template <class T, class S>
-LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, int64_t padded,
-                             T* scratch) {
+LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, int64_t padded, T* scratch) {
   constexpr int kL = kLanes<T>;
   const int64_t block_size = pass.n_classes * kL;
   T* buffer = scratch;
@@ -158,8 +157,7 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
     if (pass.row_stride == 1) {
       move_class<true>(from, 1, columns, pass.g[k], pass.moves, rows, block_size, buffer + k * kL);
     } else {
-      move_class<false>(from, pass.row_stride, columns, pass.g[k], pass.moves, rows, block_size,
-                        buffer + k * kL);
+      move_class<false>(from, pass.row_stride, columns, pass.g[k], pass.moves, rows, block_size, buffer + k * kL);
     }
   }
   Best best{-1, -std::numeric_limits<double>::infinity()};
@@ -206,8 +204,7 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
     }
     const bool* taken = pass.taken + (start + i) * pass.taken_stride;
     for (int lane = 0; lane < valid; ++lane) {
-      if (!taken[lane * pass.taken_stride] &&
-          (best.index < 0 || replaces(double(utilities[lane]), best.utility))) {
+      if (!taken[lane * pass.taken_stride] && (best.index < 0 || replaces(double(utilities[lane]), best.utility))) {
         best = {start + i + lane, double(utilities[lane])};
       }
     }
@@ -216,10 +213,10 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
 }
 
 // One plain function per pair of dtypes, since clones need one.
-#define LAPAL_SELECTION_KERNEL(T, S)                                                           \
-  LAPAL_CLONES Best selection_step_kernel(const Pass<T, S>& pass, int64_t start, int64_t rows, \
-                                          int64_t padded, T* scratch) {                        \
-    return selection_tile(pass, start, rows, padded, scratch);                                 \
+#define LAPAL_SELECTION_KERNEL(T, S)                                                                           \
+  LAPAL_CLONES Best selection_step_kernel(const Pass<T, S>& pass, int64_t start, int64_t rows, int64_t padded, \
+                                          T* scratch) {                                                        \
+    return selection_tile(pass, start, rows, padded, scratch);                                                 \
   }
 LAPAL_SELECTION_KERNEL(float, float)
 LAPAL_SELECTION_KERNEL(float, double)
@@ -279,9 +276,8 @@ Utility parse_utility(const std::string& kind) {
 
 // Storage as plain bits, for the vector conversions of simd.h.
 template <class S>
-using Bits =
-    std::conditional_t<std::is_same_v<S, torch::headeronly::BFloat16>, Bfloat16Bits,
-                       std::conditional_t<std::is_same_v<S, torch::headeronly::Half>, Float16Bits, S>>;
+using Bits = std::conditional_t<std::is_same_v<S, torch::headeronly::BFloat16>, Bfloat16Bits,
+                                std::conditional_t<std::is_same_v<S, torch::headeronly::Half>, Float16Bits, S>>;
 
 template <class T>
 bool all_zero(const Tensor& tensor) {
@@ -292,8 +288,8 @@ bool all_zero(const Tensor& tensor) {
 std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor& u, const Tensor& offset,
                                                const Tensor& g, const Tensor& beta, const Tensor& logits,
                                                const std::optional<Tensor>& variance, const Tensor& taken,
-                                               const std::optional<Tensor>& scale,
-                                               const std::string& kind_name, double kappa) {
+                                               const std::optional<Tensor>& scale, const std::string& kind_name,
+                                               double kappa) {
   const Utility kind = parse_utility(kind_name);
   check_dim(pool, 2, kOp, "pool");
   check_dim(logits, 2, kOp, "logits");
@@ -315,8 +311,7 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
     check_shape(*variance, {n_rows}, kOp, "variance");
     check_dtype(*variance, dtype, kOp, "variance");
   }
-  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp,
-                  ": utility 'variance' needs variance");
+  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp, ": utility 'variance' needs variance");
   std::optional<Tensor> dense_scale;
   if (kind == Utility::gradient_norm) {
     STD_TORCH_CHECK(scale.has_value(), kOp, ": utility 'gradient_norm' needs scale");
@@ -344,8 +339,7 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
       pass.g = dense_g.const_data_ptr<scalar_t>();
       pass.beta = *beta.const_data_ptr<scalar_t>();
       const bool no_column = all_zero<scalar_t>(dense_u) && pass.offset == scalar_t(0);
-      const bool no_effect =
-          all_zero<scalar_t>(dense_g) && (!variance.has_value() || pass.beta == scalar_t(0));
+      const bool no_effect = all_zero<scalar_t>(dense_g) && (!variance.has_value() || pass.beta == scalar_t(0));
       pass.moves = !no_column && !no_effect;
       pass.logits = logits.mutable_data_ptr<scalar_t>();
       pass.row_stride = logits.stride(0);

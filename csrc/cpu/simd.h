@@ -215,8 +215,7 @@ LAPAL_HD void sum_others(const T* logits, int64_t n_classes, const Winner<T>& wi
       if (kLinked) {
         shifted *= factor[lane];
       }
-      const T term = exp_nonpositive(shifted);
-      const T other = label == skipped[lane] ? T(0) : term;
+      const T other = losing_term(shifted, label != skipped[lane]);
       sum[lane] += other;
       second[lane] = add_moment<moment>(second[lane], other, shifted);
     }

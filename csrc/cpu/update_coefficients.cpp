@@ -50,20 +50,20 @@ struct Work {
   Step step;
   Curvature curvature;
   const int64_t* targets;  // [b]
-  double* gram;     // [b, b], row t holds column t of the lower triangle; becomes beta_t c above the diagonal
-  double* logits;   // [b, row_size]
-  double* steps;    // [b, row_size], becomes H
-  double* beta;     // [b]
-  double* weights;  // [b]
-  double* variances;  // [b], before the batch
-  double* residual;   // [row_size]
-  double* terms;      // [row_size]
+  double* gram;            // [b, b], row t holds column t of the lower triangle; becomes beta_t c above the diagonal
+  double* logits;          // [b, row_size]
+  double* steps;           // [b, row_size], becomes H
+  double* beta;            // [b]
+  double* weights;         // [b]
+  double* variances;       // [b], before the batch
+  double* residual;        // [row_size]
+  double* terms;           // [row_size]
 };
 
 // out = sign * sum_j coefficients[j * stride] * rows[j] + out, over full blocks; the sum of j stays in
 // registers.
-LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, const double* rows,
-                       int64_t count, int64_t row_size, double* out) {
+LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
+                       int64_t row_size, double* out) {
   constexpr int kBlocks = 4;
   int64_t k = 0;
   for (; k + kBlocks * kL <= row_size; k += kBlocks * kL) {
@@ -326,8 +326,7 @@ void update_coefficients_impl(const Arguments<T>& arguments, int64_t n_hypothese
   const int64_t b = settings.batch_size, row_size = settings.row_size;
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, n_hypotheses, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<double> gram(b * b), logits(b * row_size), steps(b * row_size), scalars(3 * b),
-        rows(2 * row_size);
+    const Scratch<double> gram(b * b), logits(b * row_size), steps(b * row_size), scalars(3 * b), rows(2 * row_size);
     if (!gram || !logits || !steps || !scalars || !rows) {
       out_of_memory = true;
       return;
@@ -360,8 +359,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
   check_dtype(logits, gram.scalar_type(), kOp, "logits");
   check_dtype(targets, ScalarType::Long, kOp, "targets");
   STD_TORCH_CHECK(step == "line_search" || step == "newton", kOp, ": unknown step '", step, "'");
-  STD_TORCH_CHECK(curvature == "categorical" || curvature == "gaussian", kOp, ": unknown curvature '",
-                  curvature, "'");
+  STD_TORCH_CHECK(curvature == "categorical" || curvature == "gaussian", kOp, ": unknown curvature '", curvature, "'");
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 

@@ -42,8 +42,7 @@ class CustomScorer:
             raise TypeError(f"acquisition must return a floating point tensor, got {kind}")
         if utilities.shape != (len(self._pool),):
             raise ValueError(
-                f"acquisition must return one utility per row, ({len(self._pool)},), "
-                f"got {shape_text(utilities.shape)}"
+                f"acquisition must return one utility per row, ({len(self._pool)},), got {shape_text(utilities.shape)}"
             )
         if utilities.device != self._taken.device:
             raise ValueError(f"acquisition must return utilities on {self._taken.device}, got {utilities.device}")

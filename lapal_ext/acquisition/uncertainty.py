@@ -20,9 +20,7 @@ class UncertaintyScorer:
     does that, scores and picks in one pass; several labels at once go through one GEMM.
     """
 
-    def __init__(
-        self, posterior: LastLayerLaplace, pool: Pool, kind: str, link: str, step: str, gamma: float
-    ) -> None:
+    def __init__(self, posterior: LastLayerLaplace, pool: Pool, kind: str, link: str, step: str, gamma: float) -> None:
         self._posterior, self._pool = posterior, pool
         self._kind, self._step, self._gamma = kind, step, gamma
         self._kappa = MEAN_FIELD_FACTOR if link == "mean_field" else 0.0

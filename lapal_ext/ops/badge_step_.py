@@ -51,9 +51,9 @@ def badge_step_(
         distance: squared distance to the nearest centre, [N], inf before the first; changed in place.
 
     Returns:
-        Index, int64 0-d: the first row at which the running sum of distances exceeds threshold times its total; -1 where
-        every row coincides with a centre. A row that equals a centre up to rounding has distance zero and is never
-        drawn. O(N (D + C)).
+        Index, int64 0-d: the first row at which the running sum of distances exceeds threshold times its total; -1
+        where every row coincides with a centre. A row that equals a centre up to rounding has distance zero and is
+        never drawn. O(N (D + C)).
     """
     product = (gradient @ g) * (pool.to(u.dtype) @ u + offset)
     norms = squared_norm + centre_norm

@@ -71,9 +71,7 @@ def _loss_of_each_label(t: Tensor, delta: Tensor, loss_kind: str) -> Tensor:
     # one, and the sum of each exponential times its distance from the largest.
     shrink = (-gap).exp()
     remaining = torch.where(is_winner, beyond_top_two, shrink * (total - weight))
-    remaining_energy = torch.where(
-        is_winner, total_energy, shrink * (total_energy - energy + gap * (total - weight))
-    )
+    remaining_energy = torch.where(is_winner, total_energy, shrink * (total_energy - energy + gap * (total - weight)))
     d = t + delta[..., None] - torch.where(is_winner, second[..., None], first[..., None])
     grown = (-d.abs()).exp()
     leads = d > 0  # class k wins after its own label

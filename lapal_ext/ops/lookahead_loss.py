@@ -42,8 +42,8 @@ def lookahead_loss(
     softmax(logits'); with the mean-field link (``triangle``, ``beta`` and ``variance`` given) that of
     softmax(logits' / sqrt(1 + kappa v')), v' = v - sum_t beta_t z_t^2, T z = c_e.
 
-    Class-major: the evaluation points lie along the last dimension, one in each SIMD lane. Nothing of size E C M is ever
-    stored; the sums are float64, so that the caller may tile E and add.
+    Class-major: the evaluation points lie along the last dimension, one in each SIMD lane. Nothing of size E C M is
+    ever stored; the sums are float64, so that the caller may tile E and add.
 
     Args:
         logits: of the evaluation points before any update, [C, E].

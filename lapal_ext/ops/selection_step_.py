@@ -39,8 +39,8 @@ def selection_step_(
 ) -> tuple[Tensor, Tensor]:
     """Absorb the previous pick's label into the whole pool, score it, and take the best row.
 
-    c = Phi u + offset;  logits += c g^T;  v -= beta c^2;  then the utility of every row that is not taken, the largest of
-    which is taken (ties go to the lowest index). The first pick passes u = g = 0 and beta = 0.
+    c = Phi u + offset;  logits += c g^T;  v -= beta c^2;  then the utility of every row that is not taken, the largest
+    of which is taken (ties go to the lowest index). The first pick passes u = g = 0 and beta = 0.
 
     Args:
         pool: raw features, [N, D]; float32, float64, bfloat16 or float16 storage, computed in the dtype of ``u``.
@@ -56,8 +56,8 @@ def selection_step_(
         kappa: mean-field factor; 0 keeps the plugin link while ``variance`` is tracked.
 
     Returns:
-        Index of the pick, int64 0-d, -1 where every row was taken; and its utility, 0-d. A NaN utility wins, so that the
-        caller sees it. O(N (D + C)).
+        Index of the pick, int64 0-d, -1 where every row was taken; and its utility, 0-d. A NaN utility wins, so that
+        the caller sees it. O(N (D + C)).
     """
     column = pool.to(u.dtype) @ u + offset
     logits += column[:, None] * g

@@ -42,9 +42,9 @@ def update_coefficients(
         curvature: ``categorical`` or ``gaussian``.
 
     Returns:
-        H [M, b, C]; T [M, b, b], unit lower triangular; beta [M, b], NaN from the observation on at which the covariance
-        is no longer positive semi-definite (1 + s v <= 0, or v below -64 eps times its value before the batch); and the
-        curvature weights s' [M, b]. O(M b^2 (b + C)).
+        H [M, b, C]; T [M, b, b], unit lower triangular; beta [M, b], NaN from the observation on at which the
+        covariance is no longer positive semi-definite (1 + s v <= 0, or v below -64 eps times its value before the
+        batch); and the curvature weights s' [M, b]. O(M b^2 (b + C)).
 
     Source: arXiv 2210.06112, eq. 8-9 (one observation); the Gram form and the line search are ours.
     """

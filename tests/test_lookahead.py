@@ -1,0 +1,185 @@
+"""Look-ahead, error reduction and batch search: the same numbers as updating and then evaluating."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import lapal_ext.error_reduction
+import lapal_ext.lookahead
+from lapal_ext import LastLayerLaplace, expected_error_reduction, look_ahead, select_lookahead
+from lapal_ext.likelihood import CURVATURES, EXPECTED_LOSSES, LOSSES, STEPS
+from lapal_ext.pool import Pool
+from lapal_ext.proposals import PROPOSALS
+from tests.draws import Draw
+from tests.problems import Problem, make_problem
+
+LINKS = ("plugin", "mean_field")
+
+
+def loss_by_definition(posterior: LastLayerLaplace, x: Tensor, y: Tensor, loss: str, link: str) -> Tensor:
+    p = posterior.predict_proba(x, link=link)
+    p_target = p.gather(1, y[:, None])[:, 0]
+    return {
+        "cross_entropy": -p_target.log(),
+        "zero_one": (p.argmax(1) != y).to(p.dtype),
+        "brier": (p - torch.nn.functional.one_hot(y, p.shape[1])).square().sum(1),
+        "expected_cross_entropy": -(p * p.log()).sum(1),
+        "expected_zero_one": 1 - p.amax(1),
+    }[loss].mean()
+
+
+@pytest.fixture
+def batches(draw: Draw) -> Tensor:
+    return torch.stack([torch.randperm(60, generator=draw.generator)[:5] for _ in range(9)])
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_look_ahead_is_update_then_evaluate(
+    batches: Tensor, loss: str, curvature: str, step: str, link: str, dtype: torch.dtype
+) -> None:
+    exact = make_problem(curvature=curvature)
+    expected = torch.stack(
+        [
+            loss_by_definition(
+                exact.posterior.condition_on(exact.pool[batch], exact.labels[batch], step),
+                exact.eval_features,
+                exact.eval_targets,
+                loss,
+                link,
+            )
+            for batch in batches
+        ]
+    )
+    posterior, pool, points = exact.posterior.clone().to(dtype), exact.pool.to(dtype), exact.eval_features.to(dtype)
+    losses = look_ahead(posterior, pool, batches, exact.labels, points, exact.eval_targets, loss, step, link=link)
+    assert losses.dtype == dtype
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=0)
+    by_entry = look_ahead(
+        posterior, pool, batches, exact.labels[batches], points, exact.eval_targets, loss, step, link=link
+    )
+    assert torch.equal(by_entry, losses)
+
+
+def test_tiles_do_not_matter(batches: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem()
+
+    def run() -> list[Tensor]:
+        arguments = (problem.posterior, problem.pool)
+        return [
+            look_ahead(*arguments, batches, problem.labels, problem.eval_features, link="mean_field"),
+            expected_error_reduction(*arguments, problem.eval_features),
+            expected_error_reduction(*arguments, problem.eval_features, step="line_search"),
+        ]
+
+    whole = run()
+    monkeypatch.setattr(lapal_ext.lookahead, "TILE", 100)
+    monkeypatch.setattr(lapal_ext.error_reduction, "TILE", 100)
+    for tiled, expected in zip(run(), whole, strict=True):
+        torch.testing.assert_close(tiled, expected, rtol=1e-13, atol=0)
+
+
+def test_no_batches_and_half_precision_pools(batches: Tensor) -> None:
+    problem = make_problem(dtype=torch.float32)
+    stored = problem.pool.to(torch.bfloat16)
+    arguments = (problem.labels, problem.eval_features)
+    assert look_ahead(problem.posterior, stored, batches[:0], *arguments).shape == (0,)
+    kept = look_ahead(problem.posterior, stored, batches, *arguments)
+    torch.testing.assert_close(kept, look_ahead(problem.posterior, stored.float(), batches, *arguments))
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("loss", EXPECTED_LOSSES)
+def test_expected_error_reduction_is_the_mean_over_labels(loss: str, curvature: str, step: str, link: str) -> None:
+    problem = make_problem(n_pool=20, curvature=curvature)
+    scores = expected_error_reduction(problem.posterior, problem.pool, problem.eval_features, loss, step, link=link)
+    p = problem.posterior.predict_proba(problem.pool, link=link)
+    for row in range(20):
+        expected = sum(
+            p[row, label]
+            * loss_by_definition(
+                problem.posterior.condition_on(problem.pool[row : row + 1], torch.tensor([label]), step),
+                problem.eval_features,
+                problem.eval_targets,
+                loss,
+                link,
+            )
+            for label in range(4)
+        )
+        torch.testing.assert_close(scores[row], expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_proposals_are_batches_of_distinct_rows(name: str) -> None:
+    problem = make_problem()
+    generator = torch.Generator().manual_seed(0)
+    batches = PROPOSALS[name](Pool(problem.posterior, problem.pool), 7, 20, generator)
+    assert batches.shape == (20, 7)
+    assert all(len(set(batch)) == 7 for batch in batches.tolist())
+    assert bool(((batches >= 0) & (batches < 60)).all())
+    assert len({tuple(sorted(batch)) for batch in batches.tolist()}) > 1
+    again = PROPOSALS[name](Pool(problem.posterior, problem.pool), 7, 20, torch.Generator().manual_seed(0))
+    assert torch.equal(batches, again)
+
+
+def test_diverse_batches_take_one_row_of_each_cluster(draw: Draw) -> None:
+    problem = make_problem()
+    corners = 50.0 * torch.eye(12, dtype=torch.float64)[torch.arange(60) % 6] + draw.normal(60, 12)
+    batches = PROPOSALS["diverse"](Pool(problem.posterior, corners), 6, 10, torch.Generator().manual_seed(0))
+    assert bool(((batches % 6).sort(1).values == torch.arange(6)).all())
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_diverse_batches_of_duplicates_are_still_whole() -> None:
+    problem = make_problem()
+    pool = problem.pool[:3].repeat(20, 1)
+    batches = PROPOSALS["diverse"](Pool(problem.posterior, pool), 7, 4, torch.Generator())
+    assert all(len(set(batch)) == 7 for batch in batches.tolist())
+
+
+def test_informative_batches_are_uncertain() -> None:
+    problem = make_problem(n_pool=400)
+    rows = Pool(problem.posterior, problem.pool)
+    p = problem.posterior.predict_proba(problem.pool, link="plugin").topk(2, dim=1).values
+    margin = 1 - (p[:, 0] - p[:, 1])
+    batches = PROPOSALS["informative"](rows, 5, 20, torch.Generator().manual_seed(0))
+    assert float(margin[batches].min()) >= float(margin.sort(descending=True).values[39])
+
+
+def search(problem: Problem, **arguments: object):
+    return select_lookahead(
+        problem.posterior,
+        problem.pool,
+        problem.eval_features,
+        batch_size=5,
+        n_batches=31,
+        generator=torch.Generator().manual_seed(0),
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("targets", ["predicted", "sampled", "true"])
+def test_the_best_batch_is_the_best_of_those_proposed(targets: str) -> None:
+    problem = make_problem()
+    true = targets == "true"
+    arguments = {"targets": problem.labels, "eval_targets": problem.eval_targets} if true else {"targets": targets}
+    result = search(problem, **arguments)
+    assert result.indices.shape == result.utilities.shape == (5,)
+    loss = "cross_entropy" if true else "expected_zero_one"
+    achieved = loss_by_definition(result.posterior, problem.eval_features, problem.eval_targets, loss, "plugin")
+    torch.testing.assert_close(-result.utilities, achieved.expand(5))
+    random = search(problem, proposals=("random",), **arguments)
+    assert float(result.utilities[0]) >= float(random.utilities[0]) - 0.05
+    if true:
+        middling = search(problem, proposals=("random",), loss="brier", **arguments)
+        assert not torch.equal(middling.utilities, random.utilities)
+
+
+def test_label_samples_are_averaged() -> None:
+    problem = make_problem()
+    values = [search(problem, targets="sampled", n_label_samples=n, proposals=("random",)).utilities[0] for n in (1, 8)]
+    assert values[0] != values[1]
