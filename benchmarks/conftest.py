@@ -1,0 +1,75 @@
+"""Threads, the stamp of a run, and the one way in which an op is timed."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lapal_ext import ops
+from tests.draws import Draw
+
+ARMS = ("native", "reference")
+_AGREEMENT = 1e-4  # relative, in float32: benchmarks compare arms, the tests hold them to the error budget
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threads", type=int, default=1, help="threads that torch and the kernels may use")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["lapal_ext"] = ops.build_info() | {"threads": config.getoption("--threads")}
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    machine_info["commit"] = described.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def limit_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.config.getoption("--threads"))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=ARMS)
+def arm(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def draw() -> Draw:
+    return Draw(seed=0)
+
+
+@pytest.fixture
+def time_op(benchmark: Any, arm: str, request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Compare an op with its reference, then time one of them on fresh copies of what it changes."""
+
+    def compare_and_time(op: ops.Op, mutates: tuple[str, ...] = (), **arguments: object) -> None:
+        if arm == "native" and ops.backend(op.name) != "native":
+            pytest.skip(f"no native {op.name}: {ops.build_info()['reason']}")
+        functions = {"native": op, "reference": op.reference}
+
+        def fresh() -> dict[str, object]:
+            return arguments | {name: arguments[name].clone() for name in mutates}
+
+        native, reference = (_as_tuple(function(**fresh())) for function in functions.values())
+        for value, expected in zip(native, reference, strict=True):
+            torch.testing.assert_close(value, expected, rtol=_AGREEMENT, atol=_AGREEMENT * float(expected.abs().max()))
+        benchmark.group = request.node.name.replace(f"{arm}-", "").replace(f"[{arm}]", "")
+        benchmark.pedantic(functions[arm], setup=lambda: ((), fresh()), rounds=15, warmup_rounds=2)
+
+    return compare_and_time
+
+
+def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
