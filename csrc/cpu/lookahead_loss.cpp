@@ -274,10 +274,15 @@ LAPAL_HD void lookahead_loss_tile(const Tile<T>& tile, int64_t begin, int64_t en
   Softmaxes<T> softmaxes;
   for (int64_t m = begin; m < end; ++m) {
     const int64_t* slots = tile.slots + m * b;
+    // The columns of a hypothesis lie on b pages: those of the next one are called for while this one is computed.
+    const int64_t* next_slots = m + 1 < end ? slots + b : slots;
     const T* coefficients = tile.coefficients + m * b * tile.n_classes;
     for (int64_t start = 0; start < tile.points; start += kL) {
       alignas(kBlockBytes) T link[kL];
       Winner<T> winner;
+      for (int64_t t = 0; t < b; ++t) {
+        __builtin_prefetch(tile.columns + start + next_slots[t]);
+      }
       move_block(tile, tile.logits + start * tile.n_classes, tile.columns + start, slots, coefficients, moved, winner);
 #pragma omp simd
       for (int lane = 0; lane < kL; ++lane) {

@@ -106,31 +106,28 @@ LAPAL_HD T widen(Float16Bits value) {
 template <class From, class T>
 LAPAL_HD T dot(const From* a, const T* b, int64_t size) {
   constexpr int kL = kLanes<T>;
-  constexpr int kSums = 4;  // one running sum would wait for itself
-  alignas(kBlockBytes) T sums[kSums][kL] = {};
+  constexpr int kChunk = 4 * kL;  // four running sums: one would wait for itself
+  alignas(kBlockBytes) T sums[kChunk] = {};
   int64_t i = 0;
-  for (; i + kSums * kL <= size; i += kSums * kL) {
-    LAPAL_UNROLL
-    for (int s = 0; s < kSums; ++s) {
+  for (; i + kChunk <= size; i += kChunk) {
 #pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[s][lane] += widen<T>(a[i + s * kL + lane]) * b[i + s * kL + lane];
-      }
+    for (int lane = 0; lane < kChunk; ++lane) {
+      sums[lane] += widen<T>(a[i + lane]) * b[i + lane];
     }
   }
   for (; i + kL <= size; i += kL) {
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
-      sums[0][lane] += widen<T>(a[i + lane]) * b[i + lane];
+      sums[lane] += widen<T>(a[i + lane]) * b[i + lane];
     }
   }
   for (int lane = 0; i + lane < size; ++lane) {
-    sums[1][lane] += widen<T>(a[i + lane]) * b[i + lane];
+    sums[kL + lane] += widen<T>(a[i + lane]) * b[i + lane];
   }
   T folded[kL];
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
-    folded[lane] = (sums[0][lane] + sums[1][lane]) + (sums[2][lane] + sums[3][lane]);
+    folded[lane] = (sums[lane] + sums[kL + lane]) + (sums[2 * kL + lane] + sums[3 * kL + lane]);
   }
   for (int width = kL / 2; width > 0; width /= 2) {
     for (int lane = 0; lane < width; ++lane) {
