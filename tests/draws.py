@@ -19,11 +19,7 @@ class Draw:
         return torch.rand(size, generator=self.generator, dtype=torch.float64)
 
     def integers(self, high: int, *size: int) -> Tensor:
-        return (
-            torch.randint(high, size, generator=self.generator)
-            if high
-            else torch.zeros(size, dtype=torch.int64)
-        )
+        return torch.randint(high, size, generator=self.generator) if high else torch.zeros(size, dtype=torch.int64)
 
     def covariance(self, *size: int) -> Tensor:
         """Well conditioned, symmetric to the bit, [*size, size[-1]]: the inverse of I + X^T X / 4."""

@@ -48,9 +48,7 @@ def test_small_elements_count_where_each_is_measured() -> None:
     args["logits"][3, 1] = -20.0  # p about 1e-9: an error of 1e-10 is a tenth of it
 
     def check(each: bool) -> None:
-        assert_within_budget(
-            ops.predictive, args, torch.float32, each=each, function=spoiled(one_element(1e-10))
-        )
+        assert_within_budget(ops.predictive, args, torch.float32, each=each, function=spoiled(one_element(1e-10)))
 
     check(each=False)
     with pytest.raises(AssertionError):

@@ -270,9 +270,7 @@ def test_finite_of_nothing() -> None:
 def test_labels(wrong: int) -> None:
     check_labels("targets", torch.tensor([0, 2, 1]), 3)
     check_labels("targets", torch.tensor([], dtype=torch.int64), 3)
-    with pytest.raises(
-        ValueError, match=rf"^targets must lie in \[0, 3\), one of the 3 classes, got {wrong}$"
-    ):
+    with pytest.raises(ValueError, match=rf"^targets must lie in \[0, 3\), one of the 3 classes, got {wrong}$"):
         check_labels("targets", torch.tensor([0, wrong, 1]), 3)
 
 

@@ -66,9 +66,7 @@ def faults(room: str, source: str, package: str) -> list[str]:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_left(path: Path) -> None:
     room = room_of(path)
-    assert room in ORDER, (
-        f"lapal_ext/{room} has no place in ORDER (tests/test_layering.py): say what it may import"
-    )
+    assert room in ORDER, f"lapal_ext/{room} has no place in ORDER (tests/test_layering.py): say what it may import"
     package = ".".join(["lapal_ext", *path.relative_to(PACKAGE).parent.parts])
     found = faults(room, path.read_text(), package)
     assert not found, f"{path}: " + "; ".join(found)

@@ -8,7 +8,7 @@ from lapal_ext import likelihood
 from tests.budget import assert_exact
 from tests.draws import Draw
 from tests.ops import exact_softmax
-from tests.ops.dense_posterior import bisected_root, curvature_weight, line_search_slope, one_hot, softmax
+from tests.ops.dense_posterior import check_line_search, curvature_weight, one_hot, softmax
 
 CLASSES = [2, 3, 10, 150]
 GAPS = torch.linspace(20, 80, 121, dtype=torch.float64)  # 1 - p_max from 1e-9 to 1e-35
@@ -63,9 +63,7 @@ def test_confident_rows_rank_correctly(kind: str, dtype: torch.dtype) -> None:
 def test_tied_winners() -> None:
     logits = torch.tensor([[2.0, 2.0, -50.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     assert likelihood.utility(logits, None, None, "margin").tolist() == pytest.approx([1.0, 1.0])
-    assert likelihood.utility(logits, None, None, "entropy").tolist() == pytest.approx(
-        [math.log(2), math.log(3)]
-    )
+    assert likelihood.utility(logits, None, None, "entropy").tolist() == pytest.approx([math.log(2), math.log(3)])
 
 
 def test_variance_is_a_copy() -> None:
@@ -148,9 +146,7 @@ def test_mean_field(draw: Draw) -> None:
     variance[2] = -1.0
     wanted = [row / math.sqrt(1 + 0.7 * max(float(v), 0.0)) for row, v in zip(logits, variance, strict=True)]
     assert_exact(likelihood.mean_field(logits, variance, 0.7), torch.stack(wanted))
-    assert_exact(
-        likelihood.mean_field(logits, variance), likelihood.mean_field(logits, variance, math.pi / 8)
-    )
+    assert_exact(likelihood.mean_field(logits, variance), likelihood.mean_field(logits, variance, math.pi / 8))
 
 
 @pytest.mark.parametrize("C", CLASSES)
@@ -181,9 +177,7 @@ def test_residual(draw: Draw) -> None:
 @pytest.mark.parametrize("curvature", likelihood.CURVATURES)
 def test_newton_step(gamma: float, curvature: str, draw: Draw) -> None:
     logits, variance, targets = draw.normal(6, 4), draw.uniform(6), draw.integers(4, 6)
-    wanted = [
-        gamma / (1 + curvature_weight(z, curvature) * float(v)) for z, v in zip(logits, variance, strict=True)
-    ]
+    wanted = [gamma / (1 + curvature_weight(z, curvature) * float(v)) for z, v in zip(logits, variance, strict=True)]
     value = likelihood.step_length(logits, variance, targets, gamma, "newton", curvature)
     assert_exact(value, in_order(wanted))
 
@@ -199,11 +193,7 @@ def test_line_search_finds_the_root(gamma: float, C: int, draw: Draw) -> None:
     variance[-4:] = 1e4
     value = likelihood.step_length(logits, variance, targets, gamma, "line_search", "categorical").tolist()
     for a, z, v, y in zip(value, logits, variance.tolist(), targets.tolist(), strict=True):
-        root = bisected_root(z, v, y, gamma)
-        assert math.isclose(a, root, rel_tol=1e-10)
-        assert 0 < a <= gamma
-        assert root == gamma or line_search_slope(z, v, y, gamma, a * (1 - 1e-10)) <= 1e-15
-        assert line_search_slope(z, v, y, gamma, a * (1 + 1e-10)) >= -1e-15
+        check_line_search(a, z, v, y, gamma)
 
 
 def test_line_search_without_variance_takes_the_whole_step(draw: Draw) -> None:
@@ -217,9 +207,7 @@ def test_line_search_without_variance_takes_the_whole_step(draw: Draw) -> None:
 
 @pytest.mark.parametrize("step", likelihood.STEPS)
 def test_gamma_zero_gives_zero(step: str, draw: Draw) -> None:
-    value = likelihood.step_length(
-        draw.normal(5, 3), draw.uniform(5), draw.integers(3, 5), 0.0, step, "categorical"
-    )
+    value = likelihood.step_length(draw.normal(5, 3), draw.uniform(5), draw.integers(3, 5), 0.0, step, "categorical")
     assert value.tolist() == [0.0] * 5
 
 
@@ -246,9 +234,7 @@ def test_line_search_never_overshoots_where_newton_does() -> None:
     r = likelihood.residual(logits, target)
     moved = {
         step: logits
-        + likelihood.step_length(logits, variance, target, 1.0, step, "categorical")[:, None]
-        * variance[:, None]
-        * r
+        + likelihood.step_length(logits, variance, target, 1.0, step, "categorical")[:, None] * variance[:, None] * r
         for step in likelihood.STEPS
     }
     assert float(moved["newton"][0, 1] - moved["newton"][0, 0]) > 1e4

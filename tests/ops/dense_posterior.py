@@ -3,6 +3,8 @@
 Nothing here is taken from the package: this is what the ops are checked against.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,11 +26,19 @@ def curvature_weight(logits: Tensor, curvature: str) -> float:  # logits [C]
     return float(p[winner] * (p[:winner].sum() + p[winner + 1 :].sum()))  # 1 - p_max would cancel
 
 
+def residual(logits: Tensor, label: int) -> Tensor:
+    """e_y - softmax(z), whose entry at y is the sum of the others: 1 - p_y would cancel."""
+    r = -softmax(logits)
+    r[int(label)] = 0.0
+    r[int(label)] = -r.sum()
+    return r
+
+
 def line_search_slope(logits: Tensor, variance: float, label: int, gamma: float, a: float) -> float:
     """Derivative in a of cross_entropy(z + a v r, y) + a^2 v |r|^2 / (2 gamma), divided by v."""
-    target = one_hot(label, len(logits))
-    r = target - softmax(logits)
-    return float(r @ (softmax(logits + a * variance * r) - target) + a * (r @ r) / gamma)
+    r = residual(logits, label)
+    moved = softmax(logits + a * variance * r)
+    return float(moved @ (r - r[label]) + a * (r @ r) / gamma)  # all terms of the first sum have one sign
 
 
 def bisected_root(logits: Tensor, variance: float, label: int, gamma: float) -> float:
@@ -41,6 +51,22 @@ def bisected_root(logits: Tensor, variance: float, label: int, gamma: float) -> 
         else:
             low = middle
     return high
+
+
+def check_line_search(a: float, logits: Tensor, variance: float, label: int, gamma: float) -> None:
+    """Assert that the slope is zero at ``a``, or that ``a`` is gamma.
+
+    Where the model is already right, r is small and known only to the rounding of p_y: there it is what the step
+    moves, a v |r|, that must be right, to a v times that rounding.
+    """
+    root, size = bisected_root(logits, variance, label, gamma), float(residual(logits, label).norm())
+    rounding = 1e-15 * (1 + gamma * variance)
+    assert math.isclose(a * size * variance, root * size * variance, rel_tol=1e-10, abs_tol=rounding)
+    if size > 1e-3:
+        assert 0 < a <= gamma * (1 + 1e-14)
+        assert math.isclose(a, root, rel_tol=1e-10)
+        assert root == gamma or line_search_slope(logits, variance, label, gamma, a * (1 - 1e-10)) <= 0
+        assert line_search_slope(logits, variance, label, gamma, a * (1 + 1e-10)) >= 0
 
 
 class DensePosterior:
@@ -60,7 +86,7 @@ class DensePosterior:
     def absorb(self, phi: Tensor, label: int, gamma: float, step: str, curvature: str) -> float:
         """Take in one label; return the curvature weight with which it entered the precision."""
         logits = self.mean @ phi
-        r = one_hot(label, len(logits)) - softmax(logits)
+        r = residual(logits, label)
         if step == "newton":  # the paper's form, with the covariance that already holds phi
             s = curvature_weight(logits, curvature)
             held = torch.linalg.inv(self.precision + s * torch.outer(phi, phi))

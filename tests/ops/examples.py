@@ -128,9 +128,7 @@ EXAMPLES: dict[str, dict[str, Callable[..., Arguments]]] = {
     "lookahead_loss": {
         "all": _with(_lookahead_loss),
         "plugin-brier": _with(_lookahead_loss, loss_kind="brier", **_PLUGIN),
-        "plugin-expected": _with(
-            _lookahead_loss, loss_kind="expected_cross_entropy", targets=None, **_PLUGIN
-        ),
+        "plugin-expected": _with(_lookahead_loss, loss_kind="expected_cross_entropy", targets=None, **_PLUGIN),
     },
     "expected_lookahead": {
         "all": _with(_expected_lookahead),

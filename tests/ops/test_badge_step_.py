@@ -56,9 +56,7 @@ def test_offset_is_one_more_constant_feature() -> None:
     args = example("badge_step_") | {"offset": torch.tensor(0.7, dtype=torch.float64)}
     args["squared_norm"], args["centre_norm"] = 40 + args["squared_norm"], args["centre_norm"] + 40
     args["distance"][:] = torch.inf
-    product = torch.tensor([sum(phi * args["u"]) + 0.7 for phi in args["pool"]]) * (
-        args["gradient"] @ args["g"]
-    )
+    product = torch.tensor([sum(phi * args["u"]) + 0.7 for phi in args["pool"]]) * (args["gradient"] @ args["g"])
     wanted = args["squared_norm"] + args["centre_norm"] - 2 * product
     assert_exact(outcome(op.reference, op, args).values["distance"], wanted)
 
@@ -69,9 +67,7 @@ def test_budget(N: int, D: int, C: int, dtype: torch.dtype, device: str) -> None
 
 
 @pytest.mark.parametrize("pool_dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_pool_may_be_stored_in_another_precision(
-    pool_dtype: torch.dtype, dtype: torch.dtype, device: str
-) -> None:
+def test_pool_may_be_stored_in_another_precision(pool_dtype: torch.dtype, dtype: torch.dtype, device: str) -> None:
     assert_within_budget(op, example("badge_step_", N=67, D=19), dtype, pool_dtype=pool_dtype, device=device)
 
 
@@ -92,9 +88,7 @@ def test_frequencies(dtype: torch.dtype, device: str) -> None:
     args["distance"] = torch.tensor([1.0, 0.0, 4.0, 5.0], dtype=torch.float64)
     args["squared_norm"] += 1e4
     args = cast(op, args, dtype, device=device)
-    drawn = [
-        int(op(**args | {"threshold": args["threshold"].new_tensor((i + 0.5) / 200)})) for i in range(200)
-    ]
+    drawn = [int(op(**args | {"threshold": args["threshold"].new_tensor((i + 0.5) / 200)})) for i in range(200)]
     assert [drawn.count(n) for n in range(4)] == [20, 0, 80, 100]
 
 
@@ -109,9 +103,7 @@ def test_a_centre_and_its_copies_have_distance_zero(
     args = from_centre(pool, gradient, 2, torch.full((40,), torch.inf, dtype=torch.float64), 0.5)
     args = cast(op, args, dtype, device=device)
     norms = args["gradient"].square().sum(1) * args["pool"].square().sum(1)
-    distance = (
-        outcome(op, op, args | {"squared_norm": norms, "centre_norm": norms[2]}).values["distance"].cpu()
-    )
+    distance = outcome(op, op, args | {"squared_norm": norms, "centre_norm": norms[2]}).values["distance"].cpu()
     assert distance[[2, 7, 31]].tolist() == [0.0] * 3
     others = [n for n in range(40) if n not in {2, 7, 31}]
     wanted = outcome(op.reference, op, cast(op, args, torch.float64, device="cpu")).values["distance"]

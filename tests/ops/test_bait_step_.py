@@ -58,9 +58,7 @@ def test_budget(N: int, D: int, dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("pool_dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_pool_may_be_stored_in_another_precision(
-    pool_dtype: torch.dtype, dtype: torch.dtype, device: str
-) -> None:
+def test_pool_may_be_stored_in_another_precision(pool_dtype: torch.dtype, dtype: torch.dtype, device: str) -> None:
     assert_within_budget(op, example("bait_step_", N=67, D=19), dtype, pool_dtype=pool_dtype, device=device)
 
 

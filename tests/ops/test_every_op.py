@@ -22,20 +22,14 @@ from tests.ops.examples import EXAMPLES, SIZES, VARIANTS, example
 ALL_NATIVE: set[str] = set().union(*NATIVE_OPS.values())
 every_op = pytest.mark.parametrize("name", sorted(OPS))
 every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
-every_tensor = pytest.mark.parametrize(
-    ("name", "argument"), [(n, a) for n in sorted(OPS) for a in OPS[n].shapes]
-)
+every_tensor = pytest.mark.parametrize(("name", "argument"), [(n, a) for n in sorted(OPS) for a in OPS[n].shapes])
 ROWS = "NEMBS"  # letters that count things that may repeat; all but S may also be absent
 
 
 def each_letter(letters: Iterable[str], variants: list[tuple[str, str]] = VARIANTS) -> pytest.MarkDecorator:
     """Every variant of an op with every one of these letters that it has."""
-    has = {
-        name: {letter for spec in OPS[name].shapes.values() for letter in spec.dims} for name, _ in variants
-    }
-    cases = [
-        (name, variant, letter) for name, variant in variants for letter in letters if letter in has[name]
-    ]
+    has = {name: {letter for spec in OPS[name].shapes.values() for letter in spec.dims} for name, _ in variants}
+    cases = [(name, variant, letter) for name, variant in variants for letter in letters if letter in has[name]]
     return pytest.mark.parametrize(("name", "variant", "letter"), cases)
 
 
@@ -91,13 +85,9 @@ def test_every_tensor_argument_has_a_shape(name: str) -> None:
 @every_op
 def test_schema_marks_what_is_mutated_and_returns_no_alias(name: str) -> None:
     schema = overload(name)._schema
-    declared = re.search(
-        r"mutates=\(([^)]*)\)", inspect.getsource(importlib.import_module(f"lapal_ext.ops.{name}"))
-    )
+    declared = re.search(r"mutates=\(([^)]*)\)", inspect.getsource(importlib.import_module(f"lapal_ext.ops.{name}")))
     wanted = re.findall(r"\w+", declared[1]) if declared else []
-    assert [a.name for a in schema.arguments if a.is_write] == [
-        a.name for a in schema.arguments if a.name in wanted
-    ]
+    assert [a.name for a in schema.arguments if a.is_write] == [a.name for a in schema.arguments if a.name in wanted]
     assert sorted(mutated_names(OPS[name])) == sorted(wanted)
     assert name.endswith("_") == bool(wanted)
     assert all(result.alias_info is None for result in schema.returns)
@@ -139,15 +129,11 @@ def test_compiles_to_the_same(name: str, variant: str, device: str) -> None:
 
 @every_variant
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_fake_has_the_real_strides(
-    name: str, variant: str, layout: str, dtype: torch.dtype, device: str
-) -> None:
+def test_fake_has_the_real_strides(name: str, variant: str, layout: str, dtype: torch.dtype, device: str) -> None:
     args = cast(OPS[name], example(name, variant), dtype, device=device)
     args = {k: LAYOUTS[layout](v) if isinstance(v, Tensor) else v for k, v in args.items()}
     with FakeTensorMode() as mode:
-        fakes = overload(name)(
-            **{k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in args.items()}
-        )
+        fakes = overload(name)(**{k: mode.from_tensor(v) if isinstance(v, Tensor) else v for k, v in args.items()})
     reals = OPS[name](**args)
     fakes, reals = (x if isinstance(x, tuple) else (x,) for x in (fakes, reals))
     for fake, real in zip(fakes, reals, strict=True):
@@ -207,9 +193,7 @@ def test_wrong_size(name: str, argument: str) -> None:
         if letters.count(letter) > 1:
             longer = torch.cat([args[argument], args[argument].narrow(dim, 0, 1)], dim)
             assert_refused(name, args | {argument: longer}, argument, ValueError)
-            assert_refused(
-                name, args | {argument: args[argument].narrow(dim, 0, 1).clone()}, argument, ValueError
-            )
+            assert_refused(name, args | {argument: args[argument].narrow(dim, 0, 1).clone()}, argument, ValueError)
 
 
 @every_tensor
@@ -269,14 +253,10 @@ def test_layouts(name: str, variant: str, layout: str, dtype: torch.dtype, devic
     args = cast(op, example(name, variant), dtype, device=device)
     wanted = outcome(op, op, args)
     laid = {k: LAYOUTS[layout](v) if isinstance(v, Tensor) else v for k, v in args.items()}
-    before = {
-        k: bytes_around(v) if k in mutated else bytes_of(v) for k, v in laid.items() if isinstance(v, Tensor)
-    }
+    before = {k: bytes_around(v) if k in mutated else bytes_of(v) for k, v in laid.items() if isinstance(v, Tensor)}
     results = op(**laid)
     results = results if isinstance(results, tuple) else (results,)
-    values = {f"result {i}": r for i, r in enumerate(results)} | {
-        k: laid[k] for k in mutated if laid[k] is not None
-    }
+    values = {f"result {i}": r for i, r in enumerate(results)} | {k: laid[k] for k in mutated if laid[k] is not None}
     # A matrix product may add in another order in another layout.
     assert_same(Outcome(values, laid), wanted, 1e-12 if dtype == torch.float64 else 2e-5)
     for argument, was in before.items():
@@ -294,9 +274,7 @@ def test_expanded_inputs(name: str, variant: str, dtype: torch.dtype, device: st
             continue
         stretched = expanded(args[argument], dims[0])
         wanted = outcome(op, op, args | {argument: stretched.contiguous()})
-        assert_same(
-            outcome(op, op, args | {argument: stretched}), wanted, 1e-12 if dtype == torch.float64 else 2e-5
-        )
+        assert_same(outcome(op, op, args | {argument: stretched}), wanted, 1e-12 if dtype == torch.float64 else 2e-5)
 
 
 @each_letter(ROWS.replace("S", ""))

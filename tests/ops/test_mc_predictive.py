@@ -32,7 +32,7 @@ def test_reference_is_the_mean_over_samples(C: int, size: float) -> None:
 def test_budget(C: int, size: float, S: int, dtype: torch.dtype, device: str, draw: Draw) -> None:
     args = example("mc_predictive", C=C, N=19, S=S)
     args["logits"] = size * (2 * draw.uniform(19, C) - 1)
-    mean, entropy = assert_within_budget(op, args, dtype, device=device).values.values()
+    mean, entropy = assert_within_budget(op, args, dtype, device=device, logit_size=size).values.values()
     torch.testing.assert_close(mean.sum(1), torch.ones_like(entropy), rtol=1e-5, atol=0)
     assert (entropy >= 0).all()
     assert (entropy <= math.log(C) + 1e-5).all()
@@ -42,9 +42,7 @@ def test_budget(C: int, size: float, S: int, dtype: torch.dtype, device: str, dr
 def test_no_variance_is_the_plugin(variance: float, dtype: torch.dtype, device: str) -> None:
     args = example("mc_predictive")
     args["variance"] = torch.full_like(args["variance"], variance)
-    mean, entropy = (
-        x.cpu().double() for x in assert_within_budget(op, args, dtype, device=device).values.values()
-    )
+    mean, entropy = (x.cpu().double() for x in assert_within_budget(op, args, dtype, device=device).values.values())
     wanted = torch.stack([softmax(z) for z in args["logits"]])
     torch.testing.assert_close(mean, wanted, rtol=1e-5, atol=0)
     each = [loss_by_definition(z, None, "expected_cross_entropy") for z in args["logits"]]

@@ -29,7 +29,7 @@ def test_reference_is_the_definition(C: int, link: str) -> None:
 def test_budget(C: int, size: float, link: str, dtype: torch.dtype, device: str, draw: Draw) -> None:
     args = example("predictive", C=C, N=37) | ({"variance": None} if link == "plugin" else {})
     args["logits"] = size * (2 * draw.uniform(37, C) - 1)
-    p = assert_within_budget(op, args, dtype, device=device, each=True).values["result 0"]
+    p = assert_within_budget(op, args, dtype, device=device, logit_size=size, each=True).values["result 0"]
     torch.testing.assert_close(p.sum(1), torch.ones_like(p[:, 0]), rtol=1e-5, atol=0)
 
 
@@ -54,9 +54,7 @@ def test_negative_variance_counts_as_zero(dtype: torch.dtype, device: str) -> No
 def test_kappa_zero_is_the_plugin(dtype: torch.dtype, device: str) -> None:
     args = example("predictive")
     p = assert_within_budget(op, args | {"kappa": 0.0}, dtype, device=device).values["result 0"]
-    torch.testing.assert_close(
-        p, assert_within_budget(op, args | {"variance": None}, dtype).values["result 0"]
-    )
+    torch.testing.assert_close(p, assert_within_budget(op, args | {"variance": None}, dtype).values["result 0"])
 
 
 def test_not_a_number_stays_in_its_row(dtype: torch.dtype, device: str) -> None:
