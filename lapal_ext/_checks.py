@@ -169,13 +169,18 @@ def check_integer(name: str, value: Any, *, at_least: int, at_most: int | None =
     return number
 
 
-def check_finite(name: str, value: Tensor) -> None:
-    """Raise ValueError if ``value`` holds NaN or infinity.
+def is_finite(value: Tensor) -> bool:
+    """Whether ``value`` holds neither NaN nor infinity.
 
-    The sum is tested first: it is several times cheaper than a mask, and only an overflow makes it raise a false alarm.
+    The sum is tested first: it is many times cheaper than a mask, and only an overflow makes it raise a false alarm.
     """
     total = value.sum(dtype=torch.float32 if value.element_size() < 4 else None)
-    if not bool(total.isfinite()) and not bool(value.isfinite().all()):
+    return bool(total.isfinite()) or bool(value.isfinite().all())
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise ValueError if ``value`` holds NaN or infinity."""
+    if not is_finite(value):
         bad = int(value.isfinite().logical_not().sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {value.numel()} values")
 

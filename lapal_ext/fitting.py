@@ -115,7 +115,7 @@ def symmetric(
     matrix: Tensor,  # [D, D]
 ) -> Tensor:  # [D, D]
     """Average of a matrix and its transpose: a GEMM leaves the two triangles apart by rounding."""
-    return (matrix + matrix.T) * 0.5
+    return torch.add(matrix, matrix.T).mul_(0.5)
 
 
 def inverse(

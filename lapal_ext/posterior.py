@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lapal_ext import fitting, ops
-from lapal_ext._checks import ShapeSpec, check_choice, check_integer, check_number, check_tensors
+from lapal_ext._checks import ShapeSpec, check_choice, check_integer, check_number, check_tensors, is_finite
 from lapal_ext.errors import NotPSDError
 from lapal_ext.gaussian import GaussianLinear
 from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS
@@ -187,7 +187,7 @@ class LastLayerLaplace(GaussianLinear):
         gamma = check_number("gamma", gamma, at_least=0.0)
         inner = self.inner_features(features)
         mean, covariance, weights = absorb(self.mean, self.covariance, inner, labels, step, gamma, self.curvature)
-        if not bool(mean.isfinite().all() and covariance.isfinite().all()):
+        if not (is_finite(mean) and is_finite(covariance)):
             raise NotPSDError("covariance or mean is no longer finite after these features: standardise them")
         self.mean, self.covariance = mean, covariance
         self.queue_observations(inner, weights)

@@ -66,4 +66,4 @@ def _absorb_block(
         return mean + coefficients.T @ columns, downdated[0], weights
     u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
     root = u * beta.sqrt()[:, None]
-    return mean + coefficients.T @ columns, symmetric(covariance - root.T @ root), weights
+    return mean + coefficients.T @ columns, symmetric(torch.addmm(covariance, root.T, root, alpha=-1)), weights
