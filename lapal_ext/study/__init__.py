@@ -1,0 +1,1 @@
+"""Experiments on real data that show what the package does; needs the extra ``demo``."""
