@@ -1,0 +1,56 @@
+"""The command line: one module per subcommand.
+
+To add a subcommand, write ``cli/<name>.py`` with ``add_parser(subparsers)``, which sets ``run`` as a default of its
+parser, and name the module in ``_COMMANDS``. What a subcommand needs beyond the package itself it imports when it runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import lapal_ext
+from lapal_ext.cli import demo
+from lapal_ext.cli.errors import CommandError
+
+_COMMANDS = (demo,)
+_FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        arguments: of the command line, without the program's name; those of this process by default.
+
+    Returns:
+        The exit status: 0, 1 for a failure that the message explains, 2 for wrong usage, 130 after Ctrl-C.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is None:
+        parser.print_help(sys.stderr)
+        return _USAGE
+    try:
+        options.run(options)
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _FAILURE
+    except KeyboardInterrupt:
+        print("lapal-ext: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lapal-ext",
+        description="Deep active learning on last-layer features by closed-form Laplace updates.",
+        epilog="example:\n  lapal-ext demo --out results",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lapal_ext {lapal_ext.__version__}")
+    parser.set_defaults(run=None)
+    subparsers = parser.add_subparsers(title="commands", metavar="command")
+    for command in _COMMANDS:
+        command.add_parser(subparsers)
+    return parser
