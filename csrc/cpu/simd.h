@@ -101,6 +101,20 @@ LAPAL_HD T widen(Float16Bits value) {
   return T(detail::bit_cast<float>(detail::bit_cast<uint32_t>(wide) | sign));
 }
 
+// Sum of kWidth values, halving: `reduction` of OpenMP would add them one after the other. Destroys the values.
+template <int kWidth, class T>
+LAPAL_HD T fold(T* values) {
+  if constexpr (kWidth == 1) {
+    return values[0];
+  } else {
+#pragma omp simd
+    for (int lane = 0; lane < kWidth / 2; ++lane) {
+      values[lane] += values[lane + kWidth / 2];
+    }
+    return fold<kWidth / 2>(values);
+  }
+}
+
 // a . b in an order that only `size` decides, so equal rows give equal bits. The elements of `a` may be
 // stored in half precision: they convert exactly.
 template <class From, class T>
@@ -124,17 +138,7 @@ LAPAL_HD T dot(const From* a, const T* b, int64_t size) {
   for (int lane = 0; i + lane < size; ++lane) {
     sums[kL + lane] += widen<T>(a[i + lane]) * b[i + lane];
   }
-  T folded[kL];
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    folded[lane] = (sums[lane] + sums[kL + lane]) + (sums[2 * kL + lane] + sums[3 * kL + lane]);
-  }
-  for (int width = kL / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) {
-      folded[lane] += folded[lane + width];
-    }
-  }
-  return folded[0];
+  return fold<kChunk>(sums);
 }
 
 // The largest logit of each lane, and the first class that has it.
@@ -158,15 +162,23 @@ struct Winner {
     for (int lane = 0; lane < kLanes<T>; ++lane) {
       T best = logit[lane];
       LaneIndex<T> winner = index[lane];
-      LAPAL_UNROLL
-      for (int k = 0; k < kClasses; ++k) {
-        const T candidate = logits[k * kLanes<T> + lane];
-        const bool wins = candidate > best;
-        best = wins ? candidate : best;
-        winner = wins ? LaneIndex<T>(first + k) : winner;
-      }
+      challenge<0, kClasses>(logits + lane, LaneIndex<T>(first), best, winner);
       logit[lane] = best;
       index[lane] = winner;
+    }
+  }
+
+ private:
+  // One class after the other in one lane. Recursive because clones forget the unrolling of an inner loop, and an inner
+  // loop keeps the lanes from becoming vector code.
+  template <int k, int kClasses>
+  LAPAL_HD static void challenge(const T* logits, LaneIndex<T> first, T& best, LaneIndex<T>& winner) {
+    if constexpr (k < kClasses) {
+      const T candidate = logits[k * kLanes<T>];
+      const bool wins = candidate > best;
+      best = wins ? candidate : best;
+      winner = wins ? first + k : winner;
+      challenge<k + 1, kClasses>(logits, first, best, winner);
     }
   }
 };
