@@ -22,7 +22,8 @@ UPDATING_NOTES = """\
 [3] fit_map, L-BFGS to convergence, on all labels, old and new
 *   best mean without a refit
 All at prior precision 10, from the same fitted mean. Time: of the update or the
-refit alone. Log-likelihood: mean per test row, plugin predictive."""
+refit alone, median of 3 runs per seed. Log-likelihood: mean per test row, of
+the plugin predictive."""
 ACTIVE_NOTES = """\
 [4] label before next pick: every pick is answered before the next one is made
 [5] upper bound: uses true labels, of the pool and of evaluation rows (which are
