@@ -93,6 +93,14 @@ def test_schema_marks_what_is_mutated_and_returns_no_alias(name: str) -> None:
     assert all(result.alias_info is None for result in schema.returns)
 
 
+@every_op
+def test_what_is_marked_as_mutated_does_change(name: str) -> None:
+    args = example(name)
+    values = outcome(OPS[name], OPS[name], args).values
+    for argument in mutated_names(OPS[name]):
+        assert not torch.equal(values[argument], args[argument]), f"{argument} is marked, and never changed"
+
+
 @pytest.mark.parametrize("name", sorted(ALL_NATIVE))
 def test_native_kernel_is_there(name: str, device: str) -> None:
     if name not in NATIVE_OPS[device]:
