@@ -222,6 +222,32 @@ def test_line_search_is_a_root(gamma: float, C: int, draw: Draw, device: str) ->
         check_line_search(float(h @ residual(z, y)) / float(residual(z, y).square().sum()), z, v, y, gamma)
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 10.0, 200.0])
+@pytest.mark.parametrize("C", [2, 5, 11])
+def test_line_search_does_not_cycle(gamma: float, C: int, draw: Draw, device: str) -> None:
+    """Of rows like these, several in a thousand trap a Newton iteration that only a bracket protects."""
+    n = 4000
+    logits = draw.normal(n, C) * 10 ** (2.5 * draw.uniform(n, 1) - 0.5)
+    variances, labels = 10 ** (10 * draw.uniform(n) - 4), draw.integers(C, n)
+    r = torch.nn.functional.one_hot(labels, C) - logits.softmax(1)
+    low, high = torch.zeros(n, dtype=torch.float64), torch.full((n,), gamma, dtype=torch.float64)
+    for _ in range(100):
+        a = (low + high) / 2
+        moved = (logits + (a * variances)[:, None] * r).softmax(1)
+        above = (moved * (r - r.gather(1, labels[:, None]))).sum(1) + a * r.square().sum(1) / gamma > 0
+        low, high = low.where(above, a), a.where(above, high)
+    H = op(
+        variances[:, None, None].to(device),
+        logits[:, None].to(device),
+        labels[:, None].to(device),
+        gamma,
+        "line_search",
+        "categorical",
+    )[0]
+    unsure = r.norm(dim=1) > 1e-3
+    torch.testing.assert_close(H[:, 0].cpu()[unsure], (high[:, None] * r)[unsure], rtol=1e-9, atol=1e-14)
+
+
 @every_gamma
 def test_line_search_does_not_depend_on_its_neighbours(gamma: float, draw: Draw, device: str) -> None:
     """Rows are solved side by side: a hard one must not go on moving one that has settled."""
