@@ -32,8 +32,11 @@ def best_first(
     taken: Tensor,  # [N] bool, the winners are set in place
     count: int,
 ) -> tuple[Tensor, Tensor]:  # [count] int64, [count]
-    """Take the ``count`` largest free utilities; ties go to the lowest index, NaN before all."""
-    values, order = utilities.masked_fill(taken, -float("inf")).sort(descending=True, stable=True)
-    picks = order[:count]
+    """Take the ``count`` largest free utilities; ties go to the lowest index, NaN before all.
+
+    The rows that are taken stand behind all others, even behind those with a utility of minus infinity.
+    """
+    order = utilities.sort(descending=True, stable=True).indices
+    picks = order[taken[order].sort(stable=True).indices[:count]]
     taken[picks] = True
-    return picks, values[:count]
+    return picks, utilities[picks]
