@@ -5,6 +5,7 @@ dimension. A letter stands for one size throughout a call, so one specification 
 """
 
 import math
+import numbers
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INT64_MAX = 2**63 - 1  # torch counts in int64
 _FIXED_DTYPES = {"int64": torch.int64, "bool": torch.bool, "float64": torch.float64}
 _SPECIFICATION = re.compile(r"^(?:(\w+) )?\[(.*)\]$")
 
@@ -62,10 +64,7 @@ def check_tensors(specs: Mapping[str, ShapeSpec], values: Mapping[str, object]) 
         value = values[name]
         if value is None:
             continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-        if value.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+        value = check_dense(name, value)
         _check_dtype(name, value.dtype, spec.kind, compute, compute_name)
         if spec.kind == "compute" and compute is None:
             compute, compute_name = value.dtype, name
@@ -75,6 +74,15 @@ def check_tensors(specs: Mapping[str, ShapeSpec], values: Mapping[str, object]) 
             raise ValueError(f"{name} must be on {first.device} like {first_name}, got {value.device}")
         _match_shape(name, value, spec, sizes, owner, values)
     return sizes
+
+
+def check_dense(name: str, value: object) -> Tensor:
+    """Return ``value`` or raise TypeError unless it is a tensor with strides."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    return value
 
 
 def _check_dtype(name: str, dtype: torch.dtype, kind: str, compute: torch.dtype | None, owner: str) -> None:
@@ -132,14 +140,12 @@ def check_number(name: str, value: object, *, above: float | None = None, at_lea
         TypeError: not a real number.
         ValueError: not finite, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        try:
-            value = float(operator.index(value))  # type: ignore[arg-type]
-        except TypeError:
-            if isinstance(value, (bool, str, Tensor)) or not hasattr(value, "__float__"):
-                raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
-            value = float(value)
-    number = float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond float64
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     if above is not None and not number > above:
@@ -149,7 +155,7 @@ def check_number(name: str, value: object, *, above: float | None = None, at_lea
     return number
 
 
-def check_integer(name: str, value: Any, *, at_least: int, at_most: int | None = None, limit: str = "") -> int:
+def check_integer(name: str, value: Any, *, at_least: int, at_most: int = _INT64_MAX, limit: str = "") -> int:
     """Return ``value`` as an int within its bounds; ``limit`` says where the upper one comes from.
 
     Raises:
@@ -157,32 +163,79 @@ def check_integer(name: str, value: Any, *, at_least: int, at_most: int | None =
         ValueError: out of range.
     """
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {number}")
-    if at_most is not None and number > at_most:
+    if number > at_most:
         raise ValueError(f"{name} must be at most {at_most}{limit and f' ({limit})'}, got {number}")
     return number
 
 
-def is_finite(value: Tensor) -> bool:
-    """Whether ``value`` holds neither NaN nor infinity.
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` or raise TypeError unless it is True or False: "no" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+    return value
+
+
+def check_generator(name: str, value: object, device: torch.device | None = None) -> None:
+    """Raise TypeError unless ``value`` is a torch.Generator or None, ValueError if it must be on another device."""
+    if value is None:
+        return
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"{name} must be a torch.Generator or None, got {type(value).__name__}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name} must be on {device}, got {value.device}")
+
+
+def check_device(name: str, value: object) -> torch.device:
+    """Return ``value`` as a device that can hold tensors here.
+
+    Raises:
+        TypeError: not the name of a device.
+        ValueError: no such device, or not on this machine.
+    """
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(f"{name} must be a torch.device or its name, got {type(value).__name__}")
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        raise ValueError(f"{name} must be available, got {value!r}: {error}") from None
+    if device.type == "meta":
+        raise ValueError(f"{name} must hold values, got {value!r}")
+    return device
+
+
+def is_finite(*values: Tensor) -> bool:
+    """Whether ``values`` hold neither NaN nor infinity.
 
     The sum is tested first: it is many times cheaper than a mask, and only an overflow makes it raise a false alarm.
     """
-    total = value.sum(dtype=torch.float32 if value.element_size() < 4 else None)
-    return bool(total.isfinite()) or bool(value.isfinite().all())
+    total = sum(value.detach().sum(dtype=torch.float32 if value.element_size() < 4 else None) for value in values)
+    return math.isfinite(total) or all(bool(value.isfinite().all()) for value in values)
 
 
 def check_finite(name: str, value: Tensor) -> None:
     """Raise ValueError if ``value`` holds NaN or infinity."""
+    if value.is_meta:
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device")
     if not is_finite(value):
         bad = int(value.isfinite().logical_not().sum())
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {value.numel()} values")
+
+
+def check_overflow(name: str, *results: Tensor) -> None:
+    """Raise ValueError if what was computed from ``name``, which is finite itself, is not."""
+    if not is_finite(*results):
+        raise ValueError(
+            f"{name} must give results that are finite in {results[0].dtype}, got NaN or infinity: rescale them, or "
+            "look for NaN in the posterior"
+        )
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
@@ -213,8 +266,7 @@ def as_labels(name: str, labels: object, device: torch.device) -> Tensor:
         TypeError: not a tensor of integers.
         ValueError: on another device.
     """
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(labels).__name__}")
+    labels = check_dense(name, labels)
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {labels.dtype}")
     if labels.device != device:
