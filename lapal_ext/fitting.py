@@ -4,12 +4,14 @@ Everything here runs in float64 whatever the dtype of the features: it happens o
 inherits its error.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from lapal_ext._checks import check_overflow
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import curvature_weight
 
@@ -39,8 +41,9 @@ def standardization(
     centre = sum((tile.double().sum(0) for tile in tiles(features)), features.new_zeros(n_features).double()) / n_rows
     squares = sum(((tile.double() - centre).square().sum() for tile in tiles(features)), centre.new_zeros(()))
     deviation = (squares / (n_rows * n_features)).sqrt()
-    scale = torch.where(deviation > 0, deviation.reciprocal(), 1.0)
-    return centre.to(features.dtype), scale.to(features.dtype)
+    scale = torch.where(deviation > 0, deviation.reciprocal(), 1.0).to(features.dtype)
+    check_overflow("features", deviation, scale)
+    return centre.to(features.dtype), scale
 
 
 def map_weights(
@@ -81,6 +84,8 @@ def map_weights(
     optimizer.step(objective)
     objective()
     worst = float(weight.grad.abs().max())
+    if not math.isfinite(worst):
+        raise ValueError("features or prior_precision must be smaller, got values with which the fit overflows")
     if worst > 10 * _GRADIENT_TOLERANCE:
         warnings.warn(f"fit_map stopped with a gradient of {worst:.1e}", RuntimeWarning, stacklevel=3)
     return weight

@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,17 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lapal_ext import fitting, storage
-from lapal_ext._checks import check_choice, check_number
+from lapal_ext._checks import (
+    ShapeSpec,
+    check_choice,
+    check_dense,
+    check_device,
+    check_finite,
+    check_flag,
+    check_number,
+    check_overflow,
+    check_tensors,
+)
 from lapal_ext.errors import NotFittedError, StorageError
 from lapal_ext.head import StandardizedLinear
 from lapal_ext.likelihood import CURVATURES
@@ -36,6 +46,12 @@ class GaussianLinear(StandardizedLinear):
     ) -> None:
         super().__init__(weight, bias)
         self.prior_precision = check_number("prior_precision", prior_precision, above=0.0)
+        smallest = torch.finfo(self.mean.dtype).tiny
+        if not smallest <= self.prior_precision <= 1.0 / smallest:
+            raise ValueError(
+                f"prior_precision must lie in [{smallest:.2g}, {1.0 / smallest:.2g}], where it has an inverse in "
+                f"{self.mean.dtype}, got {self.prior_precision:g}"
+            )
         check_choice("curvature", curvature, CURVATURES)
         self.curvature = curvature
         self.fitted = False
@@ -71,9 +87,10 @@ class GaussianLinear(StandardizedLinear):
         precision: Tensor,  # [D, D] float64, inner
     ) -> None:
         """Make this the precision and its inverse the covariance; the posterior counts as fitted from here on."""
-        covariance = fitting.inverse(precision)
-        self.covariance = covariance.to(self.mean.dtype)
-        self._buffers["precision"] = precision.to(self.mean.dtype)
+        stored = precision.to(self.mean.dtype)
+        check_overflow("features", stored)
+        self.covariance = fitting.inverse(precision).to(self.mean.dtype)
+        self._buffers["precision"] = stored
         self._queued.clear()
         self.fitted = True
 
@@ -94,12 +111,16 @@ class GaussianLinear(StandardizedLinear):
     def require_fitted(self) -> None:
         """Raise NotFittedError before ``fit``."""
         if not self.fitted:
-            raise NotFittedError("call fit(features) first; fit(features[:0]) starts from the prior")
+            raise NotFittedError("posterior must be fitted: call fit(features), with features[:0] for the prior alone")
 
     @torch.no_grad()
     def _bring_precision_up_to_date(self) -> None:
+        if not self._queued:
+            return
+        precision = self._stored_precision.clone()  # what was made in inference mode must not be changed in place
         for features, weights in self._queued:
-            fitting.add_observations(self._stored_precision, features, weights)
+            fitting.add_observations(precision, features, weights)
+        self._buffers["precision"] = precision
         self._queued.clear()
 
     @property
@@ -129,11 +150,12 @@ class GaussianLinear(StandardizedLinear):
             FileNotFoundError: no such file.
             StorageError: damaged, foreign, or written by a newer version.
         """
+        device = None if device is None else check_device("device", device)
         tensors, attributes = storage.read(path)
         try:
             posterior = cls._empty(tensors["mean"], attributes)
             posterior.load_state_dict({**tensors, "_extra_state": attributes})
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise StorageError(f"{os.fspath(path)} does not hold a posterior: {error}") from error
         return posterior.to(device)
 
@@ -155,11 +177,45 @@ class GaussianLinear(StandardizedLinear):
         self._bring_precision_up_to_date()
         super()._save_to_state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._queued.clear()
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *messages: list[str]
+    ) -> None:
+        """Load all of a state or, unlike torch's own method, nothing of it.
+
+        A state dict without a single name of this module goes torch's way: an error, or with ``strict=False`` none.
+        """
+        state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
+        if state:
+            self._check_state(state)
+            self._queued.clear()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *messages)
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        _check_names("state_dict", state, (*self._buffers, "_extra_state"))
+        buffers = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        tensors = {f"state_dict[{name!r}]": check_dense(f"state_dict[{name!r}]", state[name]) for name in buffers}
+        shapes = [ShapeSpec("storage", tuple(map(str, buffer.shape))) for buffer in buffers.values()]
+        check_tensors(dict(zip(tensors, shapes, strict=True)), tensors)
+        for name, tensor in tensors.items():
+            check_finite(name, tensor.to(self.mean.dtype))
+        attributes = state["_extra_state"]
+        if not isinstance(attributes, Mapping):
+            raise TypeError(f"state_dict['_extra_state'] must be a dict, got {type(attributes).__name__}")
+        _check_names("state_dict['_extra_state']", attributes, _ATTRIBUTES)
+        check_number("prior_precision", attributes["prior_precision"], above=0.0)
+        check_choice("curvature", attributes["curvature"], CURVATURES)
+        check_flag("fitted", attributes["fitted"])
+        if check_flag("has_bias", attributes["has_bias"]) != self.has_bias:
+            raise ValueError(f"has_bias must be {self.has_bias} as in this posterior, got {attributes['has_bias']}")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._bring_precision_up_to_date()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def _check_names(what: str, given: Mapping[str, Any], expected: Sequence[str]) -> None:
+    """Raise KeyError unless the names in ``given`` are the expected ones."""
+    if set(given) != set(expected):
+        missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+        raise KeyError(f"{what} must hold {', '.join(expected)}; missing: {missing}, unknown: {unknown}")

@@ -7,14 +7,30 @@ from lapal_ext import fitting
 from lapal_ext._checks import (
     ShapeSpec,
     as_labels,
+    check_dense,
     check_finite,
     check_labels,
+    check_overflow,
     check_tensors,
     shape_text,
 )
 
 _WEIGHT, _BIAS = ShapeSpec.parse("[C, D]"), ShapeSpec.parse("[C]")
 _MEAN = ShapeSpec.parse("[C, inner]")
+
+
+def check_layer(weight: object, bias: object, *, prefix: str = "") -> None:
+    """Raise a typed error unless these make a linear layer; ``prefix`` leads to them in the message."""
+    weight_name, bias_name = f"{prefix}weight", f"{prefix}bias"
+    weight = check_dense(weight_name, weight)
+    sizes = check_tensors({weight_name: _WEIGHT}, {weight_name: weight})
+    if sizes["C"] < 2 or sizes["D"] < 1:
+        raise ValueError(f"{weight_name} must have at least 2 classes and 1 feature, got {shape_text(weight.shape)}")
+    check_finite(weight_name, weight)
+    if bias is not None:
+        bias = check_dense(bias_name, bias)
+        check_tensors({weight_name: _WEIGHT, bias_name: _BIAS}, {weight_name: weight, bias_name: bias})
+        check_finite(bias_name, bias)
 
 
 class StandardizedLinear(nn.Module):
@@ -34,13 +50,9 @@ class StandardizedLinear(nn.Module):
         bias: Tensor | None,  # [C]
     ) -> None:
         super().__init__()
-        sizes = check_tensors({"weight": _WEIGHT, "bias": _BIAS}, {"weight": weight, "bias": bias})
-        if sizes["C"] < 2 or sizes["D"] < 1:
-            raise ValueError(f"weight must have at least 2 classes and 1 feature, got {shape_text(weight.shape)}")
-        check_finite("weight", weight)
+        check_layer(weight, bias)
         columns = [weight.detach()]
         if bias is not None:
-            check_finite("bias", bias)
             columns.append(bias.detach()[:, None])
         self.has_bias = bias is not None
         self.register_buffer("mean", torch.cat(columns, 1).clone())
@@ -65,7 +77,9 @@ class StandardizedLinear(nn.Module):
         """Mean of the logits alone, z = W phi; needs no covariance."""
         self.check_features(features)
         weights, offsets = self.fold(self.mean)
-        return torch.addmm(offsets, features, weights.T)
+        logits = torch.addmm(offsets, features, weights.T)
+        check_overflow("features", logits)
+        return logits
 
     def to_linear(self) -> nn.Linear:
         """Return the mean as a plain layer on outer features; it has a bias where this one has."""
@@ -88,11 +102,15 @@ class StandardizedLinear(nn.Module):
         Without a bias there is nothing that could take up the centre, which then stays zero.
         """
         weights, offsets = self.fold(self.mean)
-        centre, self.scale = fitting.standardization(features)
-        self.mean[:, : self.num_features] = weights / self.scale
+        centre, scale = fitting.standardization(features)
+        columns = [weights / scale]
+        if self.has_bias:
+            columns.append((offsets + weights @ centre)[:, None])
+        mean = torch.cat(columns, 1)
+        check_overflow("features", mean)
+        self.mean, self.scale = mean, scale
         if self.has_bias:
             self.centre = centre
-            self.mean[:, -1] = offsets + weights @ centre
 
     def inner_features(
         self,
@@ -118,6 +136,7 @@ class StandardizedLinear(nn.Module):
 
     def check_features(self, features: Tensor, *, name: str = "features", nonempty: bool = False) -> None:
         """Raise a typed error unless ``features`` fits this layer: shape, dtype, device and finite values."""
+        check_dense(name, features)
         expected = ShapeSpec("compute", ("N", str(self.num_features)))
         check_tensors({"mean": _MEAN, name: expected}, {"mean": self.mean, name: features})
         if nonempty and features.shape[0] == 0:

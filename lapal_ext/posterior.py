@@ -7,9 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from lapal_ext import fitting, ops
-from lapal_ext._checks import ShapeSpec, check_choice, check_integer, check_number, check_tensors, is_finite
-from lapal_ext.errors import NotPSDError
+from lapal_ext._checks import (
+    ShapeSpec,
+    check_choice,
+    check_dense,
+    check_finite,
+    check_flag,
+    check_generator,
+    check_integer,
+    check_number,
+    check_overflow,
+    check_tensors,
+    shape_text,
+)
 from lapal_ext.gaussian import GaussianLinear
+from lapal_ext.head import check_layer
 from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS
 from lapal_ext.updating import absorb
 
@@ -86,9 +98,10 @@ class LastLayerLaplace(GaussianLinear):
         """
         if not isinstance(head, nn.Linear):
             raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
+        check_layer(head.weight, head.bias, prefix="head.")
         posterior = cls(head.weight, prior_precision, curvature, bias=head.bias)
         posterior.check_features(features, nonempty=True)
-        if standardize:
+        if check_flag("standardize", standardize):
             posterior.standardize(features.detach())
         else:
             square = float(features.detach().double().square().mean())
@@ -126,17 +139,20 @@ class LastLayerLaplace(GaussianLinear):
             standardize: centre and scale the features inside; with a bias nothing but the scale of the prior changes.
         """
         num_classes = check_integer("num_classes", num_classes, at_least=2)
+        features = check_dense("features", features).detach()
         check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
-        features = features.detach()
-        bias = features.new_zeros(num_classes) if fit_bias else None
+        if features.numel() == 0:
+            raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
+        check_finite("features", features)
+        bias = features.new_zeros(num_classes) if check_flag("fit_bias", fit_bias) else None
         posterior = cls(features.new_zeros(num_classes, features.shape[1]), prior_precision, curvature, bias=bias)
-        posterior.check_features(features, nonempty=True)
         labels = posterior.check_targets(targets, features.shape[0])
-        if standardize:
+        if check_flag("standardize", standardize):
             posterior.standardize(features)
         inner = posterior.inner_features(features)
         weights = fitting.map_weights(inner, labels, num_classes, posterior.prior_precision)
         posterior.mean = weights.to(features.dtype)
+        check_overflow("features", posterior.mean)
         return posterior.fit(features)
 
     @torch.no_grad()
@@ -177,6 +193,7 @@ class LastLayerLaplace(GaussianLinear):
             self.
 
         Raises:
+            ValueError, TypeError: an argument does not fit, or overflows; the posterior is as it was.
             NotFittedError: ``fit`` has not been called.
             NotPSDError: the covariance is no longer positive semi-definite; the posterior is as it was.
         """
@@ -187,8 +204,6 @@ class LastLayerLaplace(GaussianLinear):
         gamma = check_number("gamma", gamma, at_least=0.0)
         inner = self.inner_features(features)
         mean, covariance, weights = absorb(self.mean, self.covariance, inner, labels, step, gamma, self.curvature)
-        if not (is_finite(mean) and is_finite(covariance)):
-            raise NotPSDError("covariance or mean is no longer finite after these features: standardise them")
         self.mean, self.covariance = mean, covariance
         self.queue_observations(inner, weights)
         return self
@@ -219,6 +234,7 @@ class LastLayerLaplace(GaussianLinear):
             torch.mm(inner, self.mean.T, out=logits[rows])
             variance[rows] = ops.predictive_variance(inner, self.covariance)
             start = rows.stop
+        check_overflow("features", logits, variance)
         return LatentPrediction(logits, variance)
 
     @torch.no_grad()
@@ -242,6 +258,7 @@ class LastLayerLaplace(GaussianLinear):
             [N, C], rows sum to one.
         """
         check_choice("link", link, LINKS)
+        check_generator("generator", generator, self.mean.device)
         if link != "mc":
             if n_samples is not None:
                 raise ValueError(f"n_samples is for link='mc', got it with link={link!r}")

@@ -24,7 +24,9 @@ _VERSION = 1
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
     """Write atomically: whatever stood at ``path`` stays whole until the new file is complete on disk."""
-    target = Path(path)
+    target = _as_path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path must name a file, got the folder {target}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"path must lie in an existing folder, got {target}")
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -49,7 +51,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         FileNotFoundError: no such file.
         StorageError: damaged, foreign, or written by a newer version.
     """
-    source = Path(path)
+    source = _as_path(path)
     if not source.is_file():
         raise FileNotFoundError(f"path must name a saved posterior, got {source}")
     try:
@@ -66,6 +68,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise StorageError(f"{source} has format version {header['version']}, this lapal_ext reads {_VERSION}")
     attributes: dict[str, Any] = json.loads(header["attributes"])
     return tensors, attributes
+
+
+def _as_path(path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
+    if "\0" in os.fspath(path):
+        raise ValueError(f"path must not hold a null character, got {path!r}")
+    return Path(path)
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext._checks import check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
 from lapal_ext.fitting import symmetric
 
@@ -26,6 +27,7 @@ def absorb(
         precision gains along it.
 
     Raises:
+        ValueError: the features or gamma are so large that the result overflows.
         NotPSDError: the covariance is not, or no longer, positive semi-definite.
     """
     weights = features.new_empty(features.shape[0])
@@ -34,7 +36,53 @@ def absorb(
         mean, covariance, weights[block] = _absorb_block(
             mean, covariance, features[block], targets[block], step, gamma, curvature, start
         )
+    check_overflow("features", mean, covariance, weights * features.square().sum(1))
     return mean, covariance, weights
+
+
+def coefficients(
+    gram: Tensor,  # [M, b, b]
+    logits: Tensor,  # [M, b, C]
+    targets: Tensor,  # [M, b]
+    gamma: float,
+    step: str,
+    curvature: str,
+    *,
+    name: str,
+    rows: Tensor,  # [M, b]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``ops.update_coefficients`` with an error where it would return NaN, or zero for an infinite variance.
+
+    Args:
+        gram: [M, b, b], as for the op, and so on.
+        logits: [M, b, C].
+        targets: [M, b].
+        gamma: trust in the labels.
+        step: ``line_search`` or ``newton``.
+        curvature: ``categorical`` or ``gaussian``.
+        name: the argument that the observations come from.
+        rows: where in it they stand.
+
+    Raises:
+        ValueError: the logits, a variance or the steps overflow.
+        NotPSDError: the covariance is not, or no longer, positive semi-definite.
+    """
+    h, triangle, beta, weights = ops.update_coefficients(gram, logits, targets, gamma, step, curvature)
+    if is_finite(gram, logits, h, beta):
+        return h, triangle, beta, weights
+    check_overflow(name, gram, logits)
+    if not is_finite(beta):
+        row = int(rows[beta.isfinite().logical_not()][0])
+        raise NotPSDError(
+            f"covariance is not positive semi-definite along row {row} of {name}: refresh() the posterior, or use a "
+            "larger prior_precision or standardised features"
+        )
+    raise steps_overflow(h, gamma)
+
+
+def steps_overflow(steps: Tensor, gamma: float) -> ValueError:
+    """The error where finite features give steps that are not finite."""
+    return ValueError(f"gamma must leave the steps finite in {steps.dtype}, got {gamma:g}")
 
 
 def _absorb_block(
@@ -49,21 +97,17 @@ def _absorb_block(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two GEMMs around the recursion of ``update_coefficients``, whose docstring has the formulas."""
     columns = x @ covariance
-    coefficients, triangle, beta, weights = (
+    rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
+    gram, logits = columns @ x.T, x @ mean.T
+    h, triangle, beta, weights = (
         result[0]
-        for result in ops.update_coefficients(
-            (columns @ x.T)[None], (x @ mean.T)[None], targets[None], gamma, step, curvature
+        for result in coefficients(
+            gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None]
         )
     )
-    if not bool(beta.isfinite().all()):
-        row = first_row + int(beta.isfinite().logical_not().int().argmax())
-        raise NotPSDError(
-            f"covariance is not positive semi-definite along row {row} of features: refresh() it, or use a larger "
-            "prior_precision or standardised features"
-        )
     if x.shape[0] == 1:
         downdated, _ = ops.rank_one_update(covariance[None], x, weights)
-        return mean + coefficients.T @ columns, downdated[0], weights
+        return mean + h.T @ columns, downdated[0], weights
     u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
     root = u * beta.sqrt()[:, None]
-    return mean + coefficients.T @ columns, symmetric(torch.addmm(covariance, root.T, root, alpha=-1)), weights
+    return mean + h.T @ columns, symmetric(torch.addmm(covariance, root.T, root, alpha=-1)), weights
