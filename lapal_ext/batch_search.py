@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext._checks import as_labels, check_choice, check_integer, check_labels, shape_text
+from lapal_ext._checks import as_labels, check_choice, check_generator, check_integer, check_labels, shape_text
 from lapal_ext.labels import SOURCES, draw_labels
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 from lapal_ext.lookahead import check_evaluation, check_update, look_ahead
@@ -62,9 +62,10 @@ def select_lookahead(
 
     Source: arXiv 2210.06112, section 5.3; trying all batches in Gram space is ours.
     """
-    posterior.require_fitted()
     rows = Pool(posterior, pool)
     batch_size = check_integer("batch_size", batch_size, at_least=1, at_most=len(rows), limit="the rows of pool")
+    if not isinstance(proposals, Sequence):
+        raise TypeError(f"proposals must be a sequence of names, got {type(proposals).__name__}")
     names = (proposals,) if isinstance(proposals, str) else tuple(proposals)
     if not names:
         raise ValueError("proposals must name at least one source of batches")
@@ -75,6 +76,7 @@ def select_lookahead(
     loss = ("expected_zero_one" if eval_targets is None else "cross_entropy") if loss is None else loss
     check_evaluation(posterior, eval_features, eval_targets, loss)
     gamma = check_update(step, gamma, link)
+    check_generator("generator", generator, torch.device("cpu"))
     if isinstance(targets, Tensor):
         labels = as_labels("targets", targets, rows.storage.device)
         if labels.shape != (rows.size,):

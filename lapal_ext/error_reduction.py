@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext._checks import check_choice
+from lapal_ext._checks import check_choice, check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import EXPECTED_LOSSES, MEAN_FIELD_FACTOR, step_length
 from lapal_ext.lookahead import TILE, check_evaluation, check_update, slices, sum_losses
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.updating import coefficients, steps_overflow
 
 _CANDIDATE_SIZE = 1024  # numbers a candidate counts for at least, so that a tile of them leaves room for columns
 
@@ -44,7 +45,6 @@ def expected_error_reduction(
     Source: Roy and McCallum (2001), "Toward Optimal Active Learning through Sampling Estimation of Error Reduction",
     with the update of arXiv 2210.06112 in place of their retraining; the O(C) form is ours.
     """
-    posterior.require_fitted()
     rows = Pool(posterior, pool)
     check_choice("loss", loss, EXPECTED_LOSSES)
     check_evaluation(posterior, eval_features, None, loss)
@@ -53,11 +53,14 @@ def expected_error_reduction(
     width = 1 if shared else posterior.num_classes
     sums = []
     for tile in slices(len(rows), TILE // (width * max(*posterior.mean.shape, _CANDIDATE_SIZE))):
-        inner = rows.inner(torch.arange(tile.start, tile.stop, device=eval_features.device))
+        numbers = torch.arange(tile.start, tile.stop, device=eval_features.device)
+        inner = rows.inner(numbers)
         if shared:
             sums.append(_expected_losses_shared(posterior, inner, eval_features, loss, gamma))
         else:
-            sums.append(_expected_losses_of_each_label(posterior, inner, eval_features, loss, step, gamma, link))
+            sums.append(
+                _expected_losses_of_each_label(posterior, inner, numbers, eval_features, loss, step, gamma, link)
+            )
     means = torch.cat(sums) if sums else eval_features.new_zeros(0, dtype=torch.float64)
     return (means / len(eval_features)).to(posterior.mean.dtype)
 
@@ -72,21 +75,28 @@ def _expected_losses_shared(
     """The Newton step is as long for every label, so that one pass serves them all."""
     directions = inner @ posterior.covariance
     logits = inner @ posterior.mean.T
+    variance = (directions * inner).sum(1)
+    check_overflow("pool", logits, variance)
     any_label = torch.zeros(len(inner), dtype=torch.int64, device=inner.device)
-    lengths = step_length(logits, (directions * inner).sum(1), any_label, gamma, "newton", posterior.curvature)
-    if not bool(((lengths >= 0) & lengths.isfinite()).all()):
+    lengths = step_length(logits, variance, any_label, gamma, "newton", posterior.curvature)
+    if not bool((variance >= 0).all()):
         raise NotPSDError("covariance is not positive semi-definite along a row of pool: refresh() the posterior")
+    if not is_finite(lengths):
+        raise steps_overflow(lengths, gamma)
     probabilities = ops.predictive(logits, None, 0.0)
     sums = torch.zeros(len(inner), dtype=torch.float64, device=inner.device)
     for tile in slices(len(eval_features), TILE // max(len(inner), posterior.num_classes, 1)):
         points = posterior.inner_features(eval_features[tile])
-        sums += ops.expected_lookahead(posterior.mean @ points.T, directions @ points.T, lengths, probabilities, loss)
+        at_points, columns = posterior.mean @ points.T, directions @ points.T
+        check_overflow("eval_features", at_points, columns)
+        sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, loss)
     return sums
 
 
 def _expected_losses_of_each_label(
     posterior: LastLayerLaplace,
     inner: Tensor,  # [n, D]
+    numbers: Tensor,  # [n] int64, of the rows
     eval_features: Tensor,  # [E, D]
     loss: str,
     step: str,
@@ -100,12 +110,11 @@ def _expected_losses_of_each_label(
     variance = (directions * inner).sum(1)
     local = torch.arange(len(inner), device=inner.device).repeat_interleave(n_classes)[:, None]
     labels = torch.arange(n_classes, device=inner.device).repeat(len(inner))[:, None]
-    coefficients, triangle, beta, _ = ops.update_coefficients(
-        variance[local][:, :, None], logits[local], labels, gamma, step, posterior.curvature
+    gram = variance[local][:, :, None]
+    h, triangle, beta, _ = coefficients(
+        gram, logits[local], labels, gamma, step, posterior.curvature, name="pool", rows=numbers[local]
     )
-    if not bool(beta.isfinite().all()):
-        raise NotPSDError("covariance is not positive semi-definite along a row of pool: refresh() the posterior")
-    updates = (coefficients, triangle, beta)
+    updates = (h, triangle, beta)
     sums = sum_losses(posterior, directions, local, updates, eval_features, None, loss, link)
     probabilities = ops.predictive(logits, variance if mean_field else None, MEAN_FIELD_FACTOR)
     return (probabilities.double() * sums.view(len(inner), n_classes)).sum(1)

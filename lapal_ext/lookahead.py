@@ -10,16 +10,18 @@ from lapal_ext._checks import (
     ShapeSpec,
     as_labels,
     check_choice,
+    check_dense,
     check_index_range,
     check_labels,
     check_number,
+    check_overflow,
     check_tensors,
     shape_text,
 )
-from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, MEAN_FIELD_FACTOR, STEPS
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.updating import coefficients
 
 LINKS = ("plugin", "mean_field")
 TILE = 1 << 23  # numbers in the largest temporary, 32 MiB in float32
@@ -59,13 +61,13 @@ def look_ahead(
     Returns:
         [M], lower is better. O(N' D^2 + N' D E + M E b C) for N' distinct rows.
     """
-    posterior.require_fitted()
     rows = Pool(posterior, pool)
+    check_dense("batches", batches)
     check_tensors({"batches": ShapeSpec.parse("int64 [M, b]")}, {"batches": batches})
     _check_batches(batches, rows)
     labels = _labels_of_batches(targets, batches, rows, posterior.num_classes)
     evaluation = check_evaluation(posterior, eval_features, eval_targets, loss)
-    check_update(step, gamma, link)
+    gamma = check_update(step, gamma, link)
     hypotheses = TILE // (batches.shape[1] * max(posterior.mean.shape))
     sums = [
         _summed_losses(posterior, rows, batches[tile], labels[tile], eval_features, evaluation, loss, step, gamma, link)
@@ -92,14 +94,10 @@ def _summed_losses(
     directions = inner @ posterior.covariance
     logits = inner @ posterior.mean.T
     gram = directions[local] @ inner[local].mT
-    coefficients, triangle, beta, _ = ops.update_coefficients(
-        gram, logits[local], labels, gamma, step, posterior.curvature
+    h, triangle, beta, _ = coefficients(
+        gram, logits[local], labels, gamma, step, posterior.curvature, name="pool", rows=batches
     )
-    if not bool(beta.isfinite().all()):
-        raise NotPSDError("covariance is not positive semi-definite along a batch: refresh() the posterior")
-    return sum_losses(
-        posterior, directions, local, (coefficients, triangle, beta), eval_features, eval_targets, loss, link
-    )
+    return sum_losses(posterior, directions, local, (h, triangle, beta), eval_features, eval_targets, loss, link)
 
 
 def sum_losses(
@@ -113,19 +111,24 @@ def sum_losses(
     link: str,
 ) -> Tensor:  # [m] float64
     """Sum of the losses after each hypothesis, in tiles of evaluation points."""
-    coefficients, triangle, beta = updates
+    h, triangle, beta = updates
     mean_field = link == "mean_field"
     sums = torch.zeros(len(batches), dtype=torch.float64, device=directions.device)
     for tile in slices(len(eval_features), TILE // max(len(directions), posterior.num_classes, 1)):
         points = posterior.inner_features(eval_features[tile])
+        logits, columns = posterior.mean @ points.T, directions @ points.T
+        check_overflow("eval_features", logits, columns)
+        variance = ops.predictive_variance(points, posterior.covariance) if mean_field else None
+        if variance is not None:
+            check_overflow("eval_features", variance)
         sums += ops.lookahead_loss(
-            posterior.mean @ points.T,
-            directions @ points.T,
+            logits,
+            columns,
             batches,
-            coefficients,
+            h,
             triangle if mean_field else None,
             beta if mean_field else None,
-            ops.predictive_variance(points, posterior.covariance) if mean_field else None,
+            variance,
             None if eval_targets is None else eval_targets[tile],
             loss,
             MEAN_FIELD_FACTOR if mean_field else 0.0,
@@ -171,11 +174,13 @@ def check_evaluation(
     """Check where and how a loss is taken; return the labels it needs, or None for an expected loss."""
     check_choice("loss", loss, LOSSES)
     posterior.check_features(eval_features, name="eval_features", nonempty=True)
-    if loss in EXPECTED_LOSSES:
-        return None
-    if eval_targets is None:
+    expected = loss in EXPECTED_LOSSES
+    if eval_targets is not None:
+        labels = posterior.check_targets(eval_targets, len(eval_features), name="eval_targets")
+        return None if expected else labels
+    if not expected:
         raise ValueError(f"eval_targets must be given for loss={loss!r}; {' and '.join(EXPECTED_LOSSES)} need none")
-    return posterior.check_targets(eval_targets, len(eval_features), name="eval_targets")
+    return None
 
 
 def check_update(step: str, gamma: float, link: str) -> float:

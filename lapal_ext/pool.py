@@ -5,30 +5,41 @@ from torch import Tensor
 
 from lapal_ext import fitting, ops
 from lapal_ext._checks import (
+    COMPUTE_DTYPES,
     ShapeSpec,
+    check_dense,
     check_distinct,
     check_finite,
     check_index_range,
+    check_overflow,
     check_tensors,
 )
 from lapal_ext.posterior import LastLayerLaplace
+
+
+def check_posterior(posterior: object) -> None:
+    """Raise a typed error unless ``posterior`` is a fitted model in a precision that is computed in."""
+    if not isinstance(posterior, LastLayerLaplace):
+        raise TypeError(f"posterior must be a LastLayerLaplace, got {type(posterior).__name__}")
+    if posterior.mean.dtype not in COMPUTE_DTYPES:
+        raise TypeError(f"posterior must be float32 or float64, got {posterior.mean.dtype}")
+    posterior.require_fitted()
 
 
 class Pool:
     """A feature matrix in its own storage dtype, read through the standardising of one posterior.
 
     Args:
-        posterior: whose inputs these are; only its standardising and its dtype are used later.
+        posterior: fitted; whose inputs these are; only its standardising and its dtype are used later.
         features: [N, D], float32, float64, or half precision as storage.
         candidates: the rows that may be picked, distinct; all by default. They are copied out, in ascending order, so
             that ties still go to the lowest row.
     """
 
     def __init__(self, posterior: LastLayerLaplace, features: Tensor, candidates: Tensor | None = None) -> None:
-        check_tensors(
-            {"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))},
-            {"pool": features},
-        )
+        check_posterior(posterior)
+        check_dense("pool", features)
+        check_tensors({"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))}, {"pool": features})
         mean = posterior.mean
         if features.device != mean.device:
             raise ValueError(f"pool must be on {mean.device} like the posterior, got {features.device}")
@@ -45,6 +56,7 @@ class Pool:
             self.storage = self.storage[self._candidates]
 
     def _check_candidates(self, candidates: Tensor) -> Tensor:
+        check_dense("candidates", candidates)
         check_tensors({"candidates": ShapeSpec("int64", ("K",))}, {"candidates": candidates})
         if candidates.device != self.storage.device:
             raise ValueError(f"candidates must be on {self.storage.device} like pool, got {candidates.device}")
@@ -66,18 +78,19 @@ class Pool:
     def to_picks(
         self,
         rows: Tensor,  # [k] int64
+        name: str = "indices",
     ) -> Tensor:  # [k] int64
-        """Inverse of ``to_rows``.
+        """Inverse of ``to_rows``; ``name`` is the argument that the rows came in.
 
         Raises:
             ValueError: a row is not in the pool, or no candidate.
         """
-        check_index_range("indices", rows, self.size, f"[0, {self.size}), one of the rows of pool")
+        check_index_range(name, rows, self.size, f"[0, {self.size}), one of the rows of pool")
         if self._candidates is None:
             return rows
         picks = torch.searchsorted(self._candidates, rows).clamp(max=len(self) - 1)
         if len(self) == 0 or not bool((self._candidates[picks] == rows).all()):
-            raise ValueError(f"indices must be candidates, got {rows.tolist()}")
+            raise ValueError(f"{name} must be candidates, got {rows.tolist()}")
         return picks
 
     def outer(
@@ -114,6 +127,7 @@ class Pool:
             logits[rows] = inner @ self._posterior.mean.T
             if variance is not None:
                 variance[rows] = ops.predictive_variance(inner, self._posterior.covariance)
+        check_overflow("pool", logits, *(() if variance is None else (variance,)))
         return logits, variance
 
     def norms(self) -> Tensor:  # [N]
@@ -121,6 +135,7 @@ class Pool:
         result = self._posterior.mean.new_empty(len(self))
         for rows, tile in self._tiles():
             result[rows] = self._posterior.inner_features(tile).norm(dim=1)
+        check_overflow("pool", result)
         return result
 
     def _tiles(self) -> list[tuple[slice, Tensor]]:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import check_choice, check_integer, check_number
-from lapal_ext.acquisition import Acquisition, make_scorer, uses_variance
+from lapal_ext._checks import check_choice, check_flag, check_integer, check_number
+from lapal_ext.acquisition import Acquisition, check_acquisition, make_scorer, uses_variance
 from lapal_ext.labels import Targets, label_source
 from lapal_ext.likelihood import STEPS
 from lapal_ext.pool import Pool
@@ -69,7 +69,6 @@ def select_batch(
 
     O(D^2 + N (D + C)) per pick for the named utilities: the pool is read once, no model is ever refitted.
     """
-    posterior.require_fitted()
     rows = Pool(posterior, pool, candidates)
     batch_size = check_integer(
         "batch_size", batch_size, at_least=1, at_most=len(rows), limit="the rows that may be picked"
@@ -77,6 +76,8 @@ def select_batch(
     update_every = check_integer("update_every", update_every, at_least=1, at_most=batch_size, limit="batch_size")
     check_choice("step", step, STEPS)
     gamma = check_number("gamma", gamma, at_least=0.0)
+    check_acquisition(acquisition, link, generator)
+    check_flag("progress", progress)
     labels = label_source(targets, rows, posterior.num_classes, generator)
     if targets is None:
         if update_every < batch_size and not uses_variance(acquisition, link):

@@ -1,5 +1,6 @@
 """Selecting while a person answers: one question, one update, the next question."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,12 +15,16 @@ from lapal_ext._checks import (
     check_number,
     shape_text,
 )
-from lapal_ext.acquisition import Acquisition, Scorer, make_scorer
+from lapal_ext.acquisition import Acquisition, Scorer, check_acquisition, make_scorer
 from lapal_ext.likelihood import STEPS
-from lapal_ext.pool import Pool
+from lapal_ext.pool import Pool, check_posterior
 from lapal_ext.posterior import LastLayerLaplace
 
 _SKIPPED = -1  # label of a row that was passed over, in a state dict
+_STATE = ("rows", "labels", "events")
+
+_Event = tuple[Tensor, Tensor | None]
+"""Picks and their labels, or None where they were skipped."""
 
 
 class SequentialSelector:
@@ -52,13 +57,14 @@ class SequentialSelector:
         candidates: Tensor | None = None,  # [K] int64
         generator: torch.Generator | None = None,
     ) -> None:
-        posterior.require_fitted()
+        check_posterior(posterior)
         check_choice("step", step, STEPS)
         self._gamma = check_number("gamma", gamma, at_least=0.0)
+        check_acquisition(acquisition, link, generator)
         self._step, self._acquisition, self._link, self._generator = step, acquisition, link, generator
         self._initial = posterior.clone()
         self._pool = Pool(self._initial, pool, candidates)
-        self._events: list[tuple[Tensor, Tensor | None]] = []  # picks and their labels, or None where skipped
+        self._events: list[_Event] = []
         self._asked: Tensor | None = None
         self._scorer = self._start()
 
@@ -95,18 +101,15 @@ class SequentialSelector:
             ValueError: a row that has its label already, or that is not in the pool; a label that is no class.
             NotPSDError: the covariance is not positive semi-definite; nothing is changed.
         """
-        picks = self._as_picks(indices)
+        picks = self._as_picks("indices", indices)
         values = self._as_labels(labels, len(picks))
-        told = {pick for rows, given in self._events if given is not None for pick in rows.tolist()}
-        for row, pick in zip(self._pool.to_rows(picks).tolist(), picks.tolist(), strict=True):
-            if pick in told:
-                raise ValueError(f"indices must be without a label so far, got {row} again; undo() takes one back")
+        self._check_untold("indices", picks, self._events)
         self._scorer.absorb(picks, values)
         self._close(picks, values)
 
     def skip(self, indices: int | Tensor) -> None:
         """Do not ask for these rows again; they may still be told."""
-        self._close(self._as_picks(indices), None)
+        self._close(self._as_picks("indices", indices), None)
 
     @torch.no_grad()
     def undo(self) -> Tensor:  # [k] int64
@@ -143,28 +146,32 @@ class SequentialSelector:
         return {name: torch.cat(part or empty) for name, part in parts.items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replay the answers of a ``state_dict``: the next question is the one that was due.
 
         Raises:
             KeyError, TypeError, ValueError: not a state of a selector over this pool; nothing is changed.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict, got {type(state).__name__}")
+        if missing := [name for name in _STATE if name not in state]:
+            raise KeyError(f"state must hold {', '.join(_STATE)}, {', '.join(missing)} is missing")
         rows, labels, events = (
-            as_labels(f"state[{name!r}]", state[name], self._pool.storage.device)
-            for name in ("rows", "labels", "events")
+            as_labels(f"state[{name!r}]", state[name], self._pool.storage.device) for name in _STATE
         )
         if not rows.shape == labels.shape == events.shape or rows.dim() != 1:
             raise ValueError(
                 f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
                 f"{shape_text(labels.shape)} labels and {shape_text(events.shape)} events"
             )
-        replayed: list[tuple[Tensor, Tensor | None]] = []
+        replayed: list[_Event] = []
         for number in events.unique():
             belongs = events == number
-            picks, given = self._as_picks(rows[belongs]), labels[belongs]
+            picks, given = self._as_picks("state['rows']", rows[belongs]), labels[belongs]
             skipped = bool((given == _SKIPPED).all())
             if not skipped:
                 check_labels("state['labels']", given, self._initial.num_classes)
+                self._check_untold("state['rows']", picks, replayed)
             replayed.append((picks, None if skipped else given))
         self._replay(replayed)
 
@@ -179,7 +186,7 @@ class SequentialSelector:
             generator=self._generator,
         )
 
-    def _replay(self, events: list[tuple[Tensor, Tensor | None]]) -> None:
+    def _replay(self, events: list[_Event]) -> None:
         scorer = self._start()
         for picks, labels in events:
             if labels is not None:
@@ -203,20 +210,30 @@ class SequentialSelector:
     def _closed(self) -> set[int]:
         return {pick for picks, _ in self._events for pick in picks.tolist()}
 
-    def _as_picks(self, indices: int | Tensor) -> Tensor:
-        device = self._pool.storage.device
-        if not isinstance(indices, Tensor):
-            indices = torch.tensor([check_integer("indices", indices, at_least=0)], device=device)
-        rows = as_labels("indices", indices, device).reshape(-1)
-        check_distinct("indices", rows)
-        return self._pool.to_picks(rows)
+    def _check_untold(self, name: str, picks: Tensor, events: list[_Event]) -> None:
+        told = {pick for rows, given in events if given is not None for pick in rows.tolist()}
+        for row, pick in zip(self._pool.to_rows(picks).tolist(), picks.tolist(), strict=True):
+            if pick in told:
+                raise ValueError(f"{name} must be without a label so far, got {row} again; undo() takes one back")
+
+    def _as_picks(self, name: str, indices: int | Tensor) -> Tensor:
+        rows = self._as_vector(name, indices)
+        if len(rows) == 0:
+            raise ValueError(f"{name} must hold at least one row, got none")
+        check_distinct(name, rows)
+        return self._pool.to_picks(rows, name)
 
     def _as_labels(self, labels: int | Tensor, count: int) -> Tensor:
-        device = self._pool.storage.device
-        if not isinstance(labels, Tensor):
-            labels = torch.tensor([check_integer("labels", labels, at_least=0)], device=device)
-        values = as_labels("labels", labels, device).reshape(-1)
+        values = self._as_vector("labels", labels)
         if len(values) != count:
             raise ValueError(f"labels must hold one label for each of {count} indices, got {len(values)}")
         check_labels("labels", values, self._initial.num_classes)
         return values
+
+    def _as_vector(self, name: str, value: int | Tensor) -> Tensor:  # [k] int64
+        device = self._pool.storage.device
+        if not isinstance(value, Tensor):
+            return torch.tensor([check_integer(name, value, at_least=0)], device=device)
+        if value.dim() > 1:
+            raise ValueError(f"{name} must be one integer or have shape (k,), got {shape_text(value.shape)}")
+        return as_labels(name, value, device).reshape(-1)

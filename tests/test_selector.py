@@ -164,7 +164,7 @@ def test_bad_states_change_nothing(problem: Problem) -> None:
     state, due = selector.state_dict(), selector.ask()
     for name, value, message in (
         ("rows", torch.tensor([1, 2]), "state must hold vectors of one length"),
-        ("rows", torch.tensor([1, 99, 2]), r"indices must lie in \[0, 60\)"),
+        ("rows", torch.tensor([1, 99, 2]), r"state\['rows'\] must lie in \[0, 60\)"),
         ("labels", torch.tensor([0, 9, 0]), r"state\['labels'\] must lie in"),
     ):
         with pytest.raises(ValueError, match=message):

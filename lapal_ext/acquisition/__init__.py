@@ -2,7 +2,7 @@
 
 import torch
 
-from lapal_ext._checks import check_choice
+from lapal_ext._checks import check_choice, check_generator
 from lapal_ext.acquisition._scorer import Scorer
 from lapal_ext.acquisition.custom import Acquisition, CustomScorer, random_acquisition
 from lapal_ext.acquisition.uncertainty import UncertaintyScorer
@@ -10,10 +10,18 @@ from lapal_ext.likelihood import UTILITIES
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 
-__all__ = ["ACQUISITIONS", "LINKS", "Acquisition", "Scorer", "make_scorer", "uses_variance"]
+__all__ = ["ACQUISITIONS", "LINKS", "Acquisition", "Scorer", "check_acquisition", "make_scorer", "uses_variance"]
 
 ACQUISITIONS = (*UTILITIES, "random")
 LINKS = ("plugin", "mean_field")  # of a utility; Monte Carlo would make picks depend on the noise
+
+
+def check_acquisition(acquisition: object, link: object, generator: object) -> None:
+    """Raise a typed error unless ``make_scorer`` knows what to do with these."""
+    if not callable(acquisition):
+        check_choice("acquisition", acquisition, ACQUISITIONS)
+    check_choice("link", link, LINKS)
+    check_generator("generator", generator)
 
 
 def uses_variance(acquisition: str | Acquisition, link: str) -> bool:
@@ -31,11 +39,9 @@ def make_scorer(
     gamma: float,
     generator: torch.Generator | None,
 ) -> Scorer:
-    """Start the state of a selection; arguments other than ``acquisition`` and ``link`` are already checked."""
-    check_choice("link", link, LINKS)
+    """Start the state of a selection; all arguments are already checked."""
     if callable(acquisition):
         return CustomScorer(posterior, pool, acquisition, link, step, gamma)
-    check_choice("acquisition", acquisition, ACQUISITIONS)
     if acquisition == "random":
         return CustomScorer(posterior, pool, random_acquisition(generator), link, step, gamma)
     return UncertaintyScorer(posterior, pool, acquisition, link, step, gamma)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import shape_text
+from lapal_ext._checks import check_dense, shape_text
 from lapal_ext.acquisition._scorer import best_first
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
@@ -37,16 +37,19 @@ class CustomScorer:
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
         utilities = self._acquisition(self._posterior, self._pool.storage)
-        if not isinstance(utilities, Tensor) or not utilities.dtype.is_floating_point:
-            kind = utilities.dtype if isinstance(utilities, Tensor) else type(utilities).__name__
-            raise TypeError(f"acquisition must return a floating point tensor, got {kind}")
+        utilities = check_dense("utilities of acquisition", utilities).detach()
+        if not utilities.dtype.is_floating_point:
+            raise TypeError(f"utilities of acquisition must be floating point numbers, got {utilities.dtype}")
         if utilities.shape != (len(self._pool),):
             raise ValueError(
-                f"acquisition must return one utility per row, ({len(self._pool)},), got {shape_text(utilities.shape)}"
+                f"utilities of acquisition must have shape ({len(self._pool)},), one per row, got "
+                f"{shape_text(utilities.shape)}"
             )
         if utilities.device != self._taken.device:
-            raise ValueError(f"acquisition must return utilities on {self._taken.device}, got {utilities.device}")
-        return best_first(utilities.detach(), self._taken, count)
+            raise ValueError(f"utilities of acquisition must be on {self._taken.device}, got {utilities.device}")
+        if bool(utilities.isnan().any()):  # before anybody is asked for the label of such a pick
+            raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
+        return best_first(utilities, self._taken, count)
 
     def release(self, picks: Tensor) -> None:
         """See ``Scorer``."""

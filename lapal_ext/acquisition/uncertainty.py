@@ -5,10 +5,10 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.acquisition._scorer import best_first
-from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.updating import coefficients
 
 
 class UncertaintyScorer:
@@ -55,23 +55,23 @@ class UncertaintyScorer:
         self._apply()
         inner = self._pool.inner(picks)
         columns = self._columns(inner)
-        coefficients, triangle, beta, _ = (
+        h, triangle, beta, _ = (
             result[0]
-            for result in ops.update_coefficients(
+            for result in coefficients(
                 (columns @ inner.T)[None],
                 self._logits[picks][None],
                 labels[None],
                 self._gamma,
                 self._step,
                 self._posterior.curvature,
+                name="pool",
+                rows=self._pool.to_rows(picks)[None],
             )
         )
-        if not bool(beta.isfinite().all()):
-            raise NotPSDError("covariance is not positive semi-definite along a row of pool: refresh() the posterior")
         u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
         self._directions = torch.cat([self._directions, u])
         self._beta = torch.cat([self._beta, beta])
-        self._steps = torch.cat([self._steps, triangle.T @ coefficients])
+        self._steps = torch.cat([self._steps, triangle.T @ h])
 
     def predictive(self, picks: Tensor) -> Tensor:
         """See ``Scorer``."""
