@@ -1,0 +1,61 @@
+"""Calling a function with one argument wrong: the right error, and nothing changed."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from lapal_ext import LastLayerLaplace
+from tests.bad_input.values import Bad, Table
+
+
+class Call(NamedTuple):
+    """A function, arguments that it accepts, and for each of them the values that it must not."""
+
+    function: Callable[..., object]
+    arguments: Mapping[str, Any]
+    bad: Mapping[str, Table]
+
+
+def cases(calls: Mapping[str, Call]) -> list[Any]:
+    """One parameter set (call, argument, bad value) for every entry of every table."""
+
+    def all_cases() -> Iterator[Any]:
+        for name, call in calls.items():
+            for argument, table in call.bad.items():
+                assert argument in call.arguments, f"{name} has no baseline for {argument}"
+                for words, bad in table.items():
+                    yield pytest.param(call, argument, bad, id=f"{name}-{argument}-{words}")
+
+    return list(all_cases())
+
+
+def fresh(call: Call) -> dict[str, Any]:
+    """The accepted arguments, with posteriors of their own: some functions change theirs."""
+    return {
+        name: value.clone() if isinstance(value, LastLayerLaplace) else value for name, value in call.arguments.items()
+    }
+
+
+def bits(value: object) -> object:
+    """Everything in a tensor or a posterior, to the bit; None for what is neither."""
+    if isinstance(value, LastLayerLaplace):
+        value.precision  # noqa: B018 - brings the buffer up to date
+        return [bits(buffer) for buffer in value.buffers()], value.get_extra_state(), value.training
+    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+        return value.shape, value.dtype, value.detach().contiguous().view(-1).view(torch.uint8).tolist()
+    return None
+
+
+def check_error(call: Call, argument: str, bad: Bad) -> None:
+    arguments = {**fresh(call), argument: bad.value}
+    before = {name: bits(value) for name, value in arguments.items()}
+    with pytest.raises(bad.error) as caught:
+        call.function(**arguments)
+    text = caught.value.args[0]
+    assert type(caught.value) is bad.error, f"{type(caught.value).__name__}: {text}"
+    assert re.match(f"{argument}.{{0,3}}{bad.says}", text), text
+    assert {name: bits(value) for name, value in arguments.items()} == before
