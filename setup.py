@@ -92,9 +92,7 @@ class BuildNative(BuildCMake):
 
 NOT_BUILDING = reason_not_to_build()
 if NOT_BUILDING and NATIVE_REQUIRED:
-    sys.exit(
-        f"lapal_ext: LAPAL_EXT_REQUIRE_NATIVE=1 or LAPAL_EXT_CUDA=on asks for native code, but {NOT_BUILDING}"
-    )
+    sys.exit(f"lapal_ext: LAPAL_EXT_REQUIRE_NATIVE=1 or LAPAL_EXT_CUDA=on asks for native code, but {NOT_BUILDING}")
 
 # Without cmake_source_dir no CMake runs, and the wheel is tagged as pure Python.
 cmake_arguments = {"cmake_source_dir": "csrc", "cmake_args": [f"-DLAPAL_EXT_CUDA={CUDA}"]}

@@ -36,14 +36,13 @@ std::string shape_text(const Sizes& sizes) {
 
 }  // namespace detail
 
-inline void check_dim(const torch::stable::Tensor& tensor, int64_t dim, const char* op,
-                      const char* argument) {
+inline void check_dim(const torch::stable::Tensor& tensor, int64_t dim, const char* op, const char* argument) {
   STD_TORCH_CHECK(tensor.dim() == dim, op, ": ", argument, " must have ", dim, " dimensions, got shape ",
                   detail::shape_text(tensor.sizes()));
 }
 
-inline void check_shape(const torch::stable::Tensor& tensor, std::initializer_list<int64_t> expected,
-                        const char* op, const char* argument) {
+inline void check_shape(const torch::stable::Tensor& tensor, std::initializer_list<int64_t> expected, const char* op,
+                        const char* argument) {
   const auto sizes = tensor.sizes();
   bool matches = sizes.size() == expected.size();
   size_t axis = 0;
@@ -55,11 +54,10 @@ inline void check_shape(const torch::stable::Tensor& tensor, std::initializer_li
                   detail::shape_text(sizes));
 }
 
-inline void check_dtype(const torch::stable::Tensor& tensor, torch::headeronly::ScalarType expected,
-                        const char* op, const char* argument) {
+inline void check_dtype(const torch::stable::Tensor& tensor, torch::headeronly::ScalarType expected, const char* op,
+                        const char* argument) {
   STD_TORCH_CHECK(tensor.scalar_type() == expected, op, ": ", argument, " must have dtype ",
-                  torch::headeronly::toString(expected), ", got ",
-                  torch::headeronly::toString(tensor.scalar_type()));
+                  torch::headeronly::toString(expected), ", got ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
 inline void check_contiguous(const torch::stable::Tensor& tensor, const char* op, const char* argument) {
@@ -67,8 +65,8 @@ inline void check_contiguous(const torch::stable::Tensor& tensor, const char* op
                   detail::shape_text(tensor.strides()));
 }
 
-inline void check_same_device(const torch::stable::Tensor& tensor, const torch::stable::Tensor& other,
-                              const char* op, const char* argument, const char* other_argument) {
+inline void check_same_device(const torch::stable::Tensor& tensor, const torch::stable::Tensor& other, const char* op,
+                              const char* argument, const char* other_argument) {
   STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", argument, " must be on the same device as ",
                   other_argument);
 }

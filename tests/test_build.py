@@ -43,9 +43,7 @@ def run(*command, cwd, **settings):
 def sdist(tmp_path_factory):
     """The source distribution, unpacked: every build below starts from it, so a file that it lacks shows."""
     folder = tmp_path_factory.mktemp("sdist")
-    status, output = run(
-        sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder), cwd=ROOT
-    )
+    status, output = run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder), cwd=ROOT)
     assert status == 0, output
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as file:
@@ -90,9 +88,7 @@ def broken_compiler(tmp_path):
         without_native_code("there is no C++ compiler")
     script = tmp_path / "broken-c++"
     script.write_text(
-        "#!/bin/sh\n"
-        'case "$*" in *module.cpp*) echo "planted compile error" >&2; exit 1;; esac\n'
-        f'exec {compiler} "$@"\n'
+        f'#!/bin/sh\ncase "$*" in *module.cpp*) echo "planted compile error" >&2; exit 1;; esac\nexec {compiler} "$@"\n'
     )
     script.chmod(0o755)
     return str(script)
