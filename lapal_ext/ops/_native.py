@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lapal_ext._checks import check_choice
 from lapal_ext.ops._define import NAMESPACE, OPS
 
 _ENVIRONMENT = "LAPAL_EXT_BACKEND"
@@ -65,11 +66,15 @@ def build_info() -> dict[str, Any]:
 def backend(op: str, device: str | torch.device = "cpu") -> str:
     """Return ``native`` if a compiled kernel serves ``op`` on ``device``, else ``reference``.
 
+    The device need not be on this machine.
+
     Raises:
-        ValueError: no such op.
+        ValueError: no such op, or no such kind of device.
     """
-    if op not in OPS:
-        raise ValueError(f"op must be one of {', '.join(sorted(OPS))}, got {op!r}")
-    key = torch.device(device).type.upper()
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", key)
+    check_choice("op", op, sorted(OPS))
+    try:
+        key = torch.device(device).type.upper()
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", key)
+    except (RuntimeError, TypeError) as error:  # of devices like meta, the dispatcher knows no kernels
+        raise ValueError(f"device must be one that computes, or its name, got {device!r}") from error
     return "native" if has_kernel else "reference"

@@ -1,0 +1,35 @@
+"""What runs, and why: ``backend`` and ``build_info``."""
+
+import pytest
+import torch
+
+import lapal_ext
+from tests.native import NATIVE_OPS
+
+
+@pytest.mark.parametrize("name", lapal_ext.ops.OPS)
+def test_backend_tells_which_ops_are_compiled(name: str) -> None:
+    native = lapal_ext.build_info()["native"] and name in NATIVE_OPS["cpu"]
+    assert (
+        lapal_ext.backend(name) == lapal_ext.backend(name, torch.device("cpu")) == ("native" if native else "reference")
+    )
+    assert lapal_ext.backend(name, "mps") == "reference"
+
+
+@pytest.mark.parametrize("op", ["nothing", "", [], None, 3])
+def test_an_op_that_is_none(op: object) -> None:
+    with pytest.raises(ValueError, match="op must be one of 'badge_step_'"):
+        lapal_ext.backend(op)
+
+
+@pytest.mark.parametrize("device", ["nowhere", "", -1, [], "meta"])
+def test_a_device_that_is_none(device: object) -> None:
+    with pytest.raises(ValueError, match="device must be one that computes"):
+        lapal_ext.backend("utility", device)
+
+
+def test_build_info_says_why_there_are_no_kernels() -> None:
+    info = lapal_ext.build_info()
+    assert info["native"] is (info["reason"] == "")
+    assert info["torch"] == torch.__version__
+    assert ("instruction_set" in info) is info["native"]
