@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.workload import Timer
 from lapal_ext import ops
 from tests.draws import Draw
 
@@ -21,7 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["lapal_ext"] = ops.build_info() | {"threads": config.getoption("--threads")}
+    machine_info["lapal_ext"] = ops.build_info() | {
+        "threads": config.getoption("--threads"),
+        "reference_ops": sorted(name for name in ops.OPS if ops.backend(name) != "native"),
+    }
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
@@ -48,6 +52,18 @@ def arm(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def draw() -> Draw:
     return Draw(seed=0)
+
+
+@pytest.fixture(scope="session")
+def compared_workloads() -> set[str]:
+    return set()
+
+
+@pytest.fixture
+def time_workload(benchmark: Any, arm: str, compared_workloads: set[str]) -> Timer:
+    if arm.startswith("native") and not ops.build_info()["native"]:
+        pytest.skip(f"no native kernels: {ops.build_info()['reason']}")
+    return Timer(benchmark, arm, compared_workloads)
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""How the arms of a workload are compared and timed."""
+
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from benchmarks.reference_arm import references_only
+
+Result = Tensor | tuple[Tensor, ...]
+Prepare = Callable[[int], Callable[[], Result]]  # does what is not timed for so many units; returns what is
+
+_TOLERANCE = 2e-3  # of the largest value: float32 sums in different orders, over a hundred dependent updates
+
+
+class TimeWorkload(Protocol):
+    """What the fixture ``time_workload`` is; ``Timer.__call__`` explains the arguments."""
+
+    def __call__(
+        self,
+        name: str,
+        size: str,
+        *,
+        units: int,
+        arms: dict[str, Prepare],
+        targets: dict[str, float],
+        checked: int = ...,
+        rounds: dict[str, int] = ...,
+        timed: dict[str, int] = ...,
+        incomparable: Collection[str] = ...,
+        note: str = ...,
+    ) -> None: ...
+
+
+def public_call(prepare: Prepare) -> dict[str, Prepare]:
+    """The two arms of a call into the package: with its kernels, and with their references."""
+
+    def prepare_reference(units: int) -> Callable[[], Result]:
+        call = prepare(units)
+
+        def call_reference() -> Result:
+            with references_only():
+                return call()
+
+        return call_reference
+
+    return {"torch": prepare_reference, "native": prepare}
+
+
+class Timer:
+    """Times one arm of a workload, once all its arms agree."""
+
+    def __init__(self, benchmark: Any, arm: str, compared: set[str]) -> None:
+        self._benchmark, self._arm, self._compared = benchmark, arm, compared
+
+    def __call__(
+        self,
+        name: str,
+        size: str,
+        *,
+        units: int,
+        arms: dict[str, Prepare],
+        targets: dict[str, float],
+        checked: int | None = None,
+        rounds: dict[str, int] | None = None,
+        timed: dict[str, int] | None = None,
+        incomparable: Collection[str] = (),
+        note: str = "",
+    ) -> None:
+        """Compare and time.
+
+        Args:
+            name: what the workload is.
+            size: D/C.
+            units: observations, picks, candidates or hypotheses in the whole workload.
+            arms: name -> function of a number of units.
+            targets: how many times faster than which arm the native one has to be.
+            checked: units that the comparison takes, all by default.
+            rounds: of an arm that is too slow for the usual number.
+            timed: units of an arm that is too slow to be timed in full; the table scales it, and marks it.
+            incomparable: arms whose result is another one on purpose.
+            note: to print beside the row.
+        """
+        label = f"{name} {size}"
+        if label not in self._compared:
+            _compare(label, {arm: arms[arm] for arm in arms if arm not in incomparable}, checked or units)
+            self._compared.add(label)
+        count = (timed or {}).get(self._arm, units)
+        self._benchmark.group = label if count == units else f"{label}: {count} of {units} timed"
+        self._benchmark.extra_info.update(
+            workload=name, size=size, arm=self._arm, scale=units / count, targets=targets, note=note
+        )
+        prepare = arms[self._arm]
+        n_rounds = (rounds or {}).get(self._arm, 11)
+        if n_rounds < 3:
+            prepare(min(count, checked or count))()  # too slow for a warm-up in full
+        self._benchmark.pedantic(
+            lambda call: call(),
+            setup=lambda: ((prepare(count),), {}),
+            rounds=n_rounds,
+            warmup_rounds=0 if n_rounds < 3 else 1,
+        )
+
+
+def _compare(label: str, arms: dict[str, Prepare], units: int) -> None:
+    results = {name: prepare(units)() for name, prepare in arms.items()}
+    expected = _as_tuple(results["native"])
+    for name, result in results.items():
+        for value, wanted in zip(_as_tuple(result), expected, strict=True):
+            scale = 0.0 if wanted.dtype == torch.int64 else _TOLERANCE * float(wanted.abs().max())
+            torch.testing.assert_close(
+                value, wanted, rtol=0.0, atol=scale, msg=lambda text, arm=name: f"{label}, {arm} and native: {text}"
+            )
+
+
+def _as_tuple(result: Result) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
