@@ -1,0 +1,80 @@
+"""Kernels stay faster than their references, by a floor that any machine clears.
+
+The floors are far below what ``benchmarks/`` measures, so that a failure means a kernel that lost its vector code or
+is not called, not a busy neighbour. Both arms are timed in turns, in processor time and one thread, and a ratio is too
+low only if it is so three times.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from lapal_ext import ops
+from tests.draws import cast
+from tests.native import NATIVE_OPS, require_native
+from tests.ops.examples import example
+
+ROUNDS, ATTEMPTS = 5, 3
+
+# op -> sizes at which the reference takes some milliseconds, and how many times faster its kernel must be.
+FLOORS: dict[str, tuple[dict[str, int], float]] = {
+    "rank_one_update": ({"B": 8, "D": 384}, 1.2),
+    "update_coefficients": ({"M": 20, "b": 10, "C": 10, "D": 32}, 4.0),
+    "lookahead_loss": ({"N": 50, "E": 2000, "C": 10, "b": 10, "M": 20}, 2.0),
+    "expected_lookahead": ({"N": 50, "E": 200, "C": 10}, 3.0),
+    "predictive_variance": ({"N": 4000, "D": 256}, 1.0),
+    "predictive": ({"N": 20_000, "C": 10}, 1.5),
+    "utility": ({"N": 20_000, "C": 10}, 1.5),
+    "mc_predictive": ({"N": 200, "S": 200, "C": 10}, 2.0),
+    "selection_step_": ({"N": 20_000, "D": 64, "C": 10}, 1.5),
+    "bait_step_": ({"N": 20_000, "D": 64}, 1.2),
+    "badge_step_": ({"N": 20_000, "D": 64, "C": 10}, 1.2),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_op_has_a_floor() -> None:
+    assert set(FLOORS) == set(ops.OPS)
+
+
+@pytest.mark.parametrize("name", sorted(NATIVE_OPS["cpu"]))
+def test_kernel_is_faster_than_its_reference(name: str) -> None:
+    require_native(name, "cpu")
+    sizes, floor = FLOORS[name]
+    op = ops.OPS[name]
+    arguments = cast(op, example(name, **sizes), torch.float32)
+    ratios: list[float] = []
+    while len(ratios) < ATTEMPTS and max(ratios, default=0.0) < floor:
+        ratios.append(measure_ratio(lambda: op(**arguments), lambda: op.reference(**arguments)))
+    assert max(ratios) >= floor, f"{name} is {max(ratios):.2f} times as fast as its reference, at best of {ratios}"
+
+
+def measure_ratio(native: Callable[[], object], reference: Callable[[], object]) -> float:
+    calls = {"native": native, "reference": reference}
+    times: dict[str, list[float]] = {arm: [] for arm in calls}
+    for call in calls.values():
+        call()
+    for _ in range(ROUNDS):
+        for arm, call in calls.items():
+            start = time.process_time()
+            call()
+            times[arm].append(time.process_time() - start)
+    return statistics.median(times["reference"]) / statistics.median(times["native"])
+
+
+def test_guard_sees_a_kernel_that_is_no_faster() -> None:
+    """The same work in both arms is nowhere near the floors."""
+    op = ops.OPS["lookahead_loss"]
+    arguments = cast(op, example("lookahead_loss", **FLOORS["lookahead_loss"][0]), torch.float32)
+    ratio = min(measure_ratio(*(2 * [lambda: op.reference(**arguments)])) for _ in range(ATTEMPTS))
+    assert ratio < FLOORS["lookahead_loss"][1]
