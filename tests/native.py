@@ -9,6 +9,8 @@ from lapal_ext import ops
 # Per device; an op is added here by its name once its kernel is written.
 NATIVE_OPS = {
     "cpu": {
+        "badge_step_",
+        "bait_step_",
         "lookahead_loss",
         "predictive_variance",
         "rank_one_update",
