@@ -8,7 +8,15 @@ from lapal_ext import ops
 
 # Per device; an op is added here by its name once its kernel is written.
 NATIVE_OPS = {
-    "cpu": {"rank_one_update", "update_coefficients", "selection_step_", "lookahead_loss"},
+    "cpu": {
+        "badge_step_",
+        "bait_step_",
+        "lookahead_loss",
+        "predictive_variance",
+        "rank_one_update",
+        "selection_step_",
+        "update_coefficients",
+    },
     "cuda": set(),
 }
 

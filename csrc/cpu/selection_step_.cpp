@@ -10,23 +10,19 @@
 // then updated class by class (contiguous where the logits are class-major, the fast layout) and copied to a
 // buffer [block][C][lane], from which the utility is taken with rows in lanes.
 //
-// Parallel over tiles, whose size depends on C alone; each keeps its best row, and the tiles are compared in
-// order: the lowest index of equals wins, a NaN before all, for any thread count.
+// Parallel over tiles, whose size depends on C alone; the best rows of the tiles are compared in order (pool_rows.h).
 //
 // Limit: memory, one read of the pool.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
-#include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
-#include <type_traits>
-#include <vector>
 
 #include "checks.h"
+#include "cpu/pool_rows.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -38,31 +34,13 @@ using torch::stable::Tensor;
 
 constexpr const char* kOp = "selection_step_";
 constexpr int64_t kTileBytes = 1 << 17;  // of the buffer of logits: it stays in the second-level cache
-constexpr int64_t kMaxTileRows = 512;    // long enough runs in every class, short enough to balance threads
-
-// How far ahead of the row in work the pool is called for: left alone, the hardware stops at every page and while a
-// tile is scored. Half-precision pools out of cache gained a quarter.
-constexpr int64_t kPrefetchBytes = 1 << 14;
-
-struct Best {
-  int64_t index;  // -1: no free row
-  double utility;
-};
-
-// Whether a utility seen later replaces the best so far: it must be larger, or the first NaN.
-constexpr bool replaces(double later, double best) {
-  return later > best || (later != later && best == best);
-}
 
 // A pass over the rows; the pointers are those of the tensors, with their strides.
 template <class T, class S>
 struct Pass {
-  const S* pool;
-  int64_t pool_stride;
-  int64_t n_features;
+  PoolRows<S> pool;
   bool moves;  // false: c counts for nothing, and the pool is not read
-  const T* u;
-  T offset;
+  Direction<T> u;
   const T* g;
   T beta;
   T* logits;
@@ -71,8 +49,7 @@ struct Pass {
   int64_t n_classes;
   T* variance;  // null for the plugin link
   int64_t variance_stride;
-  const bool* taken;
-  int64_t taken_stride;
+  Taken taken;
   const T* scale;  // null unless the utility needs it
   Utility kind;
   T kappa;
@@ -151,16 +128,7 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
   T* buffer = scratch;
   T* columns = scratch + pass.n_classes * padded;
   if (pass.moves) {
-    const int64_t row_bytes = pass.n_features * int64_t(sizeof(S));
-    const int64_t ahead = pass.pool_stride * (kPrefetchBytes / (row_bytes + 1) + 1);
-    for (int64_t i = 0; i < rows; ++i) {
-      const S* row = pass.pool + (start + i) * pass.pool_stride;
-      const char* later = reinterpret_cast<const char*>(row + ahead);
-      for (int64_t byte = 0; byte < row_bytes; byte += kBlockBytes) {
-        __builtin_prefetch(later + byte);
-      }
-      columns[i] = dot(row, pass.u, pass.n_features) + pass.offset;
-    }
+    multiply_rows(pass.pool, start, rows, {pass.u}, columns, rows);
   }
   T* logits = pass.logits + start * pass.row_stride;
   for (int64_t k = 0; k < pass.n_classes; ++k) {
@@ -171,17 +139,12 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
       move_class<false>(from, pass.row_stride, columns, pass.g[k], pass.moves, rows, block_size, buffer + k * kL);
     }
   }
-  Best best{-1, -std::numeric_limits<double>::infinity()};
+  Best best;
   for (int64_t i = 0; i < rows; i += kL) {
     const int valid = int(rows - i < kL ? rows - i : kL);
+    const int64_t first = start + i;
     alignas(kBlockBytes) T utilities[kL];
-    alignas(kBlockBytes) T link[kL];
-    alignas(kBlockBytes) T scale[kL];
-    for (int lane = 0; lane < kL; ++lane) {
-      utilities[lane] = T(0);
-      link[lane] = T(0);
-      scale[lane] = T(0);
-    }
+    alignas(kBlockBytes) T scale[kL] = {};
     T* block = buffer + i * pass.n_classes;
     if (valid < kL) {
       // The lanes behind the last row hold whatever was there: harmless, but slow where it is subnormal.
@@ -192,18 +155,20 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
       }
     }
     if (pass.scale != nullptr) {
-      for (int lane = 0; lane < valid; ++lane) {
-        scale[lane] = pass.scale[start + i + lane];
-      }
+      load_lanes(pass.scale + first, 1, valid, scale);
     }
     if (pass.variance != nullptr) {
-      T* variance = pass.variance + (start + i) * pass.variance_stride;
-      for (int lane = 0; lane < valid; ++lane) {
-        T& v = variance[lane * pass.variance_stride];
-        if (pass.moves) {
-          v -= pass.beta * (columns[i + lane] * columns[i + lane]);
+      alignas(kBlockBytes) T link[kL];
+      T* variance = pass.variance + first * pass.variance_stride;
+      load_lanes(variance, pass.variance_stride, valid, utilities);
+      if (pass.moves) {
+        alignas(kBlockBytes) T column[kL];
+        load_lanes(columns + i, 1, valid, column);
+#pragma omp simd
+        for (int lane = 0; lane < kL; ++lane) {
+          utilities[lane] -= pass.beta * (column[lane] * column[lane]);
         }
-        utilities[lane] = v;
+        store_lanes(utilities, pass.variance_stride, valid, variance);
       }
 #pragma omp simd
       for (int lane = 0; lane < kL; ++lane) {
@@ -211,61 +176,30 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
       }
       utility_block_of_kind<true>(pass.kind, block, pass.n_classes, link, scale, utilities);
     } else {
-      utility_block_of_kind<false>(pass.kind, block, pass.n_classes, link, scale, utilities);
+      constexpr const T* kNoLink = nullptr;
+      utility_block_of_kind<false>(pass.kind, block, pass.n_classes, kNoLink, scale, utilities);
     }
-    const bool* taken = pass.taken + (start + i) * pass.taken_stride;
-    for (int lane = 0; lane < valid; ++lane) {
-      if (!taken[lane * pass.taken_stride] && (best.index < 0 || replaces(double(utilities[lane]), best.utility))) {
-        best = {start + i + lane, double(utilities[lane])};
-      }
-    }
+    pass.taken.offer(utilities, first, valid, best);
   }
   return best;
 }
 
-// One plain function per pair of dtypes, since clones need one.
 #define LAPAL_SELECTION_KERNEL(T, S)                                                                           \
   LAPAL_CLONES Best selection_step_kernel(const Pass<T, S>& pass, int64_t start, int64_t rows, int64_t padded, \
                                           T* scratch) {                                                        \
     return selection_tile(pass, start, rows, padded, scratch);                                                 \
   }
-LAPAL_SELECTION_KERNEL(float, float)
-LAPAL_SELECTION_KERNEL(float, double)
-LAPAL_SELECTION_KERNEL(float, Bfloat16Bits)
-LAPAL_SELECTION_KERNEL(float, Float16Bits)
-LAPAL_SELECTION_KERNEL(double, float)
-LAPAL_SELECTION_KERNEL(double, double)
-LAPAL_SELECTION_KERNEL(double, Bfloat16Bits)
-LAPAL_SELECTION_KERNEL(double, Float16Bits)
+LAPAL_FOR_POOL_TYPES(LAPAL_SELECTION_KERNEL)
 #undef LAPAL_SELECTION_KERNEL
 
 template <class T, class S>
 Best selection_step_impl(const Pass<T, S>& pass, int64_t n_rows) {
   const int64_t fitting = kTileBytes / (int64_t(sizeof(T)) * pass.n_classes) / kLanes<T> * kLanes<T>;
   const int64_t tile_rows = std::clamp<int64_t>(fitting, 2 * kLanes<T>, kMaxTileRows);
-  const int64_t n_tiles = (n_rows + tile_rows - 1) / tile_rows;
-  std::vector<Best> found(size_t(n_tiles), Best{-1, 0.0});
-  std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, n_tiles, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch((pass.n_classes + 1) * tile_rows);
-    if (!scratch) {
-      out_of_memory = true;
-      return;
-    }
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t start = tile * tile_rows;
-      found[size_t(tile)] =
-          selection_step_kernel(pass, start, std::min(tile_rows, n_rows - start), tile_rows, scratch.data());
-    }
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
-  Best best{-1, -std::numeric_limits<double>::infinity()};
-  for (const Best& candidate : found) {
-    if (candidate.index >= 0 && (best.index < 0 || replaces(candidate.utility, best.utility))) {
-      best = candidate;
-    }
-  }
-  return best;
+  return take_best<T>(n_rows, tile_rows, (pass.n_classes + 1) * tile_rows, pass.taken, kOp,
+                      [&](int64_t start, int64_t rows, T* scratch) {
+                        return selection_step_kernel(pass, start, rows, tile_rows, scratch);
+                      });
 }
 
 Utility parse_utility(const std::string& kind) {
@@ -284,11 +218,6 @@ Utility parse_utility(const std::string& kind) {
   STD_TORCH_CHECK(kind == "gradient_norm", kOp, ": unknown utility '", kind, "'");
   return Utility::gradient_norm;
 }
-
-// Storage as plain bits, for the vector conversions of simd.h.
-template <class S>
-using Bits = std::conditional_t<std::is_same_v<S, torch::headeronly::BFloat16>, Bfloat16Bits,
-                                std::conditional_t<std::is_same_v<S, torch::headeronly::Half>, Float16Bits, S>>;
 
 template <class T>
 bool all_zero(const Tensor& tensor) {
@@ -333,8 +262,7 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
 
   Tensor index = torch::stable::new_empty(logits, {}, ScalarType::Long);
   Tensor utility = torch::stable::new_empty(logits, {});
-  const bool dense_rows = n_features <= 1 || pool.stride(1) == 1;
-  const Tensor dense_pool = dense_rows ? pool : torch::stable::contiguous(pool);
+  const Tensor dense_pool = with_contiguous_rows(pool);
   const Tensor dense_u = torch::stable::contiguous(u);
   const Tensor dense_g = torch::stable::contiguous(g);
   dispatch_floating(dtype, kOp, [&](auto compute) {
@@ -342,14 +270,11 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
     dispatch_storage(pool.scalar_type(), kOp, [&](auto storage) {
       using storage_t = typename decltype(storage)::type;
       Pass<scalar_t, Bits<storage_t>> pass{};
-      pass.pool = reinterpret_cast<const Bits<storage_t>*>(dense_pool.const_data_ptr<storage_t>());
-      pass.pool_stride = dense_pool.stride(0);
-      pass.n_features = n_features;
-      pass.u = dense_u.const_data_ptr<scalar_t>();
-      pass.offset = *offset.const_data_ptr<scalar_t>();
+      pass.pool = rows_of<storage_t>(dense_pool);
+      pass.u = {dense_u.const_data_ptr<scalar_t>(), *offset.const_data_ptr<scalar_t>()};
       pass.g = dense_g.const_data_ptr<scalar_t>();
       pass.beta = *beta.const_data_ptr<scalar_t>();
-      const bool no_column = all_zero<scalar_t>(dense_u) && pass.offset == scalar_t(0);
+      const bool no_column = all_zero<scalar_t>(dense_u) && pass.u.offset == scalar_t(0);
       const bool no_effect = all_zero<scalar_t>(dense_g) && (!variance.has_value() || pass.beta == scalar_t(0));
       pass.moves = !no_column && !no_effect;
       pass.logits = logits.mutable_data_ptr<scalar_t>();
@@ -360,16 +285,11 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
         pass.variance = variance->mutable_data_ptr<scalar_t>();
         pass.variance_stride = variance->stride(0);
       }
-      bool* taken_rows = taken.mutable_data_ptr<bool>();
-      pass.taken = taken_rows;
-      pass.taken_stride = taken.stride(0);
+      pass.taken = {taken.mutable_data_ptr<bool>(), taken.stride(0)};
       pass.scale = dense_scale.has_value() ? dense_scale->const_data_ptr<scalar_t>() : nullptr;
       pass.kind = kind;
       pass.kappa = scalar_t(kappa);
       const Best best = selection_step_impl(pass, n_rows);
-      if (best.index >= 0) {
-        taken_rows[best.index * pass.taken_stride] = true;
-      }
       *index.mutable_data_ptr<int64_t>() = best.index;
       *utility.mutable_data_ptr<scalar_t>() = scalar_t(best.utility);
     });

@@ -18,8 +18,10 @@
 // The dynamic loader picks the clone (ifunc), which needs glibc; elsewhere the baseline serves.
 #if defined(__x86_64__) && defined(__GLIBC__) && \
     ((defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && __GNUC__ >= 12))
+#define LAPAL_HAS_CLONES 1
 #define LAPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
+#define LAPAL_HAS_CLONES 0
 #define LAPAL_CLONES
 #endif
 
@@ -43,6 +45,16 @@ using LaneIndex = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
+}
+
+// Whether the clones run with 32 vector registers of 64 bytes: tiles that fill them would spill elsewhere.
+inline bool has_wide_registers() {
+#if LAPAL_HAS_CLONES
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("x86-64-v4");
+#else
+  return false;
+#endif
 }
 
 // Uninitialised, aligned scratch memory. Workers of parallel_for may not throw, so it reports failure
