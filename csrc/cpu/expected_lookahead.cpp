@@ -171,6 +171,7 @@ struct Worker {
     expected_lookahead_kernel(tile, begin, end, sums);
   }
 
+ private:
   const Tensor& logits;
   const Tensor& columns;  // points contiguous
   const Tile<T>& common;

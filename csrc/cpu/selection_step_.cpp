@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "choices.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -268,23 +269,6 @@ Best selection_step_impl(const Pass<T, S>& pass, int64_t n_rows) {
   return best;
 }
 
-Utility parse_utility(const std::string& kind) {
-  if (kind == "margin") {
-    return Utility::margin;
-  }
-  if (kind == "entropy") {
-    return Utility::entropy;
-  }
-  if (kind == "least_confident") {
-    return Utility::least_confident;
-  }
-  if (kind == "variance") {
-    return Utility::variance;
-  }
-  STD_TORCH_CHECK(kind == "gradient_norm", kOp, ": unknown utility '", kind, "'");
-  return Utility::gradient_norm;
-}
-
 // Storage as plain bits, for the vector conversions of simd.h.
 template <class S>
 using Bits = std::conditional_t<std::is_same_v<S, torch::headeronly::BFloat16>, Bfloat16Bits,
@@ -301,7 +285,7 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
                                                const std::optional<Tensor>& variance, const Tensor& taken,
                                                const std::optional<Tensor>& scale, const std::string& kind_name,
                                                double kappa) {
-  const Utility kind = parse_utility(kind_name);
+  const Utility kind = parse_utility(kind_name, kOp);
   check_dim(pool, 2, kOp, "pool");
   check_dim(logits, 2, kOp, "logits");
   const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = logits.size(1);
