@@ -8,6 +8,7 @@ import math
 import numbers
 import operator
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,11 +78,12 @@ def check_tensors(specs: Mapping[str, ShapeSpec], values: Mapping[str, object]) 
 
 
 def check_dense(name: str, value: object) -> Tensor:
-    """Return ``value`` or raise TypeError unless it is a tensor with strides."""
+    """Return ``value`` or raise TypeError unless it is a tensor, neither sparse nor nested."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}")
+    if value.is_nested or value.layout != torch.strided:
+        kind = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
     return value
 
 
@@ -130,7 +132,7 @@ def _shape_of(value: object) -> str:
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {reprlib.repr(value)}")
 
 
 def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> float:

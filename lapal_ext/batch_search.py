@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext._checks import as_labels, check_choice, check_generator, check_integer, check_labels, shape_text
-from lapal_ext.labels import SOURCES, draw_labels
+from lapal_ext.labels import check_source, draw_labels
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 from lapal_ext.lookahead import check_evaluation, check_update, look_ahead
 from lapal_ext.pool import Pool
@@ -83,7 +83,7 @@ def select_lookahead(
             raise ValueError(f"targets must have shape ({rows.size},), got {shape_text(labels.shape)}")
         check_labels("targets", labels, posterior.num_classes)
     else:
-        check_choice("targets", targets, SOURCES)
+        check_source(targets)
     repeats = n_label_samples if isinstance(targets, str) and targets == "sampled" else 1
 
     shares = [n_batches // len(names) + (i < n_batches % len(names)) for i in range(len(names))]

@@ -57,6 +57,9 @@ def map_weights(
     Returns:
         Float64 weights [C, D]; every column is penalised alike, a constant feature (the bias) too.
 
+    Raises:
+        ValueError: the objective overflows.
+
     Warns:
         RuntimeWarning: the gradient is not within tolerance after the last iteration.
     """

@@ -26,8 +26,15 @@ def label_source(targets: Targets, pool: Pool, num_classes: int, generator: torc
         return _asked(targets, pool, num_classes)
     if targets is None:
         return predicted
-    check_choice("targets", targets, SOURCES)
+    check_source(targets)
     return predicted if targets == "predicted" else _sampled(generator)
+
+
+def check_source(targets: object) -> None:
+    """Raise a typed error unless ``targets`` names a source of labels."""
+    if not isinstance(targets, str):
+        raise TypeError(f"targets must be a torch.Tensor or name a source of labels, got {type(targets).__name__}")
+    check_choice("targets", targets, SOURCES)
 
 
 def predicted(scorer: Scorer, picks: Tensor) -> Tensor:

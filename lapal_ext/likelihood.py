@@ -90,8 +90,10 @@ def residual(
     logits: Tensor,  # [..., C]
     targets: Tensor,  # [...] int64
 ) -> Tensor:  # [..., C]
-    """Gradient of the log-likelihood in the logits: r = e_y - softmax(z)."""
-    return torch.nn.functional.one_hot(targets, logits.shape[-1]).to(logits.dtype) - logits.softmax(-1)
+    """Gradient of the log-likelihood in the logits: r = e_y - softmax(z), with 1 - p_y as the sum of the others."""
+    p = logits.softmax(-1)
+    others = p.scatter(-1, targets[..., None], 0.0)
+    return (-others).scatter(-1, targets[..., None], others.sum(-1, keepdim=True))
 
 
 def step_length(
@@ -124,15 +126,16 @@ def _line_search(logits: Tensor, variance: Tensor, r: Tensor, targets: Tensor, g
     if gamma == 0.0:
         return torch.zeros_like(variance)
     norm = r.square().sum(-1)
-    r_target = r.gather(-1, targets[..., None])[..., 0]
+    r_target = r.gather(-1, targets[..., None])
     low, high = torch.zeros_like(variance), torch.full_like(variance, gamma)
     a, last_move, slope = high.clone(), high.clone(), high
     settled = torch.zeros_like(a, dtype=torch.bool)
     for _ in range(_MAX_ITERATIONS):
         p = (logits + (a * variance)[..., None] * r).softmax(-1)
-        mean = (p * r).sum(-1)
-        slope = mean - r_target + a * norm / gamma
-        steepness = variance * (p * (r - mean[..., None]).square()).sum(-1) + norm / gamma
+        gap = r - r_target  # never positive: nothing cancels in its mean, however right the model is
+        mean = (p * gap).sum(-1)
+        slope = mean + a * norm / gamma
+        steepness = variance * (p * (gap - mean[..., None]).square()).sum(-1) + norm / gamma
         low, high = torch.where(slope > 0, low, a), torch.where(slope > 0, a, high)
         newton = a - slope / steepness
         safe = (newton > low) & (newton < high) & ((newton - a).abs() <= 0.5 * last_move)
@@ -169,7 +172,10 @@ def loss(
     if kind == "cross_entropy":
         return top.rest.log1p() - target_logit
     p_target = target_logit.exp() / partition
-    return (1.0 + top.others.square().sum(-1)) / partition.square() - 2.0 * p_target + 1.0
+    squares = top.others.square().sum(-1)
+    right = (top.rest.square() + squares) / partition.square()
+    wrong = (1.0 - p_target).square() - p_target.square() + (1.0 + squares) / partition.square()
+    return torch.where(top.winner == targets, right, wrong)
 
 
 def _entropy(top: _TopTerms) -> Tensor:
@@ -201,4 +207,6 @@ def utility(
         return _entropy(top)
     if scale is None:
         raise ValueError("utility 'gradient_norm' needs scale")
-    return (top.rest.square() + top.others.square().sum(-1)).sqrt() / partition * scale
+    # The rest is taken out of the norm: its square is below the smallest float32 on confident rows.
+    shares = top.others / top.rest.clamp(min=torch.finfo(top.rest.dtype).tiny)[..., None]
+    return top.rest * (1.0 + shares.square().sum(-1)).sqrt() / partition * scale

@@ -37,16 +37,16 @@ class CustomScorer:
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
         utilities = self._acquisition(self._posterior, self._pool.storage)
-        utilities = check_dense("utilities of acquisition", utilities).detach()
+        utilities = check_dense("acquisition's utilities", utilities).detach()
         if not utilities.dtype.is_floating_point:
-            raise TypeError(f"utilities of acquisition must be floating point numbers, got {utilities.dtype}")
+            raise TypeError(f"acquisition's utilities must be floating point numbers, got {utilities.dtype}")
         if utilities.shape != (len(self._pool),):
             raise ValueError(
-                f"utilities of acquisition must have shape ({len(self._pool)},), one per row, got "
+                f"acquisition's utilities must have shape ({len(self._pool)},), one per row, got "
                 f"{shape_text(utilities.shape)}"
             )
         if utilities.device != self._taken.device:
-            raise ValueError(f"utilities of acquisition must be on {self._taken.device}, got {utilities.device}")
+            raise ValueError(f"acquisition's utilities must be on {self._taken.device}, got {utilities.device}")
         if bool(utilities.isnan().any()):  # before anybody is asked for the label of such a pick
             raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
         return best_first(utilities, self._taken, count)

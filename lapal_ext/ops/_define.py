@@ -42,6 +42,7 @@ class Op(Generic[P, R]):
         mutates: Iterable[str],
         choices: Mapping[str, tuple[str, ...]],
         nonnegative: Iterable[str],
+        check: Callable[..., None] | None,
     ) -> None:
         functools.update_wrapper(self, reference)
         self.name = reference.__name__
@@ -51,6 +52,8 @@ class Op(Generic[P, R]):
         self._mutates = tuple(mutates)
         self._choices = choices
         self._nonnegative = tuple(nonnegative)
+        self._check_together = check
+        self._checked_together = tuple(inspect.signature(check).parameters) if check else ()
         self._signature = inspect.signature(reference)
         self._like = next(name for name, spec in self.shapes.items() if spec.kind == "compute")
         definition = torch.library.custom_op(f"{NAMESPACE}::{self.name}", mutates_args=self._mutates)(reference)
@@ -74,10 +77,13 @@ class Op(Generic[P, R]):
         for name in self._nonnegative:
             if name in values:
                 check_number(name, values[name], at_least=0.0)
-        for name in self._mutates:
+        # The backward of an op that changes buffers in place would be wrong in silence, whichever input asks for it.
+        for name in self.shapes if self._mutates else ():
             value = values.get(name)
             if value is not None and value.requires_grad:
-                raise ValueError(f"{name} is changed in place by {self.name} and must not require grad")
+                raise ValueError(f"{name} must not require grad: {self.name} changes buffers in place")
+        if self._check_together is not None:
+            self._check_together(**{name: values[name] for name in self._checked_together})
 
     def _fake(self, *args: Any, **kwargs: Any) -> Any:
         values = self._signature.bind(*args, **kwargs).arguments
@@ -101,6 +107,7 @@ def define(
     mutates: Iterable[str] = (),
     choices: Mapping[str, tuple[str, ...]] | None = None,
     nonnegative: Iterable[str] = (),
+    check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Declare an op on its reference.
 
@@ -110,5 +117,6 @@ def define(
         mutates: arguments that are changed in place; such an op returns fresh tensors only.
         choices: allowed values per string argument.
         nonnegative: arguments that must be finite numbers, at least zero.
+        check: raises where arguments do not go together; its parameters name those it wants to see.
     """
-    return lambda reference: Op(reference, shapes, returns, mutates, choices or {}, nonnegative)
+    return lambda reference: Op(reference, shapes, returns, mutates, choices or {}, nonnegative, check)

@@ -16,7 +16,9 @@ def pick_best(
     if utilities.numel() == 0:
         return taken.new_full((), -1, dtype=torch.int64), utilities.new_full((), -torch.inf)
     free = utilities.masked_fill(taken, -torch.inf)
-    index = free.argmax()
+    best = free.amax()
+    # The mask again: every free utility may be -inf, as those of the rows that are taken.
+    index = ((free == best) | free.isnan()).logical_and_(~taken).int().argmax()
     exhausted = taken.all()
     taken.index_fill_(0, index, True)
-    return torch.where(exhausted, -1, index), free.amax()
+    return torch.where(exhausted, -1, index), best

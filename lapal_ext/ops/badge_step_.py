@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.ops._define import define
+from lapal_ext.ops._rows import dot_rows
 
 _SAME_POINT = 16.0  # distances below this many eps of the norms they come from are rounding
 
@@ -55,10 +56,10 @@ def badge_step_(
         where every row coincides with a centre. A row that equals a centre up to rounding has distance zero and is
         never drawn. O(N (D + C)).
     """
-    product = (gradient @ g) * (pool.to(u.dtype) @ u + offset)
+    product = dot_rows(gradient, g) * (dot_rows(pool, u) + offset)
     norms = squared_norm + centre_norm
     fresh = norms - 2.0 * product
-    fresh = fresh.where(fresh > _SAME_POINT * torch.finfo(u.dtype).eps * norms, 0.0)
+    fresh = fresh.masked_fill(fresh <= _SAME_POINT * torch.finfo(u.dtype).eps * norms, 0.0)
     torch.minimum(distance, fresh, out=distance)
     if distance.numel() == 0:
         return distance.new_full((), -1, dtype=torch.int64)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from lapal_ext.ops._define import define
 from lapal_ext.ops._pick import pick_best
+from lapal_ext.ops._rows import dot_rows
 
 
 @define(
@@ -62,8 +63,7 @@ def bait_step_(
     Source: Ash et al., arXiv 2106.09675, objective (3), with the Fisher matrix of a binary problem in place of the
     C-class one; the two-products-per-pick form is ours.
     """
-    rows = pool.to(u.dtype)
-    along_u, along_w = rows @ u + u_offset, rows @ w + w_offset
+    along_u, along_w = dot_rows(pool, u) + u_offset, dot_rows(pool, w) + w_offset
     h -= beta * along_u.square()
     q += beta * along_u * (beta * along_u * fisher_norm - 2.0 * along_w)
     return pick_best(curvature * q / (1.0 + curvature * h), taken)

@@ -3,10 +3,24 @@
 import torch
 from torch import Tensor
 
+from lapal_ext._checks import check_index_range
 from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, loss, mean_field
 from lapal_ext.ops._define import define
 
 _TILE = 1 << 22  # elements of the largest temporary, 16 MiB in float32
+
+
+def _check(
+    triangle: Tensor | None, beta: Tensor | None, variance: Tensor | None, targets: Tensor | None, loss_kind: str
+) -> None:
+    if loss_kind not in EXPECTED_LOSSES and targets is None:
+        raise ValueError(f"targets must be given for loss {loss_kind!r}, got None")
+    link = {"triangle": triangle, "beta": beta, "variance": variance}
+    missing = [name for name, value in link.items() if value is None]
+    if 0 < len(missing) < len(link):
+        raise ValueError(
+            f"{missing[0]} must be given for the mean-field link, got None; the plugin link takes none of it"
+        )
 
 
 @define(
@@ -23,6 +37,7 @@ _TILE = 1 << 22  # elements of the largest temporary, 16 MiB in float32
     returns=("float64 [M]",),
     choices={"loss_kind": LOSSES},
     nonnegative=("kappa",),
+    check=_check,
 )
 def lookahead_loss(
     logits: Tensor,  # [C, E]
@@ -60,8 +75,7 @@ def lookahead_loss(
     Returns:
         float64 [M]. O(M E b C).
     """
-    if loss_kind not in EXPECTED_LOSSES and targets is None:
-        raise ValueError(f"targets must be given for loss {loss_kind!r}")
+    check_index_range("batches", batches, columns.shape[0], f"[0, {columns.shape[0]}), one of the rows of columns")
     n_classes, n_eval = logits.shape
     sums = logits.new_zeros(batches.shape[0], dtype=torch.float64)
     rows = max(1, _TILE // max(1, n_classes * n_eval))

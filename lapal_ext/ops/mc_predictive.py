@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lapal_ext.likelihood import loss
 from lapal_ext.ops._define import define
 
 
@@ -29,11 +30,10 @@ def mc_predictive(
         Mean probabilities [N, C] and mean entropy [N], in nats. O(N S C).
     """
     deviation = variance.clamp(min=0.0).sqrt()[:, None]
-    mean = torch.zeros_like(logits, dtype=torch.float64)
-    entropy = torch.zeros_like(variance, dtype=torch.float64)
+    mean = logits.new_zeros(logits.shape, dtype=torch.float64)
+    entropy = logits.new_zeros(logits.shape[0], dtype=torch.float64)
     for sample in noise:
-        log_p = (logits + deviation * sample).log_softmax(1)
-        p = log_p.exp()
-        mean += p
-        entropy -= (p * log_p).sum(1)
+        drawn = logits + deviation * sample
+        mean += drawn.softmax(1)
+        entropy += loss(drawn, None, "expected_cross_entropy")
     return (mean / noise.shape[0]).to(logits.dtype), (entropy / noise.shape[0]).to(logits.dtype)

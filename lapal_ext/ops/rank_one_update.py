@@ -31,4 +31,4 @@ def rank_one_update(
     scale = 1.0 + curvature * (features * direction).sum(1)
     shrinkage = (curvature / scale).where(scale > 0, float("nan"))
     outer = direction[:, :, None] * direction[:, None, :]
-    return covariance - shrinkage[:, None, None] * outer, direction
+    return (covariance - shrinkage[:, None, None] * outer).contiguous(), direction.contiguous()

@@ -5,6 +5,8 @@ from torch import Tensor
 from lapal_ext import likelihood
 from lapal_ext.ops._define import define
 from lapal_ext.ops._pick import pick_best
+from lapal_ext.ops._rows import dot_rows
+from lapal_ext.ops.utility import check_inputs
 
 
 @define(
@@ -23,6 +25,7 @@ from lapal_ext.ops._pick import pick_best
     mutates=("logits", "variance", "taken"),
     choices={"kind": likelihood.UTILITIES},
     nonnegative=("kappa",),
+    check=check_inputs,
 )
 def selection_step_(
     pool: Tensor,  # [N, D]
@@ -59,7 +62,7 @@ def selection_step_(
         Index of the pick, int64 0-d, -1 where every row was taken; and its utility, 0-d. A NaN utility wins, so that
         the caller sees it. O(N (D + C)).
     """
-    column = pool.to(u.dtype) @ u + offset
+    column = dot_rows(pool, u) + offset
     logits += column[:, None] * g
     if variance is not None:
         variance -= beta * column.square()

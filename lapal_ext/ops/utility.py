@@ -6,11 +6,20 @@ from lapal_ext import likelihood
 from lapal_ext.ops._define import define
 
 
+def check_inputs(variance: Tensor | None, scale: Tensor | None, kind: str) -> None:
+    """Raise ValueError where a utility lacks what it is made of."""
+    if kind == "variance" and variance is None:
+        raise ValueError("variance must be given for utility 'variance', got None")
+    if kind == "gradient_norm" and scale is None:
+        raise ValueError("scale must be given for utility 'gradient_norm', got None")
+
+
 @define(
     shapes={"logits": "[N, C]", "variance": "[N]", "scale": "[N]"},
     returns=("[N]",),
     choices={"kind": likelihood.UTILITIES},
     nonnegative=("kappa",),
+    check=check_inputs,
 )
 def utility(
     logits: Tensor,  # [N, C]

@@ -45,7 +45,7 @@ def bits(value: object) -> object:
     if isinstance(value, LastLayerLaplace):
         value.precision  # noqa: B018 - brings the buffer up to date
         return [bits(buffer) for buffer in value.buffers()], value.get_extra_state(), value.training
-    if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
+    if isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_nested):
         return value.shape, value.dtype, value.detach().contiguous().view(-1).view(torch.uint8).tolist()
     return None
 

@@ -5,6 +5,7 @@ follows it is the pattern in the table.
 """
 
 import math
+import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import NamedTuple
@@ -33,11 +34,17 @@ def put(tensor: Tensor, value: float, entry: int = 0) -> Tensor:
     return changed
 
 
+def nested(x: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls them a prototype
+        return torch.nested.nested_tensor(list(x))
+
+
 def not_dense(tensor: Tensor) -> Table:
     return {
-        "None": Bad(None, TypeError, r"must be a torch\.Tensor, got NoneType"),
-        "list": Bad(tensor.tolist(), TypeError, r"must be a torch\.Tensor, got list"),
-        "numpy": Bad(tensor.numpy(), TypeError, r"must be a torch\.Tensor, got ndarray"),
+        "None": Bad(None, TypeError, r"must be a torch\.Tensor.*, got NoneType"),
+        "list": Bad(tensor.tolist(), TypeError, r"must be a torch\.Tensor.*, got list"),
+        "numpy": Bad(tensor.numpy(), TypeError, r"must be a torch\.Tensor.*, got ndarray"),
         "sparse": Bad(tensor.to_sparse(), TypeError, r"must be a dense tensor, got layout torch\.sparse_coo"),
     }
 
@@ -46,6 +53,7 @@ def features(x: Tensor) -> Table:
     other = torch.float64 if x.dtype == torch.float32 else torch.float32
     return {
         **not_dense(x),
+        "nested": Bad(nested(x[:2]), TypeError, "must be a dense tensor, got a nested one"),
         "meta": Bad(x.to("meta"), ValueError, r"must .*(got meta|on the meta device)"),
         "a vector": Bad(x[0], ValueError, r"must have shape \(N, (D|\d+)\).*, got \(\d+,\)"),
         "3-d": Bad(x[None], ValueError, r"must have shape \(N, (D|\d+)\).*, got \(1, \d+, \d+\)"),

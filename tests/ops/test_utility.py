@@ -74,9 +74,9 @@ def test_uncertain_rows_score_highest(kind: str, dtype: torch.dtype, device: str
 
 def test_missing_arguments(device: str) -> None:
     args = cast(op, example("utility"), torch.float32, device=device)
-    with pytest.raises(ValueError, match="utility 'variance' needs variance"):
+    with pytest.raises(ValueError, match="variance must be given for utility 'variance'"):
         op(**args | {"kind": "variance", "variance": None})
-    with pytest.raises(ValueError, match="utility 'gradient_norm' needs scale"):
+    with pytest.raises(ValueError, match="scale must be given for utility 'gradient_norm'"):
         op(**args | {"kind": "gradient_norm", "scale": None})
 
 

@@ -1,0 +1,314 @@
+"""Wrong arguments of what chooses and looks ahead: a typed error that names the argument, and nothing changed."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lapal_ext import (
+    LastLayerLaplace,
+    SelectionResult,
+    SequentialSelector,
+    expected_error_reduction,
+    look_ahead,
+    select_batch,
+    select_lookahead,
+)
+from tests.bad_input import values
+from tests.bad_input.calls import Call, bits, cases, check_error, fresh
+from tests.bad_input.values import Bad, put
+from tests.problems import make_problem
+
+problem = make_problem()
+LA, POOL, LABELS, POINTS, TRUTH = problem
+CANDIDATES = torch.tensor([3, 1, 7, 20, 33, 5])
+BATCHES = torch.tensor([[0, 1, 2], [3, 4, 5]])
+N = len(POOL)
+
+
+def acquisitions() -> values.Table:
+    def returns(make: Callable[[int], object]) -> Callable[[LastLayerLaplace, Tensor], object]:
+        return lambda _, pool: make(len(pool))
+
+    says = "must be one of 'margin', .*, got"
+    return {
+        "None": Bad(None, ValueError, says),
+        "a list": Bad(["margin"], ValueError, says),
+        "unknown": Bad("bogus", ValueError, says),
+    } | {
+        f"gives {words}": Bad(returns(make), error, says)
+        for words, make, error, says in (
+            ("a list", lambda n: [0.0] * n, TypeError, r".*must be a torch\.Tensor, got list"),
+            ("None", lambda _: None, TypeError, r".*must be a torch\.Tensor, got NoneType"),
+            ("numpy", np.zeros, TypeError, r".*must be a torch\.Tensor, got ndarray"),
+            ("integers", lambda n: torch.zeros(n, dtype=torch.int64), TypeError, ".*must be floating point"),
+            ("complex", lambda n: torch.zeros(n, dtype=torch.complex64), TypeError, ".*must be floating point"),
+            ("too few", lambda n: torch.zeros(n - 1), ValueError, rf".*must have shape \({N},\), one per row"),
+            ("a column", lambda n: torch.zeros(n, 1), ValueError, rf".*must have shape \({N},\), .*\({N}, 1\)"),
+            ("meta", lambda n: torch.zeros(n, device="meta"), ValueError, ".*must be on cpu, got meta"),
+            ("sparse", lambda n: torch.zeros(n).to_sparse(), TypeError, ".*must be a dense tensor"),
+            ("a NaN", lambda n: put(torch.zeros(n), math.nan, 3), ValueError, ".*gave a utility that is not a number"),
+        )
+    }
+
+
+def annotators() -> values.Table:
+    return {
+        f"an annotator says {answer}": Bad(lambda _, answer=answer: answer, error, says)
+        for answer, error, says in (
+            (None, TypeError, r"\(\d+\) must be an integer, got NoneType"),
+            (1.0, TypeError, r"\(\d+\) must be an integer, got float"),
+            ("1", TypeError, r"\(\d+\) must be an integer, got str"),
+            (True, TypeError, r"\(\d+\) must be an integer, got bool"),
+            (torch.tensor(1.0), TypeError, r"\(\d+\) must be an integer, got Tensor"),
+            (torch.tensor(True), TypeError, r"\(\d+\) must be an integer, got Tensor"),
+            (4, ValueError, r"\(\d+\) must be at most 3 \(the last class\), got 4"),
+            (-1, ValueError, r"\(\d+\) must be at least 0, got -1"),
+        )
+    }
+
+
+def rows(good: Tensor, name: str) -> values.Table:
+    return {
+        **{words: bad for words, bad in values.not_dense(good).items() if words != "None" or name == "batches"},
+        "float": Bad(good.double(), TypeError, r"must be torch\.int64, got torch\.float64"),
+        "int32": Bad(good.int(), TypeError, r"must be torch\.int64, got torch\.int32"),
+        "bool": Bad(good > 0, TypeError, r"must be torch\.int64, got torch\.bool"),
+        "meta": Bad(good.to("meta"), ValueError, "must be on cpu like pool, got meta"),
+        "negative": Bad(put(good, -1), ValueError, rf"must lie in \[0, {N}\), one of the rows of pool, got -1"),
+        "N": Bad(put(good, N), ValueError, rf"must lie in \[0, {N}\), one of the rows of pool, got {N}"),
+        "twice": Bad(put(good, int(good.view(-1)[1])), ValueError, "must not hold (duplicates|a row twice)"),
+        "one dimension more": Bad(good[None], ValueError, "must have shape"),
+        "a scalar": Bad(torch.tensor(3), ValueError, "must have shape"),
+    }
+
+
+def ask_and_tell(**arguments: object) -> None:
+    selector = SequentialSelector(**arguments)
+    selector.tell(selector.ask(), 1)
+    selector.ask(n=2)
+
+
+UNKNOWN = {"unknown": Bad("bogus", ValueError, "must be one of 'predicted', 'sampled', got")}
+SOURCES = {**values.labels(LABELS, 4), **UNKNOWN}
+ANYWHERE = {
+    "posterior": values.posteriors(LA),
+    "pool": {**values.features_of(POOL), **values.overflowing(POOL)},
+    "step": values.choices_not_none(),
+    "gamma": values.numbers(),
+    "link": {**values.choices_not_none(), "mc": Bad("mc", ValueError, "must be one of 'plugin', 'mean_field'")},
+}
+AT_POINTS = {"eval_features": {**values.features_of(POINTS), **values.overflowing(POINTS), **values.no_rows(POINTS)}}
+MODEL = {"posterior": LA, "pool": POOL, "step": "line_search", "gamma": 1.0, "link": "mean_field"}
+PICKING = {
+    "acquisition": acquisitions(),
+    "candidates": rows(CANDIDATES, "candidates"),
+    "generator": values.generators(),
+}
+
+CALLS = {
+    "select_batch": Call(
+        select_batch,
+        MODEL
+        | {"batch_size": 3, "acquisition": "margin", "targets": "predicted", "update_every": 1, "candidates": None}
+        | {"generator": torch.Generator(), "progress": False},
+        {
+            **ANYWHERE,
+            **PICKING,
+            "batch_size": values.integers(at_least=1, at_most=N),
+            "targets": {words: bad for words, bad in SOURCES.items() if words != "None"} | annotators(),
+            "update_every": values.integers(at_least=1, at_most=3),
+            "progress": values.flags(),
+        },
+    ),
+    "SequentialSelector": Call(
+        ask_and_tell,
+        MODEL | {"acquisition": "margin", "candidates": None, "generator": torch.Generator()},
+        {**ANYWHERE, **PICKING},
+    ),
+    "look_ahead": Call(
+        look_ahead,
+        MODEL
+        | {"batches": BATCHES, "targets": LABELS, "eval_features": POINTS, "eval_targets": TRUTH, "loss": "brier"},
+        {
+            **ANYWHERE,
+            **AT_POINTS,
+            "batches": {
+                **rows(BATCHES, "batches"),
+                "no rows in a batch": Bad(BATCHES[:, :0], ValueError, r"must hold at least one row each, got \(2, 0\)"),
+            },
+            "targets": values.labels(LABELS, 4),
+            "eval_targets": {words: bad for words, bad in values.labels(TRUTH, 4).items() if words != "None"}
+            | {"None": Bad(None, ValueError, "must be given for loss='brier'")},
+            "loss": values.choices_not_none(),
+        },
+    ),
+    "expected_error_reduction": Call(
+        expected_error_reduction,
+        MODEL | {"eval_features": POINTS, "loss": "expected_zero_one"},
+        {**ANYWHERE, **AT_POINTS, "loss": {**values.choices_not_none(), "brier": Bad("brier", ValueError, "must")}},
+    ),
+    "expected_error_reduction (shared)": Call(
+        expected_error_reduction,
+        MODEL | {"eval_features": POINTS, "step": "newton", "link": "plugin"},
+        {"pool": ANYWHERE["pool"]},
+    ),
+    "select_lookahead": Call(
+        select_lookahead,
+        MODEL
+        | {"eval_features": POINTS, "batch_size": 3, "n_batches": 6, "targets": "predicted", "eval_targets": None}
+        | {"loss": None, "proposals": ("random", "informative"), "n_label_samples": 1, "generator": torch.Generator()},
+        {
+            **ANYWHERE,
+            **AT_POINTS,
+            "batch_size": values.integers(at_least=1, at_most=N),
+            "n_batches": values.integers(at_least=2),
+            "n_label_samples": values.integers(at_least=1),
+            "targets": SOURCES,
+            "eval_targets": {words: bad for words, bad in values.labels(TRUTH, 4).items() if words != "None"},
+            "loss": values.choices(),
+            "proposals": {
+                "None": Bad(None, TypeError, "must be a sequence of names, got NoneType"),
+                "int": Bad(3, TypeError, "must be a sequence of names, got int"),
+                "none at all": Bad((), ValueError, "must name at least one source"),
+                "unknown": Bad(("random", "bogus"), ValueError, "must be one of .*, got 'bogus'"),
+                "nested": Bad([["random"]], ValueError, "must be one of"),
+            },
+            "generator": values.generators(),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "argument", "bad"), cases(CALLS))
+def test_wrong_argument(call: Call, argument: str, bad: Bad) -> None:
+    check_error(call, argument, bad)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_arguments_around_a_wrong_one_are_right(name: str) -> None:
+    CALLS[name].function(**fresh(CALLS[name]))
+
+
+@pytest.mark.parametrize(("argument", "value"), [("link", "bogus"), ("acquisition", "bogus"), ("acquisition", ["x"])])
+def test_a_wrong_name_is_reported_before_what_follows_from_it(argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{argument} must be one of"):
+        select_batch(LA, POOL, 3, targets=None, **{argument: value})
+
+
+class InterruptedByUserError(Exception):
+    """Something an annotator raises."""
+
+
+def test_what_an_annotator_raises_passes_through() -> None:
+    asked: list[int] = []
+
+    def annotate(row: int) -> int:
+        asked.append(row)
+        if len(asked) == 3:
+            raise InterruptedByUserError
+        return 0
+
+    model = LA.clone().update(POOL[:2], LABELS[:2])
+    before = bits(model)
+    with pytest.raises(InterruptedByUserError):
+        select_batch(model, POOL, 5, targets=annotate)
+    assert len(asked) == 3
+    assert bits(model) == before
+
+
+def test_nobody_is_asked_for_the_label_of_a_nan() -> None:
+    asked: list[int] = []
+    with pytest.raises(ValueError, match="acquisition gave a utility that is not a number"):
+        select_batch(LA, POOL, 2, lambda _, x: torch.full((len(x),), math.nan), lambda row: asked.append(row) or 0)
+    assert asked == []
+
+
+# What must work
+
+
+@pytest.mark.parametrize("update_every", [1, 2, 5])
+@pytest.mark.parametrize("allowed", [[], [9, 5], list(range(0, N, 2))], ids=["none", "two", "half"])
+def test_minus_infinity_comes_last_and_never_twice(allowed: list[int], update_every: int) -> None:
+    def acquisition(_: LastLayerLaplace, pool: Tensor) -> Tensor:
+        return torch.full((len(pool),), -math.inf).index_fill(0, torch.tensor(allowed, dtype=torch.int64), 1.0)
+
+    picks = select_batch(LA, POOL, 5, acquisition, update_every=update_every).indices.tolist()
+    others = [row for row in range(N) if row not in allowed]
+    assert picks == (sorted(allowed) + others)[:5]
+
+
+@pytest.mark.parametrize("link", ["plugin", "mean_field"])
+@pytest.mark.parametrize("answer", [torch.tensor(2), torch.tensor([2]), np.int64(2), 2])
+def test_labels_an_annotator_may_give(answer: object, link: str) -> None:
+    given = select_batch(LA, POOL, 3, targets=lambda _: answer, link=link)
+    expected = select_batch(LA, POOL, 3, targets=torch.full((N,), 2), link=link)
+    assert torch.equal(given.posterior.mean, expected.posterior.mean)
+
+
+@pytest.mark.parametrize("gamma", values.GOOD_NUMBERS, ids=lambda value: type(value).__name__)
+def test_gamma_of_every_kind(gamma: float) -> None:
+    arguments = LA, POOL, BATCHES, LABELS, POINTS
+    assert torch.equal(look_ahead(*arguments, gamma=gamma), look_ahead(*arguments))
+    assert torch.equal(
+        expected_error_reduction(LA, POOL, POINTS, gamma=gamma), expected_error_reduction(LA, POOL, POINTS)
+    )
+    result, expected = select_batch(LA, POOL, 3, gamma=gamma), select_batch(LA, POOL, 3)
+    assert torch.equal(result.posterior.mean, expected.posterior.mean)
+
+
+def everything(model: LastLayerLaplace, pool: Tensor, labels: Tensor, points: Tensor, link: str) -> list[Tensor]:
+    """What each function returns on one problem, as tensors."""
+    batch = torch.arange(len(pool))[None]
+    selector = SequentialSelector(model, pool, link=link)
+    selector.tell(selector.ask(), 1)
+    results: list[SelectionResult] = [
+        *(
+            select_batch(model, pool, len(pool), name, labels, link=link)
+            for name in ("margin", "variance", "gradient_norm", lambda posterior, x: posterior.predict_logits(x)[:, 0])
+        ),
+        select_lookahead(model, pool, points, len(pool), 3, proposals="random", link=link, generator=torch.Generator()),
+    ]
+    return [
+        *(part for result in results for part in (result.indices, result.utilities, result.posterior.mean)),
+        selector.posterior.mean,
+        look_ahead(model, pool, batch, labels, points, link=link),
+        expected_error_reduction(model, pool, points, link=link),
+    ]
+
+
+@pytest.mark.parametrize("link", ["plugin", "mean_field"])
+@pytest.mark.parametrize("n_pool", [1, 2])
+def test_the_smallest_problem(dtype: torch.dtype, link: str, n_pool: int) -> None:
+    """Two classes, one feature, and a pool of one or two rows."""
+    model = LastLayerLaplace.fit_map(torch.tensor([[2.0], [-1.0]], dtype=dtype), torch.tensor([1, 0]), 2)
+    pool = torch.tensor([[0.5], [3.0]], dtype=dtype)[:n_pool]
+    for result in everything(model, pool, torch.ones(n_pool, dtype=torch.int64), pool[:1], link):
+        assert bool(result.isfinite().all())
+
+
+@pytest.mark.parametrize("link", ["plugin", "mean_field"])
+def test_pools_of_every_kind(link: str) -> None:
+    pool, points = POOL[:6], POINTS[:4]
+    expected = everything(LA, pool, LABELS[:6], points, link)
+    for change in (
+        lambda x: torch.nn.Parameter(x.clone()),
+        lambda x: x.T.contiguous().T,
+        lambda x: torch.stack([x, x], 2)[:, :, 0],
+    ):
+        for result, wanted in zip(
+            everything(LA, change(pool), LABELS[:6], change(points), link), expected, strict=True
+        ):
+            torch.testing.assert_close(result, wanted, rtol=1e-9, atol=1e-12)
+            assert not result.requires_grad
+
+
+def test_an_empty_pool() -> None:
+    assert expected_error_reduction(LA, POOL[:0], POINTS).shape == (0,)
+    with pytest.raises(ValueError, match=r"^batch_size must be at most 0 \(the rows that may be picked\), got 1$"):
+        select_batch(LA, POOL[:0], 1)
+    with pytest.raises(ValueError, match=r"^n must be at most 0 \(the rows that are left\), got 1$"):
+        SequentialSelector(LA, POOL[:0]).ask()
