@@ -8,7 +8,16 @@ from lapal_ext import ops
 
 # Per device; an op is added here by its name once its kernel is written.
 NATIVE_OPS = {
-    "cpu": {"rank_one_update", "update_coefficients", "selection_step_", "lookahead_loss", "expected_lookahead", "mc_predictive"},
+    "cpu": {
+        "rank_one_update",
+        "update_coefficients",
+        "selection_step_",
+        "lookahead_loss",
+        "expected_lookahead",
+        "mc_predictive",
+        "predictive",
+        "utility",
+    },
     "cuda": set(),
 }
 

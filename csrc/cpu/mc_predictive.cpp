@@ -22,9 +22,9 @@
 #include <tuple>
 
 #include "checks.h"
+#include "cpu/row_block.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
-#include "likelihood.h"
 
 namespace {
 
@@ -147,6 +147,7 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
   const int64_t row_stride = inputs.logits.stride(0), class_stride = inputs.logits.stride(1);
   const T* logits = inputs.logits.const_data_ptr<T>();
   const T* variance = inputs.variance.const_data_ptr<T>();
+  const int64_t variance_stride = inputs.variance.stride(0);
   const int64_t n_blocks = (n_rows + kL - 1) / kL;
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, n_blocks, 1, [&](int64_t begin, int64_t end) {
@@ -170,14 +171,10 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
     block.entropy = entropies;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t start = index * kL, valid = std::min<int64_t>(kL, n_rows - start);
+      read_rows(logits + start * row_stride, row_stride, class_stride, n_classes, valid, packed);
+      read_values(variance + start * variance_stride, variance_stride, valid, deviation);
       for (int lane = 0; lane < kL; ++lane) {
-        // Lanes behind the last row repeat it, rather than compute with what happens to lie there.
-        const int64_t row = start + std::min<int64_t>(lane, valid - 1);
-        for (int64_t k = 0; k < n_classes; ++k) {
-          packed[k * kL + lane] = logits[row * row_stride + k * class_stride];
-        }
-        const T v = variance[row * inputs.variance.stride(0)];
-        deviation[lane] = square_root(v < T(0) ? T(0) : v);
+        deviation[lane] = square_root(deviation[lane] < T(0) ? T(0) : deviation[lane]);
         entropies[lane] = 0.0;
       }
       std::fill(block.mean, block.mean + n_classes * kL, 0.0);
