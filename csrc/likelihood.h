@@ -34,9 +34,10 @@ constexpr int kMaxIterations = 128;   // bisection alone needs 40 of them for kT
 // What a second pass must sum beside the exponentials of the losing classes themselves.
 enum class Moment {
   none,
-  largest,  // their maximum
-  squares,  // of the exponentials
-  energy,   // exponential times shifted logit
+  largest,         // their maximum
+  squares,         // of the exponentials
+  lifted_squares,  // of the exponentials times kSquareLift, which keeps those of confident rows
+  energy,          // exponential times shifted logit
 };
 
 constexpr Moment moment_of(Loss kind) {
@@ -46,7 +47,7 @@ constexpr Moment moment_of(Loss kind) {
 constexpr Moment moment_of(Utility kind) {
   return kind == Utility::margin          ? Moment::largest
          : kind == Utility::entropy       ? Moment::energy
-         : kind == Utility::gradient_norm ? Moment::squares
+         : kind == Utility::gradient_norm ? Moment::lifted_squares
                                           : Moment::none;
 }
 
@@ -68,6 +69,7 @@ struct Number<float> {
   static constexpr float kSmallestExponent = -104.0f;  // exp of it rounds to zero
   static constexpr int kLift = 64;                     // keeps 2^(n + lift) normal down to the smallest exponent
   static constexpr float kDrop = 0x1p-64f;
+  static constexpr float kSquareLift = 0x1p54f;  // its square times any number of classes is finite
   static constexpr float kRounder = 0x1.8p23f;
   static constexpr float kLog2High = 355.0f / 512.0f;  // few bits: n * kLog2High is exact
   static constexpr float kLog2Low = -2.12194440e-4f;
@@ -81,6 +83,7 @@ struct Number<double> {
   static constexpr double kSmallestExponent = -746.0;
   static constexpr int kLift = 512;
   static constexpr double kDrop = 0x1p-512;
+  static constexpr double kSquareLift = 0x1p450;
   static constexpr double kRounder = 0x1.8p52;
   static constexpr double kLog2High = 6.93147180369123816490e-01;
   static constexpr double kLog2Low = 1.90821492927058770002e-10;
@@ -214,6 +217,9 @@ LAPAL_HD T add_moment(T sum, T other, T shifted) {
     return other > sum ? other : sum;
   } else if constexpr (moment == Moment::squares) {
     return sum + other * other;
+  } else if constexpr (moment == Moment::lifted_squares) {
+    const T lifted = other * detail::Number<T>::kSquareLift;
+    return sum + lifted * lifted;
   } else if constexpr (moment == Moment::energy) {
     return sum + other * shifted;
   } else {
@@ -258,7 +264,10 @@ LAPAL_HD T utility(T rest, T moment, T scale) {
     return rest / (T(1) + rest);
   } else {
     static_assert(kind == Utility::gradient_norm, "variance is no function of the logits");
-    return square_root(rest * rest + moment) / (T(1) + rest) * scale;
+    // The rest is taken out of the norm: its square is below the smallest float on confident rows.
+    const T lifted = rest * detail::Number<T>::kSquareLift;
+    const T divisor = lifted > T(0) ? lifted : T(1);
+    return rest * square_root(T(1) + moment / divisor / divisor) / (T(1) + rest) * scale;
   }
 }
 

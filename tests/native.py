@@ -11,11 +11,15 @@ NATIVE_OPS = {
     "cpu": {
         "badge_step_",
         "bait_step_",
+        "expected_lookahead",
         "lookahead_loss",
+        "mc_predictive",
+        "predictive",
         "predictive_variance",
         "rank_one_update",
         "selection_step_",
         "update_coefficients",
+        "utility",
     },
     "cuda": set(),
 }

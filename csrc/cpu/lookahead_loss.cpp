@@ -13,20 +13,20 @@
 // then two passes take the softmax from a buffer [C][lane]. What the softmax leaves of each point is kept until the
 // tile is done: the logarithms of many points together are limited by throughput, one by one by latency.
 //
-// Parallel over pairs (tile, hypothesis): every pair writes its own float64 sum, and tiles are added in order, so the
-// result depends on no thread count.
+// Parallel over pairs (tile, hypothesis), see evaluation_tiles.h.
 //
 // Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds and about 20 operations of softmax.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <atomic>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "checks.h"
+#include "choices.h"
+#include "cpu/evaluation_tiles.h"
+#include "cpu/lookahead_tile.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -37,236 +37,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "lookahead_loss";
-constexpr int kGroup = 8;                // classes in registers; with 16 lanes AVX2 needs two each
 constexpr int64_t kTileBytes = 1 << 20;  // of columns and logits: half of a common second-level cache
-constexpr int64_t kMaxTilePoints = 256;  // longer tiles gain nothing and leave less to share between threads
-constexpr int64_t kMaxPartialSums = int64_t(1) << 20;
-
-// One tile of points, and everything about the hypotheses that is the same for all tiles.
-template <class T>
-struct Tile {
-  int64_t points;               // a multiple of the lanes, but for the last tile
-  const T* logits;              // [block][C][lane]
-  const T* columns;             // of the tile's first point
-  const T* variance;            // [point], null for the plugin link
-  const LaneIndex<T>* targets;  // [point], offsets label * lanes + lane; null for the expected losses
-  const int64_t* slots;         // [M, b], offsets of the columns
-  const T* coefficients;        // [M, b, C]
-  const T* triangle;            // [M, b, b]
-  const T* beta;                // [M, b]
-  int64_t batch_size;
-  int64_t n_classes;
-  Loss kind;
-  T kappa;
-  T* buffer;  // [C + b][lane]
-};
-
-// What the softmax leaves of each point of a tile.
-template <class T>
-struct Softmaxes {
-  alignas(kBlockBytes) T rest[kMaxTilePoints];
-  alignas(kBlockBytes) T moments[kMaxTilePoints];
-  alignas(kBlockBytes) T targets[kMaxTilePoints];             // shifted logit of the label
-  alignas(kBlockBytes) LaneIndex<T> winners[kMaxTilePoints];  // as offsets, like Tile::targets
-};
-
-// moved[k][lane] = logits[k][lane] + sum_t columns_t[lane] H[t, k] for kClasses classes from `first`.
-template <int kClasses, class T>
-LAPAL_HD void move_group(const Tile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
-                         const T* coefficients, int64_t first, T* moved, Winner<T>& winner) {
-  constexpr int kL = kLanes<T>;
-  T sums[kClasses][kL];
-  LAPAL_UNROLL
-  for (int k = 0; k < kClasses; ++k) {
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      sums[k][lane] = logits[(first + k) * kL + lane];
-    }
-  }
-  for (int64_t t = 0; t < tile.batch_size; ++t) {
-    const T* column = columns + slots[t];
-    const T* weights = coefficients + t * tile.n_classes + first;
-    LAPAL_UNROLL
-    for (int k = 0; k < kClasses; ++k) {
-      const T weight = weights[k];
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[k][lane] += column[lane] * weight;
-      }
-    }
-  }
-  winner.template meet<kClasses>(&sums[0][0], first);
-  LAPAL_UNROLL
-  for (int k = 0; k < kClasses; ++k) {
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      moved[(first + k) * kL + lane] = sums[k][lane];
-    }
-  }
-}
-
-// Logits of one block after the hypothesis, and their winner. Groups are as equal as possible: short ones
-// would leave the multiply-add units waiting for their own results.
-template <class T>
-LAPAL_HD void move_block(const Tile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
-                         const T* coefficients, T* moved, Winner<T>& winner) {
-  winner.reset();
-  const int64_t n_groups = (tile.n_classes + kGroup - 1) / kGroup;
-  const int64_t small = tile.n_classes / n_groups;
-  const int64_t n_large = tile.n_classes % n_groups;
-  int64_t first = 0;
-  for (int64_t group = 0; group < n_groups; ++group) {
-    const int64_t size = small + (group < n_large);
-    switch (size) {
-      case 1:
-        move_group<1>(tile, logits, columns, slots, coefficients, first, moved, winner);
-        break;
-      case 2:
-        move_group<2>(tile, logits, columns, slots, coefficients, first, moved, winner);
-        break;
-      case 3:
-        move_group<3>(tile, logits, columns, slots, coefficients, first, moved, winner);
-        break;
-      case 4:
-        move_group<4>(tile, logits, columns, slots, coefficients, first, moved, winner);
-        break;
-      case 5:
-        move_group<5>(tile, logits, columns, slots, coefficients, first, moved, winner);
-        break;
-      case 6:
-        move_group<6>(tile, logits, columns, slots, coefficients, first, moved, winner);
-        break;
-      case 7:
-        move_group<7>(tile, logits, columns, slots, coefficients, first, moved, winner);
-        break;
-      default:
-        move_group<8>(tile, logits, columns, slots, coefficients, first, moved, winner);
-    }
-    first += size;
-  }
-}
-
-// Factor of the mean-field link: z by forward substitution in each lane.
-template <class T>
-LAPAL_HD void link_block(const Tile<T>& tile, const T* columns, const int64_t* slots, const T* triangle, const T* beta,
-                         const T* variance, T* z, T* link) {
-  constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T left[kL];
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    left[lane] = variance[lane];
-  }
-  for (int64_t t = 0; t < tile.batch_size; ++t) {
-    alignas(kBlockBytes) T sum[kL];
-    const T* column = columns + slots[t];
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      sum[lane] = column[lane];
-    }
-    for (int64_t s = 0; s < t; ++s) {
-      const T weight = triangle[t * tile.batch_size + s];
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sum[lane] -= weight * z[s * kL + lane];
-      }
-    }
-    const T shrinkage = beta[t];
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      z[t * kL + lane] = sum[lane];
-      left[lane] -= shrinkage * (sum[lane] * sum[lane]);
-    }
-  }
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    link[lane] = mean_field(left[lane], tile.kappa);
-  }
-}
-
-// Softmax of one block, into the places of its lanes.
-template <Moment moment, bool kLinked, class T>
-LAPAL_HD void softmax_block(const Tile<T>& tile, const T* moved, const Winner<T>& winner, const T* link, int64_t start,
-                            Softmaxes<T>& softmaxes) {
-  constexpr int kL = kLanes<T>;
-  sum_others<moment, kLinked>(moved, tile.n_classes, winner, link, softmaxes.rest + start, softmaxes.moments + start);
-  if (tile.targets != nullptr) {
-    const LaneIndex<T>* targets = tile.targets + start;
-    T* shifted = softmaxes.targets + start;
-    for (int lane = 0; lane < kL; ++lane) {
-      shifted[lane] = moved[targets[lane]];
-    }
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      shifted[lane] -= winner.logit[lane];
-      if (kLinked) {
-        shifted[lane] *= link[lane];
-      }
-    }
-  }
-}
-
-template <bool kLinked, class T>
-LAPAL_HD void softmax_block_for_loss(const Tile<T>& tile, const T* moved, const Winner<T>& winner, const T* link,
-                                     int64_t start, Softmaxes<T>& softmaxes) {
-  switch (tile.kind) {
-    case Loss::cross_entropy:
-    case Loss::expected_zero_one:
-      return softmax_block<Moment::none, kLinked>(tile, moved, winner, link, start, softmaxes);
-    case Loss::expected_cross_entropy:
-      return softmax_block<Moment::energy, kLinked>(tile, moved, winner, link, start, softmaxes);
-    case Loss::brier:
-      return softmax_block<Moment::squares, kLinked>(tile, moved, winner, link, start, softmaxes);
-    case Loss::zero_one:
-      return;  // the winner says it all
-  }
-}
-
-// Sum of the losses of a tile's points, in a fixed order.
-template <Loss kind, class T>
-LAPAL_HD double sum_losses(const Tile<T>& tile, const Softmaxes<T>& softmaxes) {
-  constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) double lane_sums[kL] = {};
-  for (int64_t start = 0; start < tile.points; start += kL) {
-    alignas(kBlockBytes) T losses[kL];
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      const int64_t e = start + lane;
-      const bool hit = needs_targets(kind) && tile.targets[e] == softmaxes.winners[e];
-      losses[lane] = loss<kind>(softmaxes.rest[e], softmaxes.moments[e], softmaxes.targets[e], hit);
-    }
-    for (int64_t lane = tile.points - start; lane < kL; ++lane) {
-      losses[lane] = T(0);
-    }
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      lane_sums[lane] += double(losses[lane]);
-    }
-  }
-  double sum = 0.0;
-  for (int lane = 0; lane < kL; ++lane) {
-    sum += lane_sums[lane];
-  }
-  return sum;
-}
 
 template <class T>
-LAPAL_HD double sum_losses_of_kind(const Tile<T>& tile, const Softmaxes<T>& softmaxes) {
-  switch (tile.kind) {
-    case Loss::cross_entropy:
-      return sum_losses<Loss::cross_entropy>(tile, softmaxes);
-    case Loss::zero_one:
-      return sum_losses<Loss::zero_one>(tile, softmaxes);
-    case Loss::brier:
-      return sum_losses<Loss::brier>(tile, softmaxes);
-    case Loss::expected_cross_entropy:
-      return sum_losses<Loss::expected_cross_entropy>(tile, softmaxes);
-    default:
-      return sum_losses<Loss::expected_zero_one>(tile, softmaxes);
-  }
-}
-
-template <class T>
-LAPAL_HD void lookahead_loss_tile(const Tile<T>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, int64_t end, double* sums) {
   constexpr int kL = kLanes<T>;
   const int64_t b = tile.batch_size;
   T* moved = tile.buffer;
@@ -300,41 +74,12 @@ LAPAL_HD void lookahead_loss_tile(const Tile<T>& tile, int64_t begin, int64_t en
   }
 }
 
-LAPAL_CLONES void lookahead_loss_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
   lookahead_loss_tile(tile, begin, end, sums);
 }
 
-LAPAL_CLONES void lookahead_loss_kernel(const Tile<double>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<double>& tile, int64_t begin, int64_t end, double* sums) {
   lookahead_loss_tile(tile, begin, end, sums);
-}
-
-// The points of a call: tiles of full blocks, then what is left.
-struct Tiling {
-  int64_t n_eval;
-  int64_t tile_points;
-  int64_t n_full_points;
-  int64_t n_full_tiles;
-  int64_t n_tiles;
-
-  int64_t start(int64_t tile) const {
-    return tile < n_full_tiles ? tile * tile_points : n_full_points;
-  }
-  int64_t points(int64_t tile) const {
-    return tile < n_full_tiles ? std::min(tile_points, n_full_points - start(tile)) : n_eval - n_full_points;
-  }
-};
-
-template <class T>
-Tiling tiling_of(int64_t n_eval, int64_t n_rows, int64_t n_classes) {
-  constexpr int kL = kLanes<T>;
-  const int64_t fitting = kTileBytes / (int64_t(sizeof(T)) * (n_rows + n_classes)) / kL * kL;
-  Tiling tiling{};
-  tiling.n_eval = n_eval;
-  tiling.tile_points = std::clamp<int64_t>(fitting, kL, kMaxTilePoints);
-  tiling.n_full_points = n_eval / kL * kL;
-  tiling.n_full_tiles = (tiling.n_full_points + tiling.tile_points - 1) / tiling.tile_points;
-  tiling.n_tiles = tiling.n_full_tiles + (tiling.n_full_points < n_eval);
-  return tiling;
 }
 
 // Where the columns of every hypothesis lie: offsets into `columns`, and into the packed columns of the last tile,
@@ -367,70 +112,76 @@ struct Inputs {
   const Tensor* targets;   // null for the expected losses
 };
 
-// Memory that one worker packs its tiles into.
+// Memory of one worker.
 template <class T>
-struct PackedTile {
-  PackedTile(int64_t n_classes, int64_t n_rows, int64_t batch_size, int64_t points)
-      : logits(n_classes * points),
-        columns(n_rows * kLanes<T>),
-        variance(points),
-        targets(points),
-        buffer((n_classes + batch_size) * kLanes<T>) {}
+struct Worker {
+  Worker(const Inputs& inputs, const Slots& slots, const LookaheadTile<T>& common, int64_t tile_points)
+      : inputs(inputs),
+        slots(slots),
+        common(common),
+        logits(common.n_classes * tile_points),
+        columns(int64_t(slots.rows.size()) * kLanes<T>),
+        variance(tile_points),
+        targets(tile_points),
+        buffer((common.n_classes + common.batch_size) * kLanes<T>) {}
 
   explicit operator bool() const {
     return logits && columns && variance && targets && buffer;
   }
 
-  void pack(const Inputs& inputs, const Slots& slots, int64_t start, Tile<T>& tile) const {
-    constexpr int kL = kLanes<T>;
-    const int64_t points = tile.points;
-    const int64_t stride = inputs.logits.stride(1);
-    for (int64_t k = 0; k < tile.n_classes; ++k) {
-      const T* from = inputs.logits.const_data_ptr<T>() + k * inputs.logits.stride(0) + start * stride;
-      for (int64_t block = 0; block < points; block += kL) {
-        copy_block(from + block * stride, stride, points - block, logits.data() + block * tile.n_classes + k * kL);
-      }
-    }
+  void sum_tile(int64_t start, int64_t points, int64_t begin, int64_t end, double* sums) const {
+    LookaheadTile<T> tile = common;
+    tile.points = points;
+    pack_logits(inputs.logits, start, points, logits.data());
     tile.logits = logits.data();
-    if (points % kL == 0) {
-      tile.columns = inputs.columns.const_data_ptr<T>() + start;
+    point_at_columns(start, tile);
+    pack_points(start, tile);
+    tile.buffer = buffer.data();
+    lookahead_loss_kernel(tile, begin, end, sums);
+  }
+
+ private:
+  // Columns where they are, or packed where they end within a block.
+  void point_at_columns(int64_t start, LookaheadTile<T>& tile) const {
+    const T* values = inputs.columns.const_data_ptr<T>() + start;
+    if (tile.points % kLanes<T> == 0) {
+      tile.columns = values;
       tile.slots = slots.in_place.data();
-    } else {
-      for (size_t i = 0; i < slots.rows.size(); ++i) {
-        copy_block(inputs.columns.const_data_ptr<T>() + slots.rows[i] * inputs.columns.stride(0) + start, 1, points,
-                   columns.data() + int64_t(i) * kL);
-      }
-      tile.columns = columns.data();
-      tile.slots = slots.packed.data();
+      return;
     }
-    for (int64_t block = 0; block < points; block += kL) {
+    for (size_t i = 0; i < slots.rows.size(); ++i) {
+      copy_block<kLanes<T>>(values + slots.rows[i] * inputs.columns.stride(0), 1, tile.points,
+                            columns.data() + int64_t(i) * kLanes<T>);
+    }
+    tile.columns = columns.data();
+    tile.slots = slots.packed.data();
+  }
+
+  void pack_points(int64_t start, LookaheadTile<T>& tile) const {
+    constexpr int kL = kLanes<T>;
+    for (int64_t block = 0; block < tile.points; block += kL) {
       if (inputs.variance != nullptr) {
         const int64_t step = inputs.variance->stride(0);
-        copy_block(inputs.variance->const_data_ptr<T>() + (start + block) * step, step, points - block,
-                   variance.data() + block);
+        copy_block<kL>(inputs.variance->const_data_ptr<T>() + (start + block) * step, step, tile.points - block,
+                       variance.data() + block);
         tile.variance = variance.data();
       }
       if (inputs.targets != nullptr) {
         const int64_t step = inputs.targets->stride(0);
         LaneIndex<T>* offsets = targets.data() + block;
-        copy_block(inputs.targets->const_data_ptr<int64_t>() + (start + block) * step, step, points - block, offsets);
+        copy_block<kL>(inputs.targets->const_data_ptr<int64_t>() + (start + block) * step, step, tile.points - block,
+                       offsets);
         for (int lane = 0; lane < kL; ++lane) {
           offsets[lane] = offsets[lane] * kL + lane;
         }
         tile.targets = targets.data();
       }
     }
-    tile.buffer = buffer.data();
   }
 
-  // One block of lanes; those beyond `valid` are zero.
-  template <class To, class From>
-  static void copy_block(const From* from, int64_t stride, int64_t valid, To* to) {
-    for (int lane = 0; lane < kLanes<T>; ++lane) {
-      to[lane] = lane < valid ? To(from[lane * stride]) : To(0);
-    }
-  }
-
+  const Inputs& inputs;
+  const Slots& slots;
+  const LookaheadTile<T>& common;
   Scratch<T> logits, columns, variance;
   Scratch<LaneIndex<T>> targets;
   Scratch<T> buffer;
@@ -439,13 +190,10 @@ struct PackedTile {
 template <class T>
 void lookahead_loss_impl(const Inputs& inputs, const Tensor& batches, const Tensor& coefficients,
                          const Tensor* triangle, const Tensor* beta, Loss kind, double kappa, double* out) {
-  const int64_t n_classes = inputs.logits.size(0), n_hypotheses = batches.size(0);
+  const int64_t n_classes = inputs.logits.size(0);
   const Slots slots = find_slots(batches.const_data_ptr<int64_t>(), batches.numel(), inputs.columns.size(0),
                                  inputs.columns.stride(0), kLanes<T>);
-  const int64_t n_rows = int64_t(slots.rows.size());
-  const Tiling tiling = tiling_of<T>(inputs.logits.size(1), n_rows, n_classes);
-
-  Tile<T> common{};
+  LookaheadTile<T> common{};
   common.coefficients = coefficients.const_data_ptr<T>();
   common.triangle = triangle == nullptr ? nullptr : triangle->const_data_ptr<T>();
   common.beta = beta == nullptr ? nullptr : beta->const_data_ptr<T>();
@@ -453,58 +201,16 @@ void lookahead_loss_impl(const Inputs& inputs, const Tensor& batches, const Tens
   common.n_classes = n_classes;
   common.kind = kind;
   common.kappa = T(kappa);
-  std::atomic<bool> out_of_memory{false};
-  const int64_t round = std::max<int64_t>(1, kMaxPartialSums / n_hypotheses);  // tiles between two additions
-  std::vector<double> sums(size_t(std::min(round, tiling.n_tiles) * n_hypotheses));
-  for (int64_t first = 0; first < tiling.n_tiles; first += round) {
-    const int64_t count = std::min(round, tiling.n_tiles - first);
-    torch::stable::parallel_for(0, count * n_hypotheses, 1, [&](int64_t begin, int64_t end) {
-      const PackedTile<T> packed(n_classes, n_rows, common.batch_size, tiling.tile_points);
-      if (!packed) {
-        out_of_memory = true;
-        return;
-      }
-      while (begin < end) {
-        const int64_t index = begin / n_hypotheses, base = index * n_hypotheses;
-        const int64_t stop = std::min(end, base + n_hypotheses);
-        Tile<T> tile = common;
-        tile.points = tiling.points(first + index);
-        packed.pack(inputs, slots, tiling.start(first + index), tile);
-        lookahead_loss_kernel(tile, begin - base, stop - base, sums.data() + base);
-        begin = stop;
-      }
-    });
-    STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
-    for (int64_t index = 0; index < count; ++index) {
-      for (int64_t m = 0; m < n_hypotheses; ++m) {
-        out[m] += sums[size_t(index * n_hypotheses + m)];
-      }
-    }
-  }
-}
-
-Loss parse_loss(const std::string& kind) {
-  if (kind == "cross_entropy") {
-    return Loss::cross_entropy;
-  }
-  if (kind == "zero_one") {
-    return Loss::zero_one;
-  }
-  if (kind == "brier") {
-    return Loss::brier;
-  }
-  if (kind == "expected_cross_entropy") {
-    return Loss::expected_cross_entropy;
-  }
-  STD_TORCH_CHECK(kind == "expected_zero_one", kOp, ": unknown loss '", kind, "'");
-  return Loss::expected_zero_one;
+  const Tiling tiling = tiling_of<T>(inputs.logits.size(1), int64_t(slots.rows.size()) + n_classes, kTileBytes);
+  const auto make_worker = [&] { return Worker<T>(inputs, slots, common, tiling.tile_points); };
+  STD_TORCH_CHECK(sum_over_tiles(tiling, batches.size(0), make_worker, out), kOp, ": out of memory");
 }
 
 Tensor lookahead_loss_cpu(const Tensor& logits, const Tensor& columns, const Tensor& batches,
                           const Tensor& coefficients, const std::optional<Tensor>& triangle,
                           const std::optional<Tensor>& beta, const std::optional<Tensor>& variance,
                           const std::optional<Tensor>& targets, const std::string& loss_kind, double kappa) {
-  const Loss kind = parse_loss(loss_kind);
+  const Loss kind = parse_loss(loss_kind, kOp);
   check_dim(logits, 2, kOp, "logits");
   check_dim(batches, 2, kOp, "batches");
   const int64_t n_classes = logits.size(0), n_eval = logits.size(1);

@@ -22,8 +22,10 @@
 #include <tuple>
 
 #include "checks.h"
+#include "choices.h"
 #include "cpu/pool_rows.h"
 #include "cpu/simd.h"
+#include "cpu/utility_block.h"
 #include "dispatch.h"
 
 namespace {
@@ -84,38 +86,6 @@ LAPAL_HD void move_class(T* logits, int64_t stride, const T* columns, T factor, 
       logits[i * step] += columns[i] * factor;
     }
     buffer[i / kL * block_size + lane] = logits[i * step];
-  }
-}
-
-// Utilities of one block, [lane].
-template <Utility kind, bool kLinked, class T>
-LAPAL_HD void utility_block(const T* logits, int64_t n_classes, const T* link, const T* scale, T* utilities) {
-  constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T rest[kL];
-  alignas(kBlockBytes) T moments[kL];
-  Winner<T> winner;
-  find_winner(logits, n_classes, winner);
-  sum_others<moment_of(kind), kLinked>(logits, n_classes, winner, link, rest, moments);
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    utilities[lane] = utility<kind>(rest[lane], moments[lane], scale[lane]);
-  }
-}
-
-template <bool kLinked, class T>
-LAPAL_HD void utility_block_of_kind(Utility kind, const T* logits, int64_t n_classes, const T* link, const T* scale,
-                                    T* utilities) {
-  switch (kind) {
-    case Utility::margin:
-      return utility_block<Utility::margin, kLinked>(logits, n_classes, link, scale, utilities);
-    case Utility::entropy:
-      return utility_block<Utility::entropy, kLinked>(logits, n_classes, link, scale, utilities);
-    case Utility::least_confident:
-      return utility_block<Utility::least_confident, kLinked>(logits, n_classes, link, scale, utilities);
-    case Utility::gradient_norm:
-      return utility_block<Utility::gradient_norm, kLinked>(logits, n_classes, link, scale, utilities);
-    case Utility::variance:
-      return;
   }
 }
 
@@ -202,23 +172,6 @@ Best selection_step_impl(const Pass<T, S>& pass, int64_t n_rows) {
                       });
 }
 
-Utility parse_utility(const std::string& kind) {
-  if (kind == "margin") {
-    return Utility::margin;
-  }
-  if (kind == "entropy") {
-    return Utility::entropy;
-  }
-  if (kind == "least_confident") {
-    return Utility::least_confident;
-  }
-  if (kind == "variance") {
-    return Utility::variance;
-  }
-  STD_TORCH_CHECK(kind == "gradient_norm", kOp, ": unknown utility '", kind, "'");
-  return Utility::gradient_norm;
-}
-
 template <class T>
 bool all_zero(const Tensor& tensor) {
   const T* values = tensor.const_data_ptr<T>();
@@ -230,7 +183,7 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
                                                const std::optional<Tensor>& variance, const Tensor& taken,
                                                const std::optional<Tensor>& scale, const std::string& kind_name,
                                                double kappa) {
-  const Utility kind = parse_utility(kind_name);
+  const Utility kind = parse_utility(kind_name, kOp);
   check_dim(pool, 2, kOp, "pool");
   check_dim(logits, 2, kOp, "logits");
   const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = logits.size(1);

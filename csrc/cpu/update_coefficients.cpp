@@ -27,6 +27,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "cpu/line_search.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -115,120 +116,11 @@ LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, 
   }
 }
 
-// The first class with the largest value.
-LAPAL_HD int64_t argmax(const double* values, int64_t size) {
-  double largest = values[0];
-#pragma omp simd reduction(max : largest)
-  for (int64_t k = 0; k < size; ++k) {
-    largest = values[k] > largest ? values[k] : largest;
-  }
-  for (int64_t k = 0; k < size; ++k) {
-    if (values[k] == largest) {
-      return k;
-    }
-  }
-  return 0;  // only NaN is unequal to itself
-}
-
-// Exponentials relative to the winner into `terms`, zero for the winner itself; returns their sum.
-LAPAL_HD double losing_terms(const double* logits, int64_t row_size, int64_t winner, double* terms) {
-  const double best = logits[winner];
-#pragma omp simd
-  for (int64_t k = 0; k < row_size; ++k) {
-    terms[k] = exp_nonpositive(logits[k] - best);
-  }
-  terms[winner] = 0.0;
-  double rest = 0.0;
-#pragma omp simd reduction(+ : rest)
-  for (int64_t k = 0; k < row_size; ++k) {
-    rest += terms[k];
-  }
-  return rest;
-}
-
 LAPAL_HD double weight_of(const Work& work, const double* logits) {
   if (work.curvature == Curvature::gaussian) {
     return 1.0;
   }
   return curvature_weight(losing_terms(logits, work.row_size, argmax(logits, work.n_classes), work.terms));
-}
-
-// r = e_y - softmax(z), zero in the padding. 1 - p_y is the sum of the other probabilities.
-LAPAL_HD void residual(const Work& work, const double* logits, int64_t target) {
-  const int64_t winner = argmax(logits, work.n_classes);
-  const double inverse = 1.0 / (1.0 + losing_terms(logits, work.row_size, winner, work.terms));
-  work.terms[winner] = 1.0;
-  work.terms[target] = 0.0;
-  double others = 0.0;
-#pragma omp simd reduction(+ : others)
-  for (int64_t k = 0; k < work.row_size; ++k) {
-    work.residual[k] = -(work.terms[k] * inverse);
-    others += work.terms[k];
-  }
-  work.residual[target] = others * inverse;
-}
-
-// Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma; see likelihood.py for why it is
-// safeguarded.
-LAPAL_HD double line_search(const Work& work, const double* logits, double variance, int64_t target) {
-  if (work.gamma == 0.0) {
-    return 0.0;
-  }
-  const double* r = work.residual;
-  double norm = 0.0;
-#pragma omp simd reduction(+ : norm)
-  for (int64_t k = 0; k < work.row_size; ++k) {
-    norm += r[k] * r[k];
-  }
-  double low = 0.0, high = work.gamma, a = high, last_move = high;
-  for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
-    const double reach = a * variance;
-    double best = -std::numeric_limits<double>::infinity();
-#pragma omp simd reduction(max : best)
-    for (int64_t k = 0; k < work.row_size; ++k) {
-      const double moved = logits[k] + reach * r[k];
-      work.terms[k] = moved;
-      best = moved > best ? moved : best;
-    }
-    double total = 0.0, product = 0.0;
-#pragma omp simd reduction(+ : total, product)
-    for (int64_t k = 0; k < work.row_size; ++k) {
-      const double term = exp_nonpositive(work.terms[k] - best);
-      work.terms[k] = term;
-      total += term;
-      product += term * r[k];
-    }
-    const double mean = product / total;
-    double spread = 0.0;
-#pragma omp simd reduction(+ : spread)
-    for (int64_t k = 0; k < work.row_size; ++k) {
-      spread += work.terms[k] * ((r[k] - mean) * (r[k] - mean));
-    }
-    const double slope = mean - r[target] + a * norm / work.gamma;
-    if (slope != slope) {
-      return slope;
-    }
-    const double steepness = variance * (spread / total) + norm / work.gamma;
-    if (slope > 0.0) {
-      high = a;
-    } else {
-      low = a;
-    }
-    if (slope == 0.0) {
-      return a;
-    }
-    const double newton = a - slope / steepness;
-    const double move = newton < a ? a - newton : newton - a;
-    const bool safe = newton > low && newton < high && move <= 0.5 * last_move;
-    const double proposal = safe ? newton : 0.5 * (low + high);
-    last_move = proposal < a ? a - proposal : proposal - a;
-    const bool settled = last_move <= kTolerance * a || high - low <= kTolerance * high;
-    a = proposal;
-    if (settled) {
-      break;
-    }
-  }
-  return a;
 }
 
 LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
@@ -244,9 +136,10 @@ LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
     add_rows(work.gram + t, b, 1.0, work.steps, t, row_size, f);
 
     const double variance = column[t] >= -work.slack * work.variances[t] ? column[t] : kNaN;
-    residual(work, f, target);
-    const double length = work.step == Step::newton ? work.gamma / (1.0 + weight_of(work, f) * variance)
-                                                    : line_search(work, f, variance, target);
+    residual(f, work.n_classes, row_size, target, work.terms, work.residual);
+    const double length = work.step == Step::newton
+                              ? work.gamma / (1.0 + weight_of(work, f) * variance)
+                              : line_search(f, variance, work.residual, row_size, target, work.gamma, work.terms);
 #pragma omp simd
     for (int64_t k = 0; k < row_size; ++k) {
       step[k] = length * work.residual[k];

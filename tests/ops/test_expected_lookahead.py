@@ -115,6 +115,26 @@ def test_budget_of_extreme_logits(kind: str, size: float, C: int, dtype: torch.d
 
 
 @every_loss
+@pytest.mark.parametrize("delta", [1.0, 39.0, 41.0, 60.0, 100.0, 400.0])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("p_top", [0.4, 1 - 1e-6])
+def test_budget_of_large_shifts_where_one_class_dominates(
+    kind: str, delta: float, sign: int, p_top: float, dtype: torch.dtype, device: str, draw: Draw
+) -> None:
+    """Both in the candidate's predictive and at the points; some points of a block move far, others hardly."""
+    C, E = 6, 35
+    args = example("expected_lookahead", C=C, E=E, N=2) | {"loss_kind": kind}
+    args["logits"][2] += 12.0
+    args["step_lengths"] = torch.full((2,), sign * delta, dtype=torch.float64)
+    args["columns"] = torch.stack([torch.ones(E, dtype=torch.float64), draw.uniform(E)])
+    args["probabilities"] = torch.full((2, C), (1 - p_top) / (C - 1), dtype=torch.float64)
+    args["probabilities"][0, 2] = args["probabilities"][1, 4] = p_top
+    assert_exact(op.reference(**args), by_loops(args, exact=True))
+    sums = assert_within_budget(op, args, dtype, device=device, each=True, logit_size=delta).values["result 0"]
+    assert (sums >= 0).all()  # the smallest underflow in float32
+
+
+@every_loss
 def test_tied_logits(kind: str, dtype: torch.dtype, device: str) -> None:
     """Winner and runner-up equal, and all classes equal: no gap to divide by."""
     args = example("expected_lookahead", C=4, E=2, N=3) | {"loss_kind": kind}

@@ -1,0 +1,46 @@
+// The names that Python gives its choices, as the enumerations of likelihood.h.
+#pragma once
+
+#include <torch/headeronly/util/Exception.h>
+
+#include <string>
+
+#include "likelihood.h"
+
+namespace lapal_ext {
+
+inline Loss parse_loss(const std::string& kind, const char* op) {
+  if (kind == "cross_entropy") {
+    return Loss::cross_entropy;
+  }
+  if (kind == "zero_one") {
+    return Loss::zero_one;
+  }
+  if (kind == "brier") {
+    return Loss::brier;
+  }
+  if (kind == "expected_cross_entropy") {
+    return Loss::expected_cross_entropy;
+  }
+  STD_TORCH_CHECK(kind == "expected_zero_one", op, ": unknown loss '", kind, "'");
+  return Loss::expected_zero_one;
+}
+
+inline Utility parse_utility(const std::string& kind, const char* op) {
+  if (kind == "margin") {
+    return Utility::margin;
+  }
+  if (kind == "entropy") {
+    return Utility::entropy;
+  }
+  if (kind == "least_confident") {
+    return Utility::least_confident;
+  }
+  if (kind == "variance") {
+    return Utility::variance;
+  }
+  STD_TORCH_CHECK(kind == "gradient_norm", op, ": unknown utility '", kind, "'");
+  return Utility::gradient_norm;
+}
+
+}  // namespace lapal_ext

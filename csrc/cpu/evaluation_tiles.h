@@ -1,0 +1,108 @@
+// Evaluation points in tiles, for the ops that sum a loss over all points for each of many items.
+//
+// Workers share out the pairs (tile, item). Every pair writes its own float64 sum, and tiles are added in order, so the
+// result depends on no thread count.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cpu/simd.h"
+
+namespace lapal_ext {
+
+constexpr int64_t kMaxTilePoints = 256;  // longer tiles gain nothing and leave less to share between threads
+
+// The points of a call: tiles of full blocks, then what is left.
+struct Tiling {
+  int64_t n_eval;
+  int64_t tile_points;
+  int64_t n_full_points;
+  int64_t n_full_tiles;
+  int64_t n_tiles;
+
+  int64_t start(int64_t tile) const {
+    return tile < n_full_tiles ? tile * tile_points : n_full_points;
+  }
+  int64_t points(int64_t tile) const {
+    return tile < n_full_tiles ? std::min(tile_points, n_full_points - start(tile)) : n_eval - n_full_points;
+  }
+};
+
+// Tiles that take `bytes` where each point has `values_per_point` numbers, in full blocks.
+template <class T>
+Tiling tiling_of(int64_t n_eval, int64_t values_per_point, int64_t bytes) {
+  constexpr int kL = kLanes<T>;
+  const int64_t fitting = bytes / (int64_t(sizeof(T)) * values_per_point) / kL * kL;
+  Tiling tiling{};
+  tiling.n_eval = n_eval;
+  tiling.tile_points = std::clamp<int64_t>(fitting, kL, kMaxTilePoints);
+  tiling.n_full_points = n_eval / kL * kL;
+  tiling.n_full_tiles = (tiling.n_full_points + tiling.tile_points - 1) / tiling.tile_points;
+  tiling.n_tiles = tiling.n_full_tiles + (tiling.n_full_points < n_eval);
+  return tiling;
+}
+
+// One block of kWidth lanes; those beyond `valid` are zero.
+template <int kWidth, class To, class From>
+void copy_block(const From* from, int64_t stride, int64_t valid, To* to) {
+  for (int lane = 0; lane < kWidth; ++lane) {
+    to[lane] = lane < valid ? To(from[lane * stride]) : To(0);
+  }
+}
+
+// Points [start, start + points) of logits [C, E] as [block][C][lane].
+template <class T>
+void pack_logits(const torch::stable::Tensor& logits, int64_t start, int64_t points, T* packed) {
+  constexpr int kL = kLanes<T>;
+  const int64_t n_classes = logits.size(0), stride = logits.stride(1);
+  for (int64_t k = 0; k < n_classes; ++k) {
+    const T* from = logits.const_data_ptr<T>() + k * logits.stride(0) + start * stride;
+    for (int64_t block = 0; block < points; block += kL) {
+      copy_block<kL>(from + block * stride, stride, points - block, packed + block * n_classes + k * kL);
+    }
+  }
+}
+
+// Adds to `out` the sum over all points for each of n_items. `make_worker` returns the memory of one worker, false
+// where there was none; its `sum_tile(start, points, begin, end, sums)` writes the sums of one tile's points for items
+// [begin, end). Returns whether there was memory.
+template <class MakeWorker>
+bool sum_over_tiles(const Tiling& tiling, int64_t n_items, MakeWorker&& make_worker, double* out) {
+  constexpr int64_t kMaxPartialSums = int64_t(1) << 20;
+  const int64_t round = std::max<int64_t>(1, kMaxPartialSums / n_items);  // tiles between two additions
+  std::vector<double> sums(size_t(std::min(round, tiling.n_tiles) * n_items));
+  std::atomic<bool> out_of_memory{false};
+  for (int64_t first = 0; first < tiling.n_tiles; first += round) {
+    const int64_t count = std::min(round, tiling.n_tiles - first);
+    torch::stable::parallel_for(0, count * n_items, 1, [&](int64_t begin, int64_t end) {
+      const auto worker = make_worker();
+      if (!worker) {
+        out_of_memory = true;
+        return;
+      }
+      while (begin < end) {
+        const int64_t index = begin / n_items, base = index * n_items;
+        const int64_t stop = std::min(end, base + n_items);
+        const int64_t tile = first + index;
+        worker.sum_tile(tiling.start(tile), tiling.points(tile), begin - base, stop - base, sums.data() + base);
+        begin = stop;
+      }
+    });
+    if (out_of_memory) {
+      return false;
+    }
+    for (int64_t index = 0; index < count; ++index) {
+      for (int64_t i = 0; i < n_items; ++i) {
+        out[i] += sums[size_t(index * n_items + i)];
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace lapal_ext

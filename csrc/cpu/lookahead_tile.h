@@ -1,0 +1,234 @@
+// The passes of lookahead_loss over one block of evaluation points, with points in lanes: class-major, [C][lane].
+#pragma once
+
+#include "cpu/evaluation_tiles.h"
+#include "cpu/simd.h"
+
+namespace lapal_ext {
+
+constexpr int kGroup = 8;  // classes in registers; with 16 lanes AVX2 needs two each
+
+// One tile of points, and everything about the hypotheses that is the same for all tiles.
+template <class T>
+struct LookaheadTile {
+  int64_t points;               // a multiple of the lanes, but for the last tile
+  const T* logits;              // [block][C][lane]
+  const T* columns;             // of the tile's first point
+  const T* variance;            // [point], null for the plugin link
+  const LaneIndex<T>* targets;  // [point], offsets label * lanes + lane; null for the expected losses
+  const int64_t* slots;         // [M, b], offsets of the columns
+  const T* coefficients;        // [M, b, C]
+  const T* triangle;            // [M, b, b]
+  const T* beta;                // [M, b]
+  int64_t batch_size;
+  int64_t n_classes;
+  Loss kind;
+  T kappa;
+  T* buffer;  // [C + b][lane]
+};
+
+// What the softmax leaves of each point of a tile.
+template <class T>
+struct Softmaxes {
+  alignas(kBlockBytes) T rest[kMaxTilePoints];
+  alignas(kBlockBytes) T moments[kMaxTilePoints];
+  alignas(kBlockBytes) T targets[kMaxTilePoints];             // shifted logit of the label
+  alignas(kBlockBytes) LaneIndex<T> winners[kMaxTilePoints];  // as offsets, like LookaheadTile::targets
+};
+
+// moved[k][lane] = logits[k][lane] + sum_t columns_t[lane] H[t, k] for kClasses classes from `first`.
+template <int kClasses, class T>
+LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
+                         const T* coefficients, int64_t first, T* moved, Winner<T>& winner) {
+  constexpr int kL = kLanes<T>;
+  T sums[kClasses][kL];
+  LAPAL_UNROLL
+  for (int k = 0; k < kClasses; ++k) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      sums[k][lane] = logits[(first + k) * kL + lane];
+    }
+  }
+  for (int64_t t = 0; t < tile.batch_size; ++t) {
+    const T* column = columns + slots[t];
+    const T* weights = coefficients + t * tile.n_classes + first;
+    LAPAL_UNROLL
+    for (int k = 0; k < kClasses; ++k) {
+      const T weight = weights[k];
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        sums[k][lane] += column[lane] * weight;
+      }
+    }
+  }
+  winner.template meet<kClasses>(&sums[0][0], first);
+  LAPAL_UNROLL
+  for (int k = 0; k < kClasses; ++k) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      moved[(first + k) * kL + lane] = sums[k][lane];
+    }
+  }
+}
+
+// Logits of one block after the hypothesis, and their winner. Groups are as equal as possible: short ones
+// would leave the multiply-add units waiting for their own results.
+template <class T>
+LAPAL_HD void move_block(const LookaheadTile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
+                         const T* coefficients, T* moved, Winner<T>& winner) {
+  winner.reset();
+  const int64_t n_groups = (tile.n_classes + kGroup - 1) / kGroup;
+  const int64_t small = tile.n_classes / n_groups;
+  const int64_t n_large = tile.n_classes % n_groups;
+  int64_t first = 0;
+  for (int64_t group = 0; group < n_groups; ++group) {
+    const int64_t size = small + (group < n_large);
+    switch (size) {
+      case 1:
+        move_group<1>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        break;
+      case 2:
+        move_group<2>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        break;
+      case 3:
+        move_group<3>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        break;
+      case 4:
+        move_group<4>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        break;
+      case 5:
+        move_group<5>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        break;
+      case 6:
+        move_group<6>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        break;
+      case 7:
+        move_group<7>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        break;
+      default:
+        move_group<8>(tile, logits, columns, slots, coefficients, first, moved, winner);
+    }
+    first += size;
+  }
+}
+
+// Factor of the mean-field link: z by forward substitution in each lane.
+template <class T>
+LAPAL_HD void link_block(const LookaheadTile<T>& tile, const T* columns, const int64_t* slots, const T* triangle,
+                         const T* beta, const T* variance, T* z, T* link) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T left[kL];
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    left[lane] = variance[lane];
+  }
+  for (int64_t t = 0; t < tile.batch_size; ++t) {
+    alignas(kBlockBytes) T sum[kL];
+    const T* column = columns + slots[t];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      sum[lane] = column[lane];
+    }
+    for (int64_t s = 0; s < t; ++s) {
+      const T weight = triangle[t * tile.batch_size + s];
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        sum[lane] -= weight * z[s * kL + lane];
+      }
+    }
+    const T shrinkage = beta[t];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      z[t * kL + lane] = sum[lane];
+      left[lane] -= shrinkage * (sum[lane] * sum[lane]);
+    }
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    link[lane] = mean_field(left[lane], tile.kappa);
+  }
+}
+
+// Softmax of one block, into the places of its lanes.
+template <Moment moment, bool kLinked, class T>
+LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const Winner<T>& winner, const T* link,
+                            int64_t start, Softmaxes<T>& softmaxes) {
+  constexpr int kL = kLanes<T>;
+  sum_others<moment, kLinked>(moved, tile.n_classes, winner, link, softmaxes.rest + start, softmaxes.moments + start);
+  if (tile.targets != nullptr) {
+    const LaneIndex<T>* targets = tile.targets + start;
+    T* shifted = softmaxes.targets + start;
+    for (int lane = 0; lane < kL; ++lane) {
+      shifted[lane] = moved[targets[lane]];
+    }
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      shifted[lane] -= winner.logit[lane];
+      if (kLinked) {
+        shifted[lane] *= link[lane];
+      }
+    }
+  }
+}
+
+template <bool kLinked, class T>
+LAPAL_HD void softmax_block_for_loss(const LookaheadTile<T>& tile, const T* moved, const Winner<T>& winner,
+                                     const T* link, int64_t start, Softmaxes<T>& softmaxes) {
+  switch (tile.kind) {
+    case Loss::cross_entropy:
+    case Loss::expected_zero_one:
+      return softmax_block<Moment::none, kLinked>(tile, moved, winner, link, start, softmaxes);
+    case Loss::expected_cross_entropy:
+      return softmax_block<Moment::energy, kLinked>(tile, moved, winner, link, start, softmaxes);
+    case Loss::brier:
+      return softmax_block<Moment::squares, kLinked>(tile, moved, winner, link, start, softmaxes);
+    case Loss::zero_one:
+      return;  // the winner says it all
+  }
+}
+
+// Sum of the losses of a tile's points, in a fixed order.
+template <Loss kind, class T>
+LAPAL_HD double sum_losses(const LookaheadTile<T>& tile, const Softmaxes<T>& softmaxes) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) double lane_sums[kL] = {};
+  for (int64_t start = 0; start < tile.points; start += kL) {
+    alignas(kBlockBytes) T losses[kL];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const int64_t e = start + lane;
+      const bool hit = needs_targets(kind) && tile.targets[e] == softmaxes.winners[e];
+      losses[lane] = loss<kind>(softmaxes.rest[e], softmaxes.moments[e], softmaxes.targets[e], hit);
+    }
+    for (int64_t lane = tile.points - start; lane < kL; ++lane) {
+      losses[lane] = T(0);
+    }
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      lane_sums[lane] += double(losses[lane]);
+    }
+  }
+  double sum = 0.0;
+  for (int lane = 0; lane < kL; ++lane) {
+    sum += lane_sums[lane];
+  }
+  return sum;
+}
+
+template <class T>
+LAPAL_HD double sum_losses_of_kind(const LookaheadTile<T>& tile, const Softmaxes<T>& softmaxes) {
+  switch (tile.kind) {
+    case Loss::cross_entropy:
+      return sum_losses<Loss::cross_entropy>(tile, softmaxes);
+    case Loss::zero_one:
+      return sum_losses<Loss::zero_one>(tile, softmaxes);
+    case Loss::brier:
+      return sum_losses<Loss::brier>(tile, softmaxes);
+    case Loss::expected_cross_entropy:
+      return sum_losses<Loss::expected_cross_entropy>(tile, softmaxes);
+    default:
+      return sum_losses<Loss::expected_zero_one>(tile, softmaxes);
+  }
+}
+
+}  // namespace lapal_ext
