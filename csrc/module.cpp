@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 
+#include "clones.h"
+
 namespace {
 
 // torch packs a version as one byte each of major, minor and patch, from the top.
@@ -16,7 +18,7 @@ std::string version_text(uint64_t version) {
 
 // The variant that the dynamic loader picks from each kernel's target_clones on this processor.
 const char* instruction_set() {
-#if defined(__x86_64__) && defined(__GLIBC__)
+#if LAPAL_HAS_CLONES
   __builtin_cpu_init();
   if (__builtin_cpu_supports("x86-64-v4")) {
     return "avx512";

@@ -4,17 +4,17 @@
 //
 // Shapes: logits z [N, C], variance v [N] -> [N, C].
 //
-// Layout: rows lie in lanes; a block of rows is brought into [C][lane], where the winner is found, the exponentials are
-// taken relative to it and divided by their sum, and written back row by row. Logits may have any strides; class-major
-// ones need no transposition.
+// Layout: with few classes rows lie in lanes; a block of rows is brought into [C][lane], where the winner is found, the
+// exponentials are taken relative to it and divided by their sum, and written back row by row. Logits may have any
+// strides; class-major ones need no transposition. Rows of many contiguous classes stay where they are, with classes in
+// lanes: transposing them twice took longer than their softmax.
 //
 // Parallel over blocks of rows.
 //
-// Limit: one exponential and two transpositions in the first-level cache per number.
+// Limit: one exponential per number, and for few classes two transpositions in the first-level cache.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <atomic>
 #include <optional>
 
@@ -30,6 +30,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "predictive";
+constexpr int64_t kManyClasses = 64;  // from here on a row fills its last register well enough
 
 template <class T>
 struct Rows {
@@ -84,13 +85,34 @@ LAPAL_HD void softmax_block(const T* factor, int64_t n_classes, T* block) {
   }
 }
 
+// Probabilities of one row whose classes are contiguous.
+template <class T>
+LAPAL_HD void softmax_row(const T* logits, T link, int64_t n_classes, T* out) {
+  T best = -__builtin_inff();
+#pragma omp simd reduction(max : best)
+  for (int64_t k = 0; k < n_classes; ++k) {
+    best = logits[k] > best ? logits[k] : best;
+  }
+  T total = T(0);
+#pragma omp simd reduction(+ : total)
+  for (int64_t k = 0; k < n_classes; ++k) {
+    const T term = exp_nonpositive((logits[k] - best) * link);
+    out[k] = term;
+    total += term;
+  }
+  const T inverse = T(1) / total;
+#pragma omp simd
+  for (int64_t k = 0; k < n_classes; ++k) {
+    out[k] *= inverse;
+  }
+}
+
 template <class T>
 LAPAL_HD void predictive_blocks(const Rows<T>& rows, int64_t begin, int64_t end, T* block) {
   constexpr int kL = kLanes<T>;
   for (int64_t start = begin * kL; start < end * kL && start < rows.n_rows; start += kL) {
     const int64_t valid = rows.n_rows - start < kL ? rows.n_rows - start : kL;
     alignas(kBlockBytes) T link[kL];
-    read_rows(rows.logits + start * rows.row_stride, rows.row_stride, rows.class_stride, rows.n_classes, valid, block);
     if (rows.variance != nullptr) {
       read_values(rows.variance + start * rows.variance_stride, rows.variance_stride, valid, link);
     }
@@ -98,8 +120,17 @@ LAPAL_HD void predictive_blocks(const Rows<T>& rows, int64_t begin, int64_t end,
     for (int lane = 0; lane < kL; ++lane) {
       link[lane] = rows.variance != nullptr ? mean_field(link[lane], rows.kappa) : T(1);
     }
+    const T* logits = rows.logits + start * rows.row_stride;
+    T* out = rows.probabilities + start * rows.n_classes;
+    if (rows.class_stride == 1 && rows.n_classes >= kManyClasses) {
+      for (int64_t lane = 0; lane < valid; ++lane) {
+        softmax_row(logits + lane * rows.row_stride, link[lane], rows.n_classes, out + lane * rows.n_classes);
+      }
+      continue;
+    }
+    read_rows(logits, rows.row_stride, rows.class_stride, rows.n_classes, valid, block);
     softmax_block(link, rows.n_classes, block);
-    write_rows(block, rows.n_classes, valid, rows.probabilities + start * rows.n_classes);
+    write_rows(block, rows.n_classes, valid, out);
   }
 }
 

@@ -13,17 +13,8 @@
 #include <new>
 #include <type_traits>
 
+#include "clones.h"
 #include "likelihood.h"
-
-// The dynamic loader picks the clone (ifunc), which needs glibc; elsewhere the baseline serves.
-#if defined(__x86_64__) && defined(__GLIBC__) && \
-    ((defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && __GNUC__ >= 12))
-#define LAPAL_HAS_CLONES 1
-#define LAPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define LAPAL_HAS_CLONES 0
-#define LAPAL_CLONES
-#endif
 
 // Before a loop of constant length that must unroll completely, so that its array stays in registers.
 #if defined(__clang__)

@@ -57,8 +57,9 @@ def test_kappa_zero_is_the_plugin(dtype: torch.dtype, device: str) -> None:
     torch.testing.assert_close(p, assert_within_budget(op, args | {"variance": None}, dtype).values["result 0"])
 
 
-def test_not_a_number_stays_in_its_row(dtype: torch.dtype, device: str) -> None:
-    args = example("predictive", N=4)
+@pytest.mark.parametrize("C", [5, 100])
+def test_not_a_number_stays_in_its_row(C: int, dtype: torch.dtype, device: str) -> None:
+    args = example("predictive", N=4, C=C)
     args["logits"][1, 2] = float("nan")
     args["variance"][3] = float("nan")
     p = assert_within_budget(op, args, dtype, device=device).values["result 0"]
