@@ -26,7 +26,8 @@ def run_workloads(threads: int, wall: bool, select: str) -> dict[str, Any]:
         if not wall:
             command.append("--benchmark-timer=time.process_time")
         pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-        environment = os.environ | pools
+        # Threads that wait must sleep: spinning, they take the core from those that work wherever it is shared.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | pools
         done = subprocess.run(command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0 or not report.exists():
             sys.exit(done.stdout)
