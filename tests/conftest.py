@@ -10,6 +10,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the ops under test run")
 
 
+def pytest_configure() -> None:
+    # The problems are small: on a busy machine, a second thread makes them many times slower, not faster.
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     name = request.config.getoption("--device")
