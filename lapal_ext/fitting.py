@@ -15,6 +15,7 @@ from lapal_ext._checks import check_overflow
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import curvature_weight
 
+_BLOCK = 128  # rows of a matrix that are updated together; 96 to 192 are as fast
 TILE_ROWS = 8192  # rows held in float64 at a time, 25 MB at D = 384
 _GRADIENT_TOLERANCE = 1e-6  # largest entry of the gradient of the summed objective
 _MAX_ITERATIONS = 2000
@@ -105,18 +106,36 @@ def precision_matrix(
     precision = prior_precision * torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
     for tile in features:
         x = tile.double()
-        add_observations(precision, x, curvature_weight(x @ mean.T, curvature))
+        precision = add_observations(precision, x, curvature_weight(x @ mean.T, curvature))
     return precision
 
 
 def add_observations(
-    precision: Tensor,  # [D, D], changed in place
+    precision: Tensor,  # [D, D]
     features: Tensor,  # [n, D]
     curvature: Tensor,  # [n]
-) -> None:
-    """precision += sum_n s_n phi_n phi_n^T, symmetric to the bit."""
-    root = features * curvature.sqrt()[:, None]
-    precision += symmetric(root.T @ root)
+) -> Tensor:  # [D, D]
+    """precision + sum_n s_n phi_n phi_n^T, symmetric to the bit."""
+    return add_gram(precision, features * curvature.sqrt()[:, None], 1.0)
+
+
+def add_gram(
+    matrix: Tensor,  # [D, D] symmetric
+    rows: Tensor,  # [n, D]
+    sign: float,
+) -> Tensor:  # [D, D]
+    """matrix + sign rows^T rows, symmetric to the bit.
+
+    Only the blocks of the lower triangle are multiplied, and mirrored: half the product and one fresh matrix, where a
+    full product leaves its two triangles apart by rounding and takes a third pass to join them.
+    """
+    result = torch.empty_like(matrix)
+    for start in range(0, len(matrix), _BLOCK):
+        own, left = slice(start, start + _BLOCK), slice(0, start + _BLOCK)
+        torch.addmm(matrix[own, left], rows[:, own].T, rows[:, left], alpha=sign, out=result[own, left])
+        result[:start, own] = result[own, :start].T
+        result[own, own] = symmetric(result[own, own])
+    return result
 
 
 def symmetric(

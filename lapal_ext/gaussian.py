@@ -117,9 +117,9 @@ class GaussianLinear(StandardizedLinear):
     def _bring_precision_up_to_date(self) -> None:
         if not self._queued:
             return
-        precision = self._stored_precision.clone()  # what was made in inference mode must not be changed in place
+        precision = self._stored_precision
         for features, weights in self._queued:
-            fitting.add_observations(precision, features, weights)
+            precision = fitting.add_observations(precision, features, weights)
         self._buffers["precision"] = precision
         self._queued.clear()
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext._checks import check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
-from lapal_ext.fitting import symmetric
+from lapal_ext.fitting import add_gram
 
 _BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
 
@@ -110,4 +110,4 @@ def _absorb_block(
         return mean + h.T @ columns, downdated[0], weights
     u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
     root = u * beta.sqrt()[:, None]
-    return mean + h.T @ columns, symmetric(torch.addmm(covariance, root.T, root, alpha=-1)), weights
+    return mean + h.T @ columns, add_gram(covariance, root, -1.0), weights
