@@ -117,10 +117,8 @@ class GaussianLinear(StandardizedLinear):
     def _bring_precision_up_to_date(self) -> None:
         if not self._queued:
             return
-        precision = self._stored_precision
-        for features, weights in self._queued:
-            precision = fitting.add_observations(precision, features, weights)
-        self._buffers["precision"] = precision
+        features, weights = (torch.cat(parts) for parts in zip(*self._queued, strict=True))
+        self._buffers["precision"] = fitting.add_observations(self._stored_precision, features, weights)
         self._queued.clear()
 
     @property
