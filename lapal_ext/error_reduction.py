@@ -73,7 +73,7 @@ def _expected_losses_shared(
     gamma: float,
 ) -> Tensor:  # [n] float64
     """The Newton step is as long for every label, so that one pass serves them all."""
-    directions = inner @ posterior.covariance
+    directions = ops.inner_products(inner, posterior.covariance.mT)
     logits = inner @ posterior.mean.T
     variance = (directions * inner).sum(1)
     check_overflow("pool", logits, variance)
@@ -87,7 +87,7 @@ def _expected_losses_shared(
     sums = torch.zeros(len(inner), dtype=torch.float64, device=inner.device)
     for tile in slices(len(eval_features), TILE // max(len(inner), posterior.num_classes, 1)):
         points = posterior.inner_features(eval_features[tile])
-        at_points, columns = posterior.mean @ points.T, directions @ points.T
+        at_points, columns = posterior.mean @ points.T, ops.inner_products(directions, points)
         check_overflow("eval_features", at_points, columns)
         sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, loss)
     return sums
@@ -105,7 +105,7 @@ def _expected_losses_of_each_label(
 ) -> Tensor:  # [n] float64
     """Every label of every candidate as a hypothesis of its own, n C of them."""
     n_classes, mean_field = posterior.num_classes, link == "mean_field"
-    directions = inner @ posterior.covariance
+    directions = ops.inner_products(inner, posterior.covariance.mT)
     logits = inner @ posterior.mean.T
     variance = (directions * inner).sum(1)
     local = torch.arange(len(inner), device=inner.device).repeat_interleave(n_classes)[:, None]

@@ -91,7 +91,7 @@ def _summed_losses(
 ) -> Tensor:  # [m] float64
     distinct, local = batches.unique(return_inverse=True)
     inner = pool.inner(distinct)
-    directions = inner @ posterior.covariance
+    directions = ops.inner_products(inner, posterior.covariance.mT)
     logits = inner @ posterior.mean.T
     gram = directions[local] @ inner[local].mT
     h, triangle, beta, _ = coefficients(
@@ -116,7 +116,7 @@ def sum_losses(
     sums = torch.zeros(len(batches), dtype=torch.float64, device=directions.device)
     for tile in slices(len(eval_features), TILE // max(len(directions), posterior.num_classes, 1)):
         points = posterior.inner_features(eval_features[tile])
-        logits, columns = posterior.mean @ points.T, directions @ points.T
+        logits, columns = posterior.mean @ points.T, ops.inner_products(directions, points)
         check_overflow("eval_features", logits, columns)
         variance = ops.predictive_variance(points, posterior.covariance) if mean_field else None
         if variance is not None:
