@@ -85,10 +85,12 @@ def _expected_losses_shared(
         raise steps_overflow(lengths, gamma)
     probabilities = ops.predictive(logits, None, 0.0)
     sums = torch.zeros(len(inner), dtype=torch.float64, device=inner.device)
-    for tile in slices(len(eval_features), TILE // max(len(inner), posterior.num_classes, 1)):
+    both = torch.cat([posterior.mean, directions])  # one pass over the points for their logits and their columns
+    for tile in slices(len(eval_features), TILE // len(both)):
         points = posterior.inner_features(eval_features[tile])
-        at_points, columns = posterior.mean @ points.T, ops.inner_products(directions, points)
-        check_overflow("eval_features", at_points, columns)
+        products = ops.inner_products(both, points)
+        check_overflow("eval_features", products)
+        at_points, columns = products.split([posterior.num_classes, len(directions)])
         sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, loss)
     return sums
 
