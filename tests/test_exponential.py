@@ -43,7 +43,7 @@ def call(code: ctypes.CDLL, name: str, x: np.ndarray) -> np.ndarray:
 
 
 def every_exponent(name: str) -> np.ndarray:
-    """Arguments of every binary exponent down to where exp(x) rounds to one, and near every power of two of the result."""
+    """Arguments of every binary exponent down to where exp(x) rounds to one, and near every power of two of exp(x)."""
     dtype = _DTYPES[name]
     generator = np.random.default_rng(0)
     exponents = np.arange(-np.finfo(dtype).nmant - 4, 10)
