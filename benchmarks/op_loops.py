@@ -35,8 +35,7 @@ def bait(
     """A^-1 is the posterior's covariance less beta_t u_t u_t^T for every pick, kept as its directions u_t."""
     covariance = posterior.covariance
     s = likelihood.curvature_weight(posterior.predict_logits(pool), "categorical")
-    weighted = pool * s.sqrt()[:, None]
-    fisher = weighted.T @ weighted / len(pool)
+    fisher = ops.rank_n_update(torch.zeros_like(covariance), pool, s / len(pool), None)
     h = ops.predictive_variance(pool, covariance)
     q = ops.predictive_variance(pool, covariance @ fisher @ covariance)
     taken = torch.zeros(len(pool), dtype=torch.bool)

@@ -29,7 +29,8 @@ def test_a_posterior_survives(tmp_path: Path, dtype: torch.dtype) -> None:
     for name, buffer in posterior.named_buffers():
         assert torch.equal(buffer, dict(loaded.named_buffers())[name]), name
     assert loaded.get_extra_state() == posterior.get_extra_state()
-    assert torch.equal(loaded.update(pool, labels).mean, posterior.update(pool, labels).mean)
+    # Not to the bit: torch's products may round by where in memory their inputs lie.
+    torch.testing.assert_close(loaded.update(pool, labels).mean, posterior.update(pool, labels).mean)
 
 
 def test_every_flipped_bit_is_noticed(saved: Path) -> None:

@@ -1,7 +1,7 @@
 // Evaluation points in tiles, for the ops that sum a loss over all points for each of many items.
 //
-// Workers share out the pairs (tile, item). Every pair writes its own float64 sum, and tiles are added in order, so the
-// result depends on no thread count.
+// Workers share out the pairs (tile, item), each weighing as many blocks as the tile has. Every pair writes its own
+// float64 sum, and tiles are added in order, so the result depends on no thread count.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -30,6 +30,10 @@ struct Tiling {
   }
   int64_t points(int64_t tile) const {
     return tile < n_full_tiles ? std::min(tile_points, n_full_points - start(tile)) : n_eval - n_full_points;
+  }
+  template <class T>
+  int64_t blocks_before(int64_t tile) const {  // a block that is not full takes as long as one that is
+    return tile < n_tiles ? start(tile) / kLanes<T> : (n_eval + kLanes<T> - 1) / kLanes<T>;
   }
 };
 
@@ -71,7 +75,7 @@ void pack_logits(const torch::stable::Tensor& logits, int64_t start, int64_t poi
 // Adds to `out` the sum over all points for each of n_items. `make_worker` returns the memory of one worker, false
 // where there was none; its `sum_tile(start, points, begin, end, sums)` writes the sums of one tile's points for items
 // [begin, end). Returns whether there was memory.
-template <class MakeWorker>
+template <class T, class MakeWorker>
 bool sum_over_tiles(const Tiling& tiling, int64_t n_items, MakeWorker&& make_worker, double* out) {
   constexpr int64_t kMaxPartialSums = int64_t(1) << 20;
   const int64_t round = std::max<int64_t>(1, kMaxPartialSums / n_items);  // tiles between two additions
@@ -79,18 +83,28 @@ bool sum_over_tiles(const Tiling& tiling, int64_t n_items, MakeWorker&& make_wor
   std::atomic<bool> out_of_memory{false};
   for (int64_t first = 0; first < tiling.n_tiles; first += round) {
     const int64_t count = std::min(round, tiling.n_tiles - first);
-    torch::stable::parallel_for(0, count * n_items, 1, [&](int64_t begin, int64_t end) {
+    // Unit number (blocks before the tile) * n_items + item * (blocks of the tile) begins a pair.
+    const int64_t first_block = tiling.template blocks_before<T>(first);
+    const int64_t n_units = (tiling.template blocks_before<T>(first + count) - first_block) * n_items;
+    torch::stable::parallel_for(0, n_units, tiling.tile_points / kLanes<T>, [&](int64_t begin, int64_t end) {
       const auto worker = make_worker();
       if (!worker) {
         out_of_memory = true;
         return;
       }
-      while (begin < end) {
-        const int64_t index = begin / n_items, base = index * n_items;
-        const int64_t stop = std::min(end, base + n_items);
+      for (int64_t index = 0; index < count; ++index) {
         const int64_t tile = first + index;
-        worker.sum_tile(tiling.start(tile), tiling.points(tile), begin - base, stop - base, sums.data() + base);
-        begin = stop;
+        const int64_t before = tiling.template blocks_before<T>(tile);
+        const int64_t blocks = tiling.template blocks_before<T>(tile + 1) - before;
+        const int64_t base = (before - first_block) * n_items;
+        // A worker takes the pairs that begin in its range.
+        const auto items_before = [&](int64_t unit) {
+          return std::clamp<int64_t>((unit - base + blocks - 1) / blocks, 0, n_items);
+        };
+        const int64_t from = items_before(begin), to = items_before(end);
+        if (from < to) {
+          worker.sum_tile(tiling.start(tile), tiling.points(tile), from, to, sums.data() + index * n_items);
+        }
       }
     });
     if (out_of_memory) {

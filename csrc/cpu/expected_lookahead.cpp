@@ -209,7 +209,7 @@ Tensor expected_lookahead_cpu(const Tensor& logits, const Tensor& columns, const
     common.n_classes = n_classes;
     common.kind = kind;
     const Tiling tiling = tiling_of<scalar_t>(n_eval, n_classes, kTileBytes);
-    const bool enough = sum_over_tiles(
+    const bool enough = sum_over_tiles<scalar_t>(
         tiling, n_candidates, [&] { return Worker<scalar_t>(logits, dense_columns, common, tiling.tile_points); },
         sums.mutable_data_ptr<double>());
     STD_TORCH_CHECK(enough, kOp, ": out of memory");

@@ -207,7 +207,7 @@ void lookahead_loss_impl(const Inputs& inputs, const Tensor& batches, const Tens
   common.kappa = T(kappa);
   const Tiling tiling = tiling_of<T>(inputs.logits.size(1), int64_t(slots.rows.size()) + n_classes, kTileBytes);
   const auto make_worker = [&] { return Worker<T>(inputs, slots, common, tiling.tile_points); };
-  STD_TORCH_CHECK(sum_over_tiles(tiling, batches.size(0), make_worker, out), kOp, ": out of memory");
+  STD_TORCH_CHECK(sum_over_tiles<T>(tiling, batches.size(0), make_worker, out), kOp, ": out of memory");
 }
 
 Tensor lookahead_loss_cpu(const Tensor& logits, const Tensor& columns, const Tensor& batches,

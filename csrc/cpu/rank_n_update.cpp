@@ -196,8 +196,9 @@ LAPAL_UPDATE_KERNELS(float)
 LAPAL_UPDATE_KERNELS(double)
 #undef LAPAL_UPDATE_KERNELS
 
+// One chunk of rows, or with a triangle all of them.
 template <class T>
-void rank_n_update_impl(Update<T> update) {
+void update_with_rows(Update<T> update) {
   const int64_t n_panels = (update.size + kPanel<T> - 1) / kPanel<T>;
   const Scratch<T> panels(n_panels * update.n_rows * kPanel<T>);
   STD_TORCH_CHECK(bool(panels), kOp, ": out of memory");
@@ -226,6 +227,21 @@ void rank_n_update_impl(Update<T> update) {
     }
   });
   STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+}
+
+template <class T>
+void rank_n_update_impl(Update<T> update) {
+  if (update.triangle != nullptr || update.n_rows <= kDepth) {
+    return update_with_rows(update);
+  }
+  const int64_t n_rows = update.n_rows;  // panels of a chunk stay in the second-level cache
+  for (int64_t start = 0; start < n_rows; start += kDepth) {
+    update.n_rows = std::min(kDepth, n_rows - start);
+    update_with_rows(update);
+    update.matrix = update.out;  // from here on in place: every element is read and written by one thread
+    update.rows += kDepth * update.size;
+    update.weights += kDepth;
+  }
 }
 
 Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor& weights,
