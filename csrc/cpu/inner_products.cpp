@@ -35,7 +35,7 @@ using torch::stable::Tensor;
 
 constexpr const char* kOp = "inner_products";
 constexpr int64_t kFewRows = 14;         // up to here, packing the points costs more than it saves
-constexpr int64_t kBlockPanels = 8;      // 384 KiB of packed points in float: a fraction of a second-level cache
+constexpr int64_t kBlockPanels = 8;      // at most; 384 KiB of packed points, a fraction of a second-level cache
 constexpr int64_t kBlockGroups = 16;     // row groups of one task
 constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
 
@@ -52,8 +52,9 @@ struct Product {
   Matrix<T> rows;
   Matrix<T> points;
   int64_t depth;
-  bool dots;  // few rows with contiguous points
-  T* out;     // [N, E]
+  int64_t block_points;  // panels of a block times kPanel
+  bool dots;             // few rows with contiguous points
+  T* out;                // [N, E]
 };
 
 // A worker's packed block of points, and its group of rows.
@@ -135,8 +136,8 @@ LAPAL_HD void multiply_block(const Product<T>& product, int64_t block, int64_t b
                              const Buffers<T>& buffers) {
   const Matrix<T>& points = product.points;
   const int64_t stride = group_stride<T>(kDepth);
-  const int64_t first_point = block * kBlockPanels * kPanel<T>;
-  const int64_t last_point = std::min(first_point + kBlockPanels * kPanel<T>, points.n_rows);
+  const int64_t first_point = block * product.block_points;
+  const int64_t last_point = std::min(first_point + product.block_points, points.n_rows);
   // Points that lie as panels do are packed only where they are met often.
   const int64_t in_place_end = points.row_stride == 1 && (end - begin) * kRows <= kFewRows ? points.n_rows : 0;
   for (int64_t start = 0; start < product.depth; start += kDepth) {
@@ -193,7 +194,7 @@ LAPAL_PRODUCT_KERNELS(double)
 #undef LAPAL_PRODUCT_KERNELS
 
 template <class T>
-void inner_products_impl(const Product<T>& product) {
+void inner_products_impl(Product<T> product) {
   const int64_t n_rows = product.rows.n_rows, n_points = product.points.n_rows;
   if (product.dots) {
     torch::stable::parallel_for(0, n_points, 1 + kGrainWork / (n_rows * product.depth + 1),
@@ -203,8 +204,12 @@ void inner_products_impl(const Product<T>& product) {
   const int group_rows = rows_of_group();
   const int64_t n_groups = (n_rows + group_rows - 1) / group_rows;
   const int64_t row_blocks = (n_groups + kBlockGroups - 1) / kBlockGroups;
-  const int64_t block_points = kBlockPanels * kPanel<T>;
-  const int64_t n_tasks = (n_points + block_points - 1) / block_points * row_blocks;
+  // Blocks of the same size, so that their tasks are as long.
+  const int64_t n_panels = (n_points + kPanel<T> - 1) / kPanel<T>;
+  const int64_t n_blocks = (n_panels + kBlockPanels - 1) / kBlockPanels;
+  const int64_t block_points = (n_panels + n_blocks - 1) / n_blocks * kPanel<T>;
+  product.block_points = block_points;
+  const int64_t n_tasks = n_blocks * row_blocks;
   const int64_t work = kBlockGroups * group_rows * block_points * product.depth;
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, n_tasks, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
@@ -252,8 +257,8 @@ Tensor inner_products_cpu(const Tensor& rows, const Tensor& points) {
   const Tensor near_points = dots ? torch::stable::contiguous(points) : points;
   dispatch_floating(rows.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    inner_products_impl(Product<scalar_t>{matrix_of<scalar_t>(near_rows), matrix_of<scalar_t>(near_points), depth, dots,
-                                          out.mutable_data_ptr<scalar_t>()});
+    inner_products_impl(Product<scalar_t>{matrix_of<scalar_t>(near_rows), matrix_of<scalar_t>(near_points), depth, 0,
+                                          dots, out.mutable_data_ptr<scalar_t>()});
   });
   return out;
 }
