@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext.clustering import cluster
 from lapal_ext.pool import Pool
 
 _UNCERTAIN_SHARE = 0.1  # of the pool, by margin, that "informative" batches are drawn from
@@ -37,14 +38,9 @@ def propose_diverse(
     pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
 ) -> Tensor:  # [count, batch_size]
     """One row drawn from each of ``batch_size`` k-means clusters of the features (needs scikit-learn)."""
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError as error:
-        raise ImportError('proposals "diverse" needs scikit-learn: pip install scikit-learn') from error
     features = pool.outer(torch.arange(len(pool), device=pool.storage.device)).cpu()
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    assigned = KMeans(batch_size, n_init=1, random_state=seed).fit_predict(features.numpy())
-    clusters = torch.from_numpy(assigned).long()
+    clusters = cluster(features, batch_size, seed, needed_by="proposals 'diverse'")
     # Shuffle within each cluster and take the first row of every cluster; should duplicates leave fewer clusters than
     # rows are wanted, second rows follow.
     draws = torch.rand(count, len(pool), generator=generator, dtype=torch.float64)
