@@ -16,7 +16,7 @@ ROOT = "__init__"  # what ``import lapal_ext`` loads
 # The rooms of the package from left to right. A new module gets its place here first; some do not exist yet.
 ORDER = [
     "errors", "_checks", "likelihood", "ops", "clustering",
-    "fitting", "storage", "updating", "head", "gaussian", "posterior", "baselines",
+    "fitting", "evidence", "storage", "updating", "head", "gaussian", "estimation", "posterior", "baselines",
     "pool", "acquisition", "labels",
     "selection", "selector", "lookahead", "proposals", "error_reduction", "batch_search",
     ROOT,

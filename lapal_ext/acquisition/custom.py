@@ -18,8 +18,9 @@ Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
 def random_acquisition(seed: int) -> Acquisition:
     """Utilities that are uniform draws, the same at every call: one random order of the rows per selection."""
 
-    def draw(_: LastLayerLaplace, pool: Tensor) -> Tensor:
-        return torch.rand(len(pool), generator=torch.Generator().manual_seed(seed)).to(pool.device)
+    def draw(posterior: LastLayerLaplace, pool: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(len(pool), dtype=posterior.mean.dtype, generator=generator).to(pool.device)
 
     return draw
 
