@@ -25,9 +25,12 @@ def log_evidence(
     mean = weight.double()
     gram = mean.new_zeros(mean.shape[1], mean.shape[1])
     log_likelihood = mean.new_zeros(())
-    for tile, labels in zip(features, targets.split(fitting.TILE_ROWS), strict=True):
+    start = 0
+    for tile in features:
         x = tile.double()
         logits = x @ mean.T
+        labels = targets[start : start + len(x)]
+        start += len(x)
         log_likelihood += logits.log_softmax(1).gather(1, labels[:, None]).sum()
         gram = fitting.add_observations(gram, x, curvature_weight(logits, curvature))
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0.0)
