@@ -13,10 +13,12 @@ touch, so that they forget each other, and the bias of the layer stays where it 
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import check_generator, check_integer, check_number, check_overflow
+from lapal_ext._checks import check_generator, check_integer, check_number, check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import residual
+from lapal_ext.pool import check_posterior
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.updating import steps_overflow
 
 _CHUNK = 1 << 22  # numbers in the largest temporary, 16 MiB in float32
 
@@ -45,13 +47,16 @@ def first_order(
 
     Source: arXiv 2210.06112, the first-order baseline of its experiments.
     """
-    posterior.require_fitted()
+    check_posterior(posterior)
     posterior.check_features(features)
     labels = posterior.check_targets(targets, features.shape[0])
     gamma = check_number("gamma", gamma, at_least=0.0)
     inner = posterior.inner_features(features)
-    mean = posterior.mean + gamma * residual(inner @ posterior.mean.T, labels).T @ inner
-    check_overflow("features", mean)
+    gradient = residual(inner @ posterior.mean.T, labels).T @ inner
+    check_overflow("features", gradient)
+    mean = posterior.mean + gamma * gradient
+    if not is_finite(mean):
+        raise steps_overflow(mean, gamma)
     moved = posterior.clone()
     moved.mean = mean
     return moved
@@ -93,7 +98,7 @@ def monte_carlo(
 
     Source: arXiv 2210.06112, the Monte Carlo baseline of its experiments.
     """
-    posterior.require_fitted()
+    check_posterior(posterior)
     posterior.check_features(features)
     labels = posterior.check_targets(targets, features.shape[0])
     posterior.check_features(eval_features, name="eval_features")
@@ -113,9 +118,11 @@ def monte_carlo(
             for _ in range(count)
         ]
         weights = posterior.mean + torch.stack(noise) @ root.T  # [m, C, D]
-        log_p = (inner @ weights.mT).log_softmax(2).double()  # [m, n, C]
-        log_weight = gamma * log_p.gather(2, labels[None, :, None].expand(count, -1, 1)).sum((1, 2))
-        check_overflow("features", log_weight)
+        log_p = (inner @ weights.mT).log_softmax(2).gather(2, labels[None, :, None].expand(count, -1, 1))  # [m, n, 1]
+        check_overflow("features", log_p)
+        log_weight = gamma * log_p.double().sum((1, 2))
+        if not is_finite(log_weight):
+            raise ValueError(f"gamma must leave the weights of the samples finite, got {gamma:g}")
         # The largest weight so far counts as one: the others may be far below the smallest number.
         peak = torch.maximum(highest, log_weight.max())
         shares = (log_weight - peak).exp()
@@ -123,8 +130,9 @@ def monte_carlo(
         p = (points @ weights.mT).softmax(2).double()  # [m, E, C]
         result = result * shrunk + (shares[:, None, None] * p).sum(0)
         total, highest = total * shrunk + shares.sum(), peak
-    check_overflow("eval_features", result)
-    return (result / total).to(posterior.mean.dtype)
+    probabilities = (result / total).to(posterior.mean.dtype)
+    check_overflow("eval_features", probabilities)
+    return probabilities
 
 
 def _root(

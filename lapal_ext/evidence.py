@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import fitting
+from lapal_ext._checks import check_overflow
 from lapal_ext.likelihood import curvature_weight
 
 
@@ -33,6 +34,7 @@ def log_evidence(
         start += len(x)
         log_likelihood += logits.log_softmax(1).gather(1, labels[:, None]).sum()
         gram = fitting.add_observations(gram, x, curvature_weight(logits, curvature))
+    check_overflow("features", gram)
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0.0)
     occam = -(eigenvalues / prior_precisions[:, None]).log1p().sum(1)
     evidence: Tensor = log_likelihood - 0.5 * prior_precisions * mean.square().sum() + 0.5 * len(mean) * occam

@@ -83,6 +83,7 @@ def propose_by_acquisition(
             gamma=0.0,
             labelled=labelled,
             seed=choose_seed(acquisition, link, generator),
+            name="proposals",
         )
         picks, utilities = scorer.pick(batch_size)
         if bool(utilities.isnan().any()):

@@ -87,14 +87,18 @@ def make_scorer(
     gamma: float,
     labelled: Tensor | None,  # [L, D]
     seed: int,
+    name: str = "acquisition",
 ) -> Scorer:
-    """Start the state of a selection; all arguments are already checked."""
+    """Start the state of a selection; all arguments are already checked.
+
+    ``name`` is the argument that a callable came in, for errors about what it returns.
+    """
     common = posterior, pool, link, step, gamma
     if callable(acquisition):
-        return CustomScorer(*common, acquisition)
+        return CustomScorer(*common, acquisition, name)
     match acquisition:
         case "random":
-            return CustomScorer(*common, random_acquisition(seed))
+            return CustomScorer(*common, random_acquisition(seed), name)
         case "bald":
             return BaldScorer(*common, seed)
         case "badge":

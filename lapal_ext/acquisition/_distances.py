@@ -23,7 +23,6 @@ def nearest_distance(
     for rows, tile in pool.inner_tiles():
         nearest = [_distances(tile, block).amin(1) for block in points.split(max(1, TILE // max(1, len(tile))))]
         result[rows] = torch.stack(nearest).amin(0)
-    check_overflow("pool", result)
     return result
 
 
@@ -51,5 +50,5 @@ def labelled_features(
     if labelled is None:
         return posterior.mean.new_empty(0, posterior.mean.shape[1])
     inner = posterior.inner_features(labelled)
-    check_overflow("labelled", inner)
+    check_overflow("labelled", 4.0 * inner.square().sum(1))
     return inner

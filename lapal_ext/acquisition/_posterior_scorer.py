@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lapal_ext._checks import check_overflow
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 
@@ -13,6 +14,7 @@ class PosteriorScorer:
     def __init__(self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float) -> None:
         self._posterior, self._pool = posterior.clone(), pool
         self._link, self._step, self._gamma = link, step, gamma
+        check_overflow("pool", 4.0 * pool.norms().square())  # of a variance, or of a distance between two rows
         self._taken = torch.zeros(len(pool), dtype=torch.bool, device=pool.storage.device)
 
     def release(self, picks: Tensor) -> None:

@@ -26,27 +26,37 @@ def random_acquisition(seed: int) -> Acquisition:
 
 
 class CustomScorer(PosteriorScorer):
-    """Calls an acquisition on the pool with a posterior that has absorbed every label so far."""
+    """Calls an acquisition on the pool with a posterior that has absorbed every label so far.
+
+    ``name`` is the argument that the acquisition came in, for errors.
+    """
 
     def __init__(
-        self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, acquisition: Acquisition
+        self,
+        posterior: LastLayerLaplace,
+        pool: Pool,
+        link: str,
+        step: str,
+        gamma: float,
+        acquisition: Acquisition,
+        name: str,
     ) -> None:
         super().__init__(posterior, pool, link, step, gamma)
-        self._acquisition = acquisition
+        self._acquisition, self._name = acquisition, name
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
         utilities = self._acquisition(self._posterior, self._pool.storage)
-        utilities = check_dense("acquisition's utilities", utilities).detach()
+        utilities = check_dense(f"{self._name}'s utilities", utilities).detach()
         if not utilities.dtype.is_floating_point:
-            raise TypeError(f"acquisition's utilities must be floating point numbers, got {utilities.dtype}")
+            raise TypeError(f"{self._name}'s utilities must be floating point numbers, got {utilities.dtype}")
         if utilities.shape != (len(self._pool),):
             raise ValueError(
-                f"acquisition's utilities must have shape ({len(self._pool)},), one per row, got "
+                f"{self._name}'s utilities must have shape ({len(self._pool)},), one per row, got "
                 f"{shape_text(utilities.shape)}"
             )
         if utilities.device != self._taken.device:
-            raise ValueError(f"acquisition's utilities must be on {self._taken.device}, got {utilities.device}")
+            raise ValueError(f"{self._name}'s utilities must be on {self._taken.device}, got {utilities.device}")
         if bool(utilities.isnan().any()):  # before anybody is asked for the label of such a pick
-            raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
+            raise ValueError(f"{self._name} gave a utility that is not a number; nothing was selected")
         return best_first(utilities, self._taken, count)

@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import check_overflow
 from lapal_ext.acquisition._distances import TILE, labelled_features, nearest_distance, squared_distances
 from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition._scorer import best_first
@@ -98,7 +97,6 @@ def _pure_radius(pool: Pool, n_clusters: int, seed: int) -> float:
         return 0.0
     everything = torch.arange(len(pool), device=pool.storage.device)
     points = pool.inner(everything)
-    check_overflow("pool", points)
     clusters = cluster(points, min(n_clusters, len(pool)), seed, needed_by="acquisition 'probcover'")
     nearest = torch.full((len(pool),), torch.inf, dtype=torch.float64, device=everything.device)
     for rows, tile in pool.inner_tiles():

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import check_overflow
 from lapal_ext.acquisition._distances import TILE, labelled_features, squared_distances
 from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition._scorer import best_first
@@ -56,7 +55,6 @@ class TypiClustScorer(PosteriorScorer):
         n_rows = len(self._pool)
         everything = torch.arange(n_rows, device=self._taken.device)
         points = torch.cat([self._pool.inner(everything), self._labelled])
-        check_overflow("pool", points)
         n_clusters = min(len(self._labelled) + len(self._absorbed) + count, _MAX_CLUSTERS, len(points))
         clusters = cluster(points, n_clusters, self._seed, needed_by="acquisition 'typiclust'")
         sizes = clusters.bincount(minlength=n_clusters).tolist()
