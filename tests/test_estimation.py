@@ -75,7 +75,8 @@ def cross_validated(x: Tensor, y: Tensor, fold: Tensor, prior: float, **options:
 @pytest.mark.parametrize("options", [{}, {"fit_bias": False}, {"standardize": False}], ids=str)
 def test_the_best_prior_precision_is_that_of_the_plain_loop(options: dict[str, bool]) -> None:
     problem = make_problem()
-    x, y = problem.eval_features, problem.eval_targets
+    x, y = problem.eval_features, problem.eval_targets.clone()
+    y[::3] = 3 - y[::3]  # wrong labels, which a weak prior learns by heart
     grid = torch.tensor([30.0, 0.3, 3.0, 3000.0])
     fold = evidence.deal_folds(y, 4, torch.Generator().manual_seed(5))
     scores = [cross_validated(x, y, fold, prior, **options) for prior in grid.tolist()]
@@ -84,7 +85,7 @@ def test_the_best_prior_precision_is_that_of_the_plain_loop(options: dict[str, b
     )
     assert isinstance(best, float)
     assert best == float(grid[scores.index(min(scores))])
-    assert best != 3000.0
+    assert best in (3.0, 30.0)
 
 
 def test_the_default_grid_and_folds() -> None:

@@ -46,7 +46,7 @@ class BadgeScorer(LatentScorer):
         self._bring_up_to_date()
         gradient = self._gradient()
         norms = gradient.square().sum(1) * self._squares
-        check_overflow("pool", 4.0 * norms)  # of a distance, which is at most the sum of two norms and two products
+        check_overflow("pool", norms)  # nothing can be drawn from a NaN
         known = self._centres
         centres = dict(zip(known.tolist(), self._squares[known].tolist(), strict=True))  # in order, with their |phi|^2
         draws = thresholds(self._seed, len(known) + count, norms.dtype).to(norms.device)

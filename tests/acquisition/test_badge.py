@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext import LastLayerLaplace, SequentialSelector, select_batch
 from lapal_ext.acquisition import choose_seed
-from lapal_ext.acquisition.badge import thresholds
+from lapal_ext.acquisition.badge import BadgeScorer, thresholds
+from lapal_ext.pool import Pool
 from tests.acquisition.dense import draw, embeddings, first_largest
 from tests.problems import make_problem
 
@@ -63,7 +64,7 @@ def test_picks_are_those_of_the_definition(n_classes: int, link: str, update_eve
         torch.testing.assert_close(result.utilities, torch.tensor(values, dtype=torch.float64), rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("offset", [0.0, 3e3])
+@pytest.mark.parametrize("offset", [0.0, 3e5])
 @pytest.mark.parametrize("update_every", [1, 5, 15])
 def test_a_copy_is_never_picked(offset: float, update_every: int, dtype: torch.dtype) -> None:
     """However far the features are off centre, where the distance of a copy is rounding."""
@@ -101,7 +102,15 @@ def test_gradients_that_overflow() -> None:
     pool = problem.pool.clone()
     pool[3, 3] = 1e300
     with pytest.raises(ValueError, match=r"^pool must give results that are finite"):
-        select_batch(problem.posterior, pool, 3, "badge")
+        SequentialSelector(problem.posterior, pool, "badge")
+
+
+def test_nothing_is_drawn_from_a_gradient_that_is_not_a_number() -> None:
+    problem = make_problem()
+    scorer = BadgeScorer(problem.posterior, Pool(problem.posterior, problem.pool), "plugin", "newton", 1.0, 0)
+    scorer._logits[3, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^pool must give results that are finite"):
+        scorer.pick(2)
 
 
 def test_many_labelled_centres(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,18 @@ def test_undo_skip_and_resuming_ask_the_same_to_the_bit(problem: Problem, name: 
     resumed.load_state_dict(selector.state_dict())
     assert torch.equal(resumed.ask(n=3), due)
     for number in reversed(range(5)):
-        selector.undo()
-        assert torch.equal(selector.ask(n=2), questions[number])
+        for one in (selector, resumed):
+            one.undo()
+            assert torch.equal(one.ask(n=2), questions[number])
+
+
+@every
+def test_skipped_rows_are_never_asked_for(problem: Problem, name: str, link: str) -> None:
+    selector = SequentialSelector(problem.posterior, problem.pool, name, link=link, generator=generator())
+    selector.skip(torch.arange(50))
+    assert sorted(selector.ask(n=10).tolist()) == list(range(50, 60))
+    selector.tell(55, 0)
+    assert sorted(selector.ask(n=9).tolist()) == [*range(50, 55), *range(56, 60)]
 
 
 @every
