@@ -32,9 +32,9 @@ class BaitScorer(PosteriorScorer):
     picks, F = mean_n s_n phi_n phi_n^T over the rows that may be picked, those already picked included. The gain of a
     row, its utility, is s q / (1 + s h); ties go to the lowest row.
 
-    ``forward`` takes one row after another. With ``backward`` the forward pass takes twice as many, and then the row
-    whose removal raises tr(A^-1 F) least, by s q / (1 - s h), is put back until as many as wanted are left; they stay
-    in forward order with their forward gains.
+    ``bait`` takes one row after another. ``bait_forward_backward`` takes twice as many so, and then puts back the row
+    whose removal raises tr(A^-1 F) least, by s q / (1 - s h), until as many as wanted are left; they stay in forward
+    order with their forward gains.
 
     After labels have been absorbed A, F and s are those of the updated model, which takes O(N D^2 + D^3) once per group
     of picks; a pick takes O(N D + D^2).

@@ -11,7 +11,7 @@ from lapal_ext.posterior import LastLayerLaplace
 
 
 class CoresetScorer(PosteriorScorer):
-    """CoreSet: k-centre greedy. Every pick is the row farthest from its nearest centre, at its utility's distance.
+    """CoreSet: k-centre greedy. Every pick is the row farthest from its nearest centre; that distance is its utility.
 
     The centres are the labelled rows, those absorbed in this selection, and the picks. Without labelled rows the mean
     of the pool stands in for them. Distances are Euclidean, of standardised features where the posterior standardises;
