@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import authors, best_torch, op_loops, refit
+from benchmarks import authors, best_torch, refit
 from benchmarks.problems import PRIOR_PRECISION, Problem, make_problem
 from benchmarks.workload import Picks, Prepare, TimeWorkload, public_call
 from lapal_ext import SequentialSelector, expected_error_reduction, look_ahead, ops, select_batch
+from lapal_ext.acquisition import choose_seed
+from lapal_ext.acquisition.badge import thresholds
 
 SIZES = [(384, 10), (768, 100)]
 
@@ -248,18 +250,28 @@ def bench_w5_expected_error(time_workload: TimeWorkload, n_classes: int, targets
 
 @arms("authors", "torch", "native")
 def bench_w6_badge(time_workload: TimeWorkload) -> None:
-    """Gradients and norms included. The authors' embeddings are 154 MB."""
+    """Logits, gradients and norms included; both arms draw with the same thresholds. The embeddings are 154 MB."""
     problem = make_problem(384, 10)
-    logits = problem.posterior.predict_logits(problem.pool)
-    thresholds = torch.rand(99, generator=torch.Generator().manual_seed(3))
+    posterior, pool = problem.posterior, problem.pool
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(3)
+
+    draws = thresholds(choose_seed("badge", "plugin", generator()), 100, torch.float32)[1:]
     time_workload(
         "W6 BADGE, pool 10,000, b=100",
         "384/10",
         units=100,
         checked=10,
         arms={
-            "authors": lambda n: lambda: authors.badge(logits, problem.pool, thresholds[: n - 1]),
-            **public_call(lambda n: lambda: op_loops.badge(logits, problem.pool, thresholds[: n - 1])),
+            "authors": lambda n: lambda: authors.badge(posterior.predict_logits(pool), pool, draws[: n - 1]),
+            **public_call(
+                lambda n: (
+                    lambda: (
+                        select_batch(posterior, pool, n, "badge", None, update_every=n, generator=generator()).indices
+                    )
+                )
+            ),
         },
         targets={"authors": 25},
         rounds={"authors": 1},
@@ -279,7 +291,7 @@ def bench_w6_bait(time_workload: TimeWorkload) -> None:
         checked=10,
         arms={
             "authors": lambda n: lambda: authors.bait(posterior.covariance, weighted, n),
-            **public_call(lambda n: lambda: op_loops.bait(posterior, pool, n)),
+            **public_call(lambda n: lambda: select_batch(posterior, pool, n, "bait", None, update_every=n).indices),
         },
         targets={"authors": 250},
         rounds={"authors": 1},

@@ -2,12 +2,12 @@
 
 ``LastLayerLaplace`` is the model, ``select_batch`` and ``SequentialSelector`` choose what to label, ``look_ahead``,
 ``select_lookahead`` and ``expected_error_reduction`` try labels before anyone gives them, and ``ops`` is the functional
-layer underneath.
+layer underneath. ``baselines`` has other updates to compare with.
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
-from lapal_ext import ops
+from lapal_ext import baselines, ops
 from lapal_ext.batch_search import select_lookahead
 from lapal_ext.error_reduction import expected_error_reduction
 from lapal_ext.errors import NotFittedError, NotPSDError, StorageError
@@ -26,6 +26,7 @@ __all__ = [
     "SequentialSelector",
     "StorageError",
     "backend",
+    "baselines",
     "build_info",
     "expected_error_reduction",
     "look_ahead",

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext._checks import as_labels, check_choice, check_generator, check_integer, check_labels, shape_text
+from lapal_ext.acquisition import ACQUISITIONS, Acquisition
 from lapal_ext.labels import check_source, draw_labels
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 from lapal_ext.lookahead import check_evaluation, check_update, look_ahead
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
-from lapal_ext.proposals import PROPOSALS
+from lapal_ext.proposals import PROPOSALS, propose_by_acquisition
 from lapal_ext.selection import SelectionResult
 
 
@@ -26,12 +27,14 @@ def select_lookahead(
     targets: str | Tensor = "predicted",  # or [N] int64
     eval_targets: Tensor | None = None,  # [E] int64
     loss: str | None = None,
-    proposals: Sequence[str] = ("random", "diverse", "informative"),
+    proposals: Sequence[str | Acquisition] = ("random", "diverse", "informative"),
     n_label_samples: int = 1,
     step: str = "line_search",
     gamma: float = 1.0,
     link: str = "plugin",
     generator: torch.Generator | None = None,
+    candidates: Tensor | None = None,  # [K] int64
+    labelled: Tensor | None = None,  # [L, D]
 ) -> SelectionResult:
     """Pick the best of many proposed batches by the loss that the model would have after each.
 
@@ -43,18 +46,23 @@ def select_lookahead(
         pool: [N, D].
         eval_features: where the loss is taken, [E, D].
         batch_size: rows per batch, at most N.
-        n_batches: batches to try, shared evenly among the proposals.
-        targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or a tensor [N].
+        n_batches: batches to try at most, shared evenly among the proposals.
+        targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or a tensor [N], which makes the
+            result an upper bound where it holds the true labels.
         eval_targets: labels of the evaluation points, [E].
         loss: one of ``likelihood.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
             ``expected_zero_one``.
-        proposals: ``random`` rows, ``diverse`` (one row from each k-means cluster, needs scikit-learn),
-            ``informative`` (random among the rows with the smallest margin).
+        proposals: where the batches come from: ``random`` rows, ``diverse`` (one row from each k-means cluster, needs
+            scikit-learn), ``informative`` (random among the rows with the smallest margin), and any acquisition of
+            ``select_batch``, by name or as a callable, for the batch it picks at once under the present model. One that
+            draws, like ``badge``, gives another batch each time, any other gives a single one.
         n_label_samples: label vectors that ``sampled`` averages the loss over.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``.
         generator: a CPU generator, of proposals and ``sampled``.
+        candidates: the rows that may be picked, distinct, int64 [K]; all by default.
+        labelled: features of the rows that have labels, [L, D], for proposals that stay away from them.
 
     Returns:
         The best batch, minus its loss as the utility of each of its rows, and the posterior that has absorbed it; with
@@ -62,49 +70,60 @@ def select_lookahead(
 
     Source: arXiv 2210.06112, section 5.3; trying all batches in Gram space is ours.
     """
-    rows = Pool(posterior, pool)
-    batch_size = check_integer("batch_size", batch_size, at_least=1, at_most=len(rows), limit="the rows of pool")
+    rows = Pool(posterior, pool, candidates)
+    batch_size = check_integer(
+        "batch_size", batch_size, at_least=1, at_most=len(rows), limit="the rows that may be picked"
+    )
     if not isinstance(proposals, Sequence):
-        raise TypeError(f"proposals must be a sequence of names, got {type(proposals).__name__}")
+        raise TypeError(f"proposals must be a sequence of names and callables, got {type(proposals).__name__}")
     names = (proposals,) if isinstance(proposals, str) else tuple(proposals)
     if not names:
         raise ValueError("proposals must name at least one source of batches")
     for name in names:
-        check_choice("proposals", name, tuple(PROPOSALS))
+        if not callable(name):
+            check_choice("proposals", name, tuple(dict.fromkeys((*PROPOSALS, *ACQUISITIONS))))
     n_batches = check_integer("n_batches", n_batches, at_least=len(names))
     n_label_samples = check_integer("n_label_samples", n_label_samples, at_least=1)
     loss = ("expected_zero_one" if eval_targets is None else "cross_entropy") if loss is None else loss
     check_evaluation(posterior, eval_features, eval_targets, loss)
     gamma = check_update(step, gamma, link)
     check_generator("generator", generator, torch.device("cpu"))
+    if labelled is not None:
+        posterior.check_features(labelled, name="labelled")
     if isinstance(targets, Tensor):
         labels = as_labels("targets", targets, rows.storage.device)
         if labels.shape != (rows.size,):
             raise ValueError(f"targets must have shape ({rows.size},), got {shape_text(labels.shape)}")
         check_labels("targets", labels, posterior.num_classes)
+        labels = labels[rows.to_rows(torch.arange(len(rows), device=labels.device))]
     else:
         check_source(targets)
     repeats = n_label_samples if isinstance(targets, str) and targets == "sampled" else 1
 
     shares = [n_batches // len(names) + (i < n_batches % len(names)) for i in range(len(names))]
     batches = torch.cat(
-        [PROPOSALS[name](rows, batch_size, share, generator) for name, share in zip(names, shares, strict=True)]
+        [
+            PROPOSALS[name](rows, batch_size, share, generator)
+            if isinstance(name, str) and name in PROPOSALS
+            else propose_by_acquisition(name, posterior, rows, batch_size, share, link, labelled, generator)
+            for name, share in zip(names, shares, strict=True)
+        ]
     )
     total = torch.zeros(len(batches), dtype=torch.float64, device=batches.device)
     for _ in range(repeats):
         if isinstance(targets, str):
             labels = _assumed_labels(rows, targets, link, generator)
         total += look_ahead(
-            posterior, pool, batches, labels, eval_features, eval_targets, loss, step, gamma, link
+            posterior, rows.storage, batches, labels, eval_features, eval_targets, loss, step, gamma, link
         ).double()
     best = int(total.argmin())
     batch = batches[best]
     after = posterior.condition_on(rows.outer(batch), labels[batch], step, gamma)
     value = -(total[best] / repeats).to(posterior.mean.dtype)
-    return SelectionResult(batch.clone(), value.expand(batch_size).clone(), after)
+    return SelectionResult(rows.to_rows(batch).clone(), value.expand(batch_size).clone(), after)
 
 
-def _assumed_labels(pool: Pool, targets: str, link: str, generator: torch.Generator | None) -> Tensor:  # [N]
+def _assumed_labels(pool: Pool, targets: str, link: str, generator: torch.Generator | None) -> Tensor:  # [K]
     logits, variance = pool.latent(with_variance=link == "mean_field")
     if targets == "predicted":
         return logits.argmax(1)

@@ -1,5 +1,7 @@
 """The rows one may pick from: the only module that reads pool storage."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -107,6 +109,10 @@ class Pool:
         """Features of some rows as the mathematics sees them."""
         return self._posterior.inner_features(self.outer(picks))
 
+    def inner_tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield all rows as the mathematics sees them, a tile [n, D] or [n, D + 1] at a time, with their numbers."""
+        return ((rows, self._posterior.inner_features(tile)) for rows, tile in self._tiles())
+
     def columns(
         self,
         directions: Tensor,  # [k, D] or [k, D + 1], inner
@@ -122,19 +128,25 @@ class Pool:
         """Logits, in class-major memory, and variance of every row at present."""
         logits = self._posterior.mean.new_empty(self._posterior.num_classes, len(self)).T
         variance = self._posterior.mean.new_empty(len(self)) if with_variance else None
-        for rows, tile in self._tiles():
-            inner = self._posterior.inner_features(tile)
+        for rows, inner in self.inner_tiles():
             logits[rows] = inner @ self._posterior.mean.T
             if variance is not None:
                 variance[rows] = ops.predictive_variance(inner, self._posterior.covariance)
         check_overflow("pool", logits, *(() if variance is None else (variance,)))
         return logits, variance
 
+    def mean(self) -> Tensor:  # [1, D] or [1, D + 1], float64
+        """Average row as the mathematics sees it; zero where there is none."""
+        total = self._posterior.mean.new_zeros(1, self._posterior.mean.shape[1], dtype=torch.float64)
+        for _, inner in self.inner_tiles():
+            total += inner.double().sum(0)
+        return total / max(1, len(self))
+
     def norms(self) -> Tensor:  # [N]
         """Norm |phi| of every row as the mathematics sees it."""
         result = self._posterior.mean.new_empty(len(self))
-        for rows, tile in self._tiles():
-            result[rows] = self._posterior.inner_features(tile).norm(dim=1)
+        for rows, inner in self.inner_tiles():
+            result[rows] = inner.norm(dim=1)
         check_overflow("pool", result)
         return result
 

@@ -1,32 +1,23 @@
 """The Gaussian posterior over a last layer: its state, its updates and its predictions."""
 
-import warnings
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lapal_ext import fitting, ops
 from lapal_ext._checks import (
-    ShapeSpec,
     check_choice,
-    check_dense,
-    check_finite,
-    check_flag,
     check_generator,
     check_integer,
     check_number,
     check_overflow,
-    check_tensors,
-    shape_text,
 )
-from lapal_ext.gaussian import GaussianLinear
-from lapal_ext.head import check_layer
+from lapal_ext.estimation import EstimatedLinear
 from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS
 from lapal_ext.updating import absorb
 
 _DEFAULT_SAMPLES = 1000
-_TYPICAL_SQUARE = (0.1, 10.0)  # of a standardised feature; outside it the prior means something else than meant
 
 
 class LatentPrediction(NamedTuple):
@@ -36,7 +27,7 @@ class LatentPrediction(NamedTuple):
     variance: Tensor  # [N]
 
 
-class LastLayerLaplace(GaussianLinear):
+class LastLayerLaplace(EstimatedLinear):
     """Gaussian posterior over the weights of a linear softmax layer, with one covariance for all classes.
 
     Class row k of the weights is Normal(mean_k, Sigma), Sigma = (lambda I + sum_n s_n phi_n phi_n^T)^-1 with s = 1
@@ -63,114 +54,6 @@ class LastLayerLaplace(GaussianLinear):
         has_bias: whether the last column of ``mean`` is a bias.
         fitted: whether ``fit`` has been called.
     """
-
-    def __init__(
-        self,
-        weight: Tensor,  # [C, D]
-        prior_precision: float = 1.0,
-        curvature: str = "categorical",
-        *,
-        bias: Tensor | None = None,  # [C]
-    ) -> None:
-        super().__init__(weight, prior_precision, curvature, bias)
-
-    @classmethod
-    def from_linear(
-        cls,
-        head: nn.Linear,
-        features: Tensor,  # [N, D]
-        prior_precision: float = 1.0,
-        curvature: str = "categorical",
-        standardize: bool = False,
-    ) -> "LastLayerLaplace":
-        """Put a posterior around a trained layer and fit its covariance to the training features.
-
-        Args:
-            head: the layer; with ``standardize`` its weights are rewritten so that its predictions stay as they are.
-            features: what the layer was trained on, [N, D].
-            prior_precision: lambda > 0.
-            curvature: ``categorical`` or ``gaussian``.
-            standardize: centre (where the layer has a bias to take it up) and scale the features inside.
-
-        Warns:
-            UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` means
-                something else than on standardised features.
-        """
-        if not isinstance(head, nn.Linear):
-            raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
-        check_layer(head.weight, head.bias, prefix="head.")
-        posterior = cls(head.weight, prior_precision, curvature, bias=head.bias)
-        posterior.check_features(features, nonempty=True)
-        if check_flag("standardize", standardize):
-            posterior.standardize(features.detach())
-        else:
-            square = float(features.detach().double().square().mean())
-            if not _TYPICAL_SQUARE[0] <= square <= _TYPICAL_SQUARE[1]:
-                warnings.warn(
-                    f"features have mean square {square:.3g}, outside [0.1, 10]: prior_precision and gamma are meant "
-                    "for standardised features, pass standardize=True",
-                    UserWarning,
-                    stacklevel=2,
-                )
-        return posterior.fit(features)
-
-    @classmethod
-    def fit_map(
-        cls,
-        features: Tensor,  # [N, D]
-        targets: Tensor,  # [N]
-        num_classes: int,
-        prior_precision: float = 10.0,
-        curvature: str = "categorical",
-        fit_bias: bool = True,
-        standardize: bool = True,
-    ) -> "LastLayerLaplace":
-        """Fit the layer itself, then the covariance around it.
-
-        Minimises sum_n cross_entropy(W phi_n, y_n) + lambda / 2 |W|^2, bias included, by L-BFGS to convergence.
-
-        Args:
-            features: [N, D], N >= 1.
-            targets: labels in [0, num_classes), [N]; classes may be missing.
-            num_classes: C >= 2.
-            prior_precision: lambda > 0.
-            curvature: ``categorical`` or ``gaussian``.
-            fit_bias: whether the layer has a bias.
-            standardize: centre and scale the features inside; with a bias nothing but the scale of the prior changes.
-        """
-        num_classes = check_integer("num_classes", num_classes, at_least=2)
-        features = check_dense("features", features).detach()
-        check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
-        if features.numel() == 0:
-            raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
-        check_finite("features", features)
-        bias = features.new_zeros(num_classes) if check_flag("fit_bias", fit_bias) else None
-        posterior = cls(features.new_zeros(num_classes, features.shape[1]), prior_precision, curvature, bias=bias)
-        labels = posterior.check_targets(targets, features.shape[0])
-        if check_flag("standardize", standardize):
-            posterior.standardize(features)
-        inner = posterior.inner_features(features)
-        weights = fitting.map_weights(inner, labels, num_classes, posterior.prior_precision)
-        posterior.mean = weights.to(features.dtype)
-        return posterior.fit(features)
-
-    @torch.no_grad()
-    def fit(
-        self,
-        features: Tensor,  # [N, D]
-    ) -> "LastLayerLaplace":
-        """Set Sigma from data at the present mean; exact and repeatable (it replaces, never accumulates).
-
-        Args:
-            features: [N, D]; no rows leave the prior.
-
-        Returns:
-            self.
-        """
-        self.check_features(features)
-        inner = (self.inner_features(tile) for tile in fitting.tiles(features))
-        self.set_precision(fitting.precision_matrix(inner, self.mean, self.prior_precision, self.curvature))
-        return self
 
     @torch.no_grad()
     def update(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext._checks import check_choice, check_flag, check_integer, check_number
-from lapal_ext.acquisition import Acquisition, check_acquisition, make_scorer, uses_variance
+from lapal_ext.acquisition import Acquisition, check_acquisition, choose_seed, make_scorer, uses_variance
 from lapal_ext.labels import Targets, label_source
 from lapal_ext.likelihood import STEPS
 from lapal_ext.pool import Pool
@@ -36,6 +36,7 @@ def select_batch(
     candidates: Tensor | None = None,  # [K] int64
     generator: torch.Generator | None = None,
     progress: bool = False,
+    labelled: Tensor | None = None,  # [L, D]
 ) -> SelectionResult:
     """Pick a batch greedily, absorbing a label for every pick before the next one is made.
 
@@ -43,20 +44,26 @@ def select_batch(
         posterior: a fitted model; stays as it is.
         pool: features of the unlabelled rows, [N, D]; half precision is kept as it is and read once per pick.
         batch_size: rows to pick, at most N.
-        acquisition: ``margin``, ``entropy``, ``least_confident``, ``variance``, ``gradient_norm``, ``random``, or a
-            callable (posterior, pool) -> utilities [N], higher is better.
+        acquisition: ``margin``, ``entropy``, ``least_confident``, ``variance`` or ``gradient_norm``, with the formulas
+            of ``likelihood.utility``; ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``,
+            ``coreset`` or ``probcover``, with formula and source in the module of ``lapal_ext.acquisition`` of that
+            name; ``random``; or a callable (posterior, pool) -> utilities [N], higher is better.
         targets: the labels to absorb. ``predicted``: the model's own, which needs nobody; ``sampled`` from its
             predictive; a tensor [N] or a callable from row number to label, which simulates an annotator who answers
-            before the next pick; None absorbs no label: with ``update_every=batch_size`` the ``batch_size`` best rows
-            under the present model, and where the utility uses the variance, updates of the covariance alone.
+            before the next pick; None absorbs no label: with ``update_every=batch_size`` one batch under the present
+            model, and where the picks depend on the covariance (``variance``, ``bald``, both forms of ``bait``,
+            callables, and with ``link="mean_field"`` whatever is made of probabilities), updates of it alone.
         step: ``line_search`` or ``newton``, see ``likelihood.step_length``.
         gamma: trust in the labels, >= 0.
         update_every: picks between updates, 1 to ``batch_size``.
-        link: how the utility sees the predictive, ``plugin`` or ``mean_field``.
-        candidates: the rows that may be picked, distinct, int64 [K]; all by default. A callable acquisition then sees
-            these rows alone, in ascending order.
-        generator: of ``random`` and ``sampled``.
+        link: how the utility sees the predictive, ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
+        candidates: the rows that may be picked, distinct, int64 [K]; all by default. Every acquisition then sees these
+            rows alone, in ascending order. Draw them once per batch, whatever ``update_every`` is.
+        generator: of ``sampled``, and of the acquisitions that draw: ``random``, ``badge``, ``typiclust``,
+            ``probcover``, and ``bald`` with ``mc``. One number is taken from it per selection, their seed.
         progress: show a progress bar (needs rich).
+        labelled: features of the rows that have labels, [L, D], which the posterior does not keep. ``typiclust``,
+            ``coreset`` and ``probcover`` stay away from them; the others do not look at them.
 
     Returns:
         The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go
@@ -67,7 +74,8 @@ def select_batch(
         NotFittedError: ``fit`` has not been called.
         NotPSDError: the covariance is not positive semi-definite.
 
-    O(D^2 + N (D + C)) per pick for the named utilities: the pool is read once, no model is ever refitted.
+    O(D^2 + N (D + C)) per pick for the utilities: the pool is read once, no model is ever refitted. The costs of the
+    others are in their modules.
     """
     rows = Pool(posterior, pool, candidates)
     batch_size = check_integer(
@@ -77,16 +85,20 @@ def select_batch(
     check_choice("step", step, STEPS)
     gamma = check_number("gamma", gamma, at_least=0.0)
     check_acquisition(acquisition, link, generator)
+    if labelled is not None:
+        posterior.check_features(labelled, name="labelled")
     check_flag("progress", progress)
     labels = label_source(targets, rows, posterior.num_classes, generator)
     if targets is None:
         if update_every < batch_size and not uses_variance(acquisition, link):
             raise ValueError(
-                "targets=None absorbs no labels, so that only a utility that uses the variance changes between picks: "
-                "pass update_every=batch_size for the best rows at once, link='mean_field', or targets='predicted'"
+                "targets=None absorbs no labels, so that only an acquisition that uses the variance changes between "
+                "picks: pass update_every=batch_size for a batch at once, or targets='predicted'; link='mean_field' "
+                "makes utilities and badge use it"
             )
         gamma = 0.0  # an update without a label moves the covariance alone
-    scorer = make_scorer(acquisition, posterior, rows, link=link, step=step, gamma=gamma, generator=generator)
+    seed = choose_seed(acquisition, link, generator)
+    scorer = make_scorer(acquisition, posterior, rows, link=link, step=step, gamma=gamma, labelled=labelled, seed=seed)
 
     chosen: list[tuple[Tensor, Tensor, Tensor]] = []
     groups = [min(update_every, batch_size - start) for start in range(0, batch_size, update_every)]

@@ -15,13 +15,14 @@ from lapal_ext._checks import (
     check_number,
     shape_text,
 )
-from lapal_ext.acquisition import Acquisition, Scorer, check_acquisition, make_scorer
+from lapal_ext.acquisition import Acquisition, Scorer, check_acquisition, choose_seed, make_scorer
 from lapal_ext.likelihood import STEPS
 from lapal_ext.pool import Pool, check_posterior
 from lapal_ext.posterior import LastLayerLaplace
 
 _SKIPPED = -1  # label of a row that was passed over, in a state dict
-_STATE = ("rows", "labels", "events")
+_VECTORS = ("rows", "labels", "events")
+_STATE = (*_VECTORS, "seed")
 
 _Event = tuple[Tensor, Tensor | None]
 """Picks and their labels, or None where they were skipped."""
@@ -36,9 +37,11 @@ class SequentialSelector:
         acquisition: as in ``select_batch``.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
-        link: ``plugin`` or ``mean_field``.
+        link: ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
         candidates: the rows that may be asked for, int64 [K]; all by default.
-        generator: of ``acquisition="random"``.
+        generator: of an acquisition that draws, such as ``random`` or ``badge``. One number is taken from it here; what
+            is asked later follows from that and from the answers, so that ``undo`` comes back to the same question.
+        labelled: features of the rows that had labels before, [L, D], as in ``select_batch``.
 
     Example:
         >>> selector = SequentialSelector(posterior, pool)
@@ -56,17 +59,23 @@ class SequentialSelector:
         link: str = "plugin",
         candidates: Tensor | None = None,  # [K] int64
         generator: torch.Generator | None = None,
+        labelled: Tensor | None = None,  # [L, D]
     ) -> None:
         check_posterior(posterior)
         check_choice("step", step, STEPS)
         self._gamma = check_number("gamma", gamma, at_least=0.0)
         check_acquisition(acquisition, link, generator)
-        self._step, self._acquisition, self._link, self._generator = step, acquisition, link, generator
+        self._step, self._acquisition, self._link = step, acquisition, link
         self._initial = posterior.clone()
         self._pool = Pool(self._initial, pool, candidates)
+        if labelled is not None:
+            posterior.check_features(labelled, name="labelled")
+            labelled = labelled.detach().clone()
+        self._labelled = labelled
+        self._seed = choose_seed(acquisition, link, generator)
         self._events: list[_Event] = []
         self._asked: Tensor | None = None
-        self._scorer = self._start()
+        self._scorer = self._start(self._seed)
 
     @torch.no_grad()
     def ask(self, n: int = 1) -> Tensor:  # [n] int64
@@ -121,7 +130,7 @@ class SequentialSelector:
         if not self._events:
             raise ValueError("there is nothing to undo")
         picks, _ = self._events[-1]
-        self._replay(self._events[:-1])
+        self._replay(self._events[:-1], self._seed)
         return self._pool.to_rows(picks)
 
     @property
@@ -134,7 +143,7 @@ class SequentialSelector:
         return self._initial.condition_on(self._pool.outer(picks), labels, self._step, self._gamma)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that was answered: ``rows``, ``labels`` (-1 where skipped) and ``events``, int64 [T] each.
+        """Everything that was answered: ``rows``, ``labels`` (-1 where skipped) and ``events``, int64 [T]; ``seed`` [].
 
         The posterior and the pool are not part of it: make the selector anew from them and call ``load_state_dict``.
         """
@@ -143,7 +152,7 @@ class SequentialSelector:
         events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(self._events)]
         empty = [torch.zeros(0, dtype=torch.int64, device=self._pool.storage.device)]
         parts = {"rows": rows, "labels": labels, "events": events}
-        return {name: torch.cat(part or empty) for name, part in parts.items()}
+        return {name: torch.cat(part or empty) for name, part in parts.items()} | {"seed": torch.tensor(self._seed)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -157,8 +166,9 @@ class SequentialSelector:
         if missing := [name for name in _STATE if name not in state]:
             raise KeyError(f"state must hold {', '.join(_STATE)}, {', '.join(missing)} is missing")
         rows, labels, events = (
-            as_labels(f"state[{name!r}]", state[name], self._pool.storage.device) for name in _STATE
+            as_labels(f"state[{name!r}]", state[name], self._pool.storage.device) for name in _VECTORS
         )
+        seed = check_integer("state['seed']", state["seed"], at_least=0)
         if not rows.shape == labels.shape == events.shape or rows.dim() != 1:
             raise ValueError(
                 f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
@@ -173,9 +183,9 @@ class SequentialSelector:
                 check_labels("state['labels']", given, self._initial.num_classes)
                 self._check_untold("state['rows']", picks, replayed)
             replayed.append((picks, None if skipped else given))
-        self._replay(replayed)
+        self._replay(replayed, seed)
 
-    def _start(self) -> Scorer:
+    def _start(self, seed: int) -> Scorer:
         return make_scorer(
             self._acquisition,
             self._initial,
@@ -183,16 +193,17 @@ class SequentialSelector:
             link=self._link,
             step=self._step,
             gamma=self._gamma,
-            generator=self._generator,
+            labelled=self._labelled,
+            seed=seed,
         )
 
-    def _replay(self, events: list[_Event]) -> None:
-        scorer = self._start()
+    def _replay(self, events: list[_Event], seed: int) -> None:
+        scorer = self._start(seed)
         for picks, labels in events:
             if labels is not None:
                 scorer.absorb(picks, labels)
             scorer.withhold(picks)
-        self._scorer, self._events, self._asked = scorer, list(events), None
+        self._scorer, self._events, self._asked, self._seed = scorer, list(events), None, seed
 
     def _close(self, picks: Tensor, labels: Tensor | None) -> None:
         self._retract()

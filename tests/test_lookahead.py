@@ -6,7 +6,8 @@ from torch import Tensor
 
 import lapal_ext.error_reduction
 import lapal_ext.lookahead
-from lapal_ext import LastLayerLaplace, expected_error_reduction, look_ahead, select_lookahead
+from lapal_ext import LastLayerLaplace, expected_error_reduction, look_ahead, select_batch, select_lookahead
+from lapal_ext.acquisition import ACQUISITIONS, draws
 from lapal_ext.likelihood import CURVATURES, EXPECTED_LOSSES, LOSSES, STEPS
 from lapal_ext.pool import Pool
 from lapal_ext.proposals import PROPOSALS
@@ -183,3 +184,68 @@ def test_label_samples_are_averaged() -> None:
     problem = make_problem()
     values = [search(problem, targets="sampled", n_label_samples=n, proposals=("random",)).utilities[0] for n in (1, 8)]
     assert values[0] != values[1]
+
+
+# Proposals by acquisitions
+
+
+def test_any_acquisition_proposes_the_batch_it_picks_at_once() -> None:
+    """Each name alone is one batch, unless it draws; the best of all is the best of each."""
+    problem = make_problem()
+    best = {}
+    for name in ACQUISITIONS:
+        result = search(problem, proposals=(name,))
+        best[name] = float(result.utilities[0])
+        if name not in ("random", "badge", "typiclust", "probcover"):
+            alone = select_batch(problem.posterior, problem.pool, 5, name, None, update_every=5)
+            assert torch.equal(result.indices, alone.indices)
+    together = search(problem, proposals=tuple(best))
+    deterministic = [value for name, value in best.items() if not draws(name, "plugin")]
+    assert float(together.utilities[0]) >= max(deterministic) - 1e-12
+
+
+def test_proposals_that_draw_differ_and_others_come_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem()
+    seen: list[Tensor] = []
+
+    def keep(posterior: LastLayerLaplace, pool: Tensor, batches: Tensor, *rest: object) -> Tensor:
+        seen.append(batches)
+        return look_ahead(posterior, pool, batches, *rest)
+
+    monkeypatch.setattr("lapal_ext.batch_search.look_ahead", keep)
+    noise = torch.Generator().manual_seed(8)
+    calls = []
+
+    def noisy(_: LastLayerLaplace, pool: Tensor) -> Tensor:
+        return torch.rand(len(pool), generator=noise)
+
+    def steady(_: LastLayerLaplace, pool: Tensor) -> Tensor:
+        calls.append(len(pool))
+        return -pool[:, 0]
+
+    search(problem, proposals=("badge", "margin", noisy, steady))  # 31 batches shared: 8, 8, 8, 7
+    (batches,) = seen
+    assert batches.shape == (8 + 1 + 8 + 1, 5)
+    assert len({tuple(batch) for batch in batches.tolist()}) == len(batches)
+    assert calls == [60, 60]
+    assert torch.equal(batches[-1], problem.pool[:, 0].sort(stable=True).indices[:5])
+
+
+def test_candidates_and_labelled_rows_reach_the_proposals() -> None:
+    problem = make_problem()
+    candidates = torch.arange(59, 0, -3)
+    kept = problem.pool[candidates.sort().values]
+    for targets in ("predicted", "sampled", problem.labels):
+        result = search(problem, proposals=("random", "diverse", "coreset"), candidates=candidates, targets=targets)
+        assert set(result.indices.tolist()) <= set(candidates.tolist())
+    expected = select_batch(problem.posterior, kept, 5, "coreset", None, update_every=5, labelled=problem.eval_features)
+    found = search(problem, proposals=("coreset",), candidates=candidates, labelled=problem.eval_features)
+    assert torch.equal(found.indices, candidates.sort().values[expected.indices])
+    labels = problem.posterior.predict_logits(problem.pool).argmax(1)[found.indices]
+    after = problem.posterior.condition_on(problem.pool[found.indices], labels)
+    torch.testing.assert_close(found.posterior.mean, after.mean)
+
+
+def test_a_proposal_of_nan_selects_nothing() -> None:
+    with pytest.raises(ValueError, match="gave a utility that is not a number; nothing was selected"):
+        search(make_problem(), proposals=(lambda _, pool: pool[:, 0] * float("nan"),))

@@ -1,32 +1,80 @@
 """Which acquisitions there are, by name."""
 
 import torch
+from torch import Tensor
 
 from lapal_ext._checks import check_choice, check_generator
 from lapal_ext.acquisition._scorer import Scorer
+from lapal_ext.acquisition.badge import BadgeScorer
+from lapal_ext.acquisition.bait import BaitScorer
+from lapal_ext.acquisition.bald import BaldScorer
+from lapal_ext.acquisition.coreset import CoresetScorer
 from lapal_ext.acquisition.custom import Acquisition, CustomScorer, random_acquisition
+from lapal_ext.acquisition.probcover import ProbCoverScorer
+from lapal_ext.acquisition.typiclust import TypiClustScorer
 from lapal_ext.acquisition.uncertainty import UncertaintyScorer
 from lapal_ext.likelihood import UTILITIES
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 
-__all__ = ["ACQUISITIONS", "LINKS", "Acquisition", "Scorer", "check_acquisition", "make_scorer", "uses_variance"]
+__all__ = [
+    "ACQUISITIONS",
+    "LINKS",
+    "Acquisition",
+    "Scorer",
+    "check_acquisition",
+    "choose_seed",
+    "draws",
+    "make_scorer",
+    "uses_variance",
+]
 
-ACQUISITIONS = (*UTILITIES, "random")
+ACQUISITIONS = (
+    *UTILITIES,
+    "bald",
+    "badge",
+    "bait",
+    "bait_forward_backward",
+    "typiclust",
+    "coreset",
+    "probcover",
+    "random",
+)
 LINKS = ("plugin", "mean_field")  # of a utility; Monte Carlo would make picks depend on the noise
+BALD_LINKS = (*LINKS, "mc")
+_DRAWING = ("random", "badge", "typiclust", "probcover")
 
 
 def check_acquisition(acquisition: object, link: object, generator: object) -> None:
     """Raise a typed error unless ``make_scorer`` knows what to do with these."""
     if not callable(acquisition):
         check_choice("acquisition", acquisition, ACQUISITIONS)
-    check_choice("link", link, LINKS)
+    check_choice("link", link, BALD_LINKS if acquisition == "bald" else LINKS)
     check_generator("generator", generator)
 
 
 def uses_variance(acquisition: str | Acquisition, link: str) -> bool:
-    """Whether the utilities depend on the covariance, so that updates matter even without labels."""
-    return callable(acquisition) or acquisition == "variance" or (acquisition in UTILITIES and link == "mean_field")
+    """Whether picks depend on the covariance, so that updates matter even without labels.
+
+    ``variance``, ``bald`` and both forms of BAIT always do, what is made of probabilities with the mean-field link, and
+    a callable may. The others look at the mean of the model alone, or at none.
+    """
+    if callable(acquisition) or acquisition in ("variance", "bald", "bait", "bait_forward_backward"):
+        return True
+    return (acquisition in UTILITIES or acquisition == "badge") and link == "mean_field"
+
+
+def draws(acquisition: str | Acquisition, link: str) -> bool:
+    """Whether picks depend on the seed of ``make_scorer``."""
+    return acquisition in _DRAWING or (acquisition == "bald" and link == "mc")
+
+
+def choose_seed(acquisition: str | Acquisition, link: str, generator: torch.Generator | None) -> int:
+    """Seed of one selection; zero, and the generator stays as it is, where nothing is drawn."""
+    if not draws(acquisition, link):
+        return 0
+    device = torch.device("cpu") if generator is None else generator.device
+    return int(torch.randint(2**31 - 1, (), generator=generator, device=device))
 
 
 def make_scorer(
@@ -37,11 +85,30 @@ def make_scorer(
     link: str,
     step: str,
     gamma: float,
-    generator: torch.Generator | None,
+    labelled: Tensor | None,  # [L, D]
+    seed: int,
+    name: str = "acquisition",
 ) -> Scorer:
-    """Start the state of a selection; all arguments are already checked."""
+    """Start the state of a selection; all arguments are already checked.
+
+    ``name`` is the argument that a callable came in, for errors about what it returns.
+    """
+    common = posterior, pool, link, step, gamma
     if callable(acquisition):
-        return CustomScorer(posterior, pool, acquisition, link, step, gamma)
-    if acquisition == "random":
-        return CustomScorer(posterior, pool, random_acquisition(generator), link, step, gamma)
-    return UncertaintyScorer(posterior, pool, acquisition, link, step, gamma)
+        return CustomScorer(*common, acquisition, name)
+    match acquisition:
+        case "random":
+            return CustomScorer(*common, random_acquisition(seed), name)
+        case "bald":
+            return BaldScorer(*common, seed)
+        case "badge":
+            return BadgeScorer(*common, seed)
+        case "bait" | "bait_forward_backward":
+            return BaitScorer(*common, backward=acquisition == "bait_forward_backward")
+        case "typiclust":
+            return TypiClustScorer(*common, labelled, seed)
+        case "coreset":
+            return CoresetScorer(*common, labelled)
+        case "probcover":
+            return ProbCoverScorer(*common, labelled, seed)
+    return UncertaintyScorer(*common, acquisition)

@@ -8,11 +8,16 @@ from torch import Tensor
 class Scorer(Protocol):
     """State of one selection: which rows are best under the labels absorbed so far.
 
-    Indices are rows of the ``Pool`` it was made for.
+    Indices are rows of the ``Pool`` it was made for. What ``pick`` answers depends on the labels absorbed, in their
+    order, and on the rows that are taken, but not on earlier picks: whoever asks again, undoes an answer or resumes
+    from a file is asked the same question, to the bit, even by an acquisition that draws.
     """
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
-        """Take the ``count`` best free rows: int64 [count] indices, best first, and their utilities [count]."""
+        """Take the ``count`` best free rows: int64 [count] indices, best first, and their utilities [count].
+
+        Before the next call all of them are absorbed or released.
+        """
 
     def release(self, picks: Tensor) -> None:
         """Make rows free again."""

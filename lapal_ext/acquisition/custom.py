@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext._checks import check_dense, shape_text
+from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition._scorer import best_first
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
@@ -14,55 +15,48 @@ Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
 """(posterior, pool [N, D]) -> utilities [N], higher is better."""
 
 
-def random_acquisition(generator: torch.Generator | None) -> Acquisition:
-    """Utilities that are uniform draws: every row is equally likely at every pick."""
+def random_acquisition(seed: int) -> Acquisition:
+    """Utilities that are uniform draws, the same at every call: one random order of the rows per selection."""
 
-    def draw(_: LastLayerLaplace, pool: Tensor) -> Tensor:
-        device = pool.device if generator is None else generator.device
-        return torch.rand(len(pool), generator=generator, device=device).to(pool.device)
+    def draw(posterior: LastLayerLaplace, pool: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(len(pool), dtype=posterior.mean.dtype, generator=generator).to(pool.device)
 
     return draw
 
 
-class CustomScorer:
-    """Calls an acquisition on the pool with a posterior that has absorbed every label so far."""
+class CustomScorer(PosteriorScorer):
+    """Calls an acquisition on the pool with a posterior that has absorbed every label so far.
+
+    ``name`` is the argument that the acquisition came in, for errors.
+    """
 
     def __init__(
-        self, posterior: LastLayerLaplace, pool: Pool, acquisition: Acquisition, link: str, step: str, gamma: float
+        self,
+        posterior: LastLayerLaplace,
+        pool: Pool,
+        link: str,
+        step: str,
+        gamma: float,
+        acquisition: Acquisition,
+        name: str,
     ) -> None:
-        self._posterior, self._pool, self._acquisition = posterior.clone(), pool, acquisition
-        self._link, self._step, self._gamma = link, step, gamma
-        self._taken = torch.zeros(len(pool), dtype=torch.bool, device=pool.storage.device)
+        super().__init__(posterior, pool, link, step, gamma)
+        self._acquisition, self._name = acquisition, name
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
         utilities = self._acquisition(self._posterior, self._pool.storage)
-        utilities = check_dense("acquisition's utilities", utilities).detach()
+        utilities = check_dense(f"{self._name}'s utilities", utilities).detach()
         if not utilities.dtype.is_floating_point:
-            raise TypeError(f"acquisition's utilities must be floating point numbers, got {utilities.dtype}")
+            raise TypeError(f"{self._name}'s utilities must be floating point numbers, got {utilities.dtype}")
         if utilities.shape != (len(self._pool),):
             raise ValueError(
-                f"acquisition's utilities must have shape ({len(self._pool)},), one per row, got "
+                f"{self._name}'s utilities must have shape ({len(self._pool)},), one per row, got "
                 f"{shape_text(utilities.shape)}"
             )
         if utilities.device != self._taken.device:
-            raise ValueError(f"acquisition's utilities must be on {self._taken.device}, got {utilities.device}")
+            raise ValueError(f"{self._name}'s utilities must be on {self._taken.device}, got {utilities.device}")
         if bool(utilities.isnan().any()):  # before anybody is asked for the label of such a pick
-            raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
+            raise ValueError(f"{self._name} gave a utility that is not a number; nothing was selected")
         return best_first(utilities, self._taken, count)
-
-    def release(self, picks: Tensor) -> None:
-        """See ``Scorer``."""
-        self._taken[picks] = False
-
-    def withhold(self, picks: Tensor) -> None:
-        """See ``Scorer``."""
-        self._taken[picks] = True
-
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
-        """See ``Scorer``."""
-        self._posterior.update(self._pool.outer(picks), labels, self._step, self._gamma)
-
-    def predictive(self, picks: Tensor) -> Tensor:
-        """See ``Scorer``."""
-        return self._posterior.predict_proba(self._pool.outer(picks), self._link)

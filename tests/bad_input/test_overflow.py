@@ -10,10 +10,13 @@ from lapal_ext import (
     LastLayerLaplace,
     NotPSDError,
     SequentialSelector,
+    baselines,
     expected_error_reduction,
     look_ahead,
     select_batch,
 )
+from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.likelihood import UTILITIES
 from tests.bad_input.calls import bits
 from tests.draws import Draw
 from tests.problems import make_problem
@@ -32,6 +35,9 @@ BATCHES = torch.tensor([[0, 1]])
         ("features", lambda: STEEP.predict_latent(FAR)),
         ("features", lambda: STEEP.predict_proba(FAR, "plugin")),
         ("features", lambda: STEEP.condition_on(FAR, LABELS)),
+        ("features", lambda: baselines.first_order(STEEP, FAR, LABELS)),
+        ("features", lambda: baselines.monte_carlo(STEEP, FAR, LABELS, ROWS, n_samples=3)),
+        ("eval_features", lambda: baselines.monte_carlo(STEEP, ROWS, LABELS, FAR, n_samples=3)),
         ("pool", lambda: select_batch(STEEP, FAR, 2)),
         ("pool", lambda: SequentialSelector(STEEP, FAR)),
         ("pool", lambda: look_ahead(STEEP, FAR, BATCHES, LABELS, ROWS)),
@@ -48,6 +54,26 @@ def test_logits_that_overflow(name: str, call: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=f"^{name} must give results that are finite in torch.float32"):
         call()
     assert bits(STEEP) == before
+
+
+def test_an_evidence_that_overflows() -> None:
+    gaussian = LastLayerLaplace(draw.normal(3, 4), curvature="gaussian")
+    with pytest.raises(ValueError, match=r"^features must give results that are finite in torch.float64"):
+        gaussian.log_marginal_likelihood(1e200 * ROWS.double(), LABELS)
+
+
+@pytest.mark.parametrize("name", [name for name in ACQUISITIONS if name not in UTILITIES])
+def test_rows_that_overflow_in_every_acquisition(name: str) -> None:
+    for call in (lambda: select_batch(STEEP, FAR, 2, name), lambda: SequentialSelector(STEEP, FAR, name)):
+        with pytest.raises(ValueError, match=r"^pool must give results that are finite in torch.float32"):
+            call()
+
+
+def test_a_gamma_with_which_the_baselines_overflow() -> None:
+    with pytest.raises(ValueError, match=r"^gamma must leave the steps finite in torch.float32, got 1e\+300"):
+        baselines.first_order(STEEP, ROWS, LABELS, 1e300)
+    with pytest.raises(ValueError, match=r"^gamma must leave the weights of the samples finite, got 1e\+308"):
+        baselines.monte_carlo(STEEP, ROWS, LABELS, ROWS, 1e308, 3)
 
 
 def test_norms_that_overflow() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lapal_ext import LastLayerLaplace
+from lapal_ext import LastLayerLaplace, baselines
 from tests.bad_input import values
 from tests.bad_input.calls import Call, bits, cases, check_error, fresh
 from tests.bad_input.values import Bad, put
@@ -39,6 +39,17 @@ VECTOR = {
 PRIOR = {
     **values.numbers(above_zero=True),
     "without an inverse": Bad(1e-320, ValueError, r"must lie in \[2\.2e-308, 4\.5e\+307\]"),
+}
+PRIORS = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+GRIDS = {
+    **{name: bad for name, bad in values.not_dense(PRIORS).items() if name != "None"},
+    "integers": Bad(PRIORS.long(), TypeError, r"must be floating point numbers, got torch\.int64"),
+    "complex": Bad(PRIORS.to(torch.complex64), TypeError, "must be floating point numbers"),
+    "meta": Bad(PRIORS.to("meta"), ValueError, "must hold values"),
+    "a NaN": Bad(put(PRIORS, math.nan), ValueError, "must be finite"),
+    "an infinity": Bad(put(PRIORS, math.inf), ValueError, "must be finite"),
+    "zero": Bad(put(PRIORS, 0.0), ValueError, r"must lie in \[2\.2e-308, 4\.5e\+307\]"),
+    "negative": Bad(put(PRIORS, -1.0), ValueError, r"must lie in \[2\.2e-308, 4\.5e\+307\]"),
 }
 UPDATE = {
     "features": {**values.features_of(X), **values.overflowing(X)},
@@ -88,6 +99,70 @@ CALLS = {
             "curvature": values.choices_not_none(),
             "fit_bias": values.flags(),
             "standardize": values.flags(),
+        },
+    ),
+    "optimize_prior_precision": Call(
+        LastLayerLaplace.optimize_prior_precision,
+        {
+            "features": X,
+            "targets": Y,
+            "num_classes": 4,
+            "prior_precisions": PRIORS,
+            "n_folds": 2,
+            "fit_bias": True,
+            "standardize": True,
+            "generator": torch.Generator(),
+        },
+        {
+            "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
+            | values.no_rows(X)
+            | {"one row": Bad(X[:1], ValueError, r"must have at least two rows|targets")}
+            | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},
+            "targets": values.labels(Y, 4),
+            "num_classes": {name: bad for name, bad in values.integers(at_least=2).items() if name != "beyond int64"},
+            "prior_precisions": GRIDS
+            | {
+                "a scalar": Bad(PRIORS[0], ValueError, r"must have shape \(P,\) with P >= 1, got \(\)"),
+                "a matrix": Bad(PRIORS[None], ValueError, r"must have shape \(P,\) with P >= 1, got \(1, 3\)"),
+                "none": Bad(PRIORS[:0], ValueError, r"must have shape \(P,\) with P >= 1, got \(0,\)"),
+            },
+            "n_folds": values.integers(at_least=2, at_most=8),
+            "fit_bias": values.flags(),
+            "standardize": values.flags(),
+            "generator": values.generators(),
+        },
+    ),
+    "log_marginal_likelihood": Call(
+        LastLayerLaplace.log_marginal_likelihood,
+        {"self": MODEL, "features": X, "targets": Y, "prior_precisions": PRIORS},
+        {
+            "features": values.features_of(X),
+            "targets": values.labels(Y, 4),
+            "prior_precisions": GRIDS,
+        },
+    ),
+    "first_order": Call(
+        baselines.first_order,
+        {"posterior": MODEL, "features": X, "targets": Y, "gamma": 1e-3},
+        {
+            "posterior": values.posteriors(MODEL),
+            "features": values.features_of(X),
+            "targets": values.labels(Y, 4),
+            "gamma": values.numbers(),
+        },
+    ),
+    "monte_carlo": Call(
+        baselines.monte_carlo,
+        {"posterior": MODEL, "features": X, "targets": Y, "eval_features": X[:4], "gamma": 1.0}
+        | {"n_samples": 3, "generator": torch.Generator()},
+        {
+            "posterior": values.posteriors(MODEL),
+            "features": values.features_of(X),
+            "targets": values.labels(Y, 4),
+            "eval_features": values.features_of(X[:4]),
+            "gamma": values.numbers(),
+            "n_samples": values.integers(at_least=1),
+            "generator": values.generators(),
         },
     ),
     "fit": Call(LastLayerLaplace.fit, {"self": MODEL, "features": X}, {"features": values.features_of(X)}),

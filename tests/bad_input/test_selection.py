@@ -17,6 +17,7 @@ from lapal_ext import (
     select_batch,
     select_lookahead,
 )
+from lapal_ext.acquisition import ACQUISITIONS
 from tests.bad_input import values
 from tests.bad_input.calls import Call, bits, cases, check_error, fresh
 from tests.bad_input.values import Bad, put
@@ -103,10 +104,17 @@ ANYWHERE = {
 }
 AT_POINTS = {"eval_features": {**values.features_of(POINTS), **values.overflowing(POINTS), **values.no_rows(POINTS)}}
 MODEL = {"posterior": LA, "pool": POOL, "step": "line_search", "gamma": 1.0, "link": "mean_field"}
+KNOWN = POINTS[:5]
+LABELLED = {words: bad for words, bad in values.features_of(KNOWN).items() if words != "None"}
 PICKING = {
     "acquisition": acquisitions(),
     "candidates": rows(CANDIDATES, "candidates"),
     "generator": values.generators(),
+    "labelled": LABELLED,
+}
+STATEFUL = {name: bad for name, bad in ANYWHERE.items() if name != "posterior"} | {
+    "candidates": PICKING["candidates"],
+    "labelled": LABELLED,
 }
 
 CALLS = {
@@ -114,7 +122,7 @@ CALLS = {
         select_batch,
         MODEL
         | {"batch_size": 3, "acquisition": "margin", "targets": "predicted", "update_every": 1, "candidates": None}
-        | {"generator": torch.Generator(), "progress": False},
+        | {"generator": torch.Generator(), "progress": False, "labelled": None},
         {
             **ANYWHERE,
             **PICKING,
@@ -126,7 +134,7 @@ CALLS = {
     ),
     "SequentialSelector": Call(
         ask_and_tell,
-        MODEL | {"acquisition": "margin", "candidates": None, "generator": torch.Generator()},
+        MODEL | {"acquisition": "margin", "candidates": None, "generator": torch.Generator(), "labelled": None},
         {**ANYWHERE, **PICKING},
     ),
     "look_ahead": Call(
@@ -160,7 +168,8 @@ CALLS = {
         select_lookahead,
         MODEL
         | {"eval_features": POINTS, "batch_size": 3, "n_batches": 6, "targets": "predicted", "eval_targets": None}
-        | {"loss": None, "proposals": ("random", "informative"), "n_label_samples": 1, "generator": torch.Generator()},
+        | {"loss": None, "proposals": ("random", "informative"), "n_label_samples": 1, "generator": torch.Generator()}
+        | {"candidates": None, "labelled": None},
         {
             **ANYWHERE,
             **AT_POINTS,
@@ -171,16 +180,31 @@ CALLS = {
             "eval_targets": {words: bad for words, bad in values.labels(TRUTH, 4).items() if words != "None"},
             "loss": values.choices(),
             "proposals": {
-                "None": Bad(None, TypeError, "must be a sequence of names, got NoneType"),
-                "int": Bad(3, TypeError, "must be a sequence of names, got int"),
+                "None": Bad(None, TypeError, "must be a sequence of names and callables, got NoneType"),
+                "int": Bad(3, TypeError, "must be a sequence of names and callables, got int"),
+                "a callable alone": Bad(max, TypeError, "must be a sequence of names and callables, got builtin_fun"),
                 "none at all": Bad((), ValueError, "must name at least one source"),
                 "unknown": Bad(("random", "bogus"), ValueError, "must be one of .*, got 'bogus'"),
                 "nested": Bad([["random"]], ValueError, "must be one of"),
+                "None among them": Bad(("badge", None), ValueError, "must be one of .*, got None"),
+                "a NaN": Bad((lambda _, x: put(x[:, 0], math.nan),), ValueError, "gave a utility that is not a number"),
             },
             "generator": values.generators(),
+            "candidates": PICKING["candidates"],
+            "labelled": LABELLED,
         },
     ),
 }
+
+
+# Every other acquisition, whose arithmetic meets these arguments in its own way.
+for name in ACQUISITIONS[1:]:
+    allowed = {"link": {words: bad for words, bad in ANYWHERE["link"].items() if name != "bald" or words != "mc"}}
+    far = values.overflowing(KNOWN) if name in ("coreset", "probcover", "typiclust") else {}
+    arguments = MODEL | {"acquisition": name, "candidates": None, "generator": None, "labelled": KNOWN}
+    bad = STATEFUL | allowed | {"labelled": LABELLED | far}
+    CALLS[f"select_batch ({name})"] = Call(select_batch, arguments | {"batch_size": 3}, bad)
+    CALLS[f"SequentialSelector ({name})"] = Call(ask_and_tell, arguments, bad)
 
 
 @pytest.mark.parametrize(("call", "argument", "bad"), cases(CALLS))

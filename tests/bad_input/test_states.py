@@ -199,12 +199,24 @@ PAIR = torch.tensor([1, 2])
             r"state\['rows'\] must be a torch",
         ),
         (
+            lambda s: s.load_state_dict({**SELECTOR_STATE, "seed": torch.tensor(-1)}),
+            ValueError,
+            r"state\['seed'\] must be at least 0, got -1",
+        ),
+        (
+            lambda s: s.load_state_dict({**SELECTOR_STATE, "seed": None}),
+            TypeError,
+            r"state\['seed'\] must be an integer, got NoneType",
+        ),
+        (
             lambda s: s.load_state_dict({**SELECTOR_STATE, "rows": torch.tensor([1, 99])}),
             ValueError,
             r"state\['rows'\] must lie in",
         ),
         (
-            lambda s: s.load_state_dict({"rows": torch.tensor([5, 5]), "labels": PAIR, "events": PAIR}),
+            lambda s: s.load_state_dict(
+                {**SELECTOR_STATE, "rows": torch.tensor([5, 5]), "labels": PAIR, "events": PAIR}
+            ),
             ValueError,
             r"state\['rows'\] must be without a label so far, got 5 again",
         ),

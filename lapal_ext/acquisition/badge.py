@@ -1,0 +1,122 @@
+"""Gradients that are long and far apart, by k-means++."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext import ops
+from lapal_ext._checks import check_overflow
+from lapal_ext.acquisition._latent_scorer import LatentScorer
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+_SAME_POINT = 16.0  # as in badge_step_: distances below this many eps of the norms they come from are rounding
+_CENTRES = 256  # that a tile of the pool is compared with at a time
+_ALIKE = 1e-3  # relative difference of the squared norms of rows that may be equal
+
+
+class BadgeScorer(LatentScorer):
+    """BADGE: k-means++ on the gradient embeddings (e_1 - p) (x) phi under the present model.
+
+    The centres are the rows that have been absorbed in this selection, and then the picks, each drawn in proportion to
+    its squared distance from the nearest centre, which is its utility; without a centre the longest gradient comes
+    first, as in the published code. After a label every embedding, those of the centres too, is that of the updated
+    model.
+
+    A copy of a centre, and a row that is taken, are never drawn; where nothing else is left, the lowest free row
+    follows with utility zero. [N, C D] is never formed: O(N (D + C)) per pick, and O(N (D + C) t) once per group of
+    picks for t centres that labels have moved.
+
+    Source: Ash et al. (2020), "Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds",
+    arXiv 1906.03671.
+    """
+
+    def __init__(self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, seed: int) -> None:
+        super().__init__(posterior, pool, link, step, gamma, with_variance=False)
+        self._seed = seed
+        self._squares = pool.norms().square()
+        self._centres = self._taken.new_zeros(0, dtype=torch.int64)
+
+    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels)
+        self._centres = torch.cat([self._centres, picks])
+
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """See ``Scorer``."""
+        self._bring_up_to_date()
+        gradient = self._gradient()
+        norms = gradient.square().sum(1) * self._squares
+        check_overflow("pool", norms)  # nothing can be drawn from a NaN
+        known = self._centres
+        centres = dict(zip(known.tolist(), self._squares[known].tolist(), strict=True))  # in order, with their |phi|^2
+        draws = thresholds(self._seed, len(known) + count, norms.dtype).to(norms.device)
+        distance = self._distance(gradient, norms)
+        distance[self._taken] = 0.0
+        utilities = []
+        for threshold in draws[len(known) :]:
+            if centres:
+                row, utility = self._draw(centres, gradient, norms, distance, threshold)
+            else:
+                row = int(norms.masked_fill(self._taken, -1.0).argmax())
+                utility = norms[row]
+            self._taken[row] = True
+            centres[row] = float(self._squares[row])
+            utilities.append(utility)
+        return known.new_tensor(list(centres)[len(known) :]), torch.stack(utilities)
+
+    def _gradient(self) -> Tensor:  # [N, C]
+        """e_1 - p of every row in class-major memory, which the pass of a draw reads fastest."""
+        p = self._predictive(self._logits, self._variance)
+        winner = p.max(1, keepdim=True).indices
+        others = p.scatter(1, winner, 0.0)
+        return (-others).scatter_(1, winner, others.sum(1, keepdim=True)).T.contiguous().T
+
+    def _distance(
+        self,
+        gradient: Tensor,  # [N, C]
+        norms: Tensor,  # [N]
+    ) -> Tensor:  # [N]
+        """Squared distance to all absorbed centres but the last, which the first draw adds."""
+        distance = torch.full_like(norms, torch.inf)
+        rounding = _SAME_POINT * torch.finfo(norms.dtype).eps
+        for start in range(0, len(self._centres) - 1, _CENTRES):
+            centres = self._centres[start : min(start + _CENTRES, len(self._centres) - 1)]
+            inner = self._pool.inner(centres)
+            for rows, tile in self._pool.inner_tiles():
+                product = (gradient[rows] @ gradient[centres].T) * (tile @ inner.T)
+                total = norms[rows, None] + norms[centres]
+                fresh = total - 2.0 * product
+                fresh = fresh.masked_fill_(fresh <= rounding * total, 0.0).amin(1)
+                distance[rows] = torch.minimum(distance[rows], fresh)
+        return distance
+
+    def _draw(
+        self,
+        centres: dict[int, float],  # the distances know all but the last
+        gradient: Tensor,  # [N, C]
+        norms: Tensor,  # [N]
+        distance: Tensor,  # [N], changed in place
+        threshold: Tensor,  # []
+    ) -> tuple[int, Tensor]:
+        storage, last = self._pool.storage, next(reversed(centres))
+        weights, offsets = self._posterior.fold(self._posterior.inner_features(storage[last : last + 1]))
+        g, norm = gradient[last], norms[last]
+        while True:
+            row = int(ops.badge_step_(storage, weights[0], offsets[0], gradient, g, norms, norm, threshold, distance))
+            if row < 0:
+                return int(self._taken.int().argmin()), norms.new_zeros(())
+            if not self._is_copy(row, centres):
+                return row, distance[row].clone()
+            # The product of uncentred features has more rounding than its norms show, so that a copy may be drawn.
+            distance[(storage == storage[row]).all(1)] = 0.0
+
+    def _is_copy(self, row: int, centres: dict[int, float]) -> bool:
+        """Whether a row equals one of the centres; only those with a norm like its own are compared."""
+        square = float(self._squares[row])
+        alike = [centre for centre, its in centres.items() if abs(its - square) <= _ALIKE * square]
+        return any(torch.equal(self._pool.storage[centre], self._pool.storage[row]) for centre in alike)
+
+
+def thresholds(seed: int, count: int, dtype: torch.dtype) -> Tensor:  # [count]
+    """Uniform draws in [0, 1), one per row of a selection in pick order; the first of a longer list are the same."""
+    return torch.rand(count, dtype=dtype, generator=torch.Generator().manual_seed(seed))

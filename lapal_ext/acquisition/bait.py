@@ -1,0 +1,165 @@
+"""Rows whose Fisher information lowers the expected error bound of the whole pool most."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lapal_ext import fitting, ops
+from lapal_ext._checks import check_overflow
+from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
+from lapal_ext.likelihood import curvature_weight
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+_OVERSAMPLING = 2  # rows that the forward pass takes per row that the backward pass leaves
+
+
+class _Objective(NamedTuple):
+    """tr(A^-1 F) under the present model, and what every row of the pool needs for its gain."""
+
+    curvature: Tensor  # [N], s
+    fisher: Tensor  # [D, D], F
+    h: Tensor  # [N], phi^T A^-1 phi
+    q: Tensor  # [N], phi^T A^-1 F A^-1 phi
+
+
+class BaitScorer(PosteriorScorer):
+    """BAIT with the Fisher information of a binary surrogate: greedy descent on tr(A^-1 F).
+
+    A row has the rank-one information s phi phi^T, s = p_max (1 - p_max), in place of the C-class one (rank C - 1): the
+    surrogate asks whether the likeliest class is right. A is the precision of the posterior plus the information of the
+    picks, F = mean_n s_n phi_n phi_n^T over the rows that may be picked, those already picked included. The gain of a
+    row, its utility, is s q / (1 + s h); ties go to the lowest row.
+
+    ``bait`` takes one row after another. ``bait_forward_backward`` takes twice as many so, and then puts back the row
+    whose removal raises tr(A^-1 F) least, by s q / (1 - s h), until as many as wanted are left; they stay in forward
+    order with their forward gains.
+
+    After labels have been absorbed A, F and s are those of the updated model, which takes O(N D^2 + D^3) once per group
+    of picks; a pick takes O(N D + D^2).
+
+    Source: Ash et al. (2021), "Gone Fishing: Neural Active Learning with Fisher Embeddings", arXiv 2106.09675,
+    objective (3) and algorithm 1; the surrogate and the rank-one recursions are ours.
+    """
+
+    def __init__(
+        self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, *, backward: bool
+    ) -> None:
+        super().__init__(posterior, pool, link, step, gamma)
+        self._backward = backward
+        self._objective: _Objective | None = None
+
+    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels)
+        self._objective = None
+
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """See ``Scorer``."""
+        if self._objective is None:
+            self._objective = self._measure()
+        if not self._backward:
+            return self._forward(self._objective, count)
+        n_free = len(self._pool) - int(self._taken.sum())
+        picks, gains = self._forward(self._objective, min(_OVERSAMPLING * count, n_free))
+        kept = self._remove(self._objective, picks, len(picks) - count)
+        self._taken[picks[~kept]] = False
+        return picks[kept], gains[kept]
+
+    def _measure(self) -> _Objective:
+        posterior, pool = self._posterior, self._pool
+        mean = posterior.mean
+        curvature = mean.new_empty(len(pool))
+        fisher = mean.new_zeros(mean.shape[1], mean.shape[1])
+        for rows, inner in pool.inner_tiles():
+            curvature[rows] = curvature_weight(inner @ mean.T, "categorical")
+            fisher = fitting.add_observations(fisher, inner, curvature[rows])
+        fisher /= max(len(pool), 1)
+        sandwich = fitting.symmetric(posterior.covariance @ fisher @ posterior.covariance)
+        h, q = torch.empty_like(curvature), torch.empty_like(curvature)
+        for rows, inner in pool.inner_tiles():
+            h[rows] = ops.predictive_variance(inner, posterior.covariance)
+            q[rows] = ops.predictive_variance(inner, sandwich)
+        check_overflow("pool", curvature, h, q)
+        return _Objective(curvature, fisher, h, q)
+
+    def _forward(self, objective: _Objective, count: int) -> tuple[Tensor, Tensor]:
+        """A^-1 is the covariance less beta_t u_t u_t^T for every pick, kept as its directions u_t."""
+        s, fisher = objective.curvature, objective.fisher
+        h, q = objective.h.clone(), objective.q.clone()
+        zero = h.new_zeros(())
+        covariance = self._posterior.covariance
+        directions, betas = covariance.new_zeros(count, len(covariance)), covariance.new_zeros(count)
+
+        def shrunk(
+            vector: Tensor,  # [D]
+            t: int,
+        ) -> Tensor:  # [D]
+            """A^-1 times a vector, after t picks."""
+            return covariance @ vector - (betas[:t] * (directions[:t] @ vector)) @ directions[:t]
+
+        weights, offsets = covariance.new_zeros(2, self._pool.storage.shape[1]), covariance.new_zeros(2)
+        fisher_norm = beta = zero
+        picks, gains = [], []
+        for t in range(count):
+            index, gain = ops.bait_step_(
+                self._pool.storage,
+                weights[0],
+                offsets[0],
+                weights[1],
+                offsets[1],
+                fisher_norm,
+                beta,
+                s,
+                h,
+                q,
+                self._taken,
+            )
+            picks.append(index)
+            gains.append(gain)
+            phi = self._pool.inner(index[None])[0]
+            u = shrunk(phi, t)
+            beta = s[index] / (1.0 + s[index] * (phi @ u))
+            along = fisher @ u
+            weights, offsets = self._posterior.fold(torch.stack([u, shrunk(along, t)]))
+            fisher_norm = u @ along
+            directions[t], betas[t] = u, beta
+        return torch.stack(picks), torch.stack(gains)
+
+    def _remove(
+        self,
+        objective: _Objective,
+        picks: Tensor,  # [m] int64
+        count: int,
+    ) -> Tensor:  # [m] bool, False where a pick was removed
+        """The backward pass, in the space of the picks and in float64: m^2 numbers instead of the pool.
+
+        With G = Phi A^-1 Phi^T and Q = Phi A^-1 F A^-1 Phi^T of the picks, taking the information of row r away, by
+        beta = s / (1 - s G_rr), or giving it, by beta = -s / (1 + s G_rr), changes them by
+            G += beta g g^T        Q += beta (g q^T + q g^T) + beta^2 Q_rr g g^T,    g = G_:r, q = Q_:r.
+        """
+        phi = self._pool.inner(picks).double()
+        s = objective.curvature[picks].double()
+        columns = phi @ self._posterior.covariance.double()
+        gram, gain = columns @ phi.T, columns @ objective.fisher.double() @ columns.T
+        for r in range(len(picks)):
+            _exchange(gram, gain, r, -s[r] / (1.0 + s[r] * gram[r, r]))
+        kept = torch.ones_like(picks, dtype=torch.bool)
+        for _ in range(count):
+            rise = s * gain.diagonal() / (1.0 - s * gram.diagonal())
+            r = int(rise.masked_fill(~kept, torch.inf).argmin())
+            kept[r] = False
+            _exchange(gram, gain, r, s[r] / (1.0 - s[r] * gram[r, r]))
+        return kept
+
+
+def _exchange(
+    gram: Tensor,  # [m, m], changed in place
+    gain: Tensor,  # [m, m], changed in place
+    r: int,
+    beta: Tensor,  # []
+) -> None:
+    g, q = gram[:, r].clone(), gain[:, r].clone()
+    gain += beta * (torch.outer(g, q) + torch.outer(q, g)) + beta.square() * q[r] * torch.outer(g, g)
+    gram += beta * torch.outer(g, g)

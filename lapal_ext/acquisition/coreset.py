@@ -1,0 +1,55 @@
+"""Rows that leave no other row far from a labelled one."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext.acquisition._distances import labelled_features, nearest_distance
+from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
+from lapal_ext.acquisition._scorer import best_first
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+
+class CoresetScorer(PosteriorScorer):
+    """CoreSet: k-centre greedy. Every pick is the row farthest from its nearest centre; that distance is its utility.
+
+    The centres are the labelled rows, those absorbed in this selection, and the picks. Without labelled rows the mean
+    of the pool stands in for them. Distances are Euclidean, of standardised features where the posterior standardises;
+    the model plays no part. O(N D) per pick, O(N L D) for L labelled rows at the start.
+
+    Source: Sener and Savarese (2018), "Active Learning for Convolutional Neural Networks: A Core-Set Approach",
+    arXiv 1708.00489, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        posterior: LastLayerLaplace,
+        pool: Pool,
+        link: str,
+        step: str,
+        gamma: float,
+        labelled: Tensor | None,  # [L, D]
+    ) -> None:
+        super().__init__(posterior, pool, link, step, gamma)
+        centres = labelled_features(posterior, labelled)
+        if len(centres) == 0:
+            centres = pool.mean()
+        self._distance = nearest_distance(pool, centres)
+
+    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels)
+        self._distance = torch.minimum(self._distance, nearest_distance(self._pool, self._pool.inner(picks)))
+
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """See ``Scorer``."""
+        distance = self._distance
+        picks: list[Tensor] = []
+        utilities: list[Tensor] = []
+        for number in range(count):
+            if number > 0:
+                distance = torch.minimum(distance, nearest_distance(self._pool, self._pool.inner(picks[-1])))
+            pick, utility = best_first(distance, self._taken, 1)
+            picks.append(pick)
+            utilities.append(utility)
+        return torch.cat(picks), torch.cat(utilities).to(self._posterior.mean.dtype)

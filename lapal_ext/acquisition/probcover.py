@@ -1,0 +1,109 @@
+"""Rows whose neighbourhoods cover most of what no labelled row covers yet."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lapal_ext.acquisition._distances import TILE, labelled_features, nearest_distance, squared_distances
+from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
+from lapal_ext.acquisition._scorer import best_first
+from lapal_ext.clustering import cluster
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+_PURITY = 0.95  # share of the balls of the default radius that hold one pseudo-label
+
+
+class ProbCoverScorer(PosteriorScorer):
+    """ProbCover: every pick is the row with most uncovered rows closer than the radius, the count being its utility.
+
+    A row is covered once a labelled row, one absorbed in this selection or a pick is closer than the radius. The radius
+    is the paper's: the largest with which 95 % of the balls around rows are pure, hold rows of one pseudo-label alone,
+    where the pseudo-labels are k-means clusters, as many as there are classes (needs scikit-learn). That is the 5 %
+    quantile of the distances from a row to the nearest row of another cluster.
+
+    Distances are Euclidean, of standardised features where the posterior standardises; the model plays no part. The
+    graph of the paper is never stored: its degrees are counted in tiles, O(N^2 D) for a whole selection.
+
+    Source: Yehuda et al. (2022), "Active Learning Through a Covering Lens", arXiv 2205.11320, algorithm 1 and
+    section 3.2.
+    """
+
+    def __init__(
+        self,
+        posterior: LastLayerLaplace,
+        pool: Pool,
+        link: str,
+        step: str,
+        gamma: float,
+        labelled: Tensor | None,  # [L, D]
+        seed: int,
+    ) -> None:
+        super().__init__(posterior, pool, link, step, gamma)
+        self._radius = _pure_radius(pool, posterior.num_classes, seed)
+        self._covered = torch.zeros_like(self._taken)
+        self._degree = _count_closer(pool, torch.arange(len(pool), device=self._taken.device), self._radius)
+        centres = labelled_features(posterior, labelled)
+        if len(centres) > 0:
+            self._cover(centres, self._covered, self._degree)
+
+    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels)
+        self._cover(self._pool.inner(picks), self._covered, self._degree)
+
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """See ``Scorer``."""
+        covered, degree = self._covered.clone(), self._degree.clone()
+        picks: list[Tensor] = []
+        utilities: list[Tensor] = []
+        for number in range(count):
+            if number > 0:
+                self._cover(self._pool.inner(picks[-1]), covered, degree)
+            pick, utility = best_first(degree, self._taken, 1)
+            picks.append(pick)
+            utilities.append(utility)
+        return torch.cat(picks), torch.cat(utilities).to(self._posterior.mean.dtype)
+
+    def _cover(
+        self,
+        centres: Tensor,  # [m, D], inner
+        covered: Tensor,  # [N] bool, changed in place
+        degree: Tensor,  # [N] int64, changed in place
+    ) -> None:
+        fresh = (nearest_distance(self._pool, centres) < self._radius) & ~covered
+        degree -= _count_closer(self._pool, fresh.nonzero()[:, 0], self._radius)
+        covered |= fresh
+
+
+def _count_closer(
+    pool: Pool,
+    among: Tensor,  # [m] int64
+    radius: float,
+) -> Tensor:  # [N] int64
+    """How many of some rows are closer than the radius to each row."""
+    counts = torch.zeros(len(pool), dtype=torch.int64, device=among.device)
+    for rows, tile in pool.inner_tiles():
+        for block in among.split(max(1, TILE // len(tile))):
+            squares = squared_distances(tile.double(), pool.inner(block).double())
+            counts[rows] += (squares < radius * radius).sum(1)
+    return counts
+
+
+def _pure_radius(pool: Pool, n_clusters: int, seed: int) -> float:
+    """Largest radius of which the share ``_PURITY`` of all balls is pure; infinite where there is one cluster only."""
+    if len(pool) == 0:
+        return 0.0
+    everything = torch.arange(len(pool), device=pool.storage.device)
+    points = pool.inner(everything)
+    clusters = cluster(points, min(n_clusters, len(pool)), seed, needed_by="acquisition 'probcover'")
+    nearest = torch.full((len(pool),), torch.inf, dtype=torch.float64, device=everything.device)
+    for rows, tile in pool.inner_tiles():
+        for block in everything.split(max(1, TILE // len(tile))):
+            squares = squared_distances(tile.double(), pool.inner(block).double())
+            squares.masked_fill_(clusters[rows, None] == clusters[block], torch.inf)
+            nearest[rows] = torch.minimum(nearest[rows], squares.amin(1))
+    impure = int((1.0 - _PURITY) * len(pool))
+    # A ball is open, and one of the pairs is at this very distance: rounding must not put it inside.
+    return math.sqrt(float(nearest.sort().values[impure])) * (1.0 - 1e-9)

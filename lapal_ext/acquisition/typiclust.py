@@ -1,0 +1,100 @@
+"""The most typical row of each cluster that has no label yet."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext.acquisition._distances import TILE, labelled_features, squared_distances
+from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
+from lapal_ext.acquisition._scorer import best_first
+from lapal_ext.clustering import cluster
+from lapal_ext.pool import Pool
+from lapal_ext.posterior import LastLayerLaplace
+
+_MAX_CLUSTERS = 500
+_NEIGHBOURS = 20
+_SMALL = 5  # points; clusters without more of them come after all others
+
+
+class TypiClustScorer(PosteriorScorer):
+    """TypiClust: k-means, then the row with the closest neighbours from one uncovered cluster after another.
+
+    The labelled rows and the pool are clustered together into min(labelled + picks, 500) clusters; the rows that have
+    been absorbed in this selection count as labelled. Every pick comes from the cluster with fewest labelled rows and
+    picks, the largest of such clusters, those of at most 5 points after all others. It is the most typical of the
+    cluster's free rows: the inverse of the mean distance to its 20 nearest neighbours in the cluster is largest. Its
+    utility is minus that mean distance, which is finite for copies too. Needs scikit-learn.
+
+    Distances are Euclidean, of standardised features where the posterior standardises; the model plays no part. Every
+    group of picks clusters anew, so that small ``update_every`` take long.
+
+    Source: Hacohen et al. (2022), "Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets",
+    arXiv 2202.02794, algorithm 1 with k-means; the limits are those of the published code.
+    """
+
+    def __init__(
+        self,
+        posterior: LastLayerLaplace,
+        pool: Pool,
+        link: str,
+        step: str,
+        gamma: float,
+        labelled: Tensor | None,  # [L, D]
+        seed: int,
+    ) -> None:
+        super().__init__(posterior, pool, link, step, gamma)
+        self._labelled, self._seed = labelled_features(posterior, labelled), seed
+        self._absorbed = self._taken.new_zeros(0, dtype=torch.int64)
+
+    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels)
+        self._absorbed = torch.cat([self._absorbed, picks])
+
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """See ``Scorer``."""
+        n_rows = len(self._pool)
+        everything = torch.arange(n_rows, device=self._taken.device)
+        points = torch.cat([self._pool.inner(everything), self._labelled])
+        n_clusters = min(len(self._labelled) + len(self._absorbed) + count, _MAX_CLUSTERS, len(points))
+        clusters = cluster(points, n_clusters, self._seed, needed_by="acquisition 'typiclust'")
+        sizes = clusters.bincount(minlength=n_clusters).tolist()
+        known = torch.cat([clusters[n_rows:], clusters[self._absorbed]]).bincount(minlength=n_clusters).tolist()
+        rows = clusters[:n_rows]
+        typicality: dict[int, Tensor] = {}
+        picks, utilities = [], []
+        for _ in range(count):
+            left = rows[~self._taken].unique().tolist()
+            chosen = min(left, key=lambda c: (sizes[c] <= _SMALL, known[c], -sizes[c], c))
+            if chosen not in typicality:
+                typicality[chosen] = self._typicality(points, clusters == chosen)
+            pick, utility = best_first(typicality[chosen], self._taken | (rows != chosen), 1)
+            self._taken[pick] = True
+            known[chosen] += 1
+            picks.append(pick)
+            utilities.append(utility)
+        return torch.cat(picks), torch.cat(utilities)
+
+    def _typicality(
+        self,
+        points: Tensor,  # [N + L, D]
+        members: Tensor,  # [N + L] bool
+    ) -> Tensor:  # [N]
+        """Minus the mean distance to the nearest members, for the members in the pool; minus infinity elsewhere.
+
+        The neighbours are found by a product of matrices; their distances are sums in one order, so that copies tie.
+        """
+        numbers = members.nonzero()[:, 0]
+        inside = points[numbers].double()
+        k = min(_NEIGHBOURS, len(numbers) - 1)
+        result = points.new_full((len(points),), -torch.inf)
+        if k == 0:
+            result[numbers] = 0.0
+            return result[: len(self._pool)]
+        size = max(1, TILE // max(len(numbers), k * points.shape[1]))
+        for block in torch.arange(len(numbers), device=points.device).split(size):
+            squares = squared_distances(inside[block], inside)
+            squares[torch.arange(len(block), device=points.device), block] = torch.inf
+            nearest = squares.topk(k, dim=1, largest=False).indices
+            distances = (inside[nearest] - inside[block, None]).square().sum(2).sqrt()
+            result[numbers[block]] = -distances.sort(dim=1).values.mean(1).to(points.dtype)
+        return result[: len(self._pool)]
