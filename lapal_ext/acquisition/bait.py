@@ -13,6 +13,7 @@ from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 
 _OVERSAMPLING = 2  # rows that the forward pass takes per row that the backward pass leaves
+_TIE = 1e-9  # relative: of rows that it costs the same to put back, copies of each other for one, the last pick goes
 
 
 class _Objective(NamedTuple):
@@ -147,8 +148,8 @@ class BaitScorer(PosteriorScorer):
             _exchange(gram, gain, r, -s[r] / (1.0 + s[r] * gram[r, r]))
         kept = torch.ones_like(picks, dtype=torch.bool)
         for _ in range(count):
-            rise = s * gain.diagonal() / (1.0 - s * gram.diagonal())
-            r = int(rise.masked_fill(~kept, torch.inf).argmin())
+            rise = (s * gain.diagonal() / (1.0 - s * gram.diagonal())).masked_fill(~kept, torch.inf)
+            r = int((rise <= rise.amin() * (1.0 + _TIE)).nonzero()[-1])
             kept[r] = False
             _exchange(gram, gain, r, s[r] / (1.0 - s[r] * gram[r, r]))
         return kept

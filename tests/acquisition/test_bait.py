@@ -34,7 +34,7 @@ def backward(posterior: LastLayerLaplace, pool: Tensor, picks: list[int], precis
     kept = list(picks)
     for _ in range(count):
         rises = torch.tensor([trace(precision - rows[pick], rows.mean(0)) for pick in kept])
-        pick = kept.pop(first_largest(-rises, []))
+        pick = kept.pop(int((rises <= rises.min() * (1 + 1e-9)).nonzero()[-1]))  # the last of equals
         precision = precision - rows[pick]
     return kept
 
