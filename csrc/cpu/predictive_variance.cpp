@@ -130,7 +130,7 @@ LAPAL_HD void variance_groups(const Form<T>& form, int64_t begin, int64_t end, i
       add_panel<kRows>(buffer, stride, form.triangle + panel_offset<T>(panel), (panel + 1) * kPanel<T>, variance);
     }
     for (int64_t row = 0; row < valid; ++row) {
-      form.variance[first + row] = fold<kLanes<T>>(variance[row]);
+      form.variance[first + row] = fold(variance[row]);
     }
   }
 }
