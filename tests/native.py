@@ -21,7 +21,7 @@ NATIVE_OPS = {
         "update_coefficients",
         "utility",
     },
-    "cuda": set(),
+    "cuda": {"predictive", "rank_one_update", "utility"},
 }
 
 # Those whose sums a matrix product takes in an order of its own, which may depend on the threads.

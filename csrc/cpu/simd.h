@@ -15,6 +15,7 @@
 
 #include "clones.h"
 #include "likelihood.h"
+#include "storage.h"
 
 // Before a loop of constant length that must unroll completely, so that its array stays in registers.
 #if defined(__clang__)
@@ -72,37 +73,6 @@ class Scratch {
   static constexpr std::align_val_t kAlignment{kBlockBytes};
   T* data_;
 };
-
-// Storage types of half precision, as plain bits so that their conversion is vector code.
-struct Bfloat16Bits {
-  uint16_t bits;
-};
-struct Float16Bits {
-  uint16_t bits;
-};
-
-template <class T>
-LAPAL_HD T widen(T value) {
-  return value;
-}
-
-template <class T>
-LAPAL_HD T widen(Bfloat16Bits value) {
-  return T(detail::bit_cast<float>(uint32_t(value.bits) << 16));
-}
-
-// Exact for normal, subnormal and infinite values and NaN.
-template <class T>
-LAPAL_HD T widen(Float16Bits value) {
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
-  // The exponent is moved up so far that infinity overflows, then down by a multiplication.
-  const float normal = detail::bit_cast<float>((magnitude << 13) + 0x70000000u) * 0x1p-112f;
-  // A subnormal is mantissa times 2^-24: placed behind the leading one of 1/2, which is then taken away.
-  const float subnormal = detail::bit_cast<float>(magnitude | 0x3f000000u) - 0.5f;
-  const float wide = magnitude < 0x0400u ? subnormal : normal;
-  return T(detail::bit_cast<float>(detail::bit_cast<uint32_t>(wide) | sign));
-}
 
 // Sum of kWidth values, halving: `reduction` of OpenMP would add them one after the other. Destroys the values.
 template <int kWidth, class T>
