@@ -107,16 +107,19 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize) predictive_long_kernel(P
     const T* row = rows.logits.data + n * rows.logits.row_stride;
     const T link = link_of(rows, n);
     T best = -T(__builtin_inff());
+#pragma unroll 4
     for (int64_t k = lane; k < n_classes; k += kWarpSize) {
       best = row[k * stride] > best ? row[k * stride] : best;
     }
     best = warp_reduce(best, Maximum());
     T total = T(0);
+#pragma unroll 4
     for (int64_t k = lane; k < n_classes; k += kWarpSize) {
       total += exp_nonpositive((row[k * stride] - best) * link);
     }
     const T inverse = T(1) / warp_reduce(total, Sum());
     T* out = rows.probabilities + n * n_classes;
+#pragma unroll 4
     for (int64_t k = lane; k < n_classes; k += kWarpSize) {
       out[k] = exp_nonpositive((row[k * stride] - best) * link) * inverse;
     }

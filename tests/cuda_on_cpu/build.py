@@ -15,10 +15,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import pytest
 import torch
 
 from lapal_ext.ops import OPS
+from tests.native import skip_or_fail
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
@@ -44,10 +44,7 @@ def compiler() -> str:
     """The C++ compiler; where there is none, the test is skipped by name, or fails where native code is required."""
     found = next(filter(None, map(shutil.which, filter(None, [os.environ.get("CXX"), "g++", "c++"]))), None)
     if found is None:
-        reason = "the emulator of CUDA needs a C++ compiler, and there is none"
-        if os.environ.get("LAPAL_EXT_REQUIRE_NATIVE") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_or_fail("the emulator of CUDA needs a C++ compiler, and there is none")
     return found
 
 

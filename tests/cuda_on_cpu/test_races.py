@@ -7,6 +7,7 @@ import pytest
 
 from tests.cuda_on_cpu import race_check
 from tests.cuda_on_cpu.build import HERE, KERNELS
+from tests.native import skip_or_fail
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="needs libtsan in LD_PRELOAD")]
 
@@ -31,7 +32,7 @@ def run(kind: str, name: str) -> tuple[int, str]:
 def sanitizer() -> None:
     status, output = run("", "")
     if status != 0:
-        pytest.skip(f"ThreadSanitizer does not start under Python here: {output.strip()[-200:]}")
+        skip_or_fail(f"ThreadSanitizer does not start under Python here: {output.strip()[-200:]}")
 
 
 @pytest.mark.parametrize("name", KERNELS)
