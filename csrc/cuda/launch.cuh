@@ -99,7 +99,7 @@ class Launch {
     return emulator::kMaxSharedBytes;
   }
   int64_t cache_bytes() const {
-    return 1 << 16;
+    return 1 << 20;
   }
   template <class Kernel>
   void allow_shared_bytes(Kernel, int64_t) const {}

@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from lapal_ext.ops import OPS
 from tests.cuda_on_cpu.build import KERNELS
 from tests.draws import Arguments, cast
+from tests.layouts import LAYOUTS
 from tests.ops.examples import EXAMPLES, example
 
 # Small enough for a few milliseconds, and past the tiles and grids of the emulated device.
@@ -16,7 +18,7 @@ SIZES: dict[str, dict[str, int]] = {
     "many classes": {"C": 1000, "N": 5, "E": 5},
     "very many classes": {"C": 1100, "N": 3, "E": 3},
     "many rows": {"N": 517, "E": 301, "D": 37, "C": 11, "M": 5, "B": 5},
-    "many features": {"D": 161, "B": 2, "N": 9},
+    "many features": {"D": 161, "B": 5, "N": 9},
     "one": dict.fromkeys("NEDbMSB", 1),
     "no rows": {"N": 0, "M": 0, "B": 0},
     "no points": {"E": 0},
@@ -32,18 +34,22 @@ class Case(NamedTuple):
     sizes: str
     dtype: torch.dtype
     pool_dtype: torch.dtype
+    layout: str = "contiguous"
 
     def arguments(self) -> Arguments:
-        """In float64, as ``assert_within_budget`` wants them."""
+        """In float64 and contiguous, as ``assert_within_budget`` wants them."""
         return example(self.name, self.variant, **SIZES[self.sizes])
 
     def rounded(self) -> Arguments:
-        return cast(OPS[self.name], self.arguments(), self.dtype, self.pool_dtype)
+        """As the kernel is called."""
+        args = cast(OPS[self.name], self.arguments(), self.dtype, self.pool_dtype)
+        lay = LAYOUTS[self.layout]
+        return {name: lay(value) if isinstance(value, Tensor) else value for name, value in args.items()}
 
     def __str__(self) -> str:
         dtypes = dict.fromkeys([self.dtype, self.pool_dtype])
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
-        return "-".join([self.name, self.variant, self.sizes.replace(" ", "_"), *names])
+        return "-".join([self.name, self.variant, self.sizes.replace(" ", "_"), *names, self.layout])
 
 
 def letters(name: str) -> set[str]:
@@ -56,9 +62,9 @@ def _pool_dtypes(name: str, dtype: torch.dtype) -> list[torch.dtype]:
 
 
 def cases() -> list[Case]:
-    """All of them; sizes that change nothing for an op are left out, and half precision is stored at odd sizes only."""
+    """All of them, without sizes that change nothing for an op; not all sizes in half precision and other layouts."""
     return [
-        Case(name, variant, sizes, dtype, pool_dtype)
+        Case(name, variant, sizes, dtype, pool_dtype, layout)
         for name in KERNELS
         for variant in EXAMPLES[name]
         for sizes, changed in SIZES.items()
@@ -66,4 +72,5 @@ def cases() -> list[Case]:
         for dtype in _FLOATS
         for pool_dtype in _pool_dtypes(name, dtype)
         if pool_dtype == dtype or sizes in {"odd", "many features"}
+        for layout in (LAYOUTS if sizes == "many rows" and dtype == pool_dtype else ["contiguous"])
     ]
