@@ -30,7 +30,6 @@ _FLAGS = [
     "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra",
     "-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY",
 ]  # fmt: skip
-_TSAN = "-fsanitize=thread"
 
 
 def torch_folder() -> Path:
@@ -69,23 +68,26 @@ def run_once(command: list[str], result: Path) -> None:
     unfinished.replace(result)
 
 
-def _compile(source: Path, flags: list[str], *, sanitize: bool) -> Path:
+def _compile(source: Path, sanitizer: str) -> Path:
     includes = [f"-I{CSRC}", f"-I{HERE}", "-isystem", str(torch_folder() / "include")]
-    command = [compiler(), *_FLAGS, *flags, *includes, "-x", "c++", "-c", str(source)]
-    if sanitize:
-        # The emulator's own bookkeeping is nobody's access: it only tells the sanitizer about fibers and barriers.
-        command += ["-DEMULATOR_TSAN"] if source.name == "emulator.cpp" else [_TSAN]
+    command = [compiler(), *_FLAGS, *includes, "-x", "c++", "-c", str(source)]
+    # The emulator's own bookkeeping is nobody's access: it only tells ThreadSanitizer about fibers and barriers.
+    if sanitizer and source.name != "emulator.cpp":
+        command += [f"-fsanitize={sanitizer}"]
+    elif sanitizer == "thread":
+        command += ["-DEMULATOR_TSAN"]
     key = hashlib.sha256(repr(command).encode() + _headers() + source.read_bytes()).hexdigest()[:16]
     result = CACHE / f"{source.stem}-{key}.o"
     run_once(command, result)
     return result
 
 
-def library(source: Path, *, sanitize: bool = False, flags: tuple[str, ...] = ()) -> Path:
-    """Compile one source with the emulator into a shared object; ``flags`` may plant a bug."""
-    objects = [_compile(source, list(flags), sanitize=sanitize), _compile(HERE / "emulator.cpp", [], sanitize=sanitize)]
+def library(source: Path, sanitizer: str = "") -> Path:
+    """Compile one source with the emulator into a shared object, for "thread" or "address" sanitizer or neither."""
+    objects = [_compile(source, sanitizer), _compile(HERE / "emulator.cpp", sanitizer)]
     result = CACHE / ("-".join(path.stem for path in objects) + ".so")
-    link = [compiler(), "-shared", "-Wl,-Bsymbolic", *map(str, objects), *([_TSAN] if sanitize else [])]
+    flags = [f"-fsanitize={sanitizer}"] if sanitizer else []
+    link = [compiler(), "-shared", "-Wl,-Bsymbolic", *map(str, objects), *flags]
     run_once([*link, "-Wl,--as-needed", str(torch_folder() / "lib" / "libtorch_cpu.so")], result)
     return result
 
@@ -97,8 +99,8 @@ def _no_gradient(*_: object) -> None:
 class EmulatedOp:
     """A CUDA kernel and its launcher on CPU tensors, under schedules that ``seed`` numbers."""
 
-    def __init__(self, name: str, *, sanitize: bool = False) -> None:
-        path = library(CSRC / "cuda" / f"{name}.cu", sanitize=sanitize)
+    def __init__(self, name: str, sanitizer: str = "") -> None:
+        path = library(CSRC / "cuda" / f"{name}.cu", sanitizer)
         schema = str(getattr(torch.ops.lapal_ext, name).default._schema)
         self._definition = torch.library.Library(NAMESPACE, "FRAGMENT")
         self._definition.define(schema.split("::", 1)[1])
@@ -119,6 +121,6 @@ class EmulatedOp:
 
 
 @functools.cache
-def emulated(name: str) -> EmulatedOp:
+def emulated(name: str, sanitizer: str = "") -> EmulatedOp:
     """The emulated op of that name; the same one on every call, since the dispatcher keeps it for good."""
-    return EmulatedOp(name, sanitize=os.environ.get("LAPAL_EXT_EMULATOR_SANITIZE") == "1")
+    return EmulatedOp(name, sanitizer)

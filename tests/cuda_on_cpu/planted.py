@@ -9,8 +9,8 @@ BLOCK_SIZE, ROUNDS = 128, 4
 IN = [float(1 + i % 7 + i // BLOCK_SIZE) for i in range(BLOCK_SIZE * ROUNDS)]
 
 
-def load(*, sanitize: bool = False) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(build.library(build.HERE / "planted_bugs.cpp", sanitize=sanitize)))
+def load(sanitizer: str = "") -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build.library(build.HERE / "planted_bugs.cpp", sanitizer)))
     library.run_planted_bug.restype = ctypes.c_char_p
     return library
 

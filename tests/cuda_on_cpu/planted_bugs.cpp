@@ -130,6 +130,15 @@ __global__ void pack_kernel(const float* in, float* out) {
   }
 }
 
+// The bug reads a block of values behind the last of `in`.
+template <bool kInside>
+__global__ void global_bounds_kernel(const float* in, float* out) {
+  const float value = in[kInside ? threadIdx.x : kRounds * kBlockSize + threadIdx.x];
+  if (threadIdx.x == 0) {
+    out[0] = kInside ? value : in[0] + 0.0f * value;
+  }
+}
+
 template <class Kernel>
 void launch(Kernel kernel, int blocks, const float* in, float* out) {
   LAPAL_LAUNCH(kernel, blocks, kBlockSize, kBlockSize * sizeof(float), nullptr, in, out);
@@ -144,6 +153,8 @@ void run(const std::string& name, bool healthy, const float* in, float* out) {
     launch(healthy ? add_kernel<true> : add_kernel<false>, kBlocks, in, out);
   } else if (name == "bounds") {
     launch(healthy ? bounds_kernel<true> : bounds_kernel<false>, 1, in, out);
+  } else if (name == "global bounds") {
+    launch(healthy ? global_bounds_kernel<true> : global_bounds_kernel<false>, 1, in, out);
   } else if (name == "barrier") {
     launch(healthy ? barrier_kernel<true> : barrier_kernel<false>, 1, in, out);
   } else if (name == "shuffle") {

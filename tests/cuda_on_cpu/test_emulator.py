@@ -17,6 +17,7 @@ RESULTS = {
     "add": [sum(SUMS[:3]), 0.0, 0.0, 0.0],
     "poison": FIRST,
     "bounds": FIRST,
+    "global bounds": FIRST,
     "barrier": FIRST,
     "shuffle": FIRST,
     "exit": FIRST,
