@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from benchmarks.workload import Picks
 from lapal_ext import likelihood
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 
@@ -106,16 +107,18 @@ def select_margin(
     pool: Tensor,  # [N, D]
     labels: Tensor,  # [N]
     count: int,
-) -> Tensor:  # [count]
+) -> Picks:
     """Score the whole pool, pick, reveal the label, update, repeat."""
     picks: list[int] = []
+    utilities = []
     for _ in range(count):
         top = predict_logits(mean, pool).softmax(1).topk(2, dim=1).values
         margin = top[:, 0] - top[:, 1]
         margin[picks] = torch.inf
         picks.append(int(margin.argmin()))
+        utilities.append(1.0 - margin[picks[-1]])
         mean, covariance = update(mean, covariance, pool[picks[-1:]], labels[picks[-1:]])
-    return torch.tensor(picks)
+    return Picks(torch.tensor(picks), torch.stack(utilities))
 
 
 def look_ahead(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import authors, best_torch, op_loops, refit
 from benchmarks.problems import PRIOR_PRECISION, Problem, make_problem
-from benchmarks.workload import Prepare, TimeWorkload, public_call
+from benchmarks.workload import Picks, Prepare, TimeWorkload, public_call
 from lapal_ext import SequentialSelector, expected_error_reduction, look_ahead, ops, select_batch
 
 SIZES = [(384, 10), (768, 100)]
@@ -127,8 +127,10 @@ def bench_w3_sequential_margin(time_workload: TimeWorkload) -> None:
     problem = make_problem(384, 10)
     state = problem.posterior.mean, problem.posterior.covariance
 
-    def select(n: int) -> Callable[[], Tensor]:
-        return lambda: select_batch(problem.posterior, problem.pool, n, targets=problem.labels, step="newton").indices
+    def select(n: int) -> Callable[[], Picks]:
+        return lambda: Picks(
+            *select_batch(problem.posterior, problem.pool, n, targets=problem.labels, step="newton")[:2]
+        )
 
     time_workload(
         "W3 sequential margin, pool 10,000, b=100",

@@ -1,17 +1,26 @@
 """How the arms of a workload are compared and timed."""
 
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from benchmarks.reference_arm import references_only
 
-Result = Tensor | tuple[Tensor, ...]
+
+class Picks(NamedTuple):
+    """A greedy selection, in order."""
+
+    indices: Tensor  # [b] int64
+    utilities: Tensor  # [b], each at the moment of its pick
+
+
+Result = Tensor | tuple[Tensor, ...] | Picks
 Prepare = Callable[[int], Callable[[], Result]]  # does what is not timed for so many units; returns what is
 
 _TOLERANCE = 2e-3  # of the largest value: float32 sums in different orders, over a hundred dependent updates
+_TIE = 1e-5  # relative: two utilities this close may change places, and every later pick depends on which came first
 
 
 class TimeWorkload(Protocol):
@@ -105,14 +114,28 @@ class Timer:
 
 def _compare(label: str, arms: dict[str, Prepare], units: int) -> None:
     results = {name: prepare(units)() for name, prepare in arms.items()}
-    expected = _as_tuple(results["native"])
+    expected = results["native"]
     for name, result in results.items():
-        for value, wanted in zip(_as_tuple(result), expected, strict=True):
+        if isinstance(result, Picks):
+            _compare_picks(f"{label}, {name} and native", result, expected)
+            continue
+        for value, wanted in zip(_as_tuple(result), _as_tuple(expected), strict=True):
             scale = 0.0 if wanted.dtype == torch.int64 else _TOLERANCE * float(wanted.abs().max())
             torch.testing.assert_close(
                 value, wanted, rtol=0.0, atol=scale, msg=lambda text, arm=name: f"{label}, {arm} and native: {text}"
             )
 
 
-def _as_tuple(result: Result) -> tuple[Tensor, ...]:
+def _compare_picks(label: str, picks: Picks, expected: Picks) -> None:
+    """The same rows up to the first tie, and at least the first quarter of them."""
+    parted = (picks.indices != expected.indices).nonzero()
+    if len(parted) == 0:
+        return
+    first = int(parted[0])
+    ours, theirs = (float(given.utilities[first]) for given in (expected, picks))
+    assert 4 * first >= len(picks.indices), f"{label}: other rows from pick {first} on"
+    assert abs(ours - theirs) <= _TIE * abs(ours), f"{label}: pick {first} has utility {theirs} where ours has {ours}"
+
+
+def _as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)

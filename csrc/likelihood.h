@@ -55,6 +55,11 @@ LAPAL_HD constexpr bool needs_targets(Loss kind) {
   return kind == Loss::cross_entropy || kind == Loss::zero_one || kind == Loss::brier;
 }
 
+// Whether the loss asks if the label is the winner.
+constexpr bool needs_hits(Loss kind) {
+  return kind == Loss::zero_one || kind == Loss::brier;
+}
+
 namespace detail {
 
 // The layout of a floating-point number, and the constants of its exponential and logarithm.
@@ -66,10 +71,8 @@ struct Number<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23;
   static constexpr Bits kHalfRoot = 0x3f3504f3;        // sqrt(1/2)
-  static constexpr float kSmallestExponent = -104.0f;  // exp of it rounds to zero
-  static constexpr int kLift = 64;                     // keeps 2^(n + lift) normal down to the smallest exponent
-  static constexpr float kDrop = 0x1p-64f;
-  static constexpr float kSquareLift = 0x1p54f;  // its square times any number of classes is finite
+  static constexpr float kSmallestExponent = -87.33f;  // exp of it is just a normal number
+  static constexpr float kSquareLift = 0x1p54f;        // its square times any number of classes is finite
   static constexpr float kRounder = 0x1.8p23f;
   static constexpr float kLog2High = 355.0f / 512.0f;  // few bits: n * kLog2High is exact
   static constexpr float kLog2Low = -2.12194440e-4f;
@@ -80,9 +83,7 @@ struct Number<double> {
   using Bits = uint64_t;
   static constexpr int kMantissa = 52;
   static constexpr Bits kHalfRoot = 0x3fe6a09e667f3bcd;
-  static constexpr double kSmallestExponent = -746.0;
-  static constexpr int kLift = 512;
-  static constexpr double kDrop = 0x1p-512;
+  static constexpr double kSmallestExponent = -708.39;
   static constexpr double kSquareLift = 0x1p450;
   static constexpr double kRounder = 0x1.8p52;
   static constexpr double kLog2High = 6.93147180369123816490e-01;
@@ -97,26 +98,26 @@ LAPAL_HD To bit_cast(From from) {
   return to;
 }
 
-// (exp(r) - 1 - r) / r^2 for |r| <= log(2)/2: minimax, 0.13 ulp in float and 0.06 ulp in double.
-LAPAL_HD float exp_remainder(float r) {
-  float p = 0x1.6d113cp-10f;
-  p = p * r + 0x1.120ba2p-7f;
-  p = p * r + 0x1.555520p-5f;
-  p = p * r + 0x1.5554dcp-3f;
-  return p * r + 0.5f;
+// (exp(r) - 1 - r) / r^2 for |r| <= log(2)/2: minimax, 0.13 ulp in float and 0.06 ulp in double. Even and odd powers
+// apart: half the chain of dependent operations, which is what a loop of exponentials waits for.
+LAPAL_HD float exp_remainder(float r, float square) {
+  const float even = (0x1.6d113cp-10f * square + 0x1.555520p-5f) * square + 0.5f;
+  const float odd = 0x1.120ba2p-7f * square + 0x1.5554dcp-3f;
+  return odd * r + even;
 }
 
-LAPAL_HD double exp_remainder(double r) {
-  double p = 0x1.af38d53857513p-26;
-  p = p * r + 0x1.2891a8c1d838dp-22;
-  p = p * r + 0x1.71de0d9c145d0p-19;
-  p = p * r + 0x1.a019b8ef67c6cp-16;
-  p = p * r + 0x1.a01a01a7c8d47p-13;
-  p = p * r + 0x1.6c16c17893833p-10;
-  p = p * r + 0x1.11111111109adp-7;
-  p = p * r + 0x1.5555555553d4fp-5;
-  p = p * r + 0x1.5555555555556p-3;
-  return p * r + 0x1.0000000000001p-1;
+LAPAL_HD double exp_remainder(double r, double square) {
+  double even = 0x1.2891a8c1d838dp-22;
+  even = even * square + 0x1.a019b8ef67c6cp-16;
+  even = even * square + 0x1.6c16c17893833p-10;
+  even = even * square + 0x1.5555555553d4fp-5;
+  even = even * square + 0x1.0000000000001p-1;
+  double odd = 0x1.af38d53857513p-26;
+  odd = odd * square + 0x1.71de0d9c145d0p-19;
+  odd = odd * square + 0x1.a01a01a7c8d47p-13;
+  odd = odd * square + 0x1.11111111109adp-7;
+  odd = odd * square + 0x1.5555555555556p-3;
+  return odd * r + even;
 }
 
 // (log(1 + f) - 2 s) / s for s = f / (2 + f) and z = s^2, after FreeBSD's e_logf.c and e_log.c.
@@ -141,26 +142,25 @@ LAPAL_HD double log_remainder(double z) {
 
 }  // namespace detail
 
-// exp(x) for x in [smallest exponent, 0] within 2 ulp, subnormal results included; NaN stays NaN, and what comes of a
-// smaller x is finite and wrong.
+// exp(x) within 2 ulp where x is not below the smallest exponent and exp(x) is finite; NaN stays NaN, and what comes of
+// any other x is wrong.
 template <class T>
 LAPAL_HD T exp_in_range(T x) {
   using N = detail::Number<T>;
   using Bits = typename N::Bits;
   constexpr T kLog2e = T(1.44269504088896340736);
-  // Adding the rounder leaves n = round(x / log 2) in the lowest bits, here with the bias of the scale's exponent.
-  constexpr int kBias = (1 << (sizeof(T) * 8 - N::kMantissa - 2)) - 1;
-  constexpr T kMagic = N::kRounder + T(kBias + N::kLift);
-  const T rounded = x * kLog2e + kMagic;
-  const T n = rounded - kMagic;
+  const T rounded = x * kLog2e + N::kRounder;  // leaves n = round(x / log 2) in the lowest bits
+  const T n = rounded - N::kRounder;
   const T r = (x - n * N::kLog2High) - n * N::kLog2Low;
-  const T p = (detail::exp_remainder(r) * r + T(1)) * r + T(1);
-  const T scale = detail::bit_cast<T>(Bits(detail::bit_cast<Bits>(rounded) << N::kMantissa));
-  // The last factor is a power of two as well, so only a subnormal result is rounded again.
-  return (p * scale) * N::kDrop;
+  const T square = r * r;
+  const T p = detail::exp_remainder(r, square) * square + (T(1) + r);
+  // p 2^n: what lies above n in the bits is shifted out, and a negative n borrows from the exponent of p.
+  const Bits exponent = detail::bit_cast<Bits>(rounded) << N::kMantissa;
+  return detail::bit_cast<T>(Bits(detail::bit_cast<Bits>(p) + exponent));
 }
 
-// exp(x) for x <= 0 within 2 ulp, down to the smallest subnormal and then zero; NaN stays NaN.
+// exp(x) for x <= 0 within 2 ulp, zero where it would not be a normal number: those are slow to compute with, and
+// nothing that is added to one sees them. NaN stays NaN.
 template <class T>
 LAPAL_HD T exp_nonpositive(T x) {
   return x < detail::Number<T>::kSmallestExponent ? T(0) : exp_in_range(x);
@@ -222,6 +222,20 @@ LAPAL_HD T add_moment(T sum, T other, T shifted) {
     return sum + lifted * lifted;
   } else if constexpr (moment == Moment::energy) {
     return sum + other * shifted;
+  } else {
+    return sum;
+  }
+}
+
+// The same for `count` losing classes whose exponential is one.
+template <Moment moment, class T>
+LAPAL_HD T add_ties(T sum, T count) {
+  if constexpr (moment == Moment::largest) {
+    return count > T(0) ? T(1) : sum;
+  } else if constexpr (moment == Moment::squares) {
+    return sum + count;
+  } else if constexpr (moment == Moment::lifted_squares) {
+    return sum + count * (detail::Number<T>::kSquareLift * detail::Number<T>::kSquareLift);
   } else {
     return sum;
   }

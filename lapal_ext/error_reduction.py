@@ -73,7 +73,7 @@ def _expected_losses_shared(
     gamma: float,
 ) -> Tensor:  # [n] float64
     """The Newton step is as long for every label, so that one pass serves them all."""
-    directions = inner @ posterior.covariance
+    directions = ops.inner_products(inner, posterior.covariance.mT)
     logits = inner @ posterior.mean.T
     variance = (directions * inner).sum(1)
     check_overflow("pool", logits, variance)
@@ -85,10 +85,12 @@ def _expected_losses_shared(
         raise steps_overflow(lengths, gamma)
     probabilities = ops.predictive(logits, None, 0.0)
     sums = torch.zeros(len(inner), dtype=torch.float64, device=inner.device)
-    for tile in slices(len(eval_features), TILE // max(len(inner), posterior.num_classes, 1)):
+    both = torch.cat([posterior.mean, directions])  # one pass over the points for their logits and their columns
+    for tile in slices(len(eval_features), TILE // len(both)):
         points = posterior.inner_features(eval_features[tile])
-        at_points, columns = posterior.mean @ points.T, directions @ points.T
-        check_overflow("eval_features", at_points, columns)
+        products = ops.inner_products(both, points)
+        check_overflow("eval_features", products)
+        at_points, columns = products.split([posterior.num_classes, len(directions)])
         sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, loss)
     return sums
 
@@ -105,7 +107,7 @@ def _expected_losses_of_each_label(
 ) -> Tensor:  # [n] float64
     """Every label of every candidate as a hypothesis of its own, n C of them."""
     n_classes, mean_field = posterior.num_classes, link == "mean_field"
-    directions = inner @ posterior.covariance
+    directions = ops.inner_products(inner, posterior.covariance.mT)
     logits = inner @ posterior.mean.T
     variance = (directions * inner).sum(1)
     local = torch.arange(len(inner), device=inner.device).repeat_interleave(n_classes)[:, None]

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lapal_ext import ops
 from lapal_ext._checks import check_overflow
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import curvature_weight
 
-_BLOCK = 128  # rows of a matrix that are updated together; 96 to 192 are as fast
 TILE_ROWS = 8192  # rows held in float64 at a time, 25 MB at D = 384
 _GRADIENT_TOLERANCE = 1e-6  # largest entry of the gradient of the summed objective
 _MAX_ITERATIONS = 2000
@@ -116,26 +116,7 @@ def add_observations(
     curvature: Tensor,  # [n]
 ) -> Tensor:  # [D, D]
     """precision + sum_n s_n phi_n phi_n^T, symmetric to the bit."""
-    return add_gram(precision, features * curvature.sqrt()[:, None], 1.0)
-
-
-def add_gram(
-    matrix: Tensor,  # [D, D] symmetric
-    rows: Tensor,  # [n, D]
-    sign: float,
-) -> Tensor:  # [D, D]
-    """matrix + sign rows^T rows, symmetric to the bit.
-
-    Only the blocks of the lower triangle are multiplied, and mirrored: half the product and one fresh matrix, where a
-    full product leaves its two triangles apart by rounding and takes a third pass to join them.
-    """
-    result = torch.empty_like(matrix)
-    for start in range(0, len(matrix), _BLOCK):
-        own, left = slice(start, start + _BLOCK), slice(0, start + _BLOCK)
-        torch.addmm(matrix[own, left], rows[:, own].T, rows[:, left], alpha=sign, out=result[own, left])
-        result[:start, own] = result[own, :start].T
-        result[own, own] = symmetric(result[own, own])
-    return result
+    return ops.rank_n_update(precision, features, curvature, None)
 
 
 def symmetric(
@@ -158,4 +139,4 @@ def inverse(
         raise NotPSDError(
             "precision is not positive definite to working accuracy; a larger prior_precision or standardize=True helps"
         )
-    return symmetric(torch.cholesky_inverse(factor))
+    return symmetric(torch.cholesky_inverse(factor)).contiguous()  # LAPACK's comes by columns; kernels read rows

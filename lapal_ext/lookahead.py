@@ -91,7 +91,7 @@ def _summed_losses(
 ) -> Tensor:  # [m] float64
     distinct, local = batches.unique(return_inverse=True)
     inner = pool.inner(distinct)
-    directions = inner @ posterior.covariance
+    directions = ops.inner_products(inner, posterior.covariance.mT)
     logits = inner @ posterior.mean.T
     gram = directions[local] @ inner[local].mT
     h, triangle, beta, _ = coefficients(
@@ -114,10 +114,12 @@ def sum_losses(
     h, triangle, beta = updates
     mean_field = link == "mean_field"
     sums = torch.zeros(len(batches), dtype=torch.float64, device=directions.device)
-    for tile in slices(len(eval_features), TILE // max(len(directions), posterior.num_classes, 1)):
+    both = torch.cat([posterior.mean, directions])  # one pass over the points for their logits and their columns
+    for tile in slices(len(eval_features), TILE // len(both)):
         points = posterior.inner_features(eval_features[tile])
-        logits, columns = posterior.mean @ points.T, directions @ points.T
-        check_overflow("eval_features", logits, columns)
+        products = ops.inner_products(both, points)
+        check_overflow("eval_features", products)
+        logits, columns = products.split([posterior.num_classes, len(directions)])
         variance = ops.predictive_variance(points, posterior.covariance) if mean_field else None
         if variance is not None:
             check_overflow("eval_features", variance)

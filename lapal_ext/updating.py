@@ -6,7 +6,6 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext._checks import check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
-from lapal_ext.fitting import add_gram
 
 _BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
 
@@ -96,9 +95,9 @@ def _absorb_block(
     first_row: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Two GEMMs around the recursion of ``update_coefficients``, whose docstring has the formulas."""
-    columns = x @ covariance
+    columns = ops.inner_products(x, covariance.mT)  # symmetric, and its transpose is what the kernel reads fastest
     rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
-    gram, logits = columns @ x.T, x @ mean.T
+    gram, logits = ops.inner_products(columns, x), ops.inner_products(x, mean)
     h, triangle, beta, weights = (
         result[0]
         for result in coefficients(
@@ -107,7 +106,6 @@ def _absorb_block(
     )
     if x.shape[0] == 1:
         downdated, _ = ops.rank_one_update(covariance[None], x, weights)
-        return mean + h.T @ columns, downdated[0], weights
-    u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
-    root = u * beta.sqrt()[:, None]
-    return mean + h.T @ columns, add_gram(covariance, root, -1.0), weights
+        return torch.addmm(mean, h.T, columns), downdated[0], weights
+    downdated = ops.rank_n_update(covariance, columns, -beta, triangle)
+    return torch.addmm(mean, h.T, columns), downdated, weights

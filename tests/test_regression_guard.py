@@ -22,6 +22,8 @@ ROUNDS, ATTEMPTS = 5, 3
 # op -> sizes at which the reference takes some milliseconds, and how many times faster its kernel must be.
 FLOORS: dict[str, tuple[dict[str, int], float]] = {
     "rank_one_update": ({"B": 8, "D": 384}, 1.2),
+    "rank_n_update": ({"b": 10, "D": 512}, 1.5),
+    "inner_products": ({"N": 200, "E": 2000, "D": 256}, 0.4),  # a BLAS by the processor's maker may well be faster
     "update_coefficients": ({"M": 20, "b": 10, "C": 10, "D": 32}, 4.0),
     "lookahead_loss": ({"N": 50, "E": 2000, "C": 10, "b": 10, "M": 20}, 2.0),
     "expected_lookahead": ({"N": 50, "E": 200, "C": 10}, 3.0),

@@ -53,21 +53,25 @@ LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, i
     const T* coefficients = tile.coefficients + m * b * tile.n_classes;
     for (int64_t start = 0; start < tile.points; start += kL) {
       alignas(kBlockBytes) T link[kL];
-      Winner<T> winner;
+      alignas(kBlockBytes) T best[kL];
       for (int64_t t = 0; t < b; ++t) {
         __builtin_prefetch(tile.columns + start + next_slots[t]);
       }
-      move_block(tile, tile.logits + start * tile.n_classes, tile.columns + start, slots, coefficients, moved, winner);
+      move_block(tile, tile.logits + start * tile.n_classes, tile.columns + start, slots, coefficients, moved, best);
+      if (needs_hits(tile.kind)) {
+        LaneIndex<T>* winners = softmaxes.winners + start;
+        find_winner(moved, tile.n_classes, best, winners);
 #pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        softmaxes.winners[start + lane] = winner.index[lane] * kL + lane;
+        for (int lane = 0; lane < kL; ++lane) {
+          winners[lane] = winners[lane] * kL + lane;
+        }
       }
       if (tile.variance != nullptr) {
         link_block(tile, tile.columns + start, slots, tile.triangle + m * b * b, tile.beta + m * b,
                    tile.variance + start, z, link);
-        softmax_block_for_loss<true>(tile, moved, winner, link, start, softmaxes);
+        softmax_block_for_loss<true>(tile, moved, best, link, start, softmaxes);
       } else {
-        softmax_block_for_loss<false>(tile, moved, winner, link, start, softmaxes);
+        softmax_block_for_loss<false>(tile, moved, best, link, start, softmaxes);
       }
     }
     sums[m] = sum_losses_of_kind(tile, softmaxes);

@@ -33,13 +33,13 @@ struct Softmaxes {
   alignas(kBlockBytes) T rest[kMaxTilePoints];
   alignas(kBlockBytes) T moments[kMaxTilePoints];
   alignas(kBlockBytes) T targets[kMaxTilePoints];             // shifted logit of the label
-  alignas(kBlockBytes) LaneIndex<T> winners[kMaxTilePoints];  // as offsets, like LookaheadTile::targets
+  alignas(kBlockBytes) LaneIndex<T> winners[kMaxTilePoints];  // as offsets, like LookaheadTile::targets; for hits
 };
 
 // moved[k][lane] = logits[k][lane] + sum_t columns_t[lane] H[t, k] for kClasses classes from `first`.
 template <int kClasses, class T>
 LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
-                         const T* coefficients, int64_t first, T* moved, Winner<T>& winner) {
+                         const T* coefficients, int64_t first, T* moved, T* best) {
   constexpr int kL = kLanes<T>;
   T sums[kClasses][kL];
   LAPAL_UNROLL
@@ -61,7 +61,7 @@ LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T*
       }
     }
   }
-  winner.template meet<kClasses>(&sums[0][0], first);
+  meet_classes<kClasses>(&sums[0][0], best);
   LAPAL_UNROLL
   for (int k = 0; k < kClasses; ++k) {
 #pragma omp simd
@@ -71,12 +71,12 @@ LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T*
   }
 }
 
-// Logits of one block after the hypothesis, and their winner. Groups are as equal as possible: short ones
+// Logits of one block after the hypothesis, and the largest of them. Groups are as equal as possible: short ones
 // would leave the multiply-add units waiting for their own results.
 template <class T>
 LAPAL_HD void move_block(const LookaheadTile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
-                         const T* coefficients, T* moved, Winner<T>& winner) {
-  winner.reset();
+                         const T* coefficients, T* moved, T* best) {
+  fill_lanes(T(-__builtin_inff()), best);
   const int64_t n_groups = (tile.n_classes + kGroup - 1) / kGroup;
   const int64_t small = tile.n_classes / n_groups;
   const int64_t n_large = tile.n_classes % n_groups;
@@ -85,28 +85,28 @@ LAPAL_HD void move_block(const LookaheadTile<T>& tile, const T* logits, const T*
     const int64_t size = small + (group < n_large);
     switch (size) {
       case 1:
-        move_group<1>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        move_group<1>(tile, logits, columns, slots, coefficients, first, moved, best);
         break;
       case 2:
-        move_group<2>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        move_group<2>(tile, logits, columns, slots, coefficients, first, moved, best);
         break;
       case 3:
-        move_group<3>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        move_group<3>(tile, logits, columns, slots, coefficients, first, moved, best);
         break;
       case 4:
-        move_group<4>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        move_group<4>(tile, logits, columns, slots, coefficients, first, moved, best);
         break;
       case 5:
-        move_group<5>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        move_group<5>(tile, logits, columns, slots, coefficients, first, moved, best);
         break;
       case 6:
-        move_group<6>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        move_group<6>(tile, logits, columns, slots, coefficients, first, moved, best);
         break;
       case 7:
-        move_group<7>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        move_group<7>(tile, logits, columns, slots, coefficients, first, moved, best);
         break;
       default:
-        move_group<8>(tile, logits, columns, slots, coefficients, first, moved, winner);
+        move_group<8>(tile, logits, columns, slots, coefficients, first, moved, best);
     }
     first += size;
   }
@@ -151,10 +151,10 @@ LAPAL_HD void link_block(const LookaheadTile<T>& tile, const T* columns, const i
 
 // Softmax of one block, into the places of its lanes.
 template <Moment moment, bool kLinked, class T>
-LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const Winner<T>& winner, const T* link,
-                            int64_t start, Softmaxes<T>& softmaxes) {
+LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const T* best, const T* link, int64_t start,
+                            Softmaxes<T>& softmaxes) {
   constexpr int kL = kLanes<T>;
-  sum_others<moment, kLinked>(moved, tile.n_classes, winner, link, softmaxes.rest + start, softmaxes.moments + start);
+  sum_losers<moment, kLinked>(moved, tile.n_classes, best, link, softmaxes.rest + start, softmaxes.moments + start);
   if (tile.targets != nullptr) {
     const LaneIndex<T>* targets = tile.targets + start;
     T* shifted = softmaxes.targets + start;
@@ -163,7 +163,7 @@ LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const 
     }
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
-      shifted[lane] -= winner.logit[lane];
+      shifted[lane] -= best[lane];
       if (kLinked) {
         shifted[lane] *= link[lane];
       }
@@ -172,16 +172,16 @@ LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const 
 }
 
 template <bool kLinked, class T>
-LAPAL_HD void softmax_block_for_loss(const LookaheadTile<T>& tile, const T* moved, const Winner<T>& winner,
-                                     const T* link, int64_t start, Softmaxes<T>& softmaxes) {
+LAPAL_HD void softmax_block_for_loss(const LookaheadTile<T>& tile, const T* moved, const T* best, const T* link,
+                                     int64_t start, Softmaxes<T>& softmaxes) {
   switch (tile.kind) {
     case Loss::cross_entropy:
     case Loss::expected_zero_one:
-      return softmax_block<Moment::none, kLinked>(tile, moved, winner, link, start, softmaxes);
+      return softmax_block<Moment::none, kLinked>(tile, moved, best, link, start, softmaxes);
     case Loss::expected_cross_entropy:
-      return softmax_block<Moment::energy, kLinked>(tile, moved, winner, link, start, softmaxes);
+      return softmax_block<Moment::energy, kLinked>(tile, moved, best, link, start, softmaxes);
     case Loss::brier:
-      return softmax_block<Moment::squares, kLinked>(tile, moved, winner, link, start, softmaxes);
+      return softmax_block<Moment::squares, kLinked>(tile, moved, best, link, start, softmaxes);
     case Loss::zero_one:
       return;  // the winner says it all
   }
@@ -197,7 +197,7 @@ LAPAL_HD double sum_losses(const LookaheadTile<T>& tile, const Softmaxes<T>& sof
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
       const int64_t e = start + lane;
-      const bool hit = needs_targets(kind) && tile.targets[e] == softmaxes.winners[e];
+      const bool hit = needs_hits(kind) && tile.targets[e] == softmaxes.winners[e];
       losses[lane] = loss<kind>(softmaxes.rest[e], softmaxes.moments[e], softmaxes.targets[e], hit);
     }
     for (int64_t lane = tile.points - start; lane < kL; ++lane) {

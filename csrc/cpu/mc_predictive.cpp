@@ -4,9 +4,10 @@
 //
 // Shapes: logits z [N, C], variance v [N], noise [S, C] -> mean [N, C], entropy [N].
 //
-// Layout: rows lie in lanes. A block's logits are packed as [C][lane] and so are its sums; a sample costs three passes
-// over classes, all in the first-level cache: the largest logit, the exponentials and their sums, and their
-// probabilities. What a sample leaves of each row for its entropy is worth one logarithm, taken at once.
+// Layout: rows lie in lanes. A block's logits are packed as [C][lane] and so are its sums; a sample costs two passes
+// over classes, both in the first-level cache: the exponentials and their sums; then their probabilities and, in the
+// same pass, the next sample's logits and the largest of them. The partition functions of kProduct samples are
+// multiplied, as what they are beyond one, before a logarithm is taken.
 //
 // The probabilities of at most kChunk samples are added in the dtype of the inputs, and these sums in float64: the
 // error does not grow with S.
@@ -33,7 +34,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "mc_predictive";
-constexpr int64_t kChunk = 16;  // samples
+constexpr int64_t kChunk = 16;   // samples
+constexpr int64_t kProduct = 4;  // samples per logarithm: a float holds the product up to a billion classes
 
 // One block of rows, class-major.
 template <class T>
@@ -48,56 +50,84 @@ struct Block {
   double* entropy;  // [lane]
 };
 
-// Adds one sample to the sums of its chunk.
+// What a block keeps between the passes of one sample and the next.
 template <class T>
-LAPAL_HD void add_sample(const Block<T>& block, const T* noise, T* entropies) {
+struct Running {
+  alignas(kBlockBytes) T best[kLanes<T>];     // largest logit of the sample that is drawn
+  alignas(kBlockBytes) T inverse[kLanes<T>];  // of the partition function of the sample before
+  alignas(kBlockBytes) T beyond[kLanes<T>];   // product of partition functions, less one
+  alignas(kBlockBytes) T energy[kLanes<T>];   // sum of the mean distances from the largest logit, <= 0
+};
+
+// Adds the probabilities of the sample in `drawn`, and draws the next one there.
+template <bool kAdds, class T>
+LAPAL_HD void draw_sample(const Block<T>& block, const T* noise, Running<T>& running) {
   constexpr int kL = kLanes<T>;
-  const int64_t n_classes = block.n_classes;
   alignas(kBlockBytes) T deviation[kL];
+  alignas(kBlockBytes) T inverse[kL];
   alignas(kBlockBytes) T best[kL];
-  alignas(kBlockBytes) T total[kL];
-  alignas(kBlockBytes) T energy[kL];
-  alignas(kBlockBytes) T tops[kL];  // classes as large as the largest: one, or more in a tie
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
     deviation[lane] = block.deviation[lane];
+    inverse[lane] = running.inverse[lane];
     best[lane] = -__builtin_inff();
-    total[lane] = T(0);
-    energy[lane] = T(0);
-    tops[lane] = T(-1);
   }
-  for (int64_t k = 0; k < n_classes; ++k) {
+  for (int64_t k = 0; k < block.n_classes; ++k) {
     const T offset = noise[k];
+    const T* logits = block.logits + k * kL;
+    T* drawn = block.drawn + k * kL;
+    T* sums = block.sums + k * kL;
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
-      const T value = block.logits[k * kL + lane] + deviation[lane] * offset;
-      block.drawn[k * kL + lane] = value;
+      if (kAdds) {
+        sums[lane] += drawn[lane] * inverse[lane];
+      }
+      const T value = logits[lane] + deviation[lane] * offset;
+      drawn[lane] = value;
       best[lane] = value > best[lane] ? value : best[lane];
     }
   }
-  for (int64_t k = 0; k < n_classes; ++k) {
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    running.best[lane] = best[lane];
+  }
+}
+
+// The drawn logits become exponentials relative to the largest, and their sums join the entropy.
+template <class T>
+LAPAL_HD void take_softmax(const Block<T>& block, Running<T>& running) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T best[kL];
+  alignas(kBlockBytes) T total[kL];
+  alignas(kBlockBytes) T energy[kL];
+  alignas(kBlockBytes) T ties[kL];  // classes as large as the largest, beyond the first
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    best[lane] = running.best[lane];
+    total[lane] = T(0);
+    energy[lane] = T(0);
+    ties[lane] = T(-1);
+  }
+  for (int64_t k = 0; k < block.n_classes; ++k) {
+    T* drawn = block.drawn + k * kL;
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
-      const T shifted = block.drawn[k * kL + lane] - best[lane];
+      const T shifted = drawn[lane] - best[lane];
       const T term = exp_nonpositive(shifted);
-      const bool largest = shifted >= T(0);
-      block.drawn[k * kL + lane] = term;
-      total[lane] += largest ? T(0) : term;
-      tops[lane] += largest ? T(1) : T(0);
+      const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
+      drawn[lane] = term;
+      total[lane] += loses ? term : T(0);
+      ties[lane] += loses ? T(0) : T(1);
       energy[lane] += term * shifted;
     }
   }
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
-    const T rest = total[lane] + tops[lane];
-    entropies[lane] += entropy(rest, energy[lane]);
-    total[lane] = T(1) / (T(1) + rest);
-  }
-  for (int64_t k = 0; k < n_classes; ++k) {
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      block.sums[k * kL + lane] += block.drawn[k * kL + lane] * total[lane];
-    }
+    const T rest = total[lane] + ties[lane];
+    const T inverse = T(1) / (T(1) + rest);
+    running.inverse[lane] = inverse;
+    running.energy[lane] += energy[lane] * inverse;
+    running.beyond[lane] += rest + running.beyond[lane] * rest;
   }
 }
 
@@ -105,14 +135,29 @@ template <class T>
 LAPAL_HD void average_samples(const Block<T>& block, int64_t n_samples) {
   constexpr int kL = kLanes<T>;
   const int64_t size = block.n_classes * kL;
+  if (n_samples == 0) {
+    return;
+  }
+  Running<T> running;
+  fill_lanes(T(0), running.inverse);
+  draw_sample<false>(block, block.noise, running);
   for (int64_t begin = 0; begin < n_samples; begin += kChunk) {
-    const int64_t end = begin + kChunk < n_samples ? begin + kChunk : n_samples;
+    const int64_t end = std::min(begin + kChunk, n_samples);
     alignas(kBlockBytes) T entropies[kL] = {};
-    for (int64_t i = 0; i < size; ++i) {
-      block.sums[i] = T(0);
-    }
-    for (int64_t s = begin; s < end; ++s) {
-      add_sample(block, block.noise + s * block.n_classes, entropies);
+    std::fill(block.sums, block.sums + size, T(0));
+    for (int64_t first = begin; first < end; first += kProduct) {
+      const int64_t last = std::min(first + kProduct, end);
+      fill_lanes(T(0), running.beyond);
+      fill_lanes(T(0), running.energy);
+      for (int64_t s = first; s < last; ++s) {
+        take_softmax(block, running);
+        const int64_t next = std::min(s + 1, n_samples - 1);  // behind the last one, drawn in vain
+        draw_sample<true>(block, block.noise + next * block.n_classes, running);
+      }
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        entropies[lane] += log1p_nonnegative(running.beyond[lane]) - running.energy[lane];
+      }
     }
 #pragma omp simd
     for (int64_t i = 0; i < size; ++i) {

@@ -5,16 +5,15 @@
 // Shapes: features [N, D], covariance [D, D] -> [N].
 //
 // Layout: half the arithmetic of (Phi Sigma) * Phi, since a quadratic form sees only Sigma_ij + Sigma_ji: the upper
-// triangle U is packed once, in panels [D / panel][row][panel] two vectors wide, each down to its last row that is not
-// zero. A few rows of features are copied to a padded buffer, which makes every layout one and every tail zeros; their
-// sums over a panel stay in registers until the panel's end, and meet the features again there. Nothing of size
-// N x D is ever formed.
+// triangle U is packed once, in panels [D / panel][row][panel] two vectors wide (gemm_tile.h), each down to its last
+// row that is not zero. A few rows of features are copied to a padded buffer, which makes every layout one and every
+// tail zeros; their sums over a panel stay in registers until the panel's end, and meet the features again there.
+// Nothing of size N x D is ever formed.
 //
-// For up to kFewRows rows packing would not pay: torch multiplies them with Sigma as it is.
+// For up to kFewRows rows packing would not pay: they meet the rows of Sigma as it is, as dot products.
 //
 // Parallel over groups of rows. How many make a group depends on the registers of the machine, but the order of every
-// sum on D alone: equal rows have equal variances, for any thread count. (The product of few rows is torch's, in an
-// order of its own.)
+// sum on D alone (one for few rows, one for many): equal rows have equal variances, for any thread count.
 //
 // Limit: arithmetic, N D^2 / 2 multiply-adds.
 #include <torch/csrc/stable/library.h>
@@ -24,6 +23,7 @@
 #include <atomic>
 
 #include "checks.h"
+#include "cpu/gemm_tile.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -33,13 +33,8 @@ using namespace lapal_ext;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "predictive_variance";
-constexpr int kWideRows = 14;            // 28 sums, two columns and a factor: the 32 registers of AVX-512
-constexpr int kNarrowRows = 3;           // 12 of the 16 registers of AVX2, where a vector of 64 bytes takes two
 constexpr int64_t kFewRows = 64;         // up to here, packing the triangle costs more than it saves
 constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
-
-template <class T>
-constexpr int kPanel = 2 * kLanes<T>;
 
 // Where a panel starts in the packed triangle: panels 0, 1, ... have 1, 2, ... times kPanel rows.
 template <class T>
@@ -104,30 +99,15 @@ LAPAL_HD void pack_panels(const T* covariance, int64_t size, int64_t begin, int6
 template <int kRows, class T>
 LAPAL_HD void add_panel(const T* rows, int64_t stride, const T* panel, int64_t length, T (*variance)[kLanes<T>]) {
   constexpr int kL = kLanes<T>;
-  T left[kRows][kL] = {};
-  T right[kRows][kL] = {};
-  for (int64_t i = 0; i < length; ++i) {
-    const T* weights = panel + i * kPanel<T>;
-    LAPAL_UNROLL
-    for (int row = 0; row < kRows; ++row) {
-      const T factor = rows[row * stride + i];
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        left[row][lane] += factor * weights[lane];
-      }
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        right[row][lane] += factor * weights[kL + lane];
-      }
-    }
-  }
+  alignas(kBlockBytes) T tile[kRows * kPanel<T>];
+  multiply_panel<kRows>(rows, stride, panel, length, tile);
   const T* last = rows + length - kPanel<T>;
-  LAPAL_UNROLL
   for (int row = 0; row < kRows; ++row) {
+    const T* sums = tile + row * kPanel<T>;
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
-      variance[row][lane] += left[row][lane] * last[row * stride + lane];
-      variance[row][lane] += right[row][lane] * last[row * stride + kL + lane];
+      variance[row][lane] += sums[lane] * last[row * stride + lane];
+      variance[row][lane] += sums[kL + lane] * last[row * stride + kL + lane];
     }
   }
 }
@@ -155,11 +135,17 @@ LAPAL_HD void variance_groups(const Form<T>& form, int64_t begin, int64_t end, i
   }
 }
 
-// Rows of Phi against those of Phi Sigma.
+// A few rows, with Sigma as it is; features and Sigma contiguous.
 template <class T>
-LAPAL_HD void variance_rows(const T* features, const T* products, int64_t n_rows, int64_t n_features, T* variance) {
-  for (int64_t n = 0; n < n_rows; ++n) {
-    variance[n] = dot(features + n * n_features, products + n * n_features, n_features);
+LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {
+  const int64_t size = form.n_features;
+  for (int64_t n = begin; n < end; ++n) {
+    const T* row = form.features + n * size;
+    double sum = 0.0;
+    for (int64_t j = 0; j < size; ++j) {
+      sum += double(row[j]) * double(dot(covariance + j * size, row, size));
+    }
+    form.variance[n] = T(sum);
   }
 }
 
@@ -167,9 +153,8 @@ LAPAL_HD void variance_rows(const T* features, const T* products, int64_t n_rows
   LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) {   \
     pack_panels(covariance, size, begin, end, triangle);                                                        \
   }                                                                                                             \
-  LAPAL_CLONES void rows_kernel(const T* features, const T* products, int64_t n_rows, int64_t n_features,       \
-                                T* variance) {                                                                  \
-    variance_rows(features, products, n_rows, n_features, variance);                                            \
+  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {     \
+    variance_rows(form, covariance, begin, end);                                                                \
   }                                                                                                             \
   LAPAL_CLONES void wide_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t stride, T* buffer) {   \
     variance_groups<kWideRows>(form, begin, end, stride, buffer);                                               \
@@ -191,9 +176,8 @@ void predictive_variance_impl(Form<T> form, const T* covariance) {
   torch::stable::parallel_for(0, n_panels, kGrainWork / (packed_work + 1) + 1, [&](int64_t begin, int64_t end) {
     pack_kernel(covariance, form.n_features, begin, end, triangle.data());
   });
-  // An odd number of cache lines between the rows of the buffer: they would otherwise share a few sets.
-  const int64_t stride = n_panels * kPanel<T> + kLanes<T>;
-  const int rows = has_wide_registers() ? kWideRows : kNarrowRows;
+  const int64_t stride = group_stride<T>(form.n_features);
+  const int rows = rows_of_group();
   std::atomic<bool> out_of_memory{false};
   const int64_t n_groups = (form.n_rows + rows - 1) / rows;
   const int64_t grain = kGrainWork / (rows * form.n_features * form.n_features / 2 + 1) + 1;
@@ -217,18 +201,24 @@ Tensor predictive_variance_cpu(const Tensor& features, const Tensor& covariance)
   check_dtype(covariance, features.scalar_type(), kOp, "covariance");
   const bool few = n_rows <= kFewRows;
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
-  const Tensor dense_features = few ? torch::stable::contiguous(features) : features;
+  const Tensor near_features = few ? torch::stable::contiguous(features) : features;
   Tensor variance = torch::stable::new_empty(features, {n_rows});
   dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const scalar_t* values = dense_features.const_data_ptr<scalar_t>();
-    scalar_t* result = variance.mutable_data_ptr<scalar_t>();
+    const Form<scalar_t> form{near_features.const_data_ptr<scalar_t>(),
+                              near_features.stride(0),
+                              near_features.stride(1),
+                              n_rows,
+                              n_features,
+                              nullptr,
+                              variance.mutable_data_ptr<scalar_t>()};
+    const scalar_t* sigma = dense_covariance.const_data_ptr<scalar_t>();
     if (few) {
-      const Tensor products = torch::stable::contiguous(torch::stable::matmul(dense_features, dense_covariance));
-      rows_kernel(values, products.const_data_ptr<scalar_t>(), n_rows, n_features, result);
+      const int64_t grain = kGrainWork / (n_features * n_features + 1) + 1;
+      torch::stable::parallel_for(0, n_rows, grain,
+                                  [&](int64_t begin, int64_t end) { few_rows_kernel(form, sigma, begin, end); });
     } else {
-      const Form<scalar_t> form{values, features.stride(0), features.stride(1), n_rows, n_features, nullptr, result};
-      predictive_variance_impl(form, dense_covariance.const_data_ptr<scalar_t>());
+      predictive_variance_impl(form, sigma);
     }
   });
   return variance;

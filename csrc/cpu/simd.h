@@ -114,98 +114,120 @@ LAPAL_HD T dot(const From* a, const T* b, int64_t size) {
   return fold<kChunk>(sums);
 }
 
-// The largest logit of each lane, and the first class that has it.
-template <class T>
-struct Winner {
-  alignas(kBlockBytes) T logit[kLanes<T>];
-  alignas(kBlockBytes) LaneIndex<T> index[kLanes<T>];
-
-  LAPAL_HD void reset() {
-#pragma omp simd
-    for (int lane = 0; lane < kLanes<T>; ++lane) {
-      logit[lane] = -__builtin_inff();
-      index[lane] = 0;
-    }
-  }
-
-  // Takes in kClasses classes, the first of which is `first`: logits [kClasses][lane].
-  template <int kClasses>
-  LAPAL_HD void meet(const T* logits, int64_t first) {
-#pragma omp simd
-    for (int lane = 0; lane < kLanes<T>; ++lane) {
-      T best = logit[lane];
-      LaneIndex<T> winner = index[lane];
-      challenge<0, kClasses>(logits + lane, LaneIndex<T>(first), best, winner);
-      logit[lane] = best;
-      index[lane] = winner;
-    }
-  }
-
- private:
-  // One class after the other in one lane. Recursive because clones forget the unrolling of an inner loop, and an inner
-  // loop keeps the lanes from becoming vector code.
-  template <int k, int kClasses>
-  LAPAL_HD static void challenge(const T* logits, LaneIndex<T> first, T& best, LaneIndex<T>& winner) {
-    if constexpr (k < kClasses) {
-      const T candidate = logits[k * kLanes<T>];
-      const bool wins = candidate > best;
-      best = wins ? candidate : best;
-      winner = wins ? first + k : winner;
-      challenge<k + 1, kClasses>(logits, first, best, winner);
-    }
-  }
-};
-
-// First pass over a block of logits [C][lane].
-template <class T>
-LAPAL_HD void find_winner(const T* logits, int64_t n_classes, Winner<T>& winner) {
-  winner.reset();
-  int64_t k = 0;
-  for (; k + 4 <= n_classes; k += 4) {
-    winner.template meet<4>(logits + k * kLanes<T>, k);
-  }
-  for (; k < n_classes; ++k) {
-    winner.template meet<1>(logits + k * kLanes<T>, k);
+// The largest of kCount values that lie kLanes apart, in one lane. Pairs first, since one after the other every
+// comparison would wait for the last; recursive, since clones forget the unrolling of an inner loop, and an inner loop
+// keeps the lanes from becoming vector code. A NaN is found or not: its class makes every sum NaN either way.
+template <int kCount, class T>
+LAPAL_HD T largest_of(const T* values) {
+  if constexpr (kCount == 1) {
+    return values[0];
+  } else {
+    const T left = largest_of<kCount / 2>(values);
+    const T right = largest_of<kCount - kCount / 2>(values + kCount / 2 * kLanes<T>);
+    return left > right ? left : right;
   }
 }
 
-// Second pass: the exponentials of all classes but the winner, relative to it. `link` is the factor of the
-// mean-field link per lane, not read without kLinked.
+// best[lane] becomes the largest of itself and kClasses logits [class][lane].
+template <int kClasses, class T>
+LAPAL_HD void meet_classes(const T* logits, T* best) {
+#pragma omp simd
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    const T candidate = largest_of<kClasses>(logits + lane);
+    best[lane] = candidate > best[lane] ? candidate : best[lane];
+  }
+}
+
+template <class T>
+LAPAL_HD void fill_lanes(T value, T* lanes) {
+#pragma omp simd
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    lanes[lane] = value;
+  }
+}
+
+// First pass over a block of logits [C][lane]: the largest of each lane.
+template <class T>
+LAPAL_HD void find_largest(const T* logits, int64_t n_classes, T* largest) {
+  constexpr int kUnrolled = 4;
+  alignas(kBlockBytes) T best[kLanes<T>];
+  fill_lanes(T(-__builtin_inff()), best);
+  int64_t k = 0;
+  for (; k + kUnrolled <= n_classes; k += kUnrolled) {
+    meet_classes<kUnrolled>(logits + k * kLanes<T>, best);
+  }
+  for (; k < n_classes; ++k) {
+    meet_classes<1>(logits + k * kLanes<T>, best);
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kLanes<T>; ++lane) {
+    largest[lane] = best[lane];
+  }
+}
+
+// The first class that has the largest logit: the winner.
+template <class T>
+LAPAL_HD void find_winner(const T* logits, int64_t n_classes, const T* largest, LaneIndex<T>* winner) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T best[kL];
+  alignas(kBlockBytes) LaneIndex<T> first[kL];
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    best[lane] = largest[lane];
+    first[lane] = 0;
+  }
+  for (int64_t k = n_classes - 1; k > 0; --k) {
+    const T* row = logits + k * kL;
+    const auto label = LaneIndex<T>(k);
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      first[lane] = row[lane] == best[lane] ? label : first[lane];
+    }
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    winner[lane] = logits[lane] == best[lane] ? LaneIndex<T>(0) : first[lane];
+  }
+}
+
+// Second pass: the sums over all classes but the winner, relative to it. A class that ties with it counts as one
+// without an exponential, so nothing needs to know which of them the winner is. `link` is the factor of the mean-field
+// link per lane, not read without kLinked.
 template <Moment moment, bool kLinked, class T>
-LAPAL_HD void sum_others(const T* logits, int64_t n_classes, const Winner<T>& winner, const T* link, T* rest,
-                         T* moments) {
+LAPAL_HD void sum_losers(const T* logits, int64_t n_classes, const T* largest, const T* link, T* rest, T* moments) {
   constexpr int kL = kLanes<T>;
   alignas(kBlockBytes) T sum[kL];
   alignas(kBlockBytes) T second[kL];
+  alignas(kBlockBytes) T ties[kL];  // classes as large as the largest, beyond the first
   alignas(kBlockBytes) T best[kL];
   alignas(kBlockBytes) T factor[kL];
-  alignas(kBlockBytes) LaneIndex<T> skipped[kL];
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
     sum[lane] = T(0);
     second[lane] = T(0);
-    best[lane] = winner.logit[lane];
-    skipped[lane] = winner.index[lane];
+    ties[lane] = T(-1);
+    best[lane] = largest[lane];
     factor[lane] = kLinked ? link[lane] : T(1);
   }
   for (int64_t k = 0; k < n_classes; ++k) {
     const T* row = logits + k * kL;
-    const auto label = LaneIndex<T>(k);
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
       T shifted = row[lane] - best[lane];
       if (kLinked) {
         shifted *= factor[lane];
       }
-      const T other = losing_term(shifted, label != skipped[lane]);
+      const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
+      const T other = losing_term(shifted, loses);
       sum[lane] += other;
+      ties[lane] += loses ? T(0) : T(1);
       second[lane] = add_moment<moment>(second[lane], other, shifted);
     }
   }
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
-    rest[lane] = sum[lane];
-    moments[lane] = second[lane];
+    rest[lane] = sum[lane] + ties[lane];
+    moments[lane] = add_ties<moment>(second[lane], ties[lane]);
   }
 }
 

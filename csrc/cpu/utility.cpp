@@ -4,7 +4,7 @@
 //
 // Shapes: logits z [N, C], variance v [N], scale [N] -> [N].
 //
-// Layout: rows lie in lanes; a block of rows is brought into [C][lane] and passed over twice: the winner, then the
+// Layout: rows lie in lanes; a block of rows is brought into [C][lane] and passed over twice: the largest, then the
 // exponentials and what the utility sums of them. Logits may have any strides; class-major ones need no transposition.
 //
 // Parallel over blocks of rows.

@@ -11,9 +11,9 @@ LAPAL_HD void utility_block(const T* logits, int64_t n_classes, const T* link, c
   constexpr int kL = kLanes<T>;
   alignas(kBlockBytes) T rest[kL];
   alignas(kBlockBytes) T moments[kL];
-  Winner<T> winner;
-  find_winner(logits, n_classes, winner);
-  sum_others<moment_of(kind), kLinked>(logits, n_classes, winner, link, rest, moments);
+  alignas(kBlockBytes) T best[kL];
+  find_largest(logits, n_classes, best);
+  sum_losers<moment_of(kind), kLinked>(logits, n_classes, best, link, rest, moments);
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
     utilities[lane] = utility<kind>(rest[lane], moments[lane], scale[lane]);

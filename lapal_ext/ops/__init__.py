@@ -5,10 +5,12 @@ from lapal_ext.ops._native import backend, build_info
 from lapal_ext.ops.badge_step_ import badge_step_
 from lapal_ext.ops.bait_step_ import bait_step_
 from lapal_ext.ops.expected_lookahead import expected_lookahead
+from lapal_ext.ops.inner_products import inner_products
 from lapal_ext.ops.lookahead_loss import lookahead_loss
 from lapal_ext.ops.mc_predictive import mc_predictive
 from lapal_ext.ops.predictive import predictive
 from lapal_ext.ops.predictive_variance import predictive_variance
+from lapal_ext.ops.rank_n_update import rank_n_update
 from lapal_ext.ops.rank_one_update import rank_one_update
 from lapal_ext.ops.selection_step_ import selection_step_
 from lapal_ext.ops.update_coefficients import update_coefficients
@@ -22,10 +24,12 @@ __all__ = [
     "bait_step_",
     "build_info",
     "expected_lookahead",
+    "inner_products",
     "lookahead_loss",
     "mc_predictive",
     "predictive",
     "predictive_variance",
+    "rank_n_update",
     "rank_one_update",
     "selection_step_",
     "update_coefficients",

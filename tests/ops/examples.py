@@ -17,6 +17,20 @@ def _rank_one_update(draw: Draw, B: int, D: int, **_: int) -> Arguments:
     return {"covariance": draw.covariance(B, D), "features": draw.normal(B, D), "curvature": draw.uniform(B)}
 
 
+def _rank_n_update(draw: Draw, b: int, D: int, **_: int) -> Arguments:
+    triangle = torch.eye(b, dtype=torch.float64) + draw.normal(b, b).tril(-1) / 4
+    return {
+        "matrix": draw.covariance(D),
+        "rows": draw.normal(b, D),
+        "weights": draw.normal(b),
+        "triangle": triangle,
+    }
+
+
+def _inner_products(draw: Draw, N: int, E: int, D: int, **_: int) -> Arguments:
+    return {"rows": draw.normal(N, D), "points": draw.normal(E, D)}
+
+
 def _update_coefficients(draw: Draw, M: int, b: int, C: int, D: int, **_: int) -> Arguments:
     return {
         "gram": draw.gram(M, b, D),
@@ -121,6 +135,8 @@ _PLUGIN = {"triangle": None, "beta": None, "variance": None}
 # op -> variant -> function of (draw, **sizes). The first variant passes every optional argument.
 EXAMPLES: dict[str, dict[str, Callable[..., Arguments]]] = {
     "rank_one_update": {"all": _with(_rank_one_update)},
+    "rank_n_update": {"all": _with(_rank_n_update), "identity": _with(_rank_n_update, triangle=None)},
+    "inner_products": {"all": _with(_inner_products)},
     "update_coefficients": {
         "all": _with(_update_coefficients),
         "newton-gaussian": _with(_update_coefficients, step="newton", curvature="gaussian"),

@@ -1,0 +1,265 @@
+// Inner products of the rows of two matrices, the matrix product rows points^T.
+//
+//   out_ne = sum_d rows_nd points_ed.
+//
+// Shapes: rows [N, D], points [E, D] -> [N, E]; any strides.
+//
+// Layout: points lie in lanes. A block of points is packed in panels [panel][depth][kPanel] that stay in the
+// second-level cache while groups of rows pass over them (gemm_tile.h); a group is copied to a padded buffer, which
+// makes every layout one. For up to kFewRows rows packing the points would not pay: they are met where they are, as
+// panels where they lie like them (a transposed matrix), else as dot products.
+//
+// Parallel over pairs (block of points, block of row groups); each worker packs the points it meets. Every sum has an
+// order that D alone decides (dot products have one, panels another), so equal points have equal products for any
+// thread count.
+//
+// Why not torch's product: the BLAS that torch brings decides by the processor's maker and reaches less than half of
+// what AVX-512 gives on others, and in its results equal points may differ by rounding.
+//
+// Limit: arithmetic, N E D multiply-adds.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "checks.h"
+#include "cpu/gemm_tile.h"
+#include "cpu/simd.h"
+#include "dispatch.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "inner_products";
+constexpr int64_t kFewRows = 14;         // up to here, packing the points costs more than it saves
+constexpr int64_t kBlockPanels = 8;      // 384 KiB of packed points in float: a fraction of a second-level cache
+constexpr int64_t kBlockGroups = 16;     // row groups of one task
+constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t n_rows;
+  int64_t row_stride;
+  int64_t feature_stride;
+};
+
+template <class T>
+struct Product {
+  Matrix<T> rows;
+  Matrix<T> points;
+  int64_t depth;
+  bool dots;  // few rows with contiguous points
+  T* out;     // [N, E]
+};
+
+// A worker's packed block of points, and its group of rows.
+template <class T>
+struct Buffers {
+  T* panels;
+  T* group;
+};
+
+// Points [first, first + kPanel) as [depth][kPanel], zeros behind the last of them; features [start, start + depth).
+template <class T>
+LAPAL_HD void pack_panel(const Matrix<T>& points, int64_t first, int64_t start, int64_t depth, T* panel) {
+  const int64_t valid = std::min<int64_t>(kPanel<T>, points.n_rows - first);
+  if (valid < kPanel<T>) {
+    std::fill(panel, panel + depth * kPanel<T>, T(0));
+  }
+  const T* from = points.data + first * points.row_stride + start * points.feature_stride;
+  if (points.row_stride == 1) {  // a transposed matrix lies as its panels do
+    for (int64_t i = 0; i < depth; ++i) {
+#pragma omp simd
+      for (int64_t j = 0; j < valid; ++j) {
+        panel[i * kPanel<T> + j] = from[i * points.feature_stride + j];
+      }
+    }
+    return;
+  }
+  // A cache line of each point at a time: the lines that they go to stay near until they are full.
+  for (int64_t chunk = 0; chunk < depth; chunk += kLanes<T>) {
+    const int64_t stop = std::min<int64_t>(chunk + kLanes<T>, depth);
+    for (int64_t j = 0; j < valid; ++j) {
+      const T* point = from + j * points.row_stride;
+      for (int64_t i = chunk; i < stop; ++i) {
+        panel[i * kPanel<T> + j] = point[i * points.feature_stride];
+      }
+    }
+  }
+}
+
+template <int kRows, class T>
+LAPAL_HD void pack_group(const Matrix<T>& rows, int64_t first, int64_t start, int64_t depth, int64_t stride, T* group) {
+  for (int64_t row = 0; row < kRows; ++row) {
+    T* to = group + row * stride;
+    if (first + row >= rows.n_rows) {
+      std::fill(to, to + depth, T(0));
+      continue;
+    }
+    const T* from = rows.data + (first + row) * rows.row_stride + start * rows.feature_stride;
+    for (int64_t i = 0; i < depth; ++i) {
+      to[i] = from[i * rows.feature_stride];
+    }
+  }
+}
+
+// Sets or adds one tile; rows and points behind the last are left out.
+template <int kRows, class T>
+LAPAL_HD void store_tile(const Product<T>& product, const T* tile, int64_t row, int64_t point, bool first_chunk) {
+  const int64_t height = std::min<int64_t>(kRows, product.rows.n_rows - row);
+  const int64_t width = std::min<int64_t>(kPanel<T>, product.points.n_rows - point);
+  for (int64_t r = 0; r < height; ++r) {
+    T* out = product.out + (row + r) * product.points.n_rows + point;
+    const T* sums = tile + r * kPanel<T>;
+    if (first_chunk) {
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j) {
+        out[j] = sums[j];
+      }
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j) {
+        out[j] += sums[j];
+      }
+    }
+  }
+}
+
+// Products of row groups [begin, end) with one block of points.
+template <int kRows, class T>
+LAPAL_HD void multiply_block(const Product<T>& product, int64_t block, int64_t begin, int64_t end,
+                             const Buffers<T>& buffers) {
+  const Matrix<T>& points = product.points;
+  const int64_t stride = group_stride<T>(kDepth);
+  const int64_t first_point = block * kBlockPanels * kPanel<T>;
+  const int64_t last_point = std::min(first_point + kBlockPanels * kPanel<T>, points.n_rows);
+  // Points that lie as panels do are packed only where they are met often.
+  const int64_t in_place_end = points.row_stride == 1 && (end - begin) * kRows <= kFewRows ? points.n_rows : 0;
+  for (int64_t start = 0; start < product.depth; start += kDepth) {
+    const int64_t depth = std::min(kDepth, product.depth - start);
+    const auto packed = [&](int64_t point) { return buffers.panels + (point - first_point) * depth; };
+    const auto in_place = [&](int64_t point) { return point + kPanel<T> <= in_place_end; };
+    for (int64_t point = first_point; point < last_point; point += kPanel<T>) {
+      if (!in_place(point)) {
+        pack_panel(points, point, start, depth, packed(point));
+      }
+    }
+    for (int64_t group = begin; group < end; ++group) {
+      pack_group<kRows>(product.rows, group * kRows, start, depth, stride, buffers.group);
+      for (int64_t point = first_point; point < last_point; point += kPanel<T>) {
+        alignas(kBlockBytes) T tile[kRows * kPanel<T>];
+        if (in_place(point)) {
+          const T* panel = points.data + point + start * points.feature_stride;
+          multiply_panel<kRows>(buffers.group, stride, panel, depth, tile, points.feature_stride);
+        } else {
+          multiply_panel<kRows>(buffers.group, stride, packed(point), depth, tile);
+        }
+        store_tile<kRows>(product, tile, group * kRows, point, start == 0);
+      }
+    }
+  }
+}
+
+// All rows with points [begin, end), contiguous along the features.
+template <class T>
+LAPAL_HD void multiply_few_rows(const Product<T>& product, int64_t begin, int64_t end) {
+  for (int64_t e = begin; e < end; ++e) {
+    const T* point = product.points.data + e * product.points.row_stride;
+    for (int64_t n = 0; n < product.rows.n_rows; ++n) {
+      product.out[n * product.points.n_rows + e] =
+          dot(product.rows.data + n * product.rows.row_stride, point, product.depth);
+    }
+  }
+}
+
+#define LAPAL_PRODUCT_KERNELS(T)                                                                        \
+  LAPAL_CLONES void few_rows_kernel(const Product<T>& product, int64_t begin, int64_t end) {            \
+    multiply_few_rows(product, begin, end);                                                             \
+  }                                                                                                     \
+  LAPAL_CLONES void wide_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end,   \
+                                const Buffers<T>& buffers) {                                            \
+    multiply_block<kWideRows>(product, block, begin, end, buffers);                                     \
+  }                                                                                                     \
+  LAPAL_CLONES void narrow_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end, \
+                                  const Buffers<T>& buffers) {                                          \
+    multiply_block<kNarrowRows>(product, block, begin, end, buffers);                                   \
+  }
+LAPAL_PRODUCT_KERNELS(float)
+LAPAL_PRODUCT_KERNELS(double)
+#undef LAPAL_PRODUCT_KERNELS
+
+template <class T>
+void inner_products_impl(const Product<T>& product) {
+  const int64_t n_rows = product.rows.n_rows, n_points = product.points.n_rows;
+  if (product.dots) {
+    torch::stable::parallel_for(0, n_points, 1 + kGrainWork / (n_rows * product.depth + 1),
+                                [&](int64_t begin, int64_t end) { few_rows_kernel(product, begin, end); });
+    return;
+  }
+  const int group_rows = rows_of_group();
+  const int64_t n_groups = (n_rows + group_rows - 1) / group_rows;
+  const int64_t row_blocks = (n_groups + kBlockGroups - 1) / kBlockGroups;
+  const int64_t block_points = kBlockPanels * kPanel<T>;
+  const int64_t n_tasks = (n_points + block_points - 1) / block_points * row_blocks;
+  const int64_t work = kBlockGroups * group_rows * block_points * product.depth;
+  std::atomic<bool> out_of_memory{false};
+  torch::stable::parallel_for(0, n_tasks, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
+    const int64_t depth = std::min(kDepth, product.depth);
+    const Scratch<T> panels(block_points * depth), group(group_rows * group_stride<T>(kDepth));
+    if (!panels || !group) {
+      out_of_memory = true;
+      return;
+    }
+    const Buffers<T> buffers{panels.data(), group.data()};
+    while (begin < end) {  // all of a worker's row groups for one block of points, which is packed once
+      const int64_t block = begin / row_blocks, base = block * row_blocks;
+      const int64_t stop = std::min(end, base + row_blocks);
+      const int64_t first_group = (begin - base) * kBlockGroups;
+      const int64_t last_group = std::min((stop - base) * kBlockGroups, n_groups);
+      if (group_rows == kWideRows) {
+        wide_kernel(product, block, first_group, last_group, buffers);
+      } else {
+        narrow_kernel(product, block, first_group, last_group, buffers);
+      }
+      begin = stop;
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+}
+
+template <class T>
+Matrix<T> matrix_of(const Tensor& tensor) {
+  return {tensor.const_data_ptr<T>(), tensor.size(0), tensor.stride(0), tensor.stride(1)};
+}
+
+Tensor inner_products_cpu(const Tensor& rows, const Tensor& points) {
+  check_dim(rows, 2, kOp, "rows");
+  check_dim(points, 2, kOp, "points");
+  const int64_t depth = rows.size(1);
+  check_shape(points, {kAnySize, depth}, kOp, "points");
+  check_dtype(points, rows.scalar_type(), kOp, "points");
+  const int64_t n_rows = rows.size(0), n_points = points.size(0);
+  if (n_rows == 0 || n_points == 0 || depth == 0) {
+    return torch::stable::new_zeros(rows, {n_rows, n_points});
+  }
+  Tensor out = torch::stable::new_empty(rows, {n_rows, n_points});
+  const bool dots = n_rows <= kFewRows && points.stride(0) != 1;
+  const Tensor near_rows = dots ? torch::stable::contiguous(rows) : rows;
+  const Tensor near_points = dots ? torch::stable::contiguous(points) : points;
+  dispatch_floating(rows.scalar_type(), kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    inner_products_impl(Product<scalar_t>{matrix_of<scalar_t>(near_rows), matrix_of<scalar_t>(near_points), depth, dots,
+                                          out.mutable_data_ptr<scalar_t>()});
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("inner_products", TORCH_BOX(&inner_products_cpu));
+}

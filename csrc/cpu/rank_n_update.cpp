@@ -1,0 +1,266 @@
+// Symmetric update of a matrix by b rows.
+//
+//   out = matrix + sum_t weights_t u_t u_t^T, symmetric to the bit;  triangle u = rows, or u = rows without one.
+//
+// Shapes: matrix [D, D], rows [b, D], weights [b], triangle [b, b] -> [D, D].
+//
+// Layout: the rows are packed in panels [panel][b][kPanel]. The triangle is solved for within a panel, kSolved rows at
+// a time: what they take from all rows before is a product (gemm_tile.h), what they take from each other a short
+// recursion. Then the lower triangle of the result is worked off in tiles, half the arithmetic of a general product:
+// groups of its rows, weighted and transposed to [row][b], against panels. Every tile is added to the matrix, stored,
+// and stored again as its mirror image, so both triangles hold the same bits.
+//
+// Parallel over pairs of row groups, one from each end, which together are as long as any other pair. Every sum has an
+// order that b alone decides.
+//
+// Limit: arithmetic, b D^2 / 2 multiply-adds; for few rows memory, one read of half the matrix and one write of all.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+
+#include "checks.h"
+#include "cpu/gemm_tile.h"
+#include "cpu/simd.h"
+#include "dispatch.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "rank_n_update";
+constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+
+template <class T>
+struct Update {
+  const T* matrix;
+  const T* rows;
+  const T* weights;
+  const T* triangle;  // null: the identity
+  int64_t size;
+  int64_t n_rows;
+  T* panels;  // [panel][b][kPanel]
+  T* out;
+};
+
+// One panel of the rows; columns behind the last are zero.
+template <class T>
+LAPAL_HD void pack_panel(const Update<T>& update, int64_t first, T* panel) {
+  const int64_t valid = std::min<int64_t>(kPanel<T>, update.size - first);
+  for (int64_t t = 0; t < update.n_rows; ++t) {
+    const T* from = update.rows + t * update.size + first;
+    T* to = panel + t * kPanel<T>;
+#pragma omp simd
+    for (int64_t j = 0; j < valid; ++j) {
+      to[j] = from[j];
+    }
+    for (int64_t j = valid; j < kPanel<T>; ++j) {
+      to[j] = T(0);
+    }
+  }
+}
+
+// Forward substitution in one panel.
+template <int kSolved, class T>
+LAPAL_HD void solve_panel(const Update<T>& update, T* panel) {
+  const int64_t b = update.n_rows;
+  for (int64_t first = 0; first < b; first += kSolved) {
+    const int64_t count = std::min<int64_t>(kSolved, b - first);
+    const T* triangle = update.triangle + first * b;
+    if (count == kSolved) {
+      alignas(kBlockBytes) T known[kSolved * kPanel<T>];
+      multiply_panel<kSolved>(triangle, b, panel, first, known);
+      T* rows = panel + first * kPanel<T>;
+#pragma omp simd
+      for (int i = 0; i < kSolved * kPanel<T>; ++i) {
+        rows[i] -= known[i];
+      }
+    }
+    for (int64_t t = 0; t < count; ++t) {  // the last rows, fewer than a tile has, take all from here
+      T* row = panel + (first + t) * kPanel<T>;
+      for (int64_t s = count == kSolved ? first : 0; s < first + t; ++s) {
+        const T weight = triangle[t * b + s];
+        const T* other = panel + s * kPanel<T>;
+#pragma omp simd
+        for (int j = 0; j < kPanel<T>; ++j) {
+          row[j] -= weight * other[j];
+        }
+      }
+    }
+  }
+}
+
+// Panels [begin, end) of u.
+template <int kSolved, class T>
+LAPAL_HD void prepare_panels(const Update<T>& update, int64_t begin, int64_t end) {
+  for (int64_t index = begin; index < end; ++index) {
+    T* panel = update.panels + index * update.n_rows * kPanel<T>;
+    pack_panel(update, index * kPanel<T>, panel);
+    if (update.triangle != nullptr) {
+      solve_panel<kSolved>(update, panel);
+    }
+  }
+}
+
+// Columns [first, first + kRows) of the weighted u as rows, [row][b]; zeros behind the last.
+template <int kRows, class T>
+LAPAL_HD void pack_group(const Update<T>& update, int64_t first, int64_t stride, T* group) {
+  for (int64_t row = 0; row < kRows; ++row) {
+    const int64_t column = first + row;
+    const T* from = update.panels + column / kPanel<T> * update.n_rows * kPanel<T> + column % kPanel<T>;
+    for (int64_t t = 0; t < update.n_rows; ++t) {
+      group[row * stride + t] = column < update.size ? update.weights[t] * from[t * kPanel<T>] : T(0);
+    }
+  }
+}
+
+// Adds a tile of the lower triangle to the matrix, and mirrors it; kInside: all of it lies below the diagonal.
+template <int kRows, bool kInside, class T>
+LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column, T* tile) {
+  const int64_t size = update.size;
+  const int64_t height = kInside ? kRows : std::min<int64_t>(kRows, size - first);
+  for (int64_t row = 0; row < height; ++row) {
+    const int64_t width = kInside ? kPanel<T> : std::min<int64_t>(kPanel<T>, first + row + 1 - column);
+    const T* from = update.matrix + (first + row) * size + column;
+    T* to = update.out + (first + row) * size + column;
+    T* sums = tile + row * kPanel<T>;
+#pragma omp simd
+    for (int64_t j = 0; j < width; ++j) {
+      sums[j] += from[j];
+      to[j] = sums[j];
+    }
+  }
+  const int64_t width = kInside ? kPanel<T> : std::min<int64_t>(kPanel<T>, first + height - column);
+  for (int64_t j = 0; j < width; ++j) {
+    T* to = update.out + (column + j) * size + first;
+    for (int64_t row = kInside ? 0 : std::max<int64_t>(0, column + j - first); row < height; ++row) {
+      to[row] = tile[row * kPanel<T> + j];
+    }
+  }
+}
+
+template <int kRows, class T>
+LAPAL_HD void update_group(const Update<T>& update, int64_t group, int64_t stride, T* buffer) {
+  const int64_t first = group * kRows;
+  pack_group<kRows>(update, first, stride, buffer);
+  for (int64_t column = 0; column < std::min(first + kRows, update.size); column += kPanel<T>) {
+    const T* panel = update.panels + column * update.n_rows;
+    alignas(kBlockBytes) T tile[kRows * kPanel<T>];
+    multiply_panel<kRows>(buffer, stride, panel, std::min(kDepth, update.n_rows), tile);
+    for (int64_t start = kDepth; start < update.n_rows; start += kDepth) {
+      alignas(kBlockBytes) T chunk[kRows * kPanel<T>];
+      const int64_t depth = std::min(kDepth, update.n_rows - start);
+      multiply_panel<kRows>(buffer + start, stride, panel + start * kPanel<T>, depth, chunk);
+#pragma omp simd
+      for (int i = 0; i < kRows * kPanel<T>; ++i) {
+        tile[i] += chunk[i];
+      }
+    }
+    if (column + kPanel<T> <= first && first + kRows <= update.size) {
+      store_tile<kRows, true>(update, first, column, tile);
+    } else {
+      store_tile<kRows, false>(update, first, column, tile);
+    }
+  }
+}
+
+// Pairs [begin, end) of row groups: one from each end.
+template <int kRows, class T>
+LAPAL_HD void update_pairs(const Update<T>& update, int64_t begin, int64_t end, int64_t stride, T* buffer) {
+  const int64_t n_groups = (update.size + kRows - 1) / kRows;
+  for (int64_t pair = begin; pair < end; ++pair) {
+    update_group<kRows>(update, pair, stride, buffer);
+    if (n_groups - 1 - pair > pair) {
+      update_group<kRows>(update, n_groups - 1 - pair, stride, buffer);
+    }
+  }
+}
+
+#define LAPAL_UPDATE_KERNELS(T)                                                                                     \
+  LAPAL_CLONES void wide_panels(const Update<T>& update, int64_t begin, int64_t end) {                              \
+    prepare_panels<kWideRows>(update, begin, end);                                                                  \
+  }                                                                                                                 \
+  LAPAL_CLONES void narrow_panels(const Update<T>& update, int64_t begin, int64_t end) {                            \
+    prepare_panels<kNarrowRows>(update, begin, end);                                                                \
+  }                                                                                                                 \
+  LAPAL_CLONES void wide_kernel(const Update<T>& update, int64_t begin, int64_t end, int64_t stride, T* buffer) {   \
+    update_pairs<kWideRows>(update, begin, end, stride, buffer);                                                    \
+  }                                                                                                                 \
+  LAPAL_CLONES void narrow_kernel(const Update<T>& update, int64_t begin, int64_t end, int64_t stride, T* buffer) { \
+    update_pairs<kNarrowRows>(update, begin, end, stride, buffer);                                                  \
+  }
+LAPAL_UPDATE_KERNELS(float)
+LAPAL_UPDATE_KERNELS(double)
+#undef LAPAL_UPDATE_KERNELS
+
+template <class T>
+void rank_n_update_impl(Update<T> update) {
+  const int64_t n_panels = (update.size + kPanel<T> - 1) / kPanel<T>;
+  const Scratch<T> panels(n_panels * update.n_rows * kPanel<T>);
+  STD_TORCH_CHECK(bool(panels), kOp, ": out of memory");
+  update.panels = panels.data();
+  const int group_rows = rows_of_group();
+  const int64_t panel_work = update.n_rows * kPanel<T> * (update.triangle == nullptr ? 1 : update.n_rows / 2 + 1);
+  torch::stable::parallel_for(0, n_panels, 1 + kGrainWork / (panel_work + 1), [&](int64_t begin, int64_t end) {
+    if (group_rows == kWideRows) {
+      wide_panels(update, begin, end);
+    } else {
+      narrow_panels(update, begin, end);
+    }
+  });
+  const int64_t n_groups = (update.size + group_rows - 1) / group_rows;
+  const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile costs as much as 8 rows without any
+  std::atomic<bool> out_of_memory{false};
+  torch::stable::parallel_for(0, (n_groups + 1) / 2, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
+    const int64_t stride = group_stride<T>(update.n_rows);
+    const Scratch<T> buffer(group_rows * stride);
+    if (!buffer) {
+      out_of_memory = true;
+    } else if (group_rows == kWideRows) {
+      wide_kernel(update, begin, end, stride, buffer.data());
+    } else {
+      narrow_kernel(update, begin, end, stride, buffer.data());
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+}
+
+Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor& weights,
+                         const std::optional<Tensor>& triangle) {
+  check_dim(rows, 2, kOp, "rows");
+  const int64_t n_rows = rows.size(0), size = rows.size(1);
+  check_shape(matrix, {size, size}, kOp, "matrix");
+  check_shape(weights, {n_rows}, kOp, "weights");
+  check_dtype(rows, matrix.scalar_type(), kOp, "rows");
+  check_dtype(weights, matrix.scalar_type(), kOp, "weights");
+  if (triangle) {
+    check_shape(*triangle, {n_rows, n_rows}, kOp, "triangle");
+    check_dtype(*triangle, matrix.scalar_type(), kOp, "triangle");
+  }
+  Tensor out = torch::stable::new_empty(matrix, {size, size});
+  if (size == 0) {
+    return out;
+  }
+  const Tensor dense_matrix = torch::stable::contiguous(matrix);
+  const Tensor dense_rows = torch::stable::contiguous(rows);
+  const Tensor dense_weights = torch::stable::contiguous(weights);
+  const std::optional<Tensor> dense_triangle =
+      triangle ? std::optional<Tensor>(torch::stable::contiguous(*triangle)) : std::nullopt;
+  dispatch_floating(matrix.scalar_type(), kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    rank_n_update_impl(Update<scalar_t>{dense_matrix.const_data_ptr<scalar_t>(), dense_rows.const_data_ptr<scalar_t>(),
+                                        dense_weights.const_data_ptr<scalar_t>(),
+                                        dense_triangle ? dense_triangle->const_data_ptr<scalar_t>() : nullptr, size,
+                                        n_rows, nullptr, out.mutable_data_ptr<scalar_t>()});
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("rank_n_update", TORCH_BOX(&rank_n_update_cpu));
+}
