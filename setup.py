@@ -3,7 +3,9 @@
 Environment variables:
     LAPAL_EXT_SKIP_BUILD=1      install the pure-torch package, run no CMake.
     LAPAL_EXT_REQUIRE_NATIVE=1  fail where the build would otherwise fall back to pure torch.
-    LAPAL_EXT_CUDA=auto|on|off  CUDA kernels; `on` also forbids the fallback, since it asks for native code.
+    LAPAL_EXT_CUDA=auto|on|off  CUDA kernels; auto: with nvcc and a torch of the same CUDA. `on` also forbids the
+                                fallback, since it asks for native code.
+    LAPAL_EXT_CUDA_ARCHITECTURES=90  what they are compiled for, as CMake writes it, in a list with semicolons.
 
 Without a compiler, or when compiling fails, the package is installed without kernels and works through its
 torch reference. pip hides the output of a successful build, so the reason is kept in `lapal_ext/_build.json`,
@@ -69,7 +71,8 @@ class BuildPython(build_py):
 
     def run(self) -> None:
         super().run()
-        (package_folder(self) / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)
+        for module in (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_cuda.so"):
+            (package_folder(self) / module).unlink(missing_ok=True)
         record(self, native=False, reason=NOT_BUILDING or "the native build did not finish")
 
 
@@ -95,7 +98,11 @@ if NOT_BUILDING and NATIVE_REQUIRED:
     sys.exit(f"lapal_ext: LAPAL_EXT_REQUIRE_NATIVE=1 or LAPAL_EXT_CUDA=on asks for native code, but {NOT_BUILDING}")
 
 # Without cmake_source_dir no CMake runs, and the wheel is tagged as pure Python.
-cmake_arguments = {"cmake_source_dir": "csrc", "cmake_args": [f"-DLAPAL_EXT_CUDA={CUDA}"]}
+CMAKE_ARGUMENTS = [
+    f"-DLAPAL_EXT_CUDA={CUDA}",
+    f"-DLAPAL_EXT_CUDA_ARCHITECTURES={os.environ.get('LAPAL_EXT_CUDA_ARCHITECTURES', '')}",
+]
+cmake_arguments = {"cmake_source_dir": "csrc", "cmake_args": CMAKE_ARGUMENTS}
 setup(
     cmdclass={"build_py": BuildPython, "build_cmake": BuildNative},
     **({} if NOT_BUILDING else cmake_arguments),

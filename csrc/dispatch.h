@@ -13,7 +13,10 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <type_traits>
 #include <utility>
+
+#include "storage.h"
 
 namespace lapal_ext {
 
@@ -22,6 +25,11 @@ template <class T>
 struct Tag {
   using type = T;
 };
+
+// What kernels read a dtype as: half precision as plain bits.
+template <class S>
+using Bits = std::conditional_t<std::is_same_v<S, torch::headeronly::BFloat16>, Bfloat16Bits,
+                                std::conditional_t<std::is_same_v<S, torch::headeronly::Half>, Float16Bits, S>>;
 
 // The dtypes that kernels compute in.
 template <class Body>

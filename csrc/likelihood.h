@@ -40,18 +40,18 @@ enum class Moment {
   energy,          // exponential times shifted logit
 };
 
-constexpr Moment moment_of(Loss kind) {
+LAPAL_HD constexpr Moment moment_of(Loss kind) {
   return kind == Loss::brier ? Moment::squares : kind == Loss::expected_cross_entropy ? Moment::energy : Moment::none;
 }
 
-constexpr Moment moment_of(Utility kind) {
+LAPAL_HD constexpr Moment moment_of(Utility kind) {
   return kind == Utility::margin          ? Moment::largest
          : kind == Utility::entropy       ? Moment::energy
          : kind == Utility::gradient_norm ? Moment::lifted_squares
                                           : Moment::none;
 }
 
-constexpr bool needs_targets(Loss kind) {
+LAPAL_HD constexpr bool needs_targets(Loss kind) {
   return kind == Loss::cross_entropy || kind == Loss::zero_one || kind == Loss::brier;
 }
 

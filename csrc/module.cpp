@@ -30,6 +30,15 @@ const char* instruction_set() {
   return "baseline";
 }
 
+// Whether the kernels of _cuda were built beside these; loading them is Python's decision.
+pybind11::dict cuda_info() {
+  pybind11::dict info;
+  info["toolkit"] = LAPAL_EXT_CUDA_TOOLKIT;
+  info["architectures"] = LAPAL_EXT_CUDA_ARCHITECTURES;
+  info["reason"] = LAPAL_EXT_CUDA_REASON;
+  return info;
+}
+
 pybind11::dict build_info() {
   pybind11::dict info;
   info["compiled_torch"] = TORCH_VERSION;
@@ -39,6 +48,7 @@ pybind11::dict build_info() {
   info["build_type"] = LAPAL_EXT_BUILD_TYPE;
   info["flags"] = LAPAL_EXT_FLAGS;
   info["instruction_set"] = instruction_set();
+  info["cuda"] = cuda_info();
   return info;
 }
 

@@ -3,11 +3,17 @@
 import pytest
 import torch
 
+from lapal_ext.ops import OPS
 from tests.draws import Draw
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the ops under test run")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda", "emulated"),
+        help="where the ops under test run; emulated: the CUDA kernels, on the CPU (tests/cuda_on_cpu)",
+    )
 
 
 def pytest_configure() -> None:
@@ -20,7 +26,18 @@ def device(request: pytest.FixtureRequest) -> str:
     name = request.config.getoption("--device")
     if name == "cuda" and not torch.cuda.is_available():
         pytest.fail("--device cuda was asked for, and torch finds no CUDA device")
-    return name
+    return "cpu" if name == "emulated" else name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def emulate_where_asked(request: pytest.FixtureRequest) -> None:
+    """With --device emulated, every op that has a CUDA kernel runs it on the emulator instead of its CPU kernel."""
+    if request.config.getoption("--device") != "emulated":
+        return
+    from tests.cuda_on_cpu.build import KERNELS, emulated
+
+    for name in KERNELS:
+        OPS[name]._overload = emulated(name).overload
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["f32", "f64"])

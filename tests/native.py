@@ -1,6 +1,7 @@
 """Which ops must have a compiled kernel, and what a test does where one is missing."""
 
 import os
+from typing import NoReturn
 
 import pytest
 
@@ -23,7 +24,7 @@ NATIVE_OPS = {
         "update_coefficients",
         "utility",
     },
-    "cuda": set(),
+    "cuda": {"predictive", "rank_one_update", "utility"},
 }
 
 # Those whose sums a matrix product takes in an order of its own, which may depend on the threads.
@@ -34,7 +35,13 @@ def require_native(op_name: str, device: str) -> None:
     """Return if a compiled kernel serves the op; else skip by name, or fail where kernels are required."""
     if ops.backend(op_name, device) == "native":
         return
-    reason = f"no native {op_name} on {device}: {ops.build_info()['reason'] or 'not compiled in'}"
+    info = ops.build_info()
+    why = info["cuda"]["reason"] if device == "cuda" and info["native"] else info["reason"]
+    skip_or_fail(f"no native {op_name} on {device}: {why or 'not compiled in'}")
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip by name where something native is missing; fail where it is required."""
     if os.environ.get("LAPAL_EXT_REQUIRE_NATIVE") == "1":
         pytest.fail(reason)
     pytest.skip(reason)

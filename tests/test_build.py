@@ -11,9 +11,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
-MODULE = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+MODULES = (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_cuda.so")
 
 
 def without_native_code(reason):
@@ -63,9 +64,10 @@ def install(source, **settings):
     return run(*pip, "--target", str(source.parent / "site"), str(source), cwd=source.parent, **settings)
 
 
-def installed_build_info(source):
+def installed_build_info(source, before="import torch"):
     """Returns build_info() of the installed package, as a new process reports it after running an op."""
     code = (
+        f"{before}\n"
         "import json, torch, lapal_ext\n"
         "covariance = torch.eye(3)[None]\n"
         "updated, _ = lapal_ext.ops.rank_one_update(covariance, torch.ones(1, 3), torch.ones(1))\n"
@@ -77,7 +79,7 @@ def installed_build_info(source):
     assert status == 0, output
     info = json.loads(output.splitlines()[-1])
     assert Path(info["file"]).is_relative_to(site)
-    return info
+    return info, output
 
 
 @pytest.fixture
@@ -108,22 +110,57 @@ def test_module_imports_only_the_stable_abi():
     assert [symbol for symbol in imported if "c10::" in symbol or "at::" in symbol] == []
 
 
-def test_sdist_builds_a_native_wheel(source):
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc compiles CUDA sources, and there is none")
+
+
+@pytest.fixture(scope="module")
+def native(sdist, tmp_path_factory):
+    """A copy of the sdist with the package installed beside it: with kernels, for CUDA as well where there is nvcc."""
     if shutil.which("c++") is None:
         without_native_code("there is no C++ compiler")
-    status, output = install(source, LAPAL_EXT_REQUIRE_NATIVE="1")
+    source = Path(shutil.copytree(sdist, tmp_path_factory.mktemp("native") / "source"))
+    cuda = "off" if shutil.which("nvcc") is None else "on"
+    status, output = install(
+        source, LAPAL_EXT_REQUIRE_NATIVE="1", LAPAL_EXT_CUDA=cuda, LAPAL_EXT_CUDA_ARCHITECTURES="90"
+    )
     assert status == 0, output
-    info = installed_build_info(source)
+    return source
+
+
+def test_sdist_builds_a_native_wheel(native):
+    info, _ = installed_build_info(native)
     assert info["native"] is True
     assert info["reason"] == ""
     assert info["target_version"] == "2.10"
     assert info["instruction_set"] in {"avx512", "avx2", "baseline"}
 
 
+@needs_nvcc
+def test_a_wheel_with_cuda_works_where_torch_has_another_cuda_or_none(native):
+    assert (native.parent / "site" / "lapal_ext" / "_cuda.so").is_file()
+    info, _ = installed_build_info(native, "import torch; torch.version.cuda = None")
+    assert info["native"] is True
+    assert info["cuda"]["architectures"] == "90"
+    assert info["cuda"]["loaded"] is False
+    assert info["cuda"]["reason"] == f"torch {info['torch']} has no CUDA"
+
+    info, output = installed_build_info(native, "import torch; torch.version.cuda = '1.2'")
+    assert info["cuda"]["loaded"] is False
+    assert f"built with CUDA {info['cuda']['toolkit']}, and torch {info['torch']} runs CUDA 1.2" in output
+    assert f"UserWarning: {info['cuda']['reason']}" in output
+
+    # A torch that says it has the right CUDA, and lacks its library.
+    if torch.version.cuda is None:
+        before = f"import torch; torch.version.cuda = '{info['cuda']['toolkit']}'"
+        info, output = installed_build_info(native, before)
+        assert info["cuda"]["loaded"] is False
+        assert "the CUDA kernels do not load: " in info["cuda"]["reason"]
+
+
 def test_skipping_the_build_installs_pure_torch_and_says_so(source):
     status, output = install(source, LAPAL_EXT_SKIP_BUILD="1")
     assert status == 0, output
-    info = installed_build_info(source)
+    info, _ = installed_build_info(source)
     assert info["native"] is False
     assert "LAPAL_EXT_SKIP_BUILD" in info["reason"]
 
@@ -131,7 +168,7 @@ def test_skipping_the_build_installs_pure_torch_and_says_so(source):
 def test_no_compiler_installs_pure_torch_and_says_so(source):
     status, output = install(source, CXX="/nowhere/c++")
     assert status == 0, output
-    info = installed_build_info(source)
+    info, _ = installed_build_info(source)
     assert info["native"] is False
     assert "no C++ compiler" in info["reason"]
 
@@ -140,7 +177,7 @@ def test_compile_error_installs_pure_torch_and_says_so(source, broken_compiler):
     status, output = install(source, CXX=broken_compiler)
     assert status == 0, output
     assert "planted compile error" in output
-    info = installed_build_info(source)
+    info, _ = installed_build_info(source)
     assert info["native"] is False
     assert "the native build failed" in info["reason"]
 
@@ -152,9 +189,9 @@ def test_compile_error_fails_where_native_code_is_required(source, broken_compil
 
 
 def test_cuda_on_fails_rather_than_falling_back(source):
-    status, output = install(source, LAPAL_EXT_CUDA="on")
+    status, output = install(source, LAPAL_EXT_CUDA="on", CUDACXX="/nowhere/nvcc")
     assert status != 0
-    assert "no CUDA kernels in this version" in output
+    assert "no working nvcc was found" in output
 
 
 @pytest.mark.parametrize(
@@ -180,10 +217,11 @@ def test_skipping_contradicts_requiring(source):
     assert "asks for native code, but LAPAL_EXT_SKIP_BUILD=1" in output
 
 
+@pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("hook", ["build_editable", "build_wheel"])
-def test_a_later_build_without_kernels_removes_those_of_an_earlier_one(source, hook):
+def test_a_later_build_without_kernels_removes_those_of_an_earlier_one(source, hook, module):
     build_lib = source / "build" / "lib" / "lapal_ext"
-    stale = {"build_editable": source / "lapal_ext", "build_wheel": build_lib}[hook] / MODULE
+    stale = {"build_editable": source / "lapal_ext", "build_wheel": build_lib}[hook] / module
     stale.parent.mkdir(parents=True, exist_ok=True)
     stale.write_bytes(b"stale")
     code = f"from scikit_build_core.setuptools import build_meta; build_meta.{hook}('..')"

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/dots.h"
 #include "cpu/pool_rows.h"
 #include "cpu/simd.h"
 #include "dispatch.h"

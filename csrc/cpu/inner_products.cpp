@@ -24,6 +24,7 @@
 #include <atomic>
 
 #include "checks.h"
+#include "cpu/dots.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/simd.h"
 #include "dispatch.h"

@@ -12,9 +12,9 @@
 #include <atomic>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
+#include "cpu/dots.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -36,11 +36,6 @@ constexpr int64_t kPrefetchBytes = 1 << 14;
   KERNEL(double, double)             \
   KERNEL(double, Bfloat16Bits)       \
   KERNEL(double, Float16Bits)
-
-// Storage as plain bits, for the vector conversions of simd.h.
-template <class S>
-using Bits = std::conditional_t<std::is_same_v<S, torch::headeronly::BFloat16>, Bfloat16Bits,
-                                std::conditional_t<std::is_same_v<S, torch::headeronly::Half>, Float16Bits, S>>;
 
 // Rows are contiguous, and may lie apart.
 template <class S>

@@ -18,6 +18,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "cpu/dots.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 

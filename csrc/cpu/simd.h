@@ -1,8 +1,7 @@
 // SIMD without a library: plain loops over lanes that the compiler turns into vector code, three times over.
 //
-// A block holds one vector register of AVX-512 per value, class-major: element [k][lane]. Loops over the
-// lanes carry
-// `#pragma omp simd`; their trip count is a constant, so the narrower clones unroll them.
+// A block holds one vector register of AVX-512 per value, class-major: element [k][lane]. Loops over the lanes
+// carry `#pragma omp simd`; their trip count is a constant, so the narrower clones unroll them.
 //
 // The compiler clones only the function that carries LAPAL_CLONES, and only what is inlined into it: helpers
 // are LAPAL_HD (always inlined), and templates are called from plain functions, one per dtype.
@@ -10,27 +9,18 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <new>
 #include <type_traits>
 
 #include "clones.h"
 #include "likelihood.h"
+#include "storage.h"
 
 // Before a loop of constant length that must unroll completely, so that its array stays in registers.
 #if defined(__clang__)
 #define LAPAL_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define LAPAL_UNROLL _Pragma("GCC unroll 16")
-#endif
-
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define LAPAL_HAS_SHUFFLE 1
-#endif
-#endif
-#ifndef LAPAL_HAS_SHUFFLE
-#define LAPAL_HAS_SHUFFLE 0
 #endif
 
 namespace lapal_ext {
@@ -82,143 +72,6 @@ class Scratch {
   static constexpr std::align_val_t kAlignment{kBlockBytes};
   T* data_;
 };
-
-// Storage types of half precision, as plain bits so that their conversion is vector code.
-struct Bfloat16Bits {
-  uint16_t bits;
-};
-struct Float16Bits {
-  uint16_t bits;
-};
-
-template <class T>
-LAPAL_HD T widen(T value) {
-  return value;
-}
-
-template <class T>
-LAPAL_HD T widen(Bfloat16Bits value) {
-  return T(detail::bit_cast<float>(uint32_t(value.bits) << 16));
-}
-
-// Exact for normal, subnormal and infinite values and NaN.
-template <class T>
-LAPAL_HD T widen(Float16Bits value) {
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
-  // The exponent is moved up so far that infinity overflows, then down by a multiplication.
-  const float normal = detail::bit_cast<float>((magnitude << 13) + 0x70000000u) * 0x1p-112f;
-  // A subnormal is mantissa times 2^-24: placed behind the leading one of 1/2, which is then taken away.
-  const float subnormal = detail::bit_cast<float>(magnitude | 0x3f000000u) - 0.5f;
-  const float wide = magnitude < 0x0400u ? subnormal : normal;
-  return T(detail::bit_cast<float>(detail::bit_cast<uint32_t>(wide) | sign));
-}
-
-// Sum of a register's lanes, halving: lane + lane + width / 2, and so on.
-template <class T>
-LAPAL_HD T fold(const T* values) {
-  constexpr int kL = kLanes<T>;
-#if LAPAL_HAS_SHUFFLE
-  // Shuffles of whole registers: through memory, every halving would wait for the store of the one before.
-  typedef T Vector __attribute__((vector_size(kBlockBytes)));
-  Vector sum;
-  std::memcpy(&sum, values, sizeof(sum));
-  if constexpr (kL == 16) {
-    sum += __builtin_shufflevector(sum, sum, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
-    sum += __builtin_shufflevector(sum, sum, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
-    sum += __builtin_shufflevector(sum, sum, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
-    sum += __builtin_shufflevector(sum, sum, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-  } else {
-    sum += __builtin_shufflevector(sum, sum, 4, 5, 6, 7, 0, 1, 2, 3);
-    sum += __builtin_shufflevector(sum, sum, 2, 3, 0, 1, 6, 7, 4, 5);
-    sum += __builtin_shufflevector(sum, sum, 1, 0, 3, 2, 5, 4, 7, 6);
-  }
-  return sum[0];
-#else
-  T sums[kL];
-  for (int lane = 0; lane < kL; ++lane) {
-    sums[lane] = values[lane];
-  }
-  for (int width = kL / 2; width > 0; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) {
-      sums[lane] += sums[lane + width];
-    }
-  }
-  return sums[0];
-#endif
-}
-
-// One step of dots() for one register of every row and vector, the chunk's register number kPart.
-template <int kPart, int kRows, int kVectors, class From, class T>
-LAPAL_HD void add_products(const From* rows, int64_t row_stride, const T* const (&vectors)[kVectors], int64_t i,
-                           T (*sums)[kVectors][2][kLanes<T>]) {
-  constexpr int kL = kLanes<T>;
-  LAPAL_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    const From* values = rows + row * row_stride + i;
-    LAPAL_UNROLL
-    for (int k = 0; k < kVectors; ++k) {
-      const T* vector = vectors[k] + i;
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[row][k][kPart][lane] += widen<T>(values[lane]) * vector[lane];
-      }
-    }
-  }
-}
-
-// products[row][k] = row . vector_k, in an order that only `size` decides, so equal rows give equal bits however many
-// are taken together. The rows may be stored in half precision: it converts exactly.
-template <int kRows, int kVectors, class From, class T>
-LAPAL_HD void dots(const From* rows, int64_t row_stride, const T* const (&vectors)[kVectors], int64_t size,
-                   T (&products)[kRows][kVectors]) {
-  constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T sums[kRows][kVectors][2][kL];  // two each, or one would wait for itself
-  LAPAL_UNROLL
-  for (int row = 0; row < kRows; ++row) {  // an initialiser would be a call to clear memory
-    LAPAL_UNROLL
-    for (int k = 0; k < kVectors; ++k) {
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[row][k][0][lane] = T(0);
-        sums[row][k][1][lane] = T(0);
-      }
-    }
-  }
-  int64_t i = 0;
-  for (; i + 2 * kL <= size; i += 2 * kL) {
-    add_products<0, kRows>(rows, row_stride, vectors, i, sums);
-    add_products<1, kRows>(rows, row_stride, vectors, i + kL, sums);
-  }
-  if (i + kL <= size) {
-    add_products<0, kRows>(rows, row_stride, vectors, i, sums);
-    i += kL;
-  }
-  LAPAL_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    LAPAL_UNROLL
-    for (int k = 0; k < kVectors; ++k) {
-      alignas(kBlockBytes) T sum[kL];
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sum[lane] = sums[row][k][0][lane] + sums[row][k][1][lane];
-      }
-      T total = fold(sum);
-      for (int64_t last = i; last < size; ++last) {
-        total += widen<T>(rows[row * row_stride + last]) * vectors[k][last];
-      }
-      products[row][k] = total;
-    }
-  }
-}
-
-// a . b in the order of dots().
-template <class From, class T>
-LAPAL_HD T dot(const From* a, const T* b, int64_t size) {
-  T product[1][1];
-  dots<1, 1>(a, 0, {b}, size, product);
-  return product[0][0];
-}
 
 // The largest of kCount values that lie kLanes apart, in one lane. Pairs first, since one after the other every
 // comparison would wait for the last; recursive, since clones forget the unrolling of an inner loop, and an inner loop

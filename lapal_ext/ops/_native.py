@@ -1,4 +1,4 @@
-"""Loads the compiled kernels, if there are any, and says what was loaded.
+"""Loads the compiled kernels, if there are any, and says what was loaded: ``_C``, and ``_cuda`` where torch has CUDA.
 
 A kernel registers itself with the dispatcher when its library is loaded; nothing else in the package asks whether it is
 there.
@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,48 @@ def _build_record() -> dict[str, Any]:
 _C, _reason = _load()
 
 
+def _why_no_cuda(toolkit: str, cuda: str | None) -> str:
+    """Return why kernels built with ``toolkit`` are not for a torch with this CUDA, or an empty string."""
+    if cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    built, runs = toolkit.split(".", maxsplit=1)[0], cuda.split(".")[0]
+    if built == runs:
+        return ""
+    return (
+        f"the CUDA kernels were built with CUDA {toolkit}, and torch {torch.__version__} runs CUDA {cuda}: install a "
+        f"torch of CUDA {built}, or lapal_ext again with an nvcc of CUDA {runs}"
+    )
+
+
+def _load_cuda() -> dict[str, Any]:
+    """Load ``_cuda`` where it was built for the CUDA of this torch; return what ``build_info`` says of it."""
+    built = _C.build_info()["cuda"] if _C is not None else {"toolkit": "", "architectures": "", "reason": _reason}
+    info = {"loaded": False, **built}
+    if not info["toolkit"]:
+        return info
+    info["reason"] = _why_no_cuda(info["toolkit"], torch.version.cuda)
+    if not info["reason"]:
+        try:
+            torch.ops.load_library(Path(__file__).parent.parent / "_cuda.so")
+        except OSError as error:
+            info["reason"] = f"the CUDA kernels do not load: {error}"
+    info["loaded"] = not info["reason"]
+    if info["reason"] and torch.version.cuda is not None:
+        warnings.warn(f"{info['reason']}. On GPUs, ops run their torch reference.", stacklevel=2)
+    return info
+
+
+_cuda = _load_cuda()
+
+
 def build_info() -> dict[str, Any]:
     """What was compiled, for which machine, and what runs.
 
     Returns:
         ``native`` (bool), ``reason`` (why not, else empty), ``torch`` (the version that runs), ``threads``; and with
-        native kernels what they were compiled with and the ``instruction_set`` that this processor selects.
+        native kernels what they were compiled with and the ``instruction_set`` that this processor selects. ``cuda`` is
+        a dictionary of its own: ``loaded`` (bool), ``toolkit`` (the version of CUDA they were built with, empty where
+        they were not) and ``architectures``, and the ``reason`` why they are not loaded.
     """
     info: dict[str, Any] = {
         "native": _C is not None,
@@ -60,7 +97,8 @@ def build_info() -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    return info if _C is None else info | dict(_C.build_info())
+    compiled = {} if _C is None else dict(_C.build_info())
+    return info | compiled | {"cuda": dict(_cuda)}
 
 
 def backend(op: str, device: str | torch.device = "cpu") -> str:

@@ -70,8 +70,8 @@ def test_schema_marks_what_is_mutated_and_returns_no_alias(name: str) -> None:
 
 
 @every_op
-def test_what_is_marked_as_mutated_does_change(name: str) -> None:
-    args = example(name)
+def test_what_is_marked_as_mutated_does_change(name: str, device: str) -> None:
+    args = cast(OPS[name], example(name), torch.float64, device=device)
     values = outcome(OPS[name], OPS[name], args).values
     for argument in mutated_names(OPS[name]):
         assert not torch.equal(values[argument], args[argument]), f"{argument} is marked, and never changed"
@@ -125,8 +125,8 @@ def test_fake_has_the_real_strides(name: str, variant: str, layout: str, dtype: 
     ("name", "argument"),
     [(n, a) for n in sorted(OPS) for a, spec in OPS[n].shapes.items() if spec.kind in {"compute", "storage"}],
 )
-def test_gradients_raise(name: str, argument: str) -> None:
-    args = cast(OPS[name], example(name), torch.float32)
+def test_gradients_raise(name: str, argument: str, device: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32, device=device)
     args[argument].requires_grad_()
     if mutated_names(OPS[name]):
         with pytest.raises(ValueError, match=rf"\b{argument}\b.* must not require grad"):

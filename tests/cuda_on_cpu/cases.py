@@ -1,0 +1,76 @@
+"""What every kernel is run on: sizes that are multiples of nothing, few and many classes, one row, none; each dtype."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lapal_ext.ops import OPS
+from tests.cuda_on_cpu.build import KERNELS
+from tests.draws import Arguments, cast
+from tests.layouts import LAYOUTS
+from tests.ops.examples import EXAMPLES, example
+
+# Small enough for a few milliseconds, and past the tiles and grids of the emulated device.
+SIZES: dict[str, dict[str, int]] = {
+    "odd": {},
+    "two classes": {"C": 2},
+    "many classes": {"C": 1000, "N": 5, "E": 5},
+    "very many classes": {"C": 1100, "N": 3, "E": 3},
+    "many rows": {"N": 517, "E": 301, "D": 37, "C": 11, "M": 5, "B": 5},
+    "many features": {"D": 161, "B": 5, "N": 9},
+    "one": dict.fromkeys("NEDbMSB", 1),
+    "no rows": {"N": 0, "M": 0, "B": 0},
+    "no points": {"E": 0},
+}
+_FLOATS = (torch.float32, torch.float64)
+
+
+class Case(NamedTuple):
+    """One call of one op."""
+
+    name: str
+    variant: str
+    sizes: str
+    dtype: torch.dtype
+    pool_dtype: torch.dtype
+    layout: str = "contiguous"
+
+    def arguments(self) -> Arguments:
+        """In float64 and contiguous, as ``assert_within_budget`` wants them."""
+        return example(self.name, self.variant, **SIZES[self.sizes])
+
+    def rounded(self) -> Arguments:
+        """As the kernel is called."""
+        args = cast(OPS[self.name], self.arguments(), self.dtype, self.pool_dtype)
+        lay = LAYOUTS[self.layout]
+        return {name: lay(value) if isinstance(value, Tensor) else value for name, value in args.items()}
+
+    def __str__(self) -> str:
+        dtypes = dict.fromkeys([self.dtype, self.pool_dtype])
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        return "-".join([self.name, self.variant, self.sizes.replace(" ", "_"), *names, self.layout])
+
+
+def letters(name: str) -> set[str]:
+    return {letter for spec in OPS[name].shapes.values() for letter in spec.dims}
+
+
+def _pool_dtypes(name: str, dtype: torch.dtype) -> list[torch.dtype]:
+    stored = any(spec.kind == "storage" for spec in OPS[name].shapes.values())
+    return [dtype, torch.bfloat16, torch.float16] if stored else [dtype]
+
+
+def cases() -> list[Case]:
+    """All of them, without sizes that change nothing for an op; not all sizes in half precision and other layouts."""
+    return [
+        Case(name, variant, sizes, dtype, pool_dtype, layout)
+        for name in KERNELS
+        for variant in EXAMPLES[name]
+        for sizes, changed in SIZES.items()
+        if not changed or changed.keys() & letters(name)
+        for dtype in _FLOATS
+        for pool_dtype in _pool_dtypes(name, dtype)
+        if pool_dtype == dtype or sizes in {"odd", "many features"}
+        for layout in (LAYOUTS if sizes == "many rows" and dtype == pool_dtype else ["contiguous"])
+    ]
