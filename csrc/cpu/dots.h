@@ -1,6 +1,6 @@
 // Dot products of rows with vectors, in an order that their length alone decides.
 //
-// Features lie in lanes. Equal rows give equal bits wherever they lie and however many are taken together, so that
+// Features lie in lanes. Equal rows give equal bits wherever they lie and however many vectors they meet, so that
 // duplicates tie exactly and no result depends on tiles or threads.
 #pragma once
 
@@ -53,76 +53,69 @@ LAPAL_HD T fold(const T* values) {
 #endif
 }
 
-// One step of dots() for one register of every row and vector, the chunk's register number kPart.
-template <int kPart, int kRows, int kVectors, class From, class T>
-LAPAL_HD void add_products(const From* rows, int64_t row_stride, const T* const (&vectors)[kVectors], int64_t i,
-                           T (*sums)[kVectors][2][kLanes<T>]) {
+// One step of dots() for one register of the row, the chunk's register number kPart.
+template <int kPart, int kParts, int kVectors, class From, class T>
+LAPAL_HD void add_products(const From* row, const T* const (&vectors)[kVectors], int64_t i,
+                           T (*sums)[kParts][kLanes<T>]) {
   constexpr int kL = kLanes<T>;
   LAPAL_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    const From* values = rows + row * row_stride + i;
-    LAPAL_UNROLL
-    for (int k = 0; k < kVectors; ++k) {
-      const T* vector = vectors[k] + i;
+  for (int k = 0; k < kVectors; ++k) {
+    const T* vector = vectors[k] + i;
 #pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[row][k][kPart][lane] += widen<T>(values[lane]) * vector[lane];
-      }
+    for (int lane = 0; lane < kL; ++lane) {
+      sums[k][kPart][lane] += widen<T>(row[i + lane]) * vector[lane];
     }
   }
 }
 
-// products[row][k] = row . vector_k, in an order that only `size` decides, so equal rows give equal bits however many
-// are taken together. The rows may be stored in half precision: it converts exactly.
-template <int kRows, int kVectors, class From, class T>
-LAPAL_HD void dots(const From* rows, int64_t row_stride, const T* const (&vectors)[kVectors], int64_t size,
-                   T (&products)[kRows][kVectors]) {
+// products[k] = row . vector_k, in an order that only `size` decides. The row may be stored in half precision: it
+// converts exactly, once for all vectors.
+template <int kVectors, class From, class T>
+LAPAL_HD void dots(const From* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
   constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T sums[kRows][kVectors][2][kL];  // two each, or one would wait for itself
+  constexpr int kParts = 4;  // running sums of each: one would wait for itself
+  alignas(kBlockBytes) T sums[kVectors][kParts][kL];
   LAPAL_UNROLL
-  for (int row = 0; row < kRows; ++row) {  // an initialiser would be a call to clear memory
+  for (int k = 0; k < kVectors; ++k) {  // an initialiser would be a call to clear memory
     LAPAL_UNROLL
-    for (int k = 0; k < kVectors; ++k) {
+    for (int part = 0; part < kParts; ++part) {
 #pragma omp simd
       for (int lane = 0; lane < kL; ++lane) {
-        sums[row][k][0][lane] = T(0);
-        sums[row][k][1][lane] = T(0);
+        sums[k][part][lane] = T(0);
       }
     }
   }
   int64_t i = 0;
-  for (; i + 2 * kL <= size; i += 2 * kL) {
-    add_products<0, kRows>(rows, row_stride, vectors, i, sums);
-    add_products<1, kRows>(rows, row_stride, vectors, i + kL, sums);
+  for (; i + kParts * kL <= size; i += kParts * kL) {
+    add_products<0>(row, vectors, i, sums);
+    add_products<1>(row, vectors, i + kL, sums);
+    add_products<2>(row, vectors, i + 2 * kL, sums);
+    add_products<3>(row, vectors, i + 3 * kL, sums);
   }
-  if (i + kL <= size) {
-    add_products<0, kRows>(rows, row_stride, vectors, i, sums);
-    i += kL;
+  for (; i + kL <= size; i += kL) {
+    add_products<0>(row, vectors, i, sums);
   }
   LAPAL_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-    LAPAL_UNROLL
-    for (int k = 0; k < kVectors; ++k) {
-      alignas(kBlockBytes) T sum[kL];
+  for (int k = 0; k < kVectors; ++k) {
+    alignas(kBlockBytes) T sum[kL];
 #pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sum[lane] = sums[row][k][0][lane] + sums[row][k][1][lane];
-      }
-      T total = fold(sum);
-      for (int64_t last = i; last < size; ++last) {
-        total += widen<T>(rows[row * row_stride + last]) * vectors[k][last];
-      }
-      products[row][k] = total;
+    for (int lane = 0; lane < kL; ++lane) {
+      sum[lane] = (sums[k][0][lane] + sums[k][1][lane]) + (sums[k][2][lane] + sums[k][3][lane]);
     }
+    T total = fold(sum);
+    for (int64_t last = i; last < size; ++last) {
+      total += widen<T>(row[last]) * vectors[k][last];
+    }
+    products[k] = total;
   }
 }
 
 // a . b in the order of dots().
 template <class From, class T>
 LAPAL_HD T dot(const From* a, const T* b, int64_t size) {
-  T product[1][1];
-  dots<1, 1>(a, 0, {b}, size, product);
-  return product[0][0];
+  T product[1];
+  dots<1>(a, {b}, size, product);
+  return product[0];
 }
 
 }  // namespace lapal_ext
