@@ -2,8 +2,9 @@
 
 One thread. The limits are measured in the same run:
 
-- copy and read bandwidth, out of cache: ``copy_`` and ``sum`` of 300 MB;
-- sgemm: torch's own matrix product, 1536 x 1536;
+- copy and read bandwidth, out of cache: ``copy_`` and ``sum`` of 300 MB; ``clone`` where a result is fresh memory, whose
+  pages the system has yet to find;
+- sgemm: torch's own matrix product, 1536 x 1536, which on a processor of another maker than its BLAS is no limit;
 - multiply-adds in registers and exponentials in the first-level cache: ``probe.cpp``. The exponential is the kernels'
   own, so that its limit says what is lost around it, not whether a better one exists. Without a compiler the sgemm
   rate and ``torch.exp`` in cache stand in; the latter is slower than the kernels', which then seem to beat the limit.
@@ -98,7 +99,13 @@ def kernels(machine: Machine) -> list[Kernel]:
         backend = "" if ops.backend(name) == "native" else " (reference)"
         return Kernel(f"`{name}`{backend} {text}{kind}", lambda: op(**arguments), limit, bound)
 
-    found = [of_op("rank_one_update", 2 * 16 * 768**2 * 4 * machine.copied, "copy", B=16, D=768)]
+    matrices = torch.randn(16, 768, 768)
+    found = [of_op("rank_one_update", seconds(matrices.clone, 5), "clone", B=16, D=768)]
+    for b in (10, 100):
+        limit = max(b * 768**2 / 2 * machine.fma, seconds(matrices[0].clone))
+        found.append(of_op("rank_n_update", limit, "fma or clone", b=b, D=768))
+    for N, E in ((100, 768), (1000, 10_000)):
+        found.append(of_op("inner_products", N * E * 768 * machine.fma, "fma", N=N, E=E, D=768))
     for C in (10, 100):
         points = 300 * 10_000 * C
         limit = points * (10 * machine.fma + machine.exp)
@@ -123,7 +130,7 @@ def kernels(machine: Machine) -> list[Kernel]:
 
 
 def _calls(machine: Machine) -> list[Kernel]:
-    """The matrix products around the kernels of W1 and W4."""
+    """Whole calls and products of W1 and W4 beside torch's own products."""
     found = []
     for D, C in ((384, 10), (768, 100)):
         problem = make_problem(D, C)
@@ -139,7 +146,7 @@ def _calls(machine: Machine) -> list[Kernel]:
         found.append(
             Kernel(
                 f"W4's columns, 1000 × {D} × 10,000",
-                lambda p=problem, rows=rows: rows @ p.eval_features.T,
+                lambda p=problem, rows=rows: ops.inner_products(rows, p.eval_features),
                 2 * 1000 * 10_000 * D * machine.flop,
                 "sgemm",
             )

@@ -1,6 +1,7 @@
 """Run the workloads and print them beside their targets, in Markdown: ``python -m benchmarks.table``.
 
-Takes about five minutes. ``--threads 2`` for two threads, ``--wall`` on a quiet machine, ``-k w4`` for some of them.
+Takes about five minutes. ``--threads 2`` for two threads, ``--wall`` on a quiet machine, ``-k w4`` for some of them,
+``--brief`` for the table of README.md.
 """
 
 import argparse
@@ -35,11 +36,20 @@ def run_workloads(threads: int, wall: bool, select: str) -> dict[str, Any]:
         return loaded
 
 
-def print_table(report: dict[str, Any], timer: str) -> None:
-    rows: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+Rows = dict[tuple[str, str], dict[str, dict[str, Any]]]
+"""(workload, size) -> arm -> what is known of it."""
+
+
+def rows_of(report: dict[str, Any]) -> Rows:
+    rows: Rows = defaultdict(dict)
     for entry in report["benchmarks"]:
         info = entry["extra_info"]
         rows[info["workload"], info["size"]][info["arm"]] = info | {"ms": 1e3 * entry["stats"]["median"]}
+    return rows
+
+
+def print_table(report: dict[str, Any], timer: str) -> None:
+    rows = rows_of(report)
     print(_stamp(report, timer))
     print("\n| workload | D/C | authors | refit | torch | other | native, ms | target | |")
     print("|---|---|---:|---:|---:|---:|---:|---|---|")
@@ -56,6 +66,24 @@ def print_table(report: dict[str, Any], timer: str) -> None:
         print("|", " | ".join([workload, size, *cells, others or "–", shown, target, verdict]), "|")
     print("\nEach arm: milliseconds (how many times slower than native). * timed in part and scaled.")
     print(*notes, sep="\n")
+
+
+def print_brief_table(report: dict[str, Any], timer: str) -> None:
+    """The native arm's time, and how many times slower the others are; of all plain torch, the fastest."""
+    print(_stamp(report, timer))
+    print("\n| workload | D/C | kernels, ms | authors | best torch | other |\n|---|---|---:|---:|---:|---|")
+    for (workload, size), arms in rows_of(report).items():
+        if "native" not in arms:
+            continue
+        native = _milliseconds(arms["native"])
+        times = {name: _milliseconds(arm) / native for name, arm in arms.items() if name != "native"}
+        torch_times = [times.pop(name) for name in ("torch", "best torch") if name in times]
+        cells = [f"{native:.2g}", _factor(times.pop("authors", None)), _factor(min(torch_times, default=None))]
+        print("|", " | ".join([workload, size, *cells, "; ".join(f"{n} {_factor(t)}" for n, t in times.items())]), "|")
+
+
+def _factor(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2g}×" if ratio < 100 else f"{ratio:.0f}×"
 
 
 def _milliseconds(arm: dict[str, Any]) -> float:
@@ -95,10 +123,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time rather than processor time, for one thread")
     parser.add_argument("-k", dest="select", default="", metavar="EXPRESSION", help="as in pytest: which workloads")
+    parser.add_argument("--brief", action="store_true", help="factors alone, as in README.md")
     options = parser.parse_args()
     # Processor time adds up over threads, so that two of them would look slower, not faster.
     wall = options.wall or options.threads > 1
-    print_table(run_workloads(options.threads, wall, options.select), "wall" if wall else "processor")
+    write = print_brief_table if options.brief else print_table
+    write(run_workloads(options.threads, wall, options.select), "wall" if wall else "processor")
 
 
 if __name__ == "__main__":
