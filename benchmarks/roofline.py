@@ -2,8 +2,8 @@
 
 One thread. The limits are measured in the same run:
 
-- copy and read bandwidth, out of cache: ``copy_`` and ``sum`` of 300 MB; ``clone`` where a result is fresh memory, whose
-  pages the system has yet to find;
+- copy and read bandwidth, out of cache: ``copy_`` and ``sum`` of 300 MB; ``clone`` where a result is fresh memory, for
+  which the system has yet to find pages;
 - sgemm: torch's own matrix product, 1536 x 1536, which on a processor of another maker than its BLAS is no limit;
 - multiply-adds in registers and exponentials in the first-level cache: ``probe.cpp``. The exponential is the kernels'
   own, so that its limit says what is lost around it, not whether a better one exists. Without a compiler the sgemm
