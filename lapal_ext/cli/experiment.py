@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lapal_ext.cli._arguments import positive_number, prepared, require, whole_number
 from lapal_ext.cli.errors import CommandError
@@ -158,7 +158,7 @@ def _configuration(options: argparse.Namespace, source: "Source") -> "Configurat
     pool_rows = rows if digits else rows - kept
     if options.kind == "updating":
         initial = options.initial or min(50, pool_rows // 2)
-        specific = {"new_labels": tuple(sorted(set(options.new_labels)))}
+        specific: dict[str, Any] = {"new_labels": tuple(sorted(set(options.new_labels)))}
     else:
         batch = options.batch_size or default_batch(source.name, num_classes)
         initial = options.initial or batch

@@ -64,10 +64,13 @@ def draw_experiment(folder: Path, records: Sequence[Record], configuration: dict
     paths = []
     for name, draw in drawings.items():
         with mpl.rc_context(STYLE):
-            figure, path = draw(), folder / f"{name}.png"
-            replace_file(path, lambda scratch, made=figure: made.savefig(scratch, dpi=RESOLUTION, format="png"))
-            paths.append(path)
+            paths.append(_save(draw(), folder / f"{name}.png"))
     return paths
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    replace_file(path, lambda scratch: figure.savefig(scratch, dpi=RESOLUTION, format="png"))
+    return path
 
 
 def _line(name: str) -> Line:
@@ -123,7 +126,7 @@ def _absorbing(records: Sequence[Record], configuration: dict[str, Any]) -> Figu
         _limit(right, of_prior, names)
         left.set(title=f"prior precision {prior:g}", ylabel="test accuracy [%]")
         right.set(title=f"prior precision {prior:g}", ylabel="negative log-likelihood [nats]")
-    _finish(figure, axes.ravel(), configuration, "")
+    _finish(figure, list(axes.ravel()), configuration, "")
     return figure
 
 

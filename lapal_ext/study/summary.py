@@ -24,7 +24,8 @@ _NOTES = {
     True: """\
 Accuracy, expected calibration error (ECE) and differences of accuracy in percent and points, negative log-likelihood
 (NLL) in nats, all of the plugin predictive on test rows. Differences are paired: of the same seed, from {reference}.
-Time: of the update or the refit alone, median of 3; for Monte Carlo, which has no weights, with its prediction.
+Time: of the update or the refit alone, median of 3. Monte Carlo has no weights: its probabilities are means over
+samples (less sure than a plugin's, with or without new labels), and its time is that of the prediction.
 "Gap closed" is the share of the way from base to refit in mean accuracy, shown where that is more than two standard
 errors long. First-order, Monte Carlo and official rules have a γ to tune, newton and line search have none.
 """,
