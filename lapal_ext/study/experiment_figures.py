@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -26,7 +26,7 @@ _LOOKS = {
     "typiclust": ("#E69F00", "P"),
     "coreset": ("#8C564B", "d"),
     "bald": ("#CC79A7", "*"),
-    "gradient_norm": ("#000000", "+"),
+    "gradient_norm": ("#000000", "p"),
     "look_ahead_true": ("#000000", "D"),
     "look_ahead_predicted": ("#D55E00", "D"),
     "expected_error_reduction": ("#E69F00", "h"),
@@ -43,6 +43,11 @@ _LOOKS = {
     "official_10": ("#D55E00", "s"),
     "official_30": ("#CC79A7", "s"),
 }
+_FILLS: dict[str, Literal["full", "left", "none"]] = {
+    "-": "full",
+    "--": "left",
+    ":": "none",
+}  # where there are no lines
 _CONTEXT = ("random", "margin")  # in every panel
 _WIDTH, _HEIGHT = 3.5, 3.2  # of a panel, inches
 
@@ -123,20 +128,25 @@ def _absorbing(records: Sequence[Record], configuration: dict[str, Any]) -> Figu
             panel.set_xticks(added, labels=[f"+{count}" for count in added])
             panel.minorticks_off()
             panel.set_xlabel(f"new labels, beside the {initial} fitted")
-        _limit(right, of_prior, names)
+        _limit(left, of_prior, names, "accuracy", 100.0)
+        _limit(right, of_prior, names, "nll", -1.0)
         left.set(title=f"prior precision {prior:g}", ylabel="test accuracy [%]")
         right.set(title=f"prior precision {prior:g}", ylabel="negative log-likelihood [nats]")
-    _finish(figure, list(axes.ravel()), configuration, "")
+    note = "Lines: mean of {}. Bands: one standard error. Worse than the picture is high: see the table."
+    _finish(figure, list(axes.ravel()), configuration, "", note)
     return figure
 
 
-def _limit(axes: Axes, records: Sequence[Record], names: Sequence[str]) -> None:
-    """Let a rule that diverges leave the picture upwards, so that the others can be told apart."""
-    means = [mean_and_error(by_seed(records, UPDATING, name, "nll")[1])[0] for name in names]
-    base = next((float(mean[0]) for name, mean in zip(names, means, strict=True) if name == "base"), None)
-    lowest = min(float(mean.min()) for mean in means)
-    if base is not None and base > lowest:
-        axes.set_ylim(lowest - 0.1 * (base - lowest), min(axes.get_ylim()[1], base + 1.5 * (base - lowest)))
+def _limit(axes: Axes, records: Sequence[Record], names: Sequence[str], field: str, factor: float) -> None:
+    """Let a rule that diverges leave the picture, so that the others can be told apart; a negative factor turns it."""
+    if "base" not in names:
+        return
+    means = {name: factor * mean_and_error(by_seed(records, UPDATING, name, field)[1])[0] for name in names}
+    base, best = float(means["base"][0]), max(float(mean.max()) for mean in means.values())
+    ends = [abs(base - 1.5 * (best - base)), abs(best + 0.3 * (best - base))]
+    low, high = axes.get_ylim()
+    if best > base:
+        axes.set_ylim(max(low, min(ends)), min(high, max(ends)))
 
 
 def _time(records: Sequence[Record], configuration: dict[str, Any]) -> Figure:
@@ -152,7 +162,6 @@ def _time(records: Sequence[Record], configuration: dict[str, Any]) -> Figure:
         reached = _last(records, experiment, name, "accuracy" if updates else "aulc")
         (x, dx), (y, dy) = mean_and_error(1000.0 * seconds), mean_and_error(100.0 * reached)
         look = _line(name)
-        face = "none" if look.dashes == ":" else look.colour
         axes.errorbar(
             float(x),
             float(y),
@@ -160,7 +169,7 @@ def _time(records: Sequence[Record], configuration: dict[str, Any]) -> Figure:
             float(dx),
             color=look.colour,
             marker=look.marker,
-            markerfacecolor=face,
+            fillstyle=_FILLS[look.dashes],
             markersize=6,
             elinewidth=0.8,
             linestyle="none",

@@ -51,14 +51,14 @@ def describe(strategy: str) -> str:
         return "look-ahead, predicted labels"
     for name in _SEQUENTIAL:
         if strategy == f"{name}_predicted":
-            return f"sequential {name}, predicted labels"
+            return f"sequential {name.replace('_', ' ')}, predicted labels"
         if strategy == f"{name}_true":
-            return f"sequential {name}, true labels (label before next pick)"
+            return f"sequential {name.replace('_', ' ')}, true labels (label before next pick)"
     if strategy.startswith("official_"):
         return f"official rule, γ = {strategy.removeprefix('official_')}"
     for family in ("first_order", "monte_carlo"):
         if strategy.startswith(f"{family}_"):
-            return f"{family.replace('_', '-')}, γ = {strategy.removeprefix(f'{family}_')}"
+            return f"{family.replace('_', ' ')}, γ = {strategy.removeprefix(f'{family}_')}"
     return strategy.replace("_", " ")
 
 
