@@ -9,6 +9,7 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -92,8 +93,10 @@ def run_experiment(
     records = [record for unit in everything for record in _read_unit(folder, unit) or ()]
     _write_csv(folder / RESULTS, records, MEASURES)
     _write_csv(folder / TIMINGS, [record for record in records if record.seconds is not None], (_TIMED,))
-    for scratch in (folder / _UNITS).glob(".*.json"):  # of processes that were killed while they wrote
-        scratch.unlink(missing_ok=True)
+    scratch = [f".[0-9]*.{name}" for name in (CONFIGURATION, RESULTS, TIMINGS)]
+    for pattern in (*scratch, f"{_UNITS}/.[0-9]*.json"):  # of processes that were killed while they wrote
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def run_unit(configuration: Configuration, source: Source, unit: Unit) -> list[Record]:
@@ -172,17 +175,22 @@ def _complete(
                 yield _compute(folder, configuration, source, unit)
         return
     context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(min(jobs, len(missing)), context, _start_process) as executor:
         futures = [executor.submit(_compute_alone, folder, configuration, source, unit) for unit in missing]
         try:
             for future in as_completed(futures):
                 yield future.result()
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - set(others):
+                process.terminate()  # a unit may take minutes, and half of one is nothing
+            raise
 
 
 def _start_process() -> None:
-    """End this process when the one that started it has ended, by whatever signal."""
+    """Leave Ctrl-C to the process that started this one, and end when that has ended, by whatever signal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
         parent = multiprocessing.parent_process()

@@ -43,11 +43,8 @@ _LOOKS = {
     "official_10": ("#D55E00", "s"),
     "official_30": ("#CC79A7", "s"),
 }
-_FILLS: dict[str, Literal["full", "left", "none"]] = {
-    "-": "full",
-    "--": "left",
-    ":": "none",
-}  # where there are no lines
+# Of markers, where there are no lines.
+_FILLS: dict[str, Literal["full", "left", "none"]] = {"-": "full", "--": "left", ":": "none"}
 _CONTEXT = ("random", "margin")  # in every panel
 _WIDTH, _HEIGHT = 3.5, 3.2  # of a panel, inches
 
@@ -132,7 +129,7 @@ def _absorbing(records: Sequence[Record], configuration: dict[str, Any]) -> Figu
         _limit(right, of_prior, names, "nll", -1.0)
         left.set(title=f"prior precision {prior:g}", ylabel="test accuracy [%]")
         right.set(title=f"prior precision {prior:g}", ylabel="negative log-likelihood [nats]")
-    note = "Lines: mean of {}. Bands: one standard error. Worse than the picture is high: see the table."
+    note = "Lines: mean of {}. Bands: one standard error. What leaves a panel is in the tables."
     _finish(figure, list(axes.ravel()), configuration, "", note)
     return figure
 
