@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
+import numpy as np
 import pytest
 
 from lapal_ext.cli import demo, main
@@ -10,7 +12,7 @@ _WHAT_IS_LOADED = """
 import runpy, sys
 sys.argv = ["lapal-ext"]
 import lapal_ext
-lazy = ("lapal_ext.study", "lapal_ext.cli", "sklearn", "matplotlib", "rich")
+lazy = ("lapal_ext.study", "lapal_ext.cli", "sklearn", "matplotlib", "rich", "torchmetrics")
 print([name for name in lazy if name in sys.modules])
 try:
     runpy.run_module("lapal_ext", run_name="__main__", alter_sys=True)
@@ -113,3 +115,114 @@ class TestDemo:
             assert expected in out
         assert "\x1b" not in out
         assert str(tmp_path / "results.csv") in out.replace("\n", "")
+
+
+class TestExperiment:
+    @pytest.fixture
+    def run(self, monkeypatch):
+        """What would be run."""
+        calls = []
+        monkeypatch.setattr("lapal_ext.study.experiment.run_experiment", lambda *arguments: calls.append(arguments))
+        return calls
+
+    def test_defaults_are_the_papers_protocol(self, run, tmp_path, capsys):
+        assert main(["experiment", "active-learning", "--data", "digits", "--out", str(tmp_path / "new")]) == 0
+        ((folder, configuration, source, jobs, _),) = run
+        assert (folder, source.path, jobs) == (tmp_path / "new", None, 1)
+        assert (configuration.subset, configuration.acquisitions, configuration.batch_size) == (1000, 20, 10)
+        assert configuration.seeds == 10
+        assert f"lapal-ext report {folder}" in capsys.readouterr().out
+
+    def test_options_reach_the_configuration(self, run, tmp_path):
+        arguments = "--arms base refit --prior-precisions 1 1e2 --initial 20 --new-labels 5 1 --seeds 2 --jobs 3"
+        arguments += " --feature-factor 1e-3 --evaluation-rows 7"
+        assert main(["experiment", "updating", "--data", "digits", "--out", str(tmp_path), *arguments.split()]) == 0
+        ((_, configuration, _, jobs, _),) = run
+        assert jobs == 3
+        assert configuration.as_json() == {
+            "experiment": "updating",
+            "data": "digits",
+            "data_sha256": None,
+            "strategies": ["base", "refit"],
+            "seeds": 2,
+            "prior_precisions": [1.0, 100.0],
+            "initial_labels": 20,
+            "evaluation_rows": 7,
+            "feature_factor": 1e-3,
+            "new_labels": [1, 5],
+            "batch_size": None,
+            "acquisitions": None,
+            "subset": None,
+        }
+
+    @pytest.mark.parametrize("by_name", [False, True])
+    def test_a_file_of_features_is_found(self, by_name, run, tmp_path, monkeypatch):
+        file = tmp_path / "banking77_mine.npz"
+        draw = np.random.default_rng(0)
+        parts = {f"x_{part}": draw.normal(size=(1500, 3)).astype(np.float16) for part in ("train", "test")}
+        parts |= {f"y_{part}": np.arange(1500) % 77 for part in ("train", "test")}
+        np.savez(file, class_names=np.array([str(k) for k in range(77)]), **parts)
+        monkeypatch.setenv("LAPAL_EXT_DATA", str(tmp_path))
+        data = "banking77_mine" if by_name else str(file)
+        assert main(["experiment", "look-ahead", "--data", data, "--out", str(tmp_path / "out")]) == 0
+        ((_, configuration, source, *_),) = run
+        assert source.path == str(file)
+        assert configuration.data == "banking77_mine.npz"
+        assert len(configuration.data_sha256) == 64
+        assert (configuration.batch_size, configuration.initial_labels, configuration.acquisitions) == (200, 200, 5)
+        assert configuration.evaluation_rows == 300
+        assert "look_ahead_true" in configuration.strategies
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("--data nowhere", "--data must be digits, an .npz file"),
+            ("--data digits --arms margin nothing", "--arms must be of random, margin"),
+            ("--data digits --acquisitions 90", "must be at most the 900 rows of the pool together, got 910"),
+            ("--data digits --batch-size 20 --subset 19", "--subset must be at least the batch size 20, got 19"),
+            ("--data digits --evaluation-rows 801", "--evaluation-rows must be at most 800 of digits, got 801"),
+        ],
+    )
+    def test_what_cannot_be_is_explained(self, arguments, message, run, tmp_path, capsys):
+        assert main(["experiment", "active-learning", "--out", str(tmp_path), *arguments.split()]) == 1
+        assert message in capsys.readouterr().err
+        assert not run
+
+    def test_a_damaged_file_is_named(self, run, tmp_path, capsys):
+        (tmp_path / "set.npz").write_bytes(b"PK")
+        assert main(["experiment", "updating", "--data", str(tmp_path / "set.npz"), "--out", str(tmp_path)]) == 1
+        assert "set.npz is no feature set" in capsys.readouterr().err
+        assert not run
+
+    def test_a_folder_with_another_experiment_is_refused(self, tmp_path, capsys):
+        arguments = ["experiment", "updating", "--data", "digits", "--out", str(tmp_path), "--arms", "base"]
+        assert main([*arguments, "--seeds", "1"]) == 0
+        assert main([*arguments, "--seeds", "2"]) == 1
+        assert "holds another experiment: seeds was 1 and is 2" in capsys.readouterr().err
+
+    def test_an_experiment_must_be_named(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            main(["experiment"])
+        assert end.value.code == 2
+        assert "name an experiment: updating, active-learning, look-ahead" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("missing", ["sklearn", "matplotlib", "rich", "torchmetrics"])
+    def test_missing_extra_is_named(self, missing, run, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(sys.modules, missing, None)
+        assert main(["experiment", "updating", "--data", "digits", "--out", str(tmp_path)]) == 1
+        assert 'rich and torchmetrics: pip install "lapal_ext[experiment]"' in capsys.readouterr().err
+        assert not run
+
+    def test_a_dead_process_is_explained(self, tmp_path, monkeypatch, capsys):
+        def die(*_):
+            raise BrokenProcessPool
+
+        monkeypatch.setattr("lapal_ext.study.experiment.run_experiment", die)
+        assert main(["experiment", "updating", "--data", "digits", "--out", str(tmp_path)]) == 1
+        assert "run the same command again" in capsys.readouterr().err
+
+    def test_what_is_not_finished_has_no_report(self, tmp_path, capsys):
+        assert main(["report", str(tmp_path)]) == 1
+        assert "holds no finished experiment" in capsys.readouterr().err
+        assert main(["report", str(tmp_path / "none")]) == 1
+        assert "DIR must be the folder of an experiment" in capsys.readouterr().err

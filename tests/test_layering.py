@@ -22,7 +22,7 @@ ORDER = [
     ROOT,
     "features", "interop", "study", "cli", "__main__",
 ]  # fmt: skip
-HEAVY = ("sklearn", "scipy", "matplotlib", "rich", "pandas", "skactiveml", "laplace", "torchvision")
+HEAVY = ("sklearn", "scipy", "matplotlib", "rich", "torchmetrics", "pandas", "skactiveml", "laplace", "torchvision")
 
 
 def room_of(path: Path) -> str:

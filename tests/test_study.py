@@ -6,17 +6,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from lapal_ext.study import protocols
+from lapal_ext.study import run, strategies
 from lapal_ext.study.data import load_digits, split
 from lapal_ext.study.figures import draw_learning_curves
-from lapal_ext.study.protocols import (
-    ACTIVE_LEARNING,
-    ACTIVE_STRATEGIES,
-    UPDATING,
-    UPDATING_STRATEGIES,
-    active_learning,
-    updating,
-)
+from lapal_ext.study.protocols import ACTIVE_LEARNING, UPDATING
 from lapal_ext.study.records import Record, by_seed, mean_and_error
 from lapal_ext.study.report import (
     ACTIVE_NOTES,
@@ -26,7 +19,7 @@ from lapal_ext.study.report import (
     updating_table,
     write_csv,
 )
-from lapal_ext.study.run import Settings, one_thread, run_study
+from lapal_ext.study.run import DEMO_ACTIVE, DEMO_UPDATING, Settings, one_thread, run_study
 
 QUICK = Settings(seeds=2, new_labels=(1, 10, 50), acquisitions=2)
 
@@ -47,10 +40,14 @@ def records():
     return run_study(QUICK, ignore_progress)
 
 
+def record(experiment, seed, strategy, labels, accuracy, nll, seconds):
+    return Record(experiment, seed, strategy, 10.0, labels, accuracy, nll, 0.5, None, None, seconds)
+
+
 def curve(strategy, accuracies, seed=0):
     """Active-learning records of one seed at 10, 20, ... labels."""
     return [
-        Record(ACTIVE_LEARNING, seed, strategy, 10 * (i + 1), accuracy, -1.0, 0.002 if i else None)
+        record(ACTIVE_LEARNING, seed, strategy, 10 * (i + 1), accuracy, 1.0, 0.002 if i else None)
         for i, accuracy in enumerate(accuracies)
     ]
 
@@ -97,48 +94,48 @@ class TestProtocols:
     def test_a_seed_repeats_exactly_but_for_the_times(self, records):
         parts = split(load_digits(), 1)
         again = [
-            *updating(parts, 1, QUICK.updating_labels, QUICK.new_labels),
-            *active_learning(parts, 1, QUICK.active_labels, QUICK.batch_size, QUICK.acquisitions),
+            *run._updating(parts, 1, QUICK),
+            *run._active_learning(parts, 1, QUICK),
         ]
-        assert [record[:6] for record in again] == [record[:6] for record in records if record.seed == 1]
+        assert [record[:-1] for record in again] == [record[:-1] for record in records if record.seed == 1]
 
     def test_every_strategy_is_measured_at_every_count(self, records):
-        for name in UPDATING_STRATEGIES:
+        for name in DEMO_UPDATING:
             counts = [50] if name == "base" else [51, 60, 100]
             assert by_seed(records, UPDATING, name, "accuracy")[0] == counts
-        for name in ACTIVE_STRATEGIES:
+        for name in DEMO_ACTIVE:
             labels, values = by_seed(records, ACTIVE_LEARNING, name, "accuracy")
             assert labels == [10, 20, 30]
             assert values.shape == (2, 3)
 
     def test_strategies_start_from_the_same_model(self, records):
-        starts = [by_seed(records, ACTIVE_LEARNING, name, "log_likelihood")[1][:, 0] for name in ACTIVE_STRATEGIES]
+        starts = [by_seed(records, ACTIVE_LEARNING, name, "log_likelihood")[1][:, 0] for name in DEMO_ACTIVE]
         assert all(np.array_equal(start, starts[0]) for start in starts)
         assert starts[0][0] != starts[0][1], "seeds must differ"
 
     def test_strategies_differ_after_a_batch(self, records):
-        ends = {tuple(by_seed(records, ACTIVE_LEARNING, name, "log_likelihood")[1][:, 1]) for name in ACTIVE_STRATEGIES}
-        assert len(ends) == len(ACTIVE_STRATEGIES)
+        ends = {tuple(by_seed(records, ACTIVE_LEARNING, name, "log_likelihood")[1][:, 1]) for name in DEMO_ACTIVE}
+        assert len(ends) == len(DEMO_ACTIVE)
 
     def test_a_strategy_does_not_depend_on_those_before_it(self, records, monkeypatch):
-        monkeypatch.setattr(protocols, "ACTIVE_STRATEGIES", ("look_ahead_true",))
-        alone = list(active_learning(split(load_digits(), 1), 1, 10, 10, 2))
+        monkeypatch.setattr(run, "DEMO_ACTIVE", ("look_ahead_true",))
+        alone = list(run._active_learning(split(load_digits(), 1), 1, QUICK))
         together = [record for record in records if record[:3] == (ACTIVE_LEARNING, 1, "look_ahead_true")]
-        assert [record[:6] for record in alone] == [record[:6] for record in together]
+        assert [record[:-1] for record in alone] == [record[:-1] for record in together]
 
     def test_choices_never_see_a_test_row_or_a_labelled_one(self, monkeypatch):
         parts = split(load_digits(), 0)
         seen = []
-        choose = protocols._choose
+        choose = strategies.choose_batch
 
-        def spy(strategy, model, unlabelled, evaluation, *rest):
-            chosen = choose(strategy, model, unlabelled, evaluation, *rest)
+        def spy(strategy, model, labelled, unlabelled, evaluation, *rest):
+            chosen = choose(strategy, model, labelled, unlabelled, evaluation, *rest)
             seen.append((unlabelled.features, evaluation.features, unlabelled.features[chosen]))
             return chosen
 
-        monkeypatch.setattr(protocols, "_choose", spy)
-        monkeypatch.setattr(protocols, "ACTIVE_STRATEGIES", ("look_ahead_true",))
-        list(active_learning(parts, 0, 10, 10, 2))
+        monkeypatch.setattr(strategies, "choose_batch", spy)
+        monkeypatch.setattr(run, "DEMO_ACTIVE", ("look_ahead_true",))
+        list(run._active_learning(parts, 0, QUICK))
         for unlabelled, evaluation, _ in seen:
             assert torch.equal(evaluation, parts.evaluation.features)
             assert not (unlabelled[:, None] == parts.test.features[None]).all(2).any()
@@ -147,14 +144,17 @@ class TestProtocols:
         assert not (seen[1][0][:, None] == first_batch[None]).all(2).any()
 
     def test_each_number_of_new_labels_starts_from_the_base(self, records):
-        *_, paper, ours, refit = updating(split(load_digits(), 0), 0, 50, (50,))
+        settings = Settings(seeds=2, new_labels=(50,))
+        *_, paper, ours, refit = run._updating(split(load_digits(), 0), 0, settings)
         for alone in (paper, ours, refit):
-            assert [alone[:6]] == [record[:6] for record in records if record[:4] == (UPDATING, 0, alone.strategy, 100)]
+            assert [alone[:-1]] == [
+                record[:-1] for record in records if (record[:3], record.labels) == ((UPDATING, 0, alone.strategy), 100)
+            ]
 
     def test_our_rule_closes_most_of_the_gap_to_a_refit(self, records):
         """On real data and 50 labels: three quarters of it in log-likelihood, when this was written."""
-        end = {name: by_seed(records, UPDATING, name, "log_likelihood")[1][:, -1] for name in UPDATING_STRATEGIES}
-        assert (end["ours"] - end["base"] > 0.5 * (end["refit"] - end["base"])).all()
+        end = {name: by_seed(records, UPDATING, name, "log_likelihood")[1][:, -1] for name in DEMO_UPDATING}
+        assert (end["line_search"] - end["base"] > 0.5 * (end["refit"] - end["base"])).all()
         assert (end["refit"] > end["base"] + 0.1).all()
 
     def test_progress_counts_every_record(self):
@@ -197,8 +197,8 @@ class TestReport:
         levels = {
             "random": (0.2, 0.3),
             "margin": (0.4, 0.5),
-            "sequential_predicted": (0.6, 0.5),
-            "sequential_true": (0.7, 0.8),
+            "margin_predicted": (0.6, 0.5),
+            "margin_true": (0.7, 0.8),
             "look_ahead_true": (0.9, 1.0),
         }
         return [
@@ -225,9 +225,9 @@ class TestReport:
         assert cells(printed(active_learning_table(made_up)), "ms/batch") == ["2.0±0.0"] * 5
 
     def test_updating_table(self):
-        ends = {"paper": (0.5, -3.0, 0.001), "ours": (0.7, -2.0, 0.002), "refit": (0.8, -1.0, 0.003)}
-        made_up = [Record(UPDATING, 0, "base", 50, 0.6, -2.5, None)]
-        made_up += [Record(UPDATING, 0, name, 60, *end) for name, end in ends.items()]
+        ends = {"official_10": (0.5, 3.0, 0.001), "line_search": (0.7, 2.0, 0.002), "refit": (0.8, 1.0, 0.003)}
+        made_up = [record(UPDATING, 0, "base", 50, 0.6, 2.5, None)]
+        made_up += [record(UPDATING, 0, name, 60, *end) for name, end in ends.items()]
         text = printed(updating_table(made_up, [10]))
         assert "fitted to 50" in text
         assert cells(text, "   +10   base, no new labels") == ["60.0±0.0", "-2.500±0.000", "-"]
@@ -249,11 +249,10 @@ class TestReport:
         write_csv(path, records)
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = csv.reader(file)
-        assert header == ["experiment", "seed", "strategy", "labels", "accuracy", "log_likelihood", "seconds"]
-        assert [
-            Record(e, int(s), n, int(labels), float(a), float(ll), float(t) if t else None)
-            for e, s, n, labels, a, ll, t in rows
-        ] == records
+        assert tuple(header) == Record._fields
+        assert [[None if cell == "" else cell for cell in row] for row in rows] == [
+            [None if value is None else str(value) for value in record] for record in records
+        ]
 
     def test_a_failed_write_leaves_the_old_file(self, tmp_path):
         path = tmp_path / "results.csv"

@@ -1,8 +1,6 @@
 """``lapal-ext demo``: the study on scikit-learn's bundled digits, in under a minute."""
 
 import argparse
-import importlib.util
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lapal_ext.cli._arguments import prepared, require, whole_number
 from lapal_ext.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "--seeds",
-        type=_seeds,
+        type=whole_number(2),
         default=_DEFAULT_SEEDS,
         metavar="N",
         help="repetitions on other splits, at least 2; the time grows with it (default: %(default)s)",
@@ -51,22 +50,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=_run)
 
 
-def _seeds(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 2, got {text!r}")
-    return number
-
-
 def _run(options: argparse.Namespace) -> None:
-    if any(importlib.util.find_spec(module) is None for module in _NEEDS):
-        raise CommandError('lapal-ext demo needs scikit-learn, matplotlib and rich: pip install "lapal_ext[demo]"')
+    require("demo", "demo", _NEEDS)
     from lapal_ext.study.run import Settings
 
-    show_study(_prepared(options.out), Settings(seeds=options.seeds))
+    show_study(prepared(options.out), Settings(seeds=options.seeds))
 
 
 def show_study(folder: Path, settings: "Settings") -> None:
@@ -98,19 +86,6 @@ def show_study(folder: Path, settings: "Settings") -> None:
     console.print(report.updating_table(records, _TABLE_NEW_LABELS), report.UPDATING_NOTES, "", sep="\n")
     console.print(report.active_learning_table(records), report.ACTIVE_NOTES, "", sep="\n")
     console.print(f"Wrote {results} and {picture} in {time.perf_counter() - start:.0f} s")
-
-
-def _prepared(folder: Path) -> Path:
-    """Make the folder and try to write there, before a minute is spent on what could not be kept."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileExistsError as error:
-        raise CommandError(f"--out must be a folder, but {folder} is a file") from error
-    except OSError as error:
-        raise CommandError(f"--out must be a folder one can write to, got {folder}: {error.strerror}") from error
-    return folder
 
 
 @contextmanager

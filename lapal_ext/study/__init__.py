@@ -1,1 +1,1 @@
-"""Experiments on real data that show what the package does; needs the extra ``demo``."""
+"""Experiments on real data that show what the package does; needs the extra ``experiment``, the demo ``demo`` alone."""

@@ -1,20 +1,14 @@
-"""The data of the demo: scikit-learn's bundled handwritten digits, and a seeded split of them."""
+"""The data of experiments: scikit-learn's bundled digits or a file of features, and a seeded split of them."""
 
 from typing import NamedTuple
 
 import torch
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor
+
+from lapal_ext.study.feature_file import FeatureSet, Labelled
 
 _MAX_PIXEL = 16.0
-
-
-class Labelled(NamedTuple):
-    """Rows with their labels."""
-
-    features: Tensor  # [N, D] float32
-    targets: Tensor  # [N] int64
 
 
 class Split(NamedTuple):
@@ -51,3 +45,17 @@ def split(data: Labelled, seed: int, pool_rows: int = 900, evaluation_rows: int 
     )
     pool, evaluation, test = (Labelled(data.features[rows], data.targets[rows]) for rows in (pool, evaluation, test))
     return Split(pool, evaluation, test, num_classes=int(targets.max()) + 1)
+
+
+def split_training(data: FeatureSet, seed: int, evaluation_rows: int) -> Split:
+    """Keep the test part as it is published and divide the training part into evaluation and pool (the rest).
+
+    Args:
+        data: with a training part of more than ``evaluation_rows`` rows.
+        seed: of the division; the same seed gives the same rows.
+        evaluation_rows: size of the part that look-ahead may see.
+    """
+    order = torch.randperm(len(data.train.targets), generator=torch.Generator().manual_seed(seed))
+    parts = order[:evaluation_rows], order[evaluation_rows:]
+    evaluation, pool = (Labelled(data.train.features[rows], data.train.targets[rows]) for rows in parts)
+    return Split(pool, evaluation, data.test, data.num_classes)

@@ -1,4 +1,4 @@
-"""The study as one picture: learning curves, what they gain over top-b, and how rules absorb labels."""
+"""The demo as one picture: learning curves, what they gain over top-b, and how rules absorb labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ from lapal_ext.study.protocols import ACTIVE_LEARNING, UPDATING
 from lapal_ext.study.records import Record, Values, by_seed, mean_and_error
 from lapal_ext.study.report import replace_file
 
-_RESOLUTION = 200  # dots per inch
+RESOLUTION = 200  # dots per inch
 _BAND_OPACITY = 0.18
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.titlelocation": "left",
@@ -36,7 +36,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
+    """How a strategy is drawn."""
+
     label: str
     colour: str  # of the Okabe-Ito palette, which the colour-blind can tell apart; markers differ as well
     marker: str
@@ -44,23 +46,23 @@ class _Line(NamedTuple):
 
 
 _ACTIVE = {
-    "look_ahead_true": _Line("look-ahead, true labels (upper bound)", "#000000", "D", "--"),
-    "sequential_true": _Line("sequential, true labels (label before next pick)", "#009E73", "^", "-."),
-    "sequential_predicted": _Line("sequential, predicted labels", "#0072B2", "o"),
-    "margin": _Line("margin, top-b", "#D55E00", "s"),
-    "random": _Line("random", "#7F7F7F", "x"),
+    "look_ahead_true": Line("look-ahead, true labels (upper bound)", "#000000", "D", "--"),
+    "margin_true": Line("sequential, true labels (label before next pick)", "#009E73", "^", "-."),
+    "margin_predicted": Line("sequential, predicted labels", "#0072B2", "o"),
+    "margin": Line("margin, top-b", "#D55E00", "s"),
+    "random": Line("random", "#7F7F7F", "x"),
 }
 _UPDATING = {
-    "refit": _Line("refit on all labels", "#000000", "D", "--"),
-    "ours": _Line("ours: categorical, line search, $\\gamma$ = 1", "#0072B2", "o"),
-    "paper": _Line("paper: gaussian, newton, $\\gamma$ = 10", "#D55E00", "s"),
-    "base": _Line("base: new labels unused", "#7F7F7F", ""),
+    "refit": Line("refit on all labels", "#000000", "D", "--"),
+    "line_search": Line("ours: categorical, line search, $\\gamma$ = 1", "#0072B2", "o"),
+    "official_10": Line("paper: gaussian, newton, $\\gamma$ = 10", "#D55E00", "s"),
+    "base": Line("base: new labels unused", "#7F7F7F", ""),
 }
 
 
 def draw_learning_curves(path: Path, records: Sequence[Record]) -> None:
     """Write a PNG of four panels; lines are means over seeds, bands one standard error to either side."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 6.4), layout="constrained")
         (upper,), (lower,) = figure.subfigures(2, 1, squeeze=False)
         curves, gains = upper.subplots(1, 2)
@@ -81,20 +83,20 @@ def draw_learning_curves(path: Path, records: Sequence[Record]) -> None:
         lower.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=2)
         seeds = len({record.seed for record in records})
         figure.supxlabel(f"Lines: mean of {seeds} seeds. Bands: one standard error to either side.", fontsize=7)
-        replace_file(path, lambda scratch: figure.savefig(scratch, dpi=_RESOLUTION, format="png"))
+        replace_file(path, lambda scratch: figure.savefig(scratch, dpi=RESOLUTION, format="png"))
 
 
 def _learning_curves(axes: Axes, records: Sequence[Record]) -> None:
     for name, line in _ACTIVE.items():
         labels, values = by_seed(records, ACTIVE_LEARNING, name, "accuracy")
-        _draw(axes, labels, 100.0 * values, line)
+        draw_band(axes, labels, 100.0 * values, line)
 
 
 def _gains(axes: Axes, records: Sequence[Record]) -> None:
     labels, baseline = by_seed(records, ACTIVE_LEARNING, "margin", "accuracy")
     for name, line in _ACTIVE.items():
         _, values = by_seed(records, ACTIVE_LEARNING, name, "accuracy")
-        _draw(axes, labels, 100.0 * (values - baseline), line)
+        draw_band(axes, labels, 100.0 * (values - baseline), line)
 
 
 def _absorbing(axes: Axes, records: Sequence[Record], field: str, factor: float) -> None:
@@ -104,19 +106,20 @@ def _absorbing(axes: Axes, records: Sequence[Record], field: str, factor: float)
         if name != "base":
             labels, values = by_seed(records, UPDATING, name, field)
             ticks = [count - initial for count in labels]
-            _draw(axes, ticks, factor * values, line)
-    _draw(axes, ticks, factor * np.repeat(base, len(ticks), axis=1), _UPDATING["base"])
+            draw_band(axes, ticks, factor * values, line)
+    draw_band(axes, ticks, factor * np.repeat(base, len(ticks), axis=1), _UPDATING["base"])
     axes.set_xscale("log")
     axes.set_xticks(ticks, labels=[f"+{count}" for count in ticks])
     axes.minorticks_off()
 
 
-def _draw(
+def draw_band(
     axes: Axes,
     x: Sequence[int],  # [L]
     values: Values,  # [S, L]
-    line: _Line,
+    line: Line,
 ) -> None:
+    """Draw the mean over seeds, and one standard error to either side of it."""
     mean, error = mean_and_error(values)
     axes.fill_between(x, mean - error, mean + error, color=line.colour, alpha=_BAND_OPACITY, linewidth=0)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

@@ -10,15 +10,27 @@ Values = NDArray[np.float64]
 
 
 class Record(NamedTuple):
-    """One model, measured on the test part; the fields are the columns of ``results.csv``."""
+    """One model, measured on the test part; the fields are the columns of the demo's ``results.csv``.
 
-    experiment: str  # "updating" or "active_learning"
+    All measures are of the plugin predictive, or of the probabilities themselves where a strategy has no weights.
+    """
+
+    experiment: str  # "updating", "active_learning" or "look_ahead"
     seed: int
     strategy: str
+    prior_precision: float
     labels: int  # that the model has been given
     accuracy: float  # share of test rows
-    log_likelihood: float  # of the test labels, mean per row, nats, plugin predictive
-    seconds: float | None  # to update or refit ("updating"), to choose the batch ("active_learning"); None: neither
+    nll: float  # negative log-likelihood of the test labels, mean per row, nats
+    brier: float  # squared distance of the probabilities from the label's, summed over classes, mean per row
+    ece: float | None  # expected calibration error, 15 equal bins of the largest probability; None: not measured
+    aulc: float | None  # mean accuracy over the curve up to here; None where there is no curve
+    seconds: float | None  # to update or refit ("updating"), to choose the batch (the others); None: neither
+
+    @property
+    def log_likelihood(self) -> float:
+        """Of the test labels, mean per row, nats."""
+        return -self.nll
 
 
 def by_seed(
@@ -26,7 +38,7 @@ def by_seed(
 ) -> tuple[list[int], Values]:  # L label counts, [S, L]
     """Arrange one field of one strategy; rows are seeds and columns label counts, both ascending.
 
-    Label counts where the field holds None are left out.
+    Label counts where the field holds None are left out. The records must be of one prior precision.
 
     Raises:
         ValueError: a seed lacks a label count that another has.

@@ -1,4 +1,4 @@
-"""What a study prints and writes: two tables that fit 80 columns, the kernels that ran, and every record as CSV.
+"""What the demo prints and writes: two tables that fit 80 columns, the kernels that ran, and every record as CSV.
 
 Bold only repeats what a star says, so that a redirected table reads the same.
 """
@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lapal_ext import ops
-from lapal_ext.study.protocols import ACTIVE_LEARNING, ACTIVE_STRATEGIES, UPDATING, UPDATING_STRATEGIES
+from lapal_ext.study.protocols import ACTIVE_LEARNING, UPDATING
 from lapal_ext.study.records import Record, Values, by_seed, mean_and_error
+from lapal_ext.study.run import DEMO_ACTIVE, DEMO_UPDATING
 
 UPDATING_NOTES = """\
 [1] gaussian curvature, newton step, gamma = 10 (arXiv 2210.06112)
@@ -35,19 +36,19 @@ the same pool; refit after every batch."""
 
 _UPDATING_TITLES = {
     "base": "base, no new labels",
-    "paper": "paper's rule [1]",
-    "ours": "ours [2]",
+    "official_10": "paper's rule [1]",
+    "line_search": "ours [2]",
     "refit": "refit [3]",
 }
 _ACTIVE_TITLES = {
     "random": "random",
     "margin": "margin,\ntop-b",
-    "sequential_predicted": "sequential,\npredicted\nlabels",
-    "sequential_true": "sequential,\ntrue labels\n[4]",
+    "margin_predicted": "sequential,\npredicted\nlabels",
+    "margin_true": "sequential,\ntrue labels\n[4]",
     "look_ahead_true": "look-ahead,\ntrue labels\n[5]",
 }
-_WITHOUT_REFIT = ("base", "paper", "ours")
-_WITHOUT_ANSWERS = ("random", "margin", "sequential_predicted")
+_WITHOUT_REFIT = ("base", "official_10", "line_search")
+_WITHOUT_ANSWERS = ("random", "margin", "margin_predicted")
 _NOTHING = Text("-")
 
 
@@ -61,7 +62,7 @@ def updating_table(records: Sequence[Record], new_labels: Sequence[int]) -> Tabl
         table.add_column(title, justify="right")
     for added in new_labels:
         accuracy, likelihood, seconds = (
-            {name: _after(records, name, field, initial + added) for name in UPDATING_STRATEGIES}
+            {name: _after(records, name, field, initial + added) for name in DEMO_UPDATING}
             for field in ("accuracy", "log_likelihood", "seconds")
         )
         columns = (
@@ -69,8 +70,8 @@ def updating_table(records: Sequence[Record], new_labels: Sequence[int]) -> Tabl
             _cells(likelihood, "{:.3f}", among=_WITHOUT_REFIT),
             _cells(seconds, "{:.2f}", 1000),
         )
-        for name in UPDATING_STRATEGIES:
-            heading = f"+{added}" if name == UPDATING_STRATEGIES[0] else ""
+        for name in DEMO_UPDATING:
+            heading = f"+{added}" if name == DEMO_UPDATING[0] else ""
             table.add_row(heading, Text(_UPDATING_TITLES[name]), *(column[name] for column in columns))
         table.add_section()
     return table
@@ -80,13 +81,13 @@ def active_learning_table(records: Sequence[Record]) -> Table:
     """Accuracy at every label count, its mean over the curve, paired differences of that, and time per batch."""
     table = _table("Active learning: test accuracy [%]")
     table.add_column("\n\nlabels")
-    for name in ACTIVE_STRATEGIES:
+    for name in DEMO_ACTIVE:
         table.add_column(Text(_ACTIVE_TITLES[name]), justify="right", vertical="bottom")
 
     def add_row(heading: str, cells: Mapping[str, Text]) -> None:
-        table.add_row(heading, *(cells[name] for name in ACTIVE_STRATEGIES))
+        table.add_row(heading, *(cells[name] for name in DEMO_ACTIVE))
 
-    curves = {name: by_seed(records, ACTIVE_LEARNING, name, "accuracy") for name in ACTIVE_STRATEGIES}
+    curves = {name: by_seed(records, ACTIVE_LEARNING, name, "accuracy") for name in DEMO_ACTIVE}
     label_counts, _ = curves["margin"]
     for column, labels in enumerate(label_counts):
         accuracy = {name: values[:, column] for name, (_, values) in curves.items()}
@@ -96,7 +97,7 @@ def active_learning_table(records: Sequence[Record]) -> Table:
     add_row("AULC", _cells(area, "{:.1f}", 100, among=_WITHOUT_ANSWERS))
     gain = {name: None if name == "margin" else values - area["margin"] for name, values in area.items()}
     add_row("vs top-b", _cells(gain, "{:+.1f}", 100))
-    seconds = {name: by_seed(records, ACTIVE_LEARNING, name, "seconds")[1].mean(axis=1) for name in ACTIVE_STRATEGIES}
+    seconds = {name: by_seed(records, ACTIVE_LEARNING, name, "seconds")[1].mean(axis=1) for name in DEMO_ACTIVE}
     add_row("ms/batch", _cells(seconds, "{:.1f}", 1000))
     return table
 

@@ -1,22 +1,26 @@
-"""Both experiments over all seeds, on one thread, with progress."""
+"""The demo: two experiments on load_digits over all seeds, on one thread, with progress."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from lapal_ext.study.data import Split, load_digits, split
+from lapal_ext.study.metrics import measure
 from lapal_ext.study.protocols import (
     ACTIVE_LEARNING,
-    ACTIVE_STRATEGIES,
-    UPDATE_RULES,
     UPDATING,
     active_learning,
     updating,
 )
 from lapal_ext.study.records import Record
+
+DEMO_UPDATING = ("base", "official_10", "line_search", "refit")
+DEMO_ACTIVE = ("random", "margin", "margin_predicted", "margin_true", "look_ahead_true")
+_PRIOR_PRECISION = 10.0
 
 Progress = Callable[[str, int, int], None]
 """Told (experiment, records measured so far, records in all) after each record."""
@@ -43,16 +47,13 @@ def run_study(settings: Settings, progress: Progress) -> list[Record]:
     data = load_digits()
     splits = [split(data, seed) for seed in range(settings.seeds)]
     totals = {
-        UPDATING: 1 + (len(UPDATE_RULES) + 1) * len(settings.new_labels),
-        ACTIVE_LEARNING: len(ACTIVE_STRATEGIES) * (1 + settings.acquisitions),
+        UPDATING: 1 + (len(DEMO_UPDATING) - 1) * len(settings.new_labels),
+        ACTIVE_LEARNING: len(DEMO_ACTIVE) * (1 + settings.acquisitions),
     }
     experiments = {
-        UPDATING: chain.from_iterable(
-            updating(part, seed, settings.updating_labels, settings.new_labels) for seed, part in enumerate(splits)
-        ),
+        UPDATING: chain.from_iterable(_updating(part, seed, settings) for seed, part in enumerate(splits)),
         ACTIVE_LEARNING: chain.from_iterable(
-            active_learning(part, seed, settings.active_labels, settings.batch_size, settings.acquisitions)
-            for seed, part in enumerate(splits)
+            _active_learning(part, seed, settings) for seed, part in enumerate(splits)
         ),
     }
     records: list[Record] = []
@@ -67,18 +68,42 @@ def run_study(settings: Settings, progress: Progress) -> list[Record]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread, and give it back what it had."""
+    """Keep torch, and what scikit-learn calls, to one thread, and give them back what they had."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1):
+            yield
     finally:
         torch.set_num_threads(before)
 
 
+def _updating(part: Split, seed: int, settings: Settings) -> Iterator[Record]:
+    outcomes = updating(
+        part, seed, settings.updating_labels, settings.new_labels, DEMO_UPDATING, prior_precision=_PRIOR_PRECISION
+    )
+    return measure(outcomes, part.test.targets, UPDATING, seed, _PRIOR_PRECISION)
+
+
+def _active_learning(part: Split, seed: int, settings: Settings) -> Iterator[Record]:
+    outcomes = chain.from_iterable(
+        active_learning(
+            part,
+            seed,
+            settings.active_labels,
+            settings.batch_size,
+            settings.acquisitions,
+            name,
+            prior_precision=_PRIOR_PRECISION,
+        )
+        for name in DEMO_ACTIVE
+    )
+    return measure(outcomes, part.test.targets, ACTIVE_LEARNING, seed, _PRIOR_PRECISION)
+
+
 def _warm_up(part: Split, settings: Settings) -> None:
     """Call everything once, unmeasured: the first call of an op loads what torch loads lazily, seconds of it."""
-    for _ in updating(part, 0, settings.updating_labels, settings.new_labels):
+    for _ in _updating(part, 0, settings):
         pass
-    for _ in active_learning(part, 0, settings.active_labels, settings.batch_size, acquisitions=1):
+    for _ in _active_learning(part, 0, replace(settings, acquisitions=1)):
         pass

@@ -1,0 +1,63 @@
+"""What subcommands ask of their arguments and of the machine before they begin."""
+
+import argparse
+import importlib.util
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lapal_ext.cli.errors import CommandError
+
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "torchmetrics": "torchmetrics",
+}
+"""Distribution by module, of everything that an extra brings."""
+
+
+def whole_number(at_least: int) -> Callable[[str], int]:
+    """Make the ``type`` of an option that takes a whole number."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = at_least - 1
+        if number < at_least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {at_least}, got {text!r}")
+        return number
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """Read a finite number above zero, the ``type`` of an option."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above zero, got {text!r}")
+    return number
+
+
+def require(command: str, extra: str, modules: Sequence[str]) -> None:
+    """Raise CommandError unless all modules can be imported."""
+    if any(importlib.util.find_spec(module) is None for module in modules):
+        *most, last = [PACKAGES[module] for module in modules]
+        raise CommandError(f'lapal-ext {command} needs {", ".join(most)} and {last}: pip install "lapal_ext[{extra}]"')
+
+
+def prepared(folder: Path) -> Path:
+    """Make the folder and try to write there, before time is spent on what could not be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        raise CommandError(f"--out must be a folder, but {folder} is a file") from error
+    except OSError as error:
+        raise CommandError(f"--out must be a folder one can write to, got {folder}: {error.strerror}") from error
+    return folder

@@ -1,0 +1,247 @@
+"""Running an experiment in processes that may be killed at any moment, and finishing it later.
+
+The work is cut into units, one per seed and prior precision (and strategy, where strategies do not share a model). The
+records of a unit become one file, moved into place whole; a run computes the units that have none, and writes the
+results once all are there. What a clock decides is kept apart from the results, which repeat to the byte.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+from lapal_ext.study.configuration import Configuration, Source, environment
+from lapal_ext.study.metrics import measure
+from lapal_ext.study.protocols import UPDATING, active_learning, updating
+from lapal_ext.study.records import Record
+from lapal_ext.study.report import replace_file
+from lapal_ext.study.run import one_thread
+
+CONFIGURATION, RESULTS, TIMINGS = "configuration.json", "results.csv", "timings.csv"
+_UNITS = "units"
+_TIMED = "seconds"
+KEYS = ("experiment", "seed", "strategy", "prior_precision", "labels")  # of a record, in both files
+MEASURES = tuple(field for field in Record._fields if field not in (*KEYS, _TIMED))
+
+Progress = Callable[[int, int], None]
+"""Told (units done, units in all), also of those that were done before."""
+
+
+class Unit(NamedTuple):
+    """What is done or not done; ``strategies`` share their models."""
+
+    seed: int
+    prior_precision: float
+    strategies: tuple[str, ...]
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that holds its records."""
+        strategy = f"-{self.strategies[0]}" if len(self.strategies) == 1 else ""
+        return f"seed{self.seed}-prior{self.prior_precision!r}{strategy}.json"
+
+
+class MismatchError(ValueError):
+    """The folder holds an experiment that was begun otherwise."""
+
+
+def units(configuration: Configuration) -> list[Unit]:
+    """All units, in the order of the results."""
+    names = configuration.strategies
+    groups = [names] if configuration.experiment == UPDATING else [(name,) for name in names]
+    return [
+        Unit(seed, prior, group)
+        for seed, prior, group in product(range(configuration.seeds), configuration.prior_precisions, groups)
+    ]
+
+
+def run_experiment(
+    folder: Path, configuration: Configuration, source: Source, jobs: int = 1, progress: Progress | None = None
+) -> None:
+    """Complete what is missing in a folder that exists, then write its results.
+
+    Args:
+        folder: empty, or one that the same experiment was begun in.
+        configuration: of the experiment.
+        source: its data.
+        jobs: processes, with one thread each.
+        progress: told about each unit.
+
+    Raises:
+        MismatchError: the folder holds another experiment, or one begun with other versions.
+        BrokenProcessPool: a process died; what was done is kept.
+        OSError: a file cannot be written.
+    """
+    _begin(folder, configuration)
+    (folder / _UNITS).mkdir(exist_ok=True)
+    everything = units(configuration)
+    missing = [unit for unit in everything if _read_unit(folder, unit) is None]
+    done = len(everything) - len(missing)
+    tell = progress or (lambda *_: None)
+    tell(done, len(everything))
+    for _ in _complete(folder, configuration, source, missing, jobs):
+        done += 1
+        tell(done, len(everything))
+    records = [record for unit in everything for record in _read_unit(folder, unit) or ()]
+    _write_csv(folder / RESULTS, records, MEASURES)
+    _write_csv(folder / TIMINGS, [record for record in records if record.seconds is not None], (_TIMED,))
+    scratch = [f".[0-9]*.{name}" for name in (CONFIGURATION, RESULTS, TIMINGS)]
+    for pattern in (*scratch, f"{_UNITS}/.[0-9]*.json"):  # of processes that were killed while they wrote
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def run_unit(configuration: Configuration, source: Source, unit: Unit) -> list[Record]:
+    """Measure one unit."""
+    parts = source.split(unit.seed, configuration.evaluation_rows, configuration.feature_factor)
+    common = parts, unit.seed, configuration.initial_labels
+    if configuration.new_labels is not None:
+        outcomes = updating(*common, configuration.new_labels, unit.strategies, unit.prior_precision)
+    else:
+        assert configuration.batch_size is not None
+        assert configuration.acquisitions is not None
+        outcomes = active_learning(
+            *common,
+            configuration.batch_size,
+            configuration.acquisitions,
+            unit.strategies[0],
+            configuration.subset,
+            unit.prior_precision,
+        )
+    targets, prior = parts.test.targets, unit.prior_precision
+    return list(measure(outcomes, targets, configuration.experiment, unit.seed, prior, calibration=True))
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a finished experiment, as its two tables have them.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError: a file is not what an experiment wrote.
+    """
+    with (folder / TIMINGS).open(newline="", encoding="utf-8") as file:
+        seconds = {tuple(row[key] for key in KEYS): row[_TIMED] for row in csv.DictReader(file)}
+    with (folder / RESULTS).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return [_record(row | {_TIMED: seconds.get(tuple(row[key] for key in KEYS), "")}) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / RESULTS} must have the columns of an experiment: {error}") from error
+
+
+def _record(row: dict[str, str]) -> Record:
+    numbers = {name: None if row[name] == "" else float(row[name]) for name in (*MEASURES, _TIMED)}
+    prior, labels = float(row["prior_precision"]), int(row["labels"])
+    return Record(row["experiment"], int(row["seed"]), row["strategy"], prior, labels, **numbers)  # type: ignore[arg-type]
+
+
+def _begin(folder: Path, configuration: Configuration) -> None:
+    """Write the configuration, or compare it with the one that is there."""
+    path = folder / CONFIGURATION
+    now = {"configuration": configuration.as_json(), "environment": environment()}
+    if not path.exists():
+        text = json.dumps(now, indent=2) + "\n"
+        replace_file(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = [
+            f"{name} was {before[part].get(name)!r} and is {value!r}"
+            for part, values in now.items()
+            for name, value in values.items()
+            if before[part].get(name) != value
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MismatchError(f"{path} is no configuration of an experiment; choose another folder") from error
+    if changes:
+        raise MismatchError(f"{folder} holds another experiment: {'; '.join(changes)}; choose another folder")
+
+
+def _complete(
+    folder: Path, configuration: Configuration, source: Source, missing: Sequence[Unit], jobs: int
+) -> Iterator[Unit]:
+    """Compute units and write them, in this process or in others; yields each when it is on disk."""
+    if jobs == 1 or len(missing) <= 1:
+        with one_thread():
+            for unit in missing:
+                yield _compute(folder, configuration, source, unit)
+        return
+    context = multiprocessing.get_context("spawn")
+    others = multiprocessing.active_children()
+    with ProcessPoolExecutor(min(jobs, len(missing)), context, _start_process) as executor:
+        futures = [executor.submit(_compute_alone, folder, configuration, source, unit) for unit in missing]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - set(others):
+                process.terminate()  # a unit may take minutes, and half of one is nothing
+            raise
+
+
+def _start_process() -> None:
+    """Leave Ctrl-C to the process that started this one, and end when that has ended, by whatever signal."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _compute_alone(folder: Path, configuration: Configuration, source: Source, unit: Unit) -> Unit:
+    with one_thread():
+        return _compute(folder, configuration, source, unit)
+
+
+_warm: set[tuple[str, ...]] = set()
+
+
+def _compute(folder: Path, configuration: Configuration, source: Source, unit: Unit) -> Unit:
+    if unit.strategies not in _warm:
+        # The first call of an op loads what torch loads lazily, seconds of it, which is not the time of the op.
+        run_unit(_briefest(configuration), source, unit)
+        _warm.add(unit.strategies)
+    records = run_unit(configuration, source, unit)
+    text = json.dumps([record._asdict() for record in records])
+    replace_file(folder / _UNITS / unit.file_name, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    return unit
+
+
+def _briefest(configuration: Configuration) -> Configuration:
+    if configuration.new_labels is not None:
+        return replace(configuration, new_labels=configuration.new_labels[:1])
+    return replace(configuration, acquisitions=1)
+
+
+def _read_unit(folder: Path, unit: Unit) -> list[Record] | None:
+    """Records of a unit, None where there are none or where they cannot be read."""
+    try:
+        text = (folder / _UNITS / unit.file_name).read_text(encoding="utf-8")
+        return [Record(**row) for row in json.loads(text)]
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _write_csv(path: Path, records: Sequence[Record], fields: Sequence[str]) -> None:
+    columns = (*KEYS, *fields)
+
+    def write(scratch: Path) -> None:
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows([getattr(record, name) for name in columns] for record in records)
+
+    replace_file(path, write)

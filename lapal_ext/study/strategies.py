@@ -1,0 +1,105 @@
+"""The strategies that experiments compare, by name: how labels are absorbed, and how batches are chosen."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lapal_ext.batch_search import select_lookahead
+from lapal_ext.error_reduction import expected_error_reduction
+from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.selection import select_batch
+from lapal_ext.study.feature_file import Labelled
+
+
+class UpdateRule(NamedTuple):
+    """How labels are absorbed; the curvature is also that of the covariance before the update."""
+
+    curvature: str
+    step: str
+    gamma: float
+
+
+UPDATE_RULES = {
+    **{f"official_{gamma}": UpdateRule("gaussian", "newton", float(gamma)) for gamma in (1, 3, 10, 30)},
+    "newton": UpdateRule("categorical", "newton", 1.0),
+    "line_search": UpdateRule("categorical", "line_search", 1.0),
+}
+# Both with the two ends of what arXiv 2210.06112 has for gamma.
+FIRST_ORDER = {f"first_order_{gamma}": gamma for gamma in (0.001, 0.005)}
+MONTE_CARLO = {f"monte_carlo_{gamma}": gamma for gamma in (0.01, 0.05)}
+UPDATING_STRATEGIES = ("base", *FIRST_ORDER, *MONTE_CARLO, *UPDATE_RULES, "refit")
+
+_TOP_B = ("random", "margin", "entropy", "badge", "bait", "typiclust", "coreset", "bald")
+_SEQUENTIAL = ("margin", "gradient_norm", "bait", "bald")
+_LOOK_AHEAD = ("look_ahead_predicted", "expected_error_reduction", "look_ahead_true")
+ACTIVE_STRATEGIES = (
+    *_TOP_B,
+    *(f"{name}_{labels}" for labels in ("predicted", "true") for name in _SEQUENTIAL),
+)
+LOOK_AHEAD_STRATEGIES = ("random", "margin", *_LOOK_AHEAD)
+BATCH_STRATEGIES = (*ACTIVE_STRATEGIES, *_LOOK_AHEAD)
+
+
+def describe(strategy: str) -> str:
+    """Name of a strategy as a reader should see it, with what it could not have in practice."""
+    if strategy in _TOP_B:
+        return strategy if strategy == "random" else f"{strategy}, top-b"
+    if strategy == "look_ahead_true":
+        return "look-ahead, true labels (upper bound)"
+    if strategy == "look_ahead_predicted":
+        return "look-ahead, predicted labels"
+    for name in _SEQUENTIAL:
+        if strategy == f"{name}_predicted":
+            return f"sequential {name.replace('_', ' ')}, predicted labels"
+        if strategy == f"{name}_true":
+            return f"sequential {name.replace('_', ' ')}, true labels (label before next pick)"
+    if strategy.startswith("official_"):
+        return f"official rule, γ = {strategy.removeprefix('official_')}"
+    for family in ("first_order", "monte_carlo"):
+        if strategy.startswith(f"{family}_"):
+            return f"{family.replace('_', ' ')}, γ = {strategy.removeprefix(f'{family}_')}"
+    return strategy.replace("_", " ")
+
+
+def choose_batch(
+    strategy: str,
+    model: LastLayerLaplace,
+    labelled: Tensor,  # [L, D]
+    unlabelled: Labelled,
+    evaluation: Labelled,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Tensor:  # [b] int64, of the unlabelled rows
+    """Choose what to label next; only strategies named "true" look at a label of ``unlabelled`` or ``evaluation``."""
+    pool, targets = unlabelled
+    if strategy == "expected_error_reduction":
+        loss = expected_error_reduction(model, pool, evaluation.features)
+        return loss.sort(stable=True).indices[:batch_size]
+    if strategy == "look_ahead_predicted":
+        return select_lookahead(model, pool, evaluation.features, batch_size, generator=generator).indices
+    if strategy == "look_ahead_true":
+        return select_lookahead(
+            model,
+            pool,
+            evaluation.features,
+            batch_size,
+            targets=targets,
+            eval_targets=evaluation.targets,
+            generator=generator,
+        ).indices
+    if strategy in _TOP_B:
+        return select_batch(
+            model,
+            pool,
+            batch_size,
+            strategy,
+            None,
+            update_every=batch_size,
+            generator=generator,
+            labelled=labelled,
+        ).indices
+    acquisition, _, source = strategy.rpartition("_")
+    return select_batch(
+        model, pool, batch_size, acquisition, targets if source == "true" else "predicted", labelled=labelled
+    ).indices
