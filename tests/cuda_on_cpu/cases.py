@@ -22,6 +22,7 @@ SIZES: dict[str, dict[str, int]] = {
     "many rows": {"N": 517, "E": 37, "D": 37, "C": 11, "M": 5, "B": 5},
     "long batches": {"b": 61, "C": 420, "D": 67, "M": 7, "N": 5, "E": 5},
     "many points": {"E": 33001, "C": 2, "M": 2, "N": 3},
+    "many samples": {"S": 293, "N": 7},
     "many features": {"D": 161, "B": 5, "N": 9},
     "one": dict.fromkeys("NEDbMSB", 1),
     "no rows": {"N": 0, "M": 0, "B": 0},
