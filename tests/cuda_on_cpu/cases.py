@@ -20,7 +20,7 @@ SIZES: dict[str, dict[str, int]] = {
     "many classes": {"C": 1000, "N": 5, "E": 5},
     "very many classes": {"C": 1100, "N": 3, "E": 3},
     "many rows": {"N": 517, "E": 37, "D": 37, "C": 11, "M": 5, "B": 5},
-    "long batches": {"b": 61, "C": 420, "D": 67, "M": 7, "N": 5, "E": 5},
+    "large hypotheses": {"b": 7, "C": 3700, "M": 4, "N": 5, "E": 5},
     "many points": {"E": 33001, "C": 2, "M": 2, "N": 3},
     "many samples": {"S": 293, "N": 7},
     "many features": {"D": 161, "B": 5, "N": 9},
