@@ -187,7 +187,8 @@ __global__ void __launch_bounds__(kSampleBlock, 2) mc_predictive_warp_kernel(Sam
     const int64_t n = start + warp;
     const bool has_row = n < rows.logits.n_rows;
     const T deviation = has_row ? deviation_of(rows, n) : T(0);
-    const T* logits = rows.logits.data + (has_row ? n : 0) * rows.logits.row_stride;
+    T logits[kPerLane];
+    load_classes(rows.logits, has_row ? n : 0, logits);
     EntropySum<T> entropies;
     T sums[kPerLane];
 #pragma unroll
@@ -220,7 +221,7 @@ __global__ void __launch_bounds__(kSampleBlock, 2) mc_predictive_warp_kernel(Sam
 #pragma unroll
         for (int i = 0; i < kPerLane; ++i) {
           const int k = i * kWarpSize + lane;
-          drawn[i] = k < n_classes ? logits[k * rows.logits.class_stride] + deviation * noise[k] : T(0);
+          drawn[i] = k < n_classes ? logits[i] + deviation * noise[k] : T(0);
           best = k < n_classes && drawn[i] > best ? drawn[i] : best;
         }
         best = warp_reduce(best, Maximum());
