@@ -29,6 +29,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return "cpu" if name == "emulated" else name
 
 
+@pytest.fixture(scope="session")
+def kernels_raise(request: pytest.FixtureRequest) -> bool:
+    """Whether kernels refuse an index out of range; those of CUDA cannot, and give NaN."""
+    return request.config.getoption("--device") == "cpu"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def emulate_where_asked(request: pytest.FixtureRequest) -> None:
     """With --device emulated, every op that has a CUDA kernel runs it on the emulator instead of its CPU kernel."""

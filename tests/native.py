@@ -24,7 +24,15 @@ NATIVE_OPS = {
         "update_coefficients",
         "utility",
     },
-    "cuda": {"predictive", "rank_one_update", "utility"},
+    "cuda": {
+        "expected_lookahead",
+        "lookahead_loss",
+        "mc_predictive",
+        "predictive",
+        "rank_one_update",
+        "update_coefficients",
+        "utility",
+    },
 }
 
 # Those whose sums a matrix product takes in an order of its own, which may depend on the threads.

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "cpu/simd.h"
+#include "step_bracket.h"
 
 namespace lapal_ext {
 
@@ -71,9 +72,9 @@ LAPAL_HD double line_search(const double* logits, double variance, const double*
   for (int64_t k = 0; k < row_size; ++k) {
     norm += r[k] * r[k];
   }
-  double low = 0.0, high = gamma, a = high, last_move = high;
+  StepBracket bracket(gamma);
   for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
-    const double reach = a * variance;
+    const double reach = bracket.a * variance;
     double best = -std::numeric_limits<double>::infinity();
 #pragma omp simd reduction(max : best)
     for (int64_t k = 0; k < row_size; ++k) {
@@ -96,31 +97,13 @@ LAPAL_HD double line_search(const double* logits, double variance, const double*
       const double gap = r[k] - r_target;
       spread += terms[k] * ((gap - mean) * (gap - mean));
     }
-    const double slope = mean + a * norm / gamma;
-    if (slope != slope) {
-      return slope;
-    }
+    const double slope = mean + bracket.a * norm / gamma;
     const double steepness = variance * (spread / total) + norm / gamma;
-    if (slope > 0.0) {
-      high = a;
-    } else {
-      low = a;
-    }
-    if (slope == 0.0) {
-      return a;
-    }
-    const double newton = a - slope / steepness;
-    const double move = newton < a ? a - newton : newton - a;
-    const bool safe = newton > low && newton < high && move <= 0.5 * last_move;
-    const double proposal = safe ? newton : 0.5 * (low + high);
-    last_move = proposal < a ? a - proposal : proposal - a;
-    const bool settled = last_move <= kTolerance * a || high - low <= kTolerance * high;
-    a = proposal;
-    if (settled) {
+    if (bracket.advance(slope, steepness)) {
       break;
     }
   }
-  return a;
+  return bracket.a;
 }
 
 }  // namespace lapal_ext

@@ -1,5 +1,6 @@
 """What every kernel is run on: sizes that are multiples of nothing, few and many classes, one row, none; each dtype."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from tests.cuda_on_cpu.build import KERNELS
 from tests.draws import Arguments, cast
 from tests.layouts import LAYOUTS
 from tests.ops.examples import EXAMPLES, example
+from tests.ops.examples import SIZES as EXAMPLE_SIZES
 
 # Small enough for a few milliseconds, and past the tiles and grids of the emulated device.
 SIZES: dict[str, dict[str, int]] = {
@@ -17,7 +19,10 @@ SIZES: dict[str, dict[str, int]] = {
     "two classes": {"C": 2},
     "many classes": {"C": 1000, "N": 5, "E": 5},
     "very many classes": {"C": 1100, "N": 3, "E": 3},
-    "many rows": {"N": 517, "E": 301, "D": 37, "C": 11, "M": 5, "B": 5},
+    "many rows": {"N": 517, "E": 37, "D": 37, "C": 11, "M": 5, "B": 5},
+    "large hypotheses": {"b": 7, "C": 3700, "M": 4, "N": 5, "E": 5},
+    "many points": {"E": 33001, "C": 2, "M": 2, "N": 3},
+    "many samples": {"S": 293, "N": 7},
     "many features": {"D": 161, "B": 5, "N": 9},
     "one": dict.fromkeys("NEDbMSB", 1),
     "no rows": {"N": 0, "M": 0, "B": 0},
@@ -50,6 +55,16 @@ class Case(NamedTuple):
         dtypes = dict.fromkeys([self.dtype, self.pool_dtype])
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         return "-".join([self.name, self.variant, self.sizes.replace(" ", "_"), *names, self.layout])
+
+
+def calls_out_of_range(name: str) -> Iterator[tuple[str, Arguments]]:
+    """Calls with one index that is none, and where it is: just outside of its range, or far from it."""
+    for argument, size in {"batches": "N", "targets": "C"}.items():
+        for wrong in (-1, EXAMPLE_SIZES[size], 10**12, -(10**12)):
+            for dtype in _FLOATS if argument in OPS[name].shapes else ():
+                args = cast(OPS[name], example(name), dtype)
+                args[argument].view(-1)[2] = wrong
+                yield f"{argument} {wrong} {dtype}", args
 
 
 def letters(name: str) -> set[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.cuda_on_cpu import planted
 from tests.cuda_on_cpu.build import CSRC, HERE, compiler, emulated, library
-from tests.cuda_on_cpu.cases import cases
+from tests.cuda_on_cpu.cases import calls_out_of_range, cases
 
 ERROR_STATUS = 66
 _LIBRARIES = {"thread": "libtsan.so", "address": "libasan.so"}
@@ -47,6 +47,8 @@ def main(sanitizer: str, kind: str, name: str) -> None:
         for case in cases():
             if case.name == name:
                 kernel(**case.rounded())
+        for _, args in calls_out_of_range(name):
+            kernel(**args)
     print("done")
 
 

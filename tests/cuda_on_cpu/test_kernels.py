@@ -9,7 +9,7 @@ import torch
 from lapal_ext.ops import OPS
 from tests.budget import assert_within_budget, outcome
 from tests.cuda_on_cpu.build import CSRC, KERNELS, emulated
-from tests.cuda_on_cpu.cases import Case, cases
+from tests.cuda_on_cpu.cases import Case, calls_out_of_range, cases
 from tests.native import NATIVE_OPS
 from tests.ops.every_op import assert_same
 
@@ -43,3 +43,11 @@ def test_every_schedule_gives_the_same_bits_within_the_budget(case: Case) -> Non
     for seed in range(1, SCHEDULES):
         kernel.seed(seed)
         assert_same(outcome(kernel, op, args), first)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_indices_out_of_range_give_not_a_number(name: str) -> None:
+    """A kernel cannot raise: it touches no memory for them, and they must show."""
+    for where, args in calls_out_of_range(name):
+        values = outcome(emulated(name), OPS[name], args).values.values()
+        assert any(value.isnan().any() for value in values), where

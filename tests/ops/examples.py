@@ -48,7 +48,7 @@ def _lookahead_loss(draw: Draw, N: int, E: int, C: int, b: int, M: int, **_: int
         "columns": draw.normal(N, E) / 3,
         "batches": draw.integers(N, M, b),
         "coefficients": draw.normal(M, b, C),
-        "triangle": torch.eye(b, dtype=torch.float64) + draw.normal(M, b, b).tril(-1) / 4,
+        "triangle": torch.eye(b, dtype=torch.float64) + draw.normal(M, b, b).tril(-1) / b,
         "beta": draw.uniform(M, b) / b,
         "variance": 1 + draw.uniform(E),
         "targets": draw.integers(C, E),
