@@ -19,6 +19,7 @@ _AGREEMENT = 1e-4  # relative, in float32: benchmarks compare arms, the tests ho
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--threads", type=int, default=1, help="threads that torch and the kernels may use")
+    parser.addoption("--device", default="cpu", help="where single ops run; the workloads are those of the CPU")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
@@ -70,10 +71,22 @@ def time_workload(benchmark: Any, arm: str, compared_workloads: set[str]) -> Tim
 def time_op(benchmark: Any, arm: str, request: pytest.FixtureRequest) -> Callable[..., None]:
     """Compare an op with its reference, then time one of them on fresh copies of what it changes."""
 
+    device = torch.device(request.config.getoption("--device"))
+
+    def finished(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(**arguments: object) -> Any:
+            result = function(**arguments)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return result
+
+        return call
+
     def compare_and_time(op: ops.Op, mutates: tuple[str, ...] = (), **arguments: object) -> None:
-        if arm == "native" and ops.backend(op.name) != "native":
-            pytest.skip(f"no native {op.name}: {ops.build_info()['reason']}")
-        functions = {"native": op, "reference": op.reference}
+        if arm == "native" and ops.backend(op.name, device) != "native":
+            pytest.skip(f"no native {op.name} on {device}: {ops.build_info()['reason'] or 'none is compiled in'}")
+        arguments = {name: a.to(device) if isinstance(a, Tensor) else a for name, a in arguments.items()}
+        functions = {"native": finished(op), "reference": finished(op.reference)}
 
         def fresh() -> dict[str, object]:
             return arguments | {name: arguments[name].clone() for name in mutates}

@@ -91,7 +91,7 @@ def measure() -> Iterator[tuple[Curve, list[float]]]:
 
 def measure_memory() -> tuple[list[int], list[float]]:
     """Of a look-ahead over ever more points: what all E x (distinct rows) columns would take would grow with E."""
-    sizes = doubling(2500, 6) if (_PROCESS / "clear_refs").exists() else []
+    sizes = doubling(2500, 7) if (_PROCESS / "clear_refs").exists() else []
     return sizes, [peak_mib(hypotheses(n_eval=size)) for size in sizes]
 
 
@@ -113,7 +113,7 @@ def draw(out: Path, curves: list[tuple[Curve, list[float]]], memory: tuple[list[
     sizes, peaks = memory
     right.plot(sizes, peaks, "o-", label="measured peak")
     right.plot(sizes, [500 * size * 4 / 2**20 for size in sizes], "k--", label="all columns at once")
-    right.set_xticks(sizes[2:], [f"{size:,}" for size in sizes[2:]])
+    right.set_xticks(sizes[4:], [f"{size:,}" for size in sizes[4:]])
     right.set(xlabel="evaluation points E", ylabel="memory beyond the inputs, MiB", title="Memory of a look-ahead")
     right.legend(fontsize=8)
     for axes in (left, right):

@@ -78,7 +78,7 @@ def print_brief_table(report: dict[str, Any], timer: str) -> None:
         native = _milliseconds(arms["native"])
         times = {name: _milliseconds(arm) / native for name, arm in arms.items() if name != "native"}
         torch_times = [times.pop(name) for name in ("torch", "best torch") if name in times]
-        cells = [f"{native:.2g}", _factor(times.pop("authors", None)), _factor(min(torch_times, default=None))]
+        cells = [f"{native:.3g}", _factor(times.pop("authors", None)), _factor(min(torch_times, default=None))]
         print("|", " | ".join([workload, size, *cells, "; ".join(f"{n} {_factor(t)}" for n, t in times.items())]), "|")
 
 
