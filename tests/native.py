@@ -24,7 +24,15 @@ NATIVE_OPS = {
         "update_coefficients",
         "utility",
     },
-    "cuda": {"badge_step_", "bait_step_", "predictive", "rank_one_update", "selection_step_", "utility"},
+    "cuda": {
+        "badge_step_",
+        "bait_step_",
+        "predictive",
+        "predictive_variance",
+        "rank_one_update",
+        "selection_step_",
+        "utility",
+    },
 }
 
 # Those whose sums a matrix product takes in an order of its own, which may depend on the threads.
