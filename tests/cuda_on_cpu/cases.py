@@ -24,6 +24,7 @@ SIZES: dict[str, dict[str, int]] = {
     "many points": {"E": 33001, "C": 2, "M": 2, "N": 3},
     "many samples": {"S": 293, "N": 7},
     "many features": {"D": 161, "B": 5, "N": 9},
+    "aligned rows": {"D": 264, "B": 2, "N": 21},
     "one": dict.fromkeys("NEDbMSB", 1),
     "no rows": {"N": 0, "M": 0, "B": 0},
     "no points": {"E": 0},
@@ -86,6 +87,6 @@ def cases() -> list[Case]:
         if not changed or changed.keys() & letters(name)
         for dtype in _FLOATS
         for pool_dtype in _pool_dtypes(name, dtype)
-        if pool_dtype == dtype or sizes in {"odd", "many features"}
+        if pool_dtype == dtype or sizes in {"odd", "many features", "aligned rows"}
         for layout in (LAYOUTS if sizes == "many rows" and dtype == pool_dtype else ["contiguous"])
     ]

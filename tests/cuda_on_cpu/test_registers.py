@@ -62,11 +62,11 @@ def test_the_table_names_every_kernel(nvcc: str) -> None:
 def test_kernels_include_only_what_both_compilers_have() -> None:
     allowed = {"cuda/portability.h", "likelihood.h", "returning_class.h", "step_bracket.h", "storage.h"}
     for path in sorted((CSRC / "cuda").glob("*.cuh")):
-        if path.name in {"launch.cuh", "row_launch.cuh"}:
+        if path.name.endswith("launch.cuh"):
             continue
         for line in path.read_text().splitlines():
             if line.startswith("#include"):
                 included = line.split()[1].strip('"<>')
                 shared = included in allowed or (included.startswith("cuda/") and included.endswith(".cuh"))
                 assert shared, f"{path.name} includes {included}"
-                assert included not in {"cuda/launch.cuh", "cuda/row_launch.cuh"}, f"{path.name} includes a launcher"
+                assert not included.endswith("launch.cuh"), f"{path.name} includes a launcher"

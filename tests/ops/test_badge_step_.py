@@ -92,6 +92,32 @@ def test_frequencies(dtype: torch.dtype, device: str) -> None:
     assert [drawn.count(n) for n in range(4)] == [20, 0, 80, 100]
 
 
+def test_the_last_row_that_is_not_zero_is_drawn_however_sums_round(dtype: torch.dtype, device: str, draw: Draw) -> None:
+    """Running sums that start anew in every part of the pool need not add up to the total to the last bit."""
+    args = example("badge_step_", N=300, D=1)
+    args |= {"threshold": torch.tensor(1 - torch.finfo(dtype).eps / 2, dtype=torch.float64)}
+    args["squared_norm"] += 1e4
+    for _ in range(20):
+        args["distance"] = 1 + draw.uniform(300)
+        args["distance"][[0, 200, 297, 298, 299]] = 0.0
+        args["distance"][256 + int(draw.integers(40, 1)) :] = 0.0
+        last = int(args["distance"].nonzero()[-1])
+        assert int(outcome(op, op, cast(op, args, dtype, device=device)).values["result 0"]) == last
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.98, 1 - 2**-24])
+def test_draws_from_many_rows(threshold: float, dtype: torch.dtype, device: str, draw: Draw) -> None:
+    """Most of them are zero, in the middle and at both ends."""
+    N = 40_000
+    args = example("badge_step_", N=N, D=1, C=1) | {"threshold": torch.tensor(threshold, dtype=torch.float64)}
+    args["squared_norm"] += 1e4
+    distance = torch.zeros(N, dtype=torch.float64)
+    distance[37:2000], distance[20_001:39_000] = 1 + draw.uniform(1963), draw.uniform(18_999)
+    args = cast(op, args | {"distance": distance}, dtype, device=device)
+    drawn = outcome(op, op, args).values["result 0"].cpu()
+    assert torch.equal(drawn, outcome(op.reference, op, args).values["result 0"].cpu())
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("D", [3, 67, 260])
 def test_a_centre_and_its_copies_have_distance_zero(

@@ -158,6 +158,22 @@ def test_duplicates_tie_to_the_lowest_index(kind: str, D: int, dtype: torch.dtyp
     assert index == int(((copies == copies[index]) & ~args["taken"]).nonzero()[0])
 
 
+@pytest.mark.parametrize("pool_dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("D", [67, 264])
+def test_a_shard_moves_its_rows_like_the_whole_pool(
+    D: int, pool_dtype: torch.dtype, dtype: torch.dtype, device: str
+) -> None:
+    """To the bit, however its memory is aligned: ranks must agree on rows that tie."""
+    args = cast(op, example("selection_step_", N=61, D=D), dtype, pool_dtype, device)
+    whole = outcome(op, op, args)
+    rows = {name: args[name][20:] for name in ("logits", "variance", "taken", "scale")}
+    padded = args["pool"].new_zeros(41, D + 3)[:, 1 : D + 1].copy_(args["pool"][20:])
+    for pool in (args["pool"][20:], padded):
+        shard = outcome(op, op, args | rows | {"pool": pool})
+        for name in ("logits", "variance"):
+            assert torch.equal(shard.values[name], whole.values[name][20:]), name
+
+
 @every_kind
 def test_all_equal_picks_the_first_free(kind: str, dtype: torch.dtype, device: str) -> None:
     args = example("selection_step_", N=100)
