@@ -57,7 +57,7 @@ __device__ __forceinline__ T lower_distance(const BadgeRows<T>& rows, int64_t n,
 }
 
 template <class T>
-__global__ void __launch_bounds__(kTileRows) badge_kernel(BadgeRows<T> rows) {
+__global__ void __launch_bounds__(kTileRows, 1) badge_kernel(BadgeRows<T> rows) {
   LAPAL_SHARED(double, scratch, kTileRows / kWarpSize);
   LAPAL_DYN_SHARED(T, tile);
   const int n_classes = int(rows.gradient.n_classes), length = tile_row_length(n_classes);
@@ -118,7 +118,7 @@ __device__ __forceinline__ double next_below(double value) {
 
 // The row that `threshold` draws, -1 where every distance is zero or one is NaN. One block.
 template <class T>
-__global__ void __launch_bounds__(kDrawBlock)
+__global__ void __launch_bounds__(kDrawBlock, 1)
     badge_draw_kernel(BadgeRows<T> rows, int64_t n_tiles, const T* threshold, int64_t* index) {
   LAPAL_SHARED(double, segments, kDrawBlock);
   LAPAL_SHARED(double, distances, kTileRows);
@@ -141,16 +141,17 @@ __global__ void __launch_bounds__(kDrawBlock)
     for (int i = 0; i < kDrawBlock; ++i) {
       total += segments[i];
     }
-    drawn[0] = {-1, 0.0};
+    Drawn tile{-1, 0.0};
     if (total > 0.0) {
       // A threshold just below one may round to the total itself, which no running sum exceeds.
       const double wanted = double(*threshold) * total, largest = next_below(total);
       target[0] = wanted < largest ? wanted : largest;
       const Drawn segment = draw(kDrawBlock, 0.0, target[0], [&](int64_t i) { return segments[i]; });
       const double* sums = rows.sums + segment.index * length;
-      const Drawn tile = draw(tiles_of(segment.index), segment.before, target[0], [&](int64_t i) { return sums[i]; });
-      drawn[0] = {segment.index * length + tile.index, tile.before};
+      tile = draw(tiles_of(segment.index), segment.before, target[0], [&](int64_t i) { return sums[i]; });
+      tile.index += segment.index * length;
     }
+    drawn[0] = tile;
   }
   __syncthreads();
   const int64_t start = drawn[0].index * kTileRows;

@@ -40,7 +40,7 @@ struct BaitRows {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kBaitBlock) bait_kernel(BaitRows<T> rows) {
+__global__ void __launch_bounds__(kBaitBlock, 1) bait_kernel(BaitRows<T> rows) {
   LAPAL_SHARED(int, scratch, kBaitBlock / kWarpSize);
   LAPAL_SHARED(Candidate<T>, best_scratch, kBaitBlock / kWarpSize);
   const bool any_move = moves<kBaitBlock>(rows.effect, scratch);

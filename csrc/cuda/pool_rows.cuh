@@ -88,7 +88,7 @@ __device__ __forceinline__ void load_values(const S* from, int64_t left, S (&val
 }
 
 template <int kDirections, bool kAligned, class T, class S>
-__global__ void __launch_bounds__(kPoolBlock) pool_products_kernel(PoolProducts<kDirections, T, S> all) {
+__global__ void __launch_bounds__(kPoolBlock, 1) pool_products_kernel(PoolProducts<kDirections, T, S> all) {
   constexpr int kPack = kPackSize<S>;
   constexpr int kPart = kPack < kPackSize<T> ? kPack : kPackSize<T>;  // of the vectors in registers at once
   LAPAL_SHARED(int, scratch, kPoolWarps);
@@ -165,7 +165,7 @@ __device__ __forceinline__ void leave_candidate(Candidate<T> best, Candidate<T>*
 
 // Takes the best of the candidates; {-1, -inf} where there is none. One block.
 template <class T>
-__global__ void __launch_bounds__(kPoolBlock)
+__global__ void __launch_bounds__(kPoolBlock, 1)
     take_best_kernel(const Candidate<T>* candidates, int64_t n_candidates, Taken taken, int64_t* index, T* utility) {
   LAPAL_SHARED(Candidate<T>, scratch, kPoolWarps);
   Candidate<T> best = no_candidate<T>();

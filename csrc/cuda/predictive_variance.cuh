@@ -12,9 +12,10 @@
 //
 // A block brings kFormDepth features of its rows, transposed, and as many rows of the panel to shared memory, while the
 // next ones are on their way to registers. A thread keeps 8 rows x 2 packs of columns in registers: per 64
-// multiply-adds in float32 it reads 64 bytes of shared memory, which is what it can have in the time. Where D is no
-// multiple of kCols the features are padded in front, so that the shortest panel is the incomplete one. The panels with
-// the longest sums come first.
+// multiply-adds in float32 it reads 64 bytes of shared memory, which is what it can have in the time; two or three
+// blocks share a multiprocessor, so that some multiply while others meet at a barrier. Where D is no multiple of kCols
+// the features are padded in front, so that the shortest panel is the incomplete one. The panels with the longest sums
+// come first.
 //
 // Limit: arithmetic, N D (D + kCols) / 2 multiply-adds.
 #pragma once
@@ -67,7 +68,7 @@ struct Forms {
 
 // Squares of kCols x kCols of the triangle, one for a block.
 template <class T>
-__global__ void __launch_bounds__(kFormBlock)
+__global__ void __launch_bounds__(kFormBlock, 1)
     pack_triangle_kernel(const T* covariance, int64_t row_stride, int64_t column_stride, int64_t n_features,
                          int64_t n_panels, T* triangle) {
   constexpr int kCols = FormTile<T>::kCols;
@@ -136,7 +137,7 @@ struct Fetched {
   __device__ __forceinline__ void store(Pack<T, Tile::kPack>* rows, Pack<T, Tile::kPack>* panel,
                                         bool along_rows) const {
     constexpr int kLine = Tile::kRowLine * Tile::kPack;
-    T* to = rows->values + first_depth_of(along_rows) * kLine + first_row_of(along_rows);
+    T* to = reinterpret_cast<T*>(rows) + first_depth_of(along_rows) * kLine + first_row_of(along_rows);
     const int step = along_rows ? kLine : kRowStep;
 #pragma unroll
     for (int i = 0; i < kFeatures; ++i) {
@@ -156,6 +157,7 @@ __device__ __forceinline__ void multiply_tile(const Pack<T, FormTile<T>::kPack>*
                                               T (&sums)[kThreadRows][FormTile<T>::kThreadCols]) {
   using Tile = FormTile<T>;
   const int col = int(threadIdx.x) % kColThreads, row = int(threadIdx.x) / kColThreads;
+  // Unrolled completely, it would hold so much at once that fewer blocks fit.
 #pragma unroll 4
   for (int depth = 0; depth < kFormDepth; ++depth) {
     Pack<T, Tile::kPack> of_rows[Tile::kRowPacks], of_cols[2];
@@ -203,9 +205,8 @@ __device__ __forceinline__ void finish_panel(const Forms<T>& all, int64_t first_
   }
 }
 
-// Three blocks share a multiprocessor: while one meets at a barrier, the others multiply.
 template <class T>
-__global__ void __launch_bounds__(kFormBlock, 3) variance_kernel(Forms<T> all) {
+__global__ void __launch_bounds__(kFormBlock) variance_kernel(Forms<T> all) {
   using Tile = FormTile<T>;
   using Packed = Pack<T, Tile::kPack>;
   LAPAL_SHARED(Packed, rows, kFormDepth * Tile::kRowLine);
@@ -236,7 +237,7 @@ __global__ void __launch_bounds__(kFormBlock, 3) variance_kernel(Forms<T> all) {
 
 // A row per thread.
 template <class T>
-__global__ void __launch_bounds__(kFormBlock) sum_panels_kernel(Forms<T> all) {
+__global__ void __launch_bounds__(kFormBlock, 1) sum_panels_kernel(Forms<T> all) {
   const int64_t step = int64_t(gridDim.x) * kFormBlock;
   for (int64_t n = int64_t(blockIdx.x) * kFormBlock + threadIdx.x; n < all.n_rows; n += step) {
     double sum = 0.0;

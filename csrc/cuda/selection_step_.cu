@@ -26,8 +26,13 @@ unsigned selection_of_kind(const Launch& launch, const SelectionRows<T>& rows) {
         n_blocks = grid;
       },
       [&](unsigned grid, unsigned block, auto per_lane) {
-        constexpr int kPerLane = decltype(per_lane)::value;
-        LAPAL_LAUNCH((selection_warp_kernel<kind, kPerLane, T>), grid, block, 0, launch.stream(), rows);
+        [[maybe_unused]] constexpr int kPerLane = decltype(per_lane)::value;
+        // A utility that asks for no logits has no use for them in registers.
+        if constexpr (kind == Utility::variance) {
+          LAPAL_LAUNCH((selection_long_kernel<kind, T>), grid, block, 0, launch.stream(), rows);
+        } else {
+          LAPAL_LAUNCH((selection_warp_kernel<kind, kPerLane, T>), grid, block, 0, launch.stream(), rows);
+        }
         n_blocks = grid;
       },
       [&](unsigned grid, unsigned block) {

@@ -94,7 +94,7 @@ __device__ __forceinline__ T scale_of(const SelectionRows<T>& rows, int64_t n) {
 
 // A row per thread.
 template <Utility kind, class T>
-__global__ void __launch_bounds__(kTileRows) selection_tile_kernel(SelectionRows<T> rows) {
+__global__ void __launch_bounds__(kTileRows, 1) selection_tile_kernel(SelectionRows<T> rows) {
   LAPAL_SHARED(int, scratch, kTileRows / kWarpSize);
   LAPAL_SHARED(Candidate<T>, best_scratch, kTileRows / kWarpSize);
   LAPAL_DYN_SHARED(T, tile);
@@ -132,7 +132,7 @@ __device__ __forceinline__ T move_variance_of_warp(const SelectionRows<T>& rows,
 
 // A row per warp, with kPerLane classes of each lane in registers.
 template <Utility kind, int kPerLane, class T>
-__global__ void __launch_bounds__(kRowWarps* kWarpSize) selection_warp_kernel(SelectionRows<T> rows) {
+__global__ void __launch_bounds__(kRowWarps* kWarpSize, 1) selection_warp_kernel(SelectionRows<T> rows) {
   LAPAL_SHARED(int, scratch, kRowWarps);
   LAPAL_SHARED(Candidate<T>, best_scratch, kRowWarps);
   const bool any_move = moves<kRowWarps * kWarpSize>(rows.effect, scratch);
@@ -154,10 +154,8 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize) selection_warp_kernel(Se
         }
       }
     }
-    T utility = move_variance_of_warp(rows, n, any_move);
-    if constexpr (kind != Utility::variance) {
-      utility = utility_of_lanes<kind>(values, logits.n_classes, link_of(rows, utility), scale_of(rows, n));
-    }
+    const T variance = move_variance_of_warp(rows, n, any_move);
+    const T utility = utility_of_lanes<kind>(values, logits.n_classes, link_of(rows, variance), scale_of(rows, n));
     best = rows.taken.offer(utility, n, best);
   }
   leave_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
@@ -165,7 +163,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize) selection_warp_kernel(Se
 
 // A row per warp, for rows of any length.
 template <Utility kind, class T>
-__global__ void __launch_bounds__(kRowWarps* kWarpSize) selection_long_kernel(SelectionRows<T> rows) {
+__global__ void __launch_bounds__(kRowWarps* kWarpSize, 1) selection_long_kernel(SelectionRows<T> rows) {
   LAPAL_SHARED(int, scratch, kRowWarps);
   LAPAL_SHARED(Candidate<T>, best_scratch, kRowWarps);
   const bool any_move = moves<kRowWarps * kWarpSize>(rows.effect, scratch);

@@ -38,7 +38,7 @@ __device__ __forceinline__ T scale_of(const UtilityRows<T>& rows, int64_t n) {
 
 // A row per thread.
 template <Utility kind, class T>
-__global__ void __launch_bounds__(kTileRows) utility_tile_kernel(UtilityRows<T> rows) {
+__global__ void __launch_bounds__(kTileRows, 1) utility_tile_kernel(UtilityRows<T> rows) {
   LAPAL_DYN_SHARED(T, tile);
   const int n_classes = int(rows.logits.n_classes), length = tile_row_length(n_classes);
   for (int64_t start = int64_t(blockIdx.x) * kTileRows; start < rows.logits.n_rows;
@@ -63,7 +63,7 @@ __device__ __forceinline__ void store_utility(const UtilityRows<T>& rows, int64_
 
 // A row per warp, with kPerLane classes of each lane in registers.
 template <Utility kind, int kPerLane, class T>
-__global__ void __launch_bounds__(kRowWarps* kWarpSize) utility_warp_kernel(UtilityRows<T> rows) {
+__global__ void __launch_bounds__(kRowWarps* kWarpSize, 1) utility_warp_kernel(UtilityRows<T> rows) {
   for (int64_t n = first_row_of_warp(); n < rows.logits.n_rows; n += int64_t(gridDim.x) * kRowWarps) {
     T values[kPerLane];
     load_classes(rows.logits, n, values);
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize) utility_warp_kernel(Util
 
 // A row per warp, for rows of any length.
 template <Utility kind, class T>
-__global__ void __launch_bounds__(kRowWarps* kWarpSize) utility_long_kernel(UtilityRows<T> rows) {
+__global__ void __launch_bounds__(kRowWarps* kWarpSize, 1) utility_long_kernel(UtilityRows<T> rows) {
   for (int64_t n = first_row_of_warp(); n < rows.logits.n_rows; n += int64_t(gridDim.x) * kRowWarps) {
     const T* row = rows.logits.data + n * rows.logits.row_stride;
     const T link = link_of(rows, n), scale = scale_of(rows, n);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize) utility_long_kernel(Util
 
 // The utility `variance`.
 template <class T>
-__global__ void __launch_bounds__(kTileRows) copy_variance_kernel(UtilityRows<T> rows) {
+__global__ void __launch_bounds__(kTileRows, 1) copy_variance_kernel(UtilityRows<T> rows) {
   const int64_t step = int64_t(gridDim.x) * kTileRows;
   for (int64_t n = int64_t(blockIdx.x) * kTileRows + threadIdx.x; n < rows.logits.n_rows; n += step) {
     rows.utilities[n] = rows.variance[n * rows.variance_stride];

@@ -23,6 +23,7 @@ SIZES: dict[str, dict[str, int]] = {
     "large hypotheses": {"b": 7, "C": 3700, "M": 4, "N": 5, "E": 5},
     "many points": {"E": 33001, "C": 2, "M": 2, "N": 3},
     "many samples": {"S": 293, "N": 7},
+    "many rows of many classes": {"N": 400, "C": 40},
     "many features": {"D": 161, "B": 5, "N": 9},
     "aligned rows": {"D": 264, "B": 2, "N": 21},
     "one": dict.fromkeys("NEDbMSB", 1),

@@ -4,6 +4,7 @@ import torch
 from lapal_ext import ops
 from tests.budget import Outcome, assert_exact, assert_within_budget, outcome
 from tests.draws import Draw, cast
+from tests.native import require_native
 from tests.ops.examples import example
 
 op = ops.bait_step_
@@ -78,6 +79,15 @@ def test_first_pick_changes_nothing_but_taken(dtype: torch.dtype, device: str) -
     assert torch.equal(done.values["h"], rounded["h"])
     assert torch.equal(done.values["q"], rounded["q"])
     assert int(done.values["taken"].sum()) == int(args["taken"].sum()) + 1
+
+
+def test_first_pick_does_not_read_the_pool(dtype: torch.dtype, device: str) -> None:
+    require_native("bait_step_", device)
+    args = example("bait_step_")
+    for name in ("u", "w", "u_offset", "w_offset", "fisher_norm", "beta"):
+        args[name] = torch.zeros_like(args[name])
+    done = call(args, dtype, device)
+    assert pick_of(call(args | {"pool": args["pool"] * torch.nan}, dtype, device)) == pick_of(done)
 
 
 @pytest.mark.parametrize("D", [1, 7, 67, 130])

@@ -5,6 +5,7 @@ from torch import Tensor
 from lapal_ext import likelihood, ops
 from tests.budget import Outcome, assert_exact, assert_within_budget, outcome
 from tests.draws import Arguments, Draw, cast
+from tests.native import require_native
 from tests.ops import exact_softmax
 from tests.ops.dense_posterior import DensePosterior, bisected_root, curvature_weight, one_hot, softmax
 from tests.ops.examples import example
@@ -140,6 +141,16 @@ def test_first_pick_changes_nothing_but_taken(kind: str, dtype: torch.dtype, dev
 
 
 @every_kind
+def test_first_pick_does_not_read_the_pool(kind: str, dtype: torch.dtype, device: str) -> None:
+    require_native("selection_step_", device)
+    args = example("selection_step_") | {"kind": kind}
+    for name in ("u", "g", "offset", "beta"):
+        args[name] = torch.zeros_like(args[name])
+    done = call(args, dtype, device)
+    assert pick_of(call(args | {"pool": args["pool"] * torch.nan}, dtype, device)) == pick_of(done)
+
+
+@every_kind
 @pytest.mark.parametrize("D", [1, 7, 67, 130])
 def test_duplicates_tie_to_the_lowest_index(kind: str, D: int, dtype: torch.dtype, device: str, draw: Draw) -> None:
     """Rows of only five kinds, scattered: equal rows stay equal to the bit; the first free one wins."""
@@ -167,8 +178,10 @@ def test_a_shard_moves_its_rows_like_the_whole_pool(
     args = cast(op, example("selection_step_", N=61, D=D), dtype, pool_dtype, device)
     whole = outcome(op, op, args)
     rows = {name: args[name][20:] for name in ("logits", "variance", "taken", "scale")}
-    padded = args["pool"].new_zeros(41, D + 3)[:, 1 : D + 1].copy_(args["pool"][20:])
-    for pool in (args["pool"][20:], padded):
+    # Between the rows lies what must not be read; the first of these starts every row at 16 bytes.
+    space = args["pool"].new_full((41, (D + 15) // 8 * 8), torch.nan)
+    spaced = [space.clone()[:, start : start + D] for start in (0, 1)]
+    for pool in (args["pool"][20:], *(rows.copy_(args["pool"][20:]) for rows in spaced)):
         shard = outcome(op, op, args | rows | {"pool": pool})
         for name in ("logits", "variance"):
             assert torch.equal(shard.values[name], whole.values[name][20:]), name
