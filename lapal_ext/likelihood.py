@@ -166,9 +166,10 @@ def loss(
         return _entropy(top)
     if targets is None:
         raise ValueError(f"loss {kind!r} needs targets")
+    # Gathered for every loss: a label that is no class is refused here, and would count as a mere mistake elsewhere.
+    target_logit = top.shifted.gather(-1, targets.expand(top.rest.shape)[..., None])[..., 0]
     if kind == "zero_one":
         return (top.winner != targets).to(logits.dtype)
-    target_logit = top.shifted.gather(-1, targets.expand(top.rest.shape)[..., None])[..., 0]
     if kind == "cross_entropy":
         return top.rest.log1p() - target_logit
     p_target = target_logit.exp() / partition
