@@ -5,6 +5,7 @@ Each curve varies one letter alone. Expected: linear in N, E, M and C, quadratic
 
 import argparse
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -92,12 +93,15 @@ def measure() -> Iterator[tuple[Curve, list[float]]]:
 def measure_memory() -> tuple[list[int], list[float]]:
     """Of a look-ahead over ever more points: what all E x (distinct rows) columns would take would grow with E."""
     sizes = doubling(2500, 7) if (_PROCESS / "clear_refs").exists() else []
-    return sizes, [_least_peak_mib(hypotheses(n_eval=size)) for size in sizes]
+    # A process for each size: what an allocator keeps of one call is not there for the next to reuse.
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return sizes, pool.map(_peak_of_look_ahead, sizes, chunksize=1)
 
 
-def _least_peak_mib(call: Callable[[], object]) -> float:
-    """Of three calls: the first one also finds pages that the allocator keeps."""
-    return min(peak_mib(call) for _ in range(3))
+def _peak_of_look_ahead(n_eval: int) -> float:
+    torch.set_num_threads(1)
+    hypotheses(n_eval=16, n_batches=1)()  # loads what is loaded once
+    return peak_mib(hypotheses(n_eval=n_eval))
 
 
 def draw(out: Path, curves: list[tuple[Curve, list[float]]], memory: tuple[list[int], list[float]]) -> None:
@@ -132,8 +136,7 @@ def main() -> None:
     out = parser.parse_args().out
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    memory = measure_memory()  # first, before anything large was allocated and kept
-    draw(out, list(measure()), memory)
+    draw(out, list(measure()), measure_memory())
 
 
 if __name__ == "__main__":

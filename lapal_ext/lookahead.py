@@ -135,6 +135,7 @@ def sum_losses(
             loss,
             MEAN_FIELD_FACTOR if mean_field else 0.0,
         )
+        del points, products, logits, columns  # before the next tile asks for as much
     return sums
 
 
