@@ -15,7 +15,7 @@
 // whose sum ends just short of the target takes its last member that is not zero, so a row with distance zero is never
 // drawn.
 //
-// Limit: memory, one read of the pool, one of the gradients; beside them 6 numbers per row. The draw waits for its
+// Limit: memory, one read of the pool, one of the gradients; beside them 5 numbers per row. The draw waits for its
 // chains of additions instead, a few microseconds up to a million rows.
 #pragma once
 

@@ -13,7 +13,7 @@
 // Blocks share the tiles of rows in grid-stride loops, and an argmax has one result whoever meets whom, so picks
 // depend on no grid.
 //
-// Limit: memory, one read of the pool; beside it 12 numbers per row, a few percent of that.
+// Limit: memory, one read of the pool; beside it 9 numbers per row, a few percent of that.
 #pragma once
 
 #include "cuda/pool_rows.cuh"
