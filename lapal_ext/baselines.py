@@ -13,6 +13,7 @@ touch, so that they forget each other, and the bias of the layer stays where it 
 import torch
 from torch import Tensor
 
+from lapal_ext import ops
 from lapal_ext._checks import check_generator, check_integer, check_number, check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import residual
@@ -127,8 +128,9 @@ def monte_carlo(
         peak = torch.maximum(highest, log_weight.max())
         shares = (log_weight - peak).exp()
         shrunk = (highest - peak).exp()
-        p = (points @ weights.mT).softmax(2).double()  # [m, E, C]
-        result = result * shrunk + (shares[:, None, None] * p).sum(0)
+        products = ops.inner_products(points, weights.flatten(0, 1))
+        p = products.view(len(points), count, n_classes).softmax(2)  # [E, m, C]
+        result = result * shrunk + torch.einsum("m,emc->ec", shares.to(p.dtype), p)
         total, highest = total * shrunk + shares.sum(), peak
     probabilities = (result / total).to(posterior.mean.dtype)
     check_overflow("eval_features", probabilities)

@@ -1,5 +1,6 @@
 """The strategies that experiments compare, by name: how labels are absorbed, and how batches are chosen."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ ACTIVE_STRATEGIES = (
     *(f"{name}_{labels}" for labels in ("predicted", "true") for name in _SEQUENTIAL),
 )
 LOOK_AHEAD_STRATEGIES = ("random", "margin", *_LOOK_AHEAD)
+_MOST_UPDATES = 20  # of a batch by expected error reduction, which costs a thousand times a margin
 BATCH_STRATEGIES = (*ACTIVE_STRATEGIES, *_LOOK_AHEAD)
 
 
@@ -49,6 +51,8 @@ def describe(strategy: str) -> str:
         return "look-ahead, true labels (upper bound)"
     if strategy == "look_ahead_predicted":
         return "look-ahead, predicted labels"
+    if strategy == "expected_error_reduction":
+        return "expected error reduction, predicted labels"
     for name in _SEQUENTIAL:
         if strategy == f"{name}_predicted":
             return f"sequential {name.replace('_', ' ')}, predicted labels"
@@ -74,8 +78,12 @@ def choose_batch(
     """Choose what to label next; only strategies named "true" look at a label of ``unlabelled`` or ``evaluation``."""
     pool, targets = unlabelled
     if strategy == "expected_error_reduction":
-        loss = expected_error_reduction(model, pool, evaluation.features)
-        return loss.sort(stable=True).indices[:batch_size]
+        # Its best rows are alike: taken at once they fall behind random, so that the batch must be built pick by pick.
+        def reduction(posterior: LastLayerLaplace, rows: Tensor) -> Tensor:
+            return -expected_error_reduction(posterior, rows, evaluation.features, "expected_cross_entropy")
+
+        every = math.ceil(batch_size / _MOST_UPDATES)
+        return select_batch(model, pool, batch_size, reduction, update_every=every).indices
     if strategy == "look_ahead_predicted":
         return select_lookahead(model, pool, evaluation.features, batch_size, generator=generator).indices
     if strategy == "look_ahead_true":
