@@ -17,6 +17,7 @@ from torch import Tensor
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_ROWS_ADDED = 8192  # of half precision, in one sum
 _INT64_MAX = 2**63 - 1  # torch counts in int64
 _FIXED_DTYPES = {"int64": torch.int64, "bool": torch.bool, "float64": torch.float64}
 _SPECIFICATION = re.compile(r"^(?:(\w+) )?\[(.*)\]$")
@@ -218,8 +219,21 @@ def is_finite(*values: Tensor) -> bool:
 
     The sum is tested first: it is many times cheaper than a mask, and only an overflow makes it raise a false alarm.
     """
-    total = sum(value.detach().sum(dtype=torch.float32 if value.element_size() < 4 else None) for value in values)
+    total = sum(_sum(value.detach()) for value in values)
     return math.isfinite(total) or all(bool(value.isfinite().all()) for value in values)
+
+
+def _sum(value: Tensor) -> Tensor:
+    if value.element_size() >= 4 or value.dim() == 0:
+        return value.sum(dtype=torch.float32 if value.element_size() < 4 else None)
+    # torch adds in another dtype by copying all of it first: of a pool in half precision, twice its size. One buffer
+    # serves all tiles, since new ones, with sums kept between them, would leave holes as large as the pool.
+    tiles = value.split(_ROWS_ADDED)
+    sums = value.new_empty(len(tiles), dtype=torch.float32)
+    buffer = torch.empty_like(tiles[0], dtype=torch.float32)
+    for number, tile in enumerate(tiles):
+        torch.sum(buffer[: len(tile)].copy_(tile), dim=None, out=sums[number])
+    return sums.sum()
 
 
 def check_finite(name: str, value: Tensor) -> None:

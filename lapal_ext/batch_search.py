@@ -11,6 +11,7 @@ from lapal_ext.acquisition import ACQUISITIONS, Acquisition
 from lapal_ext.labels import check_source, draw_labels
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 from lapal_ext.lookahead import check_evaluation, check_update, look_ahead
+from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 from lapal_ext.proposals import PROPOSALS, propose_by_acquisition
@@ -20,7 +21,7 @@ from lapal_ext.selection import SelectionResult
 @torch.no_grad()
 def select_lookahead(
     posterior: LastLayerLaplace,
-    pool: Tensor,  # [N, D]
+    pool: Features,  # [N, D]
     eval_features: Tensor,  # [E, D]
     batch_size: int = 10,
     n_batches: int = 300,

@@ -8,6 +8,7 @@ from lapal_ext._checks import check_choice, check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import EXPECTED_LOSSES, MEAN_FIELD_FACTOR, step_length
 from lapal_ext.lookahead import TILE, check_evaluation, check_update, slices, sum_losses
+from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 from lapal_ext.updating import coefficients, steps_overflow
@@ -18,7 +19,7 @@ _CANDIDATE_SIZE = 1024  # numbers a candidate counts for at least, so that a til
 @torch.no_grad()
 def expected_error_reduction(
     posterior: LastLayerLaplace,
-    pool: Tensor,  # [N, D]
+    pool: Features,  # [N, D]
     eval_features: Tensor,  # [E, D]
     loss: str = "expected_zero_one",
     step: str = "newton",

@@ -19,6 +19,7 @@ from lapal_ext._checks import (
     shape_text,
 )
 from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, MEAN_FIELD_FACTOR, STEPS
+from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 from lapal_ext.updating import coefficients
@@ -30,7 +31,7 @@ TILE = 1 << 23  # numbers in the largest temporary, 32 MiB in float32
 @torch.no_grad()
 def look_ahead(
     posterior: LastLayerLaplace,
-    pool: Tensor,  # [N, D]
+    pool: Features,  # [N, D]
     batches: Tensor,  # [M, b] int64
     targets: Tensor,  # [N] or [M, b] int64
     eval_features: Tensor,  # [E, D]

@@ -16,6 +16,7 @@ from lapal_ext._checks import (
     check_overflow,
     check_tensors,
 )
+from lapal_ext.memory_map import Features, as_tensor
 from lapal_ext.posterior import LastLayerLaplace
 
 
@@ -33,14 +34,14 @@ class Pool:
 
     Args:
         posterior: fitted; whose inputs these are; only its standardising and its dtype are used later.
-        features: [N, D], float32, float64, or half precision as storage.
+        features: [N, D], float32, float64, or half precision as storage; an array or a file is read where it is.
         candidates: the rows that may be picked, distinct; all by default. They are copied out, in ascending order, so
             that ties still go to the lowest row.
     """
 
-    def __init__(self, posterior: LastLayerLaplace, features: Tensor, candidates: Tensor | None = None) -> None:
+    def __init__(self, posterior: LastLayerLaplace, features: Features, candidates: Tensor | None = None) -> None:
         check_posterior(posterior)
-        check_dense("pool", features)
+        features = check_dense("pool", as_tensor("pool", features))
         check_tensors({"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))}, {"pool": features})
         mean = posterior.mean
         if features.device != mean.device:

@@ -10,6 +10,7 @@ from lapal_ext._checks import check_choice, check_flag, check_integer, check_num
 from lapal_ext.acquisition import Acquisition, check_acquisition, choose_seed, make_scorer, uses_variance
 from lapal_ext.labels import Targets, label_source
 from lapal_ext.likelihood import STEPS
+from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 
@@ -25,7 +26,7 @@ class SelectionResult(NamedTuple):
 @torch.no_grad()
 def select_batch(
     posterior: LastLayerLaplace,
-    pool: Tensor,  # [N, D]
+    pool: Features,  # [N, D]
     batch_size: int = 10,
     acquisition: str | Acquisition = "margin",
     targets: Targets = "predicted",
@@ -42,7 +43,9 @@ def select_batch(
 
     Args:
         posterior: a fitted model; stays as it is.
-        pool: features of the unlabelled rows, [N, D]; half precision is kept as it is and read once per pick.
+        pool: features of the unlabelled rows, [N, D]; half precision is kept as it is and read once per pick. An array,
+            a ``numpy.memmap`` or the path of a .npy or .safetensors file is read where it is, and may be larger than
+            memory; beside it stand [N, C] logits for most acquisitions.
         batch_size: rows to pick, at most N.
         acquisition: ``margin``, ``entropy``, ``least_confident``, ``variance`` or ``gradient_norm``, with the formulas
             of ``likelihood.utility``; ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``,

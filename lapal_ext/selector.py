@@ -17,6 +17,7 @@ from lapal_ext._checks import (
 )
 from lapal_ext.acquisition import Acquisition, Scorer, check_acquisition, choose_seed, make_scorer
 from lapal_ext.likelihood import STEPS
+from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool, check_posterior
 from lapal_ext.posterior import LastLayerLaplace
 
@@ -33,7 +34,7 @@ class SequentialSelector:
 
     Args:
         posterior: a fitted model; stays as it is.
-        pool: features of the unlabelled rows, [N, D].
+        pool: features of the unlabelled rows, [N, D]; an array or a file is read where it is, as in ``select_batch``.
         acquisition: as in ``select_batch``.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
@@ -52,7 +53,7 @@ class SequentialSelector:
     def __init__(
         self,
         posterior: LastLayerLaplace,
-        pool: Tensor,  # [N, D]
+        pool: Features,  # [N, D]
         acquisition: str | Acquisition = "margin",
         step: str = "line_search",
         gamma: float = 1.0,
