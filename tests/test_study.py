@@ -6,6 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.study import run, strategies
 from lapal_ext.study.data import load_digits, split
 from lapal_ext.study.figures import draw_learning_curves
@@ -15,7 +16,6 @@ from lapal_ext.study.report import (
     ACTIVE_NOTES,
     UPDATING_NOTES,
     active_learning_table,
-    replace_file,
     updating_table,
     write_csv,
 )

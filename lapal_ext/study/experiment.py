@@ -18,11 +18,11 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.study.configuration import Configuration, Source, environment
 from lapal_ext.study.metrics import measure
 from lapal_ext.study.protocols import UPDATING, active_learning, updating
 from lapal_ext.study.records import Record
-from lapal_ext.study.report import replace_file
 from lapal_ext.study.run import one_thread
 
 CONFIGURATION, RESULTS, TIMINGS = "configuration.json", "results.csv", "timings.csv"

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.study.boundaries import draw_boundaries
 from lapal_ext.study.figures import RESOLUTION, STYLE, Line, draw_band
 from lapal_ext.study.protocols import UPDATING
 from lapal_ext.study.records import Record, Values, by_seed, mean_and_error
-from lapal_ext.study.report import replace_file
 from lapal_ext.study.strategies import ACTIVE_STRATEGIES, describe
 
 # Colour and marker by the beginning of a strategy's name; dashes say which labels it uses.

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.study.protocols import ACTIVE_LEARNING, UPDATING
 from lapal_ext.study.records import Record, Values, by_seed, mean_and_error
-from lapal_ext.study.report import replace_file
 
 RESOLUTION = 200  # dots per inch
 _BAND_OPACITY = 0.18

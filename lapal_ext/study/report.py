@@ -4,8 +4,7 @@ Bold only repeats what a star says, so that a redirected table reads the same.
 """
 
 import csv
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lapal_ext import ops
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.study.protocols import ACTIVE_LEARNING, UPDATING
 from lapal_ext.study.records import Record, Values, by_seed, mean_and_error
 from lapal_ext.study.run import DEMO_ACTIVE, DEMO_UPDATING
@@ -122,16 +122,6 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
             writer.writerows(records)
 
     replace_file(path, write)
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then move it there: what stood there stays whole until then."""
-    scratch = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _table(title: str) -> Table:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.study.experiment import CONFIGURATION, read_records
 from lapal_ext.study.experiment_figures import draw_experiment
 from lapal_ext.study.protocols import UPDATING
 from lapal_ext.study.records import Record, Values, by_seed, mean_and_error
-from lapal_ext.study.report import replace_file
 from lapal_ext.study.strategies import describe
 
 REPORT = "report.md"

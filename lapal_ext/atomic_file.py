@@ -1,0 +1,15 @@
+"""Writing a file so that nobody ever sees half of it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``, then move it there: what stood there stays whole until then."""
+    scratch = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(scratch)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
