@@ -6,7 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import check_choice, check_flag, check_integer, check_number
+from lapal_ext._checks import (
+    ShapeSpec,
+    check_choice,
+    check_distinct,
+    check_flag,
+    check_integer,
+    check_number,
+    check_tensors,
+)
 from lapal_ext.acquisition import Acquisition, check_acquisition, choose_seed, make_scorer, uses_variance
 from lapal_ext.labels import Targets, label_source
 from lapal_ext.likelihood import STEPS
@@ -38,6 +46,7 @@ def select_batch(
     generator: torch.Generator | None = None,
     progress: bool = False,
     labelled: Tensor | None = None,  # [L, D]
+    exclude: Tensor | None = None,  # [X] int64
 ) -> SelectionResult:
     """Pick a batch greedily, absorbing a label for every pick before the next one is made.
 
@@ -67,6 +76,8 @@ def select_batch(
         progress: show a progress bar (needs rich).
         labelled: features of the rows that have labels, [L, D], which the posterior does not keep. ``typiclust``,
             ``coreset`` and ``probcover`` stay away from them; the others do not look at them.
+        exclude: rows that may not be picked, distinct, int64 [X]. Unlike what is left out of ``candidates`` they stay
+            part of the pool, and nothing is copied.
 
     Returns:
         The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go
@@ -81,8 +92,9 @@ def select_batch(
     others are in their modules.
     """
     rows = Pool(posterior, pool, candidates)
+    excluded = _excluded(rows, exclude)
     batch_size = check_integer(
-        "batch_size", batch_size, at_least=1, at_most=len(rows), limit="the rows that may be picked"
+        "batch_size", batch_size, at_least=1, at_most=len(rows) - len(excluded), limit="the rows that may be picked"
     )
     update_every = check_integer("update_every", update_every, at_least=1, at_most=batch_size, limit="batch_size")
     check_choice("step", step, STEPS)
@@ -102,6 +114,7 @@ def select_batch(
         gamma = 0.0  # an update without a label moves the covariance alone
     seed = choose_seed(acquisition, link, generator)
     scorer = make_scorer(acquisition, posterior, rows, link=link, step=step, gamma=gamma, labelled=labelled, seed=seed)
+    scorer.withhold(excluded)
 
     chosen: list[tuple[Tensor, Tensor, Tensor]] = []
     groups = [min(update_every, batch_size - start) for start in range(0, batch_size, update_every)]
@@ -117,6 +130,16 @@ def select_batch(
         return SelectionResult(rows.to_rows(picks), utilities, posterior.clone())
     after = posterior.condition_on(rows.outer(picks), absorbed, step, gamma)
     return SelectionResult(rows.to_rows(picks), utilities, after)
+
+
+def _excluded(rows: Pool, exclude: Tensor | None) -> Tensor:  # [X] int64
+    if exclude is None:
+        return torch.zeros(0, dtype=torch.int64, device=rows.storage.device)
+    check_tensors({"exclude": ShapeSpec("int64", ("X",))}, {"exclude": exclude})
+    if exclude.device != rows.storage.device:
+        raise ValueError(f"exclude must be on {rows.storage.device} like pool, got {exclude.device}")
+    check_distinct("exclude", exclude)
+    return rows.to_picks(exclude, "exclude")
 
 
 def _with_progress(groups: list[int], progress: bool) -> Iterable[int]:

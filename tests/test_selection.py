@@ -13,6 +13,7 @@ from torch import Tensor
 
 import lapal_ext
 from lapal_ext import LastLayerLaplace, NotFittedError, select_batch
+from lapal_ext.acquisition import ACQUISITIONS
 from lapal_ext.labels import draw_labels
 from lapal_ext.likelihood import CURVATURES, STEPS, UTILITIES
 from tests.draws import Draw
@@ -142,6 +143,36 @@ def test_no_labels_top_b_and_variance_alone() -> None:
     assert_same(spread, expected)
     with pytest.raises(ValueError, match="targets=None absorbs no labels"):
         select_batch(problem.posterior, problem.pool, B, "margin", targets=None)
+
+
+@pytest.mark.parametrize("acquisition", ACQUISITIONS)
+@pytest.mark.parametrize("update_every", [1, 3])
+def test_excluded_rows_are_part_of_the_pool_and_never_picked(acquisition: str, update_every: int) -> None:
+    problem = make_problem()
+
+    def pick(exclude: Tensor | None) -> Tensor:
+        generator = torch.Generator().manual_seed(5)
+        common = problem.posterior, problem.pool, 6, acquisition, problem.labels
+        return select_batch(*common, update_every=update_every, generator=generator, exclude=exclude).indices
+
+    first = pick(None)
+    assert not set(first.tolist()) & set(pick(first).tolist())
+    assert torch.equal(pick(first[:0]), first)
+
+
+def test_what_is_excluded_is_no_candidate_where_rows_do_not_meet() -> None:
+    problem = make_problem()
+    excluded = torch.tensor([17, 2, 40])
+    candidates = torch.tensor([row for row in range(len(problem.pool)) if row not in excluded.tolist()])
+    picks = [
+        select_batch(problem.posterior, problem.pool, B, targets=problem.labels, **chosen)
+        for chosen in ({"exclude": excluded}, {"candidates": candidates})
+    ]
+    assert torch.equal(picks[0].indices, picks[1].indices)
+    with pytest.raises(ValueError, match="exclude must be candidates"):
+        select_batch(problem.posterior, problem.pool, 1, candidates=candidates, exclude=excluded)
+    with pytest.raises(ValueError, match=r"batch_size must be at most 2 \(the rows that may be picked\)"):
+        select_batch(problem.posterior, problem.pool, 3, exclude=torch.arange(len(problem.pool) - 2))
 
 
 def test_candidates_are_all_that_is_seen() -> None:

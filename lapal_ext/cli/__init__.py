@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 import lapal_ext
-from lapal_ext.cli import demo, experiment, report
+from lapal_ext.cli import demo, experiment, report, select
 from lapal_ext.cli.errors import CommandError
 
-_COMMANDS = (demo, experiment, report)
+_COMMANDS = (select, demo, experiment, report)
 _FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130
 
 

@@ -95,9 +95,13 @@ def ask_and_tell(**arguments: object) -> None:
 
 UNKNOWN = {"unknown": Bad("bogus", ValueError, "must be one of 'predicted', 'sampled', got")}
 SOURCES = {**values.labels(LABELS, 4), **UNKNOWN}
+POOLS = {words: bad for words, bad in values.features_of(POOL).items() if words != "numpy"} | {
+    "numpy, integers": Bad(np.zeros(POOL.shape, np.int64), TypeError, "must be float16, float32 or float64"),
+    "no such file": Bad("nowhere.npy", FileNotFoundError, r"must be an existing file, got nowhere\.npy"),
+}
 ANYWHERE = {
     "posterior": values.posteriors(LA),
-    "pool": {**values.features_of(POOL), **values.overflowing(POOL)},
+    "pool": {**POOLS, **values.overflowing(POOL)},
     "step": values.choices_not_none(),
     "gamma": values.numbers(),
     "link": {**values.choices_not_none(), "mc": Bad("mc", ValueError, "must be one of 'plugin', 'mean_field'")},
@@ -122,10 +126,11 @@ CALLS = {
         select_batch,
         MODEL
         | {"batch_size": 3, "acquisition": "margin", "targets": "predicted", "update_every": 1, "candidates": None}
-        | {"generator": torch.Generator(), "progress": False, "labelled": None},
+        | {"generator": torch.Generator(), "progress": False, "labelled": None, "exclude": None},
         {
             **ANYWHERE,
             **PICKING,
+            "exclude": rows(CANDIDATES, "exclude"),
             "batch_size": values.integers(at_least=1, at_most=N),
             "targets": {words: bad for words, bad in SOURCES.items() if words != "None"} | annotators(),
             "update_every": values.integers(at_least=1, at_most=3),

@@ -1,0 +1,123 @@
+"""Asking a person for labels on the terminal: each question by the model that has absorbed all answers before it."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from lapal_ext.cli import answers
+from lapal_ext.cli.answers import SKIP, Line
+from lapal_ext.cli.errors import CommandError
+from lapal_ext.selector import SequentialSelector
+
+_LIKELY = 3  # classes that a question names with their probabilities
+_UNDO, _QUIT = "undo", "quit"
+COMMANDS = (SKIP, _UNDO, _QUIT)
+
+
+def interview(
+    selector: SequentialSelector,
+    pool: Tensor,  # [N, D]
+    lines: Sequence[Line],
+    number: int,
+    path: Path,
+    class_names: Sequence[str],
+    texts: Path | None,
+) -> None:
+    """Ask until there are ``number`` more answers, and write the label file after each.
+
+    Args:
+        selector: nothing told so far.
+        pool: what it asks about.
+        lines: of the label file as it stands; what is answered there is told first.
+        number: answers to ask for; fewer where the pool ends.
+        path: of the label file.
+        class_names: one per class.
+        texts: file whose lines describe the rows of the pool.
+
+    Raises:
+        CommandError: a file cannot be read or written.
+    """
+    given = [line for line in lines if not line.waits]
+    waiting = {line.row: line for line in lines if line.waits}
+    for line in given:
+        _tell(selector, line)
+    if given:
+        print(f"Going on from {len(given)} answers in {path}.")
+    print(f"A label is {answers.describe_classes(class_names)}. {SKIP}, undo and quit are the other answers.")
+    asked = 0
+    while asked < number and len(given) < len(pool):
+        row = int(selector.ask())
+        reply = _reply(_question(f"{asked + 1}/{number}", row, selector, pool, class_names, texts), class_names)
+        if reply == _QUIT:
+            break
+        if reply == _UNDO:
+            if not given:
+                print("There is nothing to undo.")
+                continue
+            selector.undo()
+            taken = given.pop()
+            waiting[taken.row] = taken._replace(label=None, skipped=False)
+            asked = max(0, asked - 1)
+            print(f"Took back the answer for row {taken.row}.")
+        else:
+            line = waiting.pop(row, Line(row))
+            line = line._replace(skipped=True) if reply == SKIP else line._replace(label=int(reply))
+            _tell(selector, line)
+            given.append(line)
+            asked += 1
+        answers.write(path, [*given, *waiting.values()], class_names)
+    told = sum(line.label is not None for line in given)
+    print(f"{told} labels in {path}. The same command goes on from there.")
+
+
+def _tell(selector: SequentialSelector, line: Line) -> None:
+    if line.label is None:
+        selector.skip(line.row)
+    else:
+        selector.tell(line.row, line.label)
+
+
+def _question(
+    place: str,
+    row: int,
+    selector: SequentialSelector,
+    pool: Tensor,  # [N, D]
+    class_names: Sequence[str],
+    texts: Path | None,
+) -> str:
+    posterior = selector.posterior
+    probabilities = posterior.predict_proba(pool[row : row + 1].to(posterior.mean.dtype))[0]
+    likely = probabilities.topk(min(_LIKELY, len(class_names)))
+    guesses = ", ".join(
+        f"{class_names[number]} {100 * share:.0f} %"
+        for number, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+    )
+    shown = "" if texts is None else f"  {_text(texts, row)}\n"
+    return f"[{place}] row {row}; the model says {guesses}\n{shown}label: "
+
+
+def _text(path: Path, row: int) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return next(itertools.islice(file, row, None), "").rstrip("\n")
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _reply(question: str, class_names: Sequence[str]) -> str:
+    """A class's number or one of ``COMMANDS``; the end of the input and Ctrl-C mean quit."""
+    while True:
+        try:
+            text = input(question).strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return _QUIT
+        label = answers.class_number(text, class_names)
+        if label is not None:
+            return str(label)
+        if text in COMMANDS:
+            return text
+        print(f"A label is {answers.describe_classes(class_names)}; or type {', '.join(COMMANDS)}.")
+        question = "label: "
