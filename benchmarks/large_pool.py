@@ -61,9 +61,11 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=384)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--number", type=int, default=100, help="picks")
+    parser.add_argument("--memory", type=float, help="of select_batch, in MiB")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    memory = None if options.memory is None else options.memory * 2**20
     generator = torch.Generator().manual_seed(0)
     labelled = torch.randn(200, options.features, generator=generator)
     posterior = LastLayerLaplace.fit_map(labelled, torch.arange(200) % options.classes, options.classes)
@@ -75,7 +77,7 @@ def main() -> None:
         with PeakMemory() as peak:
             for number in (1, options.number):
                 start = time.perf_counter()
-                select_batch(posterior, path, number)
+                select_batch(posterior, path, number, memory=memory)
                 seconds[number] = time.perf_counter() - start
         size = path.stat().st_size / 2**20
     per_pick = (seconds[options.number] - seconds[1]) / (options.number - 1)

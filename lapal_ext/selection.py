@@ -47,6 +47,7 @@ def select_batch(
     progress: bool = False,
     labelled: Tensor | None = None,  # [L, D]
     exclude: Tensor | None = None,  # [X] int64
+    memory: float | None = None,
 ) -> SelectionResult:
     """Pick a batch greedily, absorbing a label for every pick before the next one is made.
 
@@ -78,6 +79,8 @@ def select_batch(
             ``coreset`` and ``probcover`` stay away from them; the others do not look at them.
         exclude: rows that may not be picked, distinct, int64 [X]. Unlike what is left out of ``candidates`` they stay
             part of the pool, and nothing is copied.
+        memory: bytes that the pool's logits may take, unlimited by default. Where [N, C] of them take more, utilities
+            compute them anew for every pick, a tile of rows at a time, O(N D C); ``bald`` and ``badge`` cannot.
 
     Returns:
         The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go
@@ -103,6 +106,7 @@ def select_batch(
     if labelled is not None:
         posterior.check_features(labelled, name="labelled")
     check_flag("progress", progress)
+    memory = None if memory is None else check_number("memory", memory, above=0.0)
     labels = label_source(targets, rows, posterior.num_classes, generator)
     if targets is None:
         if update_every < batch_size and not uses_variance(acquisition, link):
@@ -113,7 +117,17 @@ def select_batch(
             )
         gamma = 0.0  # an update without a label moves the covariance alone
     seed = choose_seed(acquisition, link, generator)
-    scorer = make_scorer(acquisition, posterior, rows, link=link, step=step, gamma=gamma, labelled=labelled, seed=seed)
+    scorer = make_scorer(
+        acquisition,
+        posterior,
+        rows,
+        link=link,
+        step=step,
+        gamma=gamma,
+        labelled=labelled,
+        seed=seed,
+        memory=memory,
+    )
     scorer.withhold(excluded)
 
     chosen: list[tuple[Tensor, Tensor, Tensor]] = []

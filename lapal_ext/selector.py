@@ -43,6 +43,7 @@ class SequentialSelector:
         generator: of an acquisition that draws, such as ``random`` or ``badge``. One number is taken from it here; what
             is asked later follows from that and from the answers, so that ``undo`` comes back to the same question.
         labelled: features of the rows that had labels before, [L, D], as in ``select_batch``.
+        memory: bytes that the pool's logits may take, as in ``select_batch``.
 
     Example:
         >>> selector = SequentialSelector(posterior, pool)
@@ -61,6 +62,7 @@ class SequentialSelector:
         candidates: Tensor | None = None,  # [K] int64
         generator: torch.Generator | None = None,
         labelled: Tensor | None = None,  # [L, D]
+        memory: float | None = None,
     ) -> None:
         check_posterior(posterior)
         check_choice("step", step, STEPS)
@@ -73,6 +75,7 @@ class SequentialSelector:
             posterior.check_features(labelled, name="labelled")
             labelled = labelled.detach().clone()
         self._labelled = labelled
+        self._memory = None if memory is None else check_number("memory", memory, above=0.0)
         self._seed = choose_seed(acquisition, link, generator)
         self._events: list[_Event] = []
         self._asked: Tensor | None = None
@@ -196,6 +199,7 @@ class SequentialSelector:
             gamma=self._gamma,
             labelled=self._labelled,
             seed=seed,
+            memory=self._memory,
         )
 
     def _replay(self, events: list[_Event], seed: int) -> None:

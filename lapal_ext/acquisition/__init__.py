@@ -12,7 +12,7 @@ from lapal_ext.acquisition.coreset import CoresetScorer
 from lapal_ext.acquisition.custom import Acquisition, CustomScorer, random_acquisition
 from lapal_ext.acquisition.probcover import ProbCoverScorer
 from lapal_ext.acquisition.typiclust import TypiClustScorer
-from lapal_ext.acquisition.uncertainty import UncertaintyScorer
+from lapal_ext.acquisition.uncertainty import TiledUncertaintyScorer, UncertaintyScorer
 from lapal_ext.likelihood import UTILITIES
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
@@ -42,6 +42,7 @@ ACQUISITIONS = (
 )
 LINKS = ("plugin", "mean_field")  # of a utility; Monte Carlo would make picks depend on the noise
 BALD_LINKS = (*LINKS, "mc")
+_KEEP_LOGITS = ("bald", "badge")  # and cannot compute them tile by tile
 _DRAWING = ("random", "badge", "typiclust", "probcover")
 
 
@@ -88,12 +89,23 @@ def make_scorer(
     labelled: Tensor | None,  # [L, D]
     seed: int,
     name: str = "acquisition",
+    memory: float | None = None,
 ) -> Scorer:
     """Start the state of a selection; all arguments are already checked.
 
-    ``name`` is the argument that a callable came in, for errors about what it returns.
+    ``name`` is the argument that a callable came in, for errors about what it returns. ``memory`` is what the logits
+    and variances of the pool may take, in bytes.
+
+    Raises:
+        ValueError: the acquisition cannot do without more ``memory``.
     """
     common = posterior, pool, link, step, gamma
+    if memory is not None and acquisition in (*UTILITIES, *_KEEP_LOGITS):
+        needed = len(pool) * (posterior.num_classes + 1) * posterior.mean.element_size()
+        if needed > memory and acquisition in _KEEP_LOGITS:
+            raise ValueError(f"memory must be at least {needed} bytes for {acquisition!r}, which keeps all logits")
+        if needed > memory:
+            return TiledUncertaintyScorer(*common, acquisition)
     if callable(acquisition):
         return CustomScorer(*common, acquisition, name)
     match acquisition:

@@ -1,10 +1,13 @@
-"""The utilities of ``ops.utility``, kept up to date for a whole pool in one pass per pick."""
+"""The utilities of ``ops.utility``, of logits that are kept up to date for a whole pool or computed for every pick."""
 
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext._checks import check_overflow
 from lapal_ext.acquisition._latent_scorer import LatentScorer
+from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition._scorer import best_first
+from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 
@@ -24,4 +27,29 @@ class UncertaintyScorer(LatentScorer):
             return index[None], utility[None]
         self._bring_up_to_date()
         utilities = ops.utility(self._logits, self._variance, self._scale, self._kind, self._kappa)
+        return best_first(utilities, self._taken, count)
+
+
+class TiledUncertaintyScorer(PosteriorScorer):
+    """The same utilities, with nothing of size N C in memory: a pick computes the logits of a tile of rows at a time.
+
+    O(N D C) per pick in place of O(N (D + C)), and O(N D^2) more where the variance counts.
+    """
+
+    def __init__(self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, kind: str) -> None:
+        super().__init__(posterior, pool, link, step, gamma)
+        self._kind = kind
+        self._kappa = MEAN_FIELD_FACTOR if link == "mean_field" else 0.0
+
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """See ``Scorer``."""
+        posterior = self._posterior
+        utilities = posterior.mean.new_empty(len(self._pool))
+        for rows, inner in self._pool.inner_tiles():
+            logits, variance = inner @ posterior.mean.T, None
+            if self._kind == "variance" or self._kappa > 0:
+                variance = ops.predictive_variance(inner, posterior.covariance)
+            check_overflow("pool", logits, *(() if variance is None else (variance,)))
+            scale = inner.norm(dim=1) if self._kind == "gradient_norm" else None
+            utilities[rows] = ops.utility(logits, variance, scale, self._kind, self._kappa)
         return best_first(utilities, self._taken, count)

@@ -50,6 +50,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--acquisition", default="margin", metavar="NAME", help="as in select_batch (default: %(default)s)")
     add("--prior-precision", type=positive_number, default=10.0, metavar="L", help="of the weights (default: 10)")
     add("--seed", type=whole_number(0), default=0, metavar="N", help="of acquisitions that draw (default: 0)")
+    add("--memory", type=positive_number, metavar="MIB", help="for the logits of the pool (default: what they need)")
     add("--interactive", action="store_true", help="ask for labels on the terminal, one by one")
     add("--texts", type=Path, metavar="FILE", help="what a question shows of a row: its line in this file")
     parser.set_defaults(run=_run)
@@ -74,10 +75,21 @@ def _run(options: argparse.Namespace) -> None:
             _choose(posterior, pool, labelled, lines, class_names, options)
             return
         generator = torch.Generator().manual_seed(options.seed)
-        selector = SequentialSelector(posterior, pool, options.acquisition, generator=generator, labelled=labelled)
+        selector = SequentialSelector(
+            posterior,
+            pool,
+            options.acquisition,
+            generator=generator,
+            labelled=labelled,
+            memory=_bytes(options),
+        )
         interview(selector, pool, lines, options.number, options.out, class_names, options.texts)
     except (FileNotFoundError, NotPSDError, ValueError, TypeError, ImportError) as error:
         raise CommandError(str(error)) from error
+
+
+def _bytes(options: argparse.Namespace) -> float | None:
+    return None if options.memory is None else options.memory * 2**20
 
 
 def _labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
@@ -176,6 +188,7 @@ def _choose(
         generator=torch.Generator().manual_seed(options.seed),
         labelled=labelled,
         exclude=torch.tensor([line.row for line in lines], dtype=torch.int64),
+        memory=_bytes(options),
     )
     picks = zip(result.indices.tolist(), result.utilities.tolist(), strict=True)
     answers.write(options.out, [*lines, *(Line(row, f"{utility:.6g}") for row, utility in picks)], class_names)

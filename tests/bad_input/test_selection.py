@@ -126,11 +126,12 @@ CALLS = {
         select_batch,
         MODEL
         | {"batch_size": 3, "acquisition": "margin", "targets": "predicted", "update_every": 1, "candidates": None}
-        | {"generator": torch.Generator(), "progress": False, "labelled": None, "exclude": None},
+        | {"generator": torch.Generator(), "progress": False, "labelled": None, "exclude": None, "memory": 1e9},
         {
             **ANYWHERE,
             **PICKING,
             "exclude": rows(CANDIDATES, "exclude"),
+            "memory": {words: bad for words, bad in values.numbers(above_zero=True).items() if words != "NoneType"},
             "batch_size": values.integers(at_least=1, at_most=N),
             "targets": {words: bad for words, bad in SOURCES.items() if words != "None"} | annotators(),
             "update_every": values.integers(at_least=1, at_most=3),
