@@ -238,6 +238,7 @@ class TestExperiment:
             (RecipeError("no apt here"), "error: no apt here\n"),
             (StorageError("no feature set"), "error: no feature set\n"),
             (OSError(28, "No space left on device"), "cache: No space left on device\n"),
+            (OSError("no weights"), "cache: no weights\n"),
         ],
     )
     def test_a_recipe_that_fails_is_explained(self, error, message, run, tmp_path, monkeypatch, capsys):

@@ -152,7 +152,7 @@ def _built(data: str, path: Path) -> Path:
     except (recipes.RecipeError, StorageError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
-        raise CommandError(f"cannot keep {data} in {recipes.folder()}: {error.strerror}") from error
+        raise CommandError(f"cannot make {data} in {recipes.folder()}: {error.strerror or error}") from error
 
 
 def _configuration(options: argparse.Namespace, source: "Source") -> "Configuration":
