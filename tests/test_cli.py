@@ -4,8 +4,13 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
+import torch
 
 from lapal_ext.cli import demo, main
+from lapal_ext.errors import StorageError
+from lapal_ext.study.feature_file import Labelled, checksum, save_features
+from lapal_ext.study.recipes import RECIPES, RecipeError
+from lapal_ext.study.recipes.recipe import Made, Recipe
 from lapal_ext.study.run import Settings
 
 _WHAT_IS_LOADED = """
@@ -177,6 +182,7 @@ class TestExperiment:
         ("arguments", "message"),
         [
             ("--data nowhere", "--data must be digits, an .npz file"),
+            ("--data nowhere", "or a recipe (debian_sections, fashion_mnist, wordnet_supersenses), got 'nowhere'"),
             ("--data digits --arms margin nothing", "--arms must be of random, margin"),
             ("--data digits --acquisitions 90", "must be at most the 900 rows of the pool together, got 910"),
             ("--data digits --batch-size 20 --subset 19", "--subset must be at least the batch size 20, got 19"),
@@ -187,6 +193,78 @@ class TestExperiment:
         assert main(["experiment", "active-learning", "--out", str(tmp_path), *arguments.split()]) == 1
         assert message in capsys.readouterr().err
         assert not run
+
+    @pytest.fixture
+    def recipe(self, tmp_path, monkeypatch):
+        """Times that the recipe "fake" was carried out; its cache is the folder "cache"."""
+        calls = []
+
+        def make(progress):
+            calls.append(progress(60, 60))
+            part = Labelled(torch.eye(3).repeat(20, 1), torch.arange(60) % 3)
+            return Made(part, part, ("a", "b", "c"))
+
+        monkeypatch.setenv("LAPAL_EXT_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setitem(RECIPES, "fake", Recipe("a moment", {}, make))
+        return calls
+
+    def test_a_recipe_is_built_at_its_first_use(self, recipe, run, tmp_path, capsys):
+        arguments = ["experiment", "updating", "--data", "fake", "--new-labels", "1", "--out", str(tmp_path / "out")]
+        file = tmp_path / "cache" / "fake.npz"
+        assert main(arguments) == 0
+        assert capsys.readouterr().err == f"Making fake for the first use: a moment.\nWrote {file}.\n"
+        assert main(arguments) == 0
+        assert not capsys.readouterr().err
+        assert len(recipe) == 1
+        for _, configuration, source, *_ in run:
+            assert source.path == str(file)
+            assert (configuration.data, configuration.data_sha256) == ("fake.npz", checksum(file))
+
+    def test_a_file_of_ones_own_comes_before_a_recipe(self, recipe, run, tmp_path, monkeypatch):
+        part = Labelled(torch.eye(2).repeat(30, 1), torch.arange(60) % 2)
+        save_features(tmp_path / "fake.npz", part, part, ("a", "b"))
+        monkeypatch.setenv("LAPAL_EXT_DATA", str(tmp_path))
+        assert main(["experiment", "updating", "--data", "fake", "--new-labels", "1", "--out", str(tmp_path)]) == 0
+        assert run[0][2].path == str(tmp_path / "fake.npz")
+        monkeypatch.setenv("LAPAL_EXT_DATA", str(tmp_path / "cache"))
+        assert main(["experiment", "updating", "--data", "fake", "--new-labels", "1", "--out", str(tmp_path)]) == 0
+        assert run[1][2].path == str(tmp_path / "cache" / "fake.npz")
+        assert len(recipe) == 1
+
+    @pytest.mark.usefixtures("recipe")
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (RecipeError("no apt here"), "error: no apt here\n"),
+            (StorageError("no feature set"), "error: no feature set\n"),
+            (OSError(28, "No space left on device"), "cache: No space left on device\n"),
+            (OSError("no weights"), "cache: no weights\n"),
+        ],
+    )
+    def test_a_recipe_that_fails_is_explained(self, error, message, run, tmp_path, monkeypatch, capsys):
+        def fail(_):
+            raise error
+
+        monkeypatch.setitem(RECIPES, "fake", Recipe("a moment", {}, fail))
+        assert main(["experiment", "updating", "--data", "fake", "--out", str(tmp_path / "out")]) == 1
+        assert capsys.readouterr().err.endswith(message)
+        assert not run
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.usefixtures("recipe", "run")
+    def test_an_interrupted_recipe_leaves_nothing(self, tmp_path, monkeypatch, capsys):
+        def interrupt(_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setitem(RECIPES, "fake", Recipe("a moment", {}, interrupt))
+        assert main(["experiment", "updating", "--data", "fake", "--out", str(tmp_path)]) == 130
+        assert capsys.readouterr().err.endswith("lapal-ext: interrupted\n")
+        assert list((tmp_path / "cache").iterdir()) == []
+
+    def test_help_names_all_recipes(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["experiment", "updating", "--help"])
+        assert f"at its first use: {', '.join(RECIPES)}" in " ".join(capsys.readouterr().out.split())
 
     def test_a_damaged_file_is_named(self, run, tmp_path, capsys):
         (tmp_path / "set.npz").write_bytes(b"PK")

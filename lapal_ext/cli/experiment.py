@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ _KINDS = {
     "look-ahead": "label batch after batch, by trying candidate batches before anyone labels them",
 }
 _FOLDER_OF_DATA = "LAPAL_EXT_DATA"
+_RECIPES = ("debian_sections", "fashion_mnist", "wordnet_supersenses")  # so that help need not load them
 _ACQUISITIONS, _SUBSET, _EVALUATION = 20, 1000, 1000
 _NEW_LABELS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -52,7 +54,8 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
         "--data",
         required=True,
         metavar="NAME|FILE.npz",
-        help=f"digits, a file of features, or the name of one in the folder ${_FOLDER_OF_DATA}",
+        help=f"digits, a file of features, the name of one in the folder ${_FOLDER_OF_DATA}, or a set that is made "
+        f"from packages at its first use: {', '.join(_RECIPES)}",
     )
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results, made if it is missing")
     add("--seeds", type=whole_number(1), default=10, metavar="N", help="repetitions (default: %(default)s)")
@@ -108,7 +111,7 @@ def _run(options: argparse.Namespace) -> None:
     configuration = _configuration(options, source)
     folder = prepared(options.out)
     try:
-        with _progress_bar() as progress:
+        with _progress_bar("experiment") as progress:
             run_experiment(folder, configuration, source, options.jobs, progress)
     except MismatchError as error:
         raise CommandError(str(error)) from error
@@ -129,11 +132,27 @@ def _source(data: str) -> "Source":
     if path.suffix != ".npz" and kept is not None:
         path = Path(kept) / f"{data}.npz"
     if not path.is_file():
-        raise CommandError(
-            f"--data must be digits, an .npz file, or the name of one in the folder ${_FOLDER_OF_DATA}, "
-            f"got {data!r}, and there is no file {path}"
-        )
+        path = _built(data, path)
     return Source(str(path.resolve()))
+
+
+def _built(data: str, path: Path) -> Path:
+    """File of the recipe of this name, made if need be; ``path`` is where there was none."""
+    from lapal_ext.errors import StorageError
+    from lapal_ext.study import recipes
+
+    if data not in recipes.RECIPES:
+        raise CommandError(
+            f"--data must be digits, an .npz file, the name of one in the folder ${_FOLDER_OF_DATA}, "
+            f"or a recipe ({', '.join(recipes.RECIPES)}), got {data!r}, and there is no file {path}"
+        )
+    try:
+        with _progress_bar(data) as progress:
+            return recipes.build(data, lambda line: print(line, file=sys.stderr), progress)
+    except (recipes.RecipeError, StorageError) as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"cannot make {data} in {recipes.folder()}: {error.strerror or error}") from error
 
 
 def _configuration(options: argparse.Namespace, source: "Source") -> "Configuration":
@@ -188,7 +207,7 @@ def _configuration(options: argparse.Namespace, source: "Source") -> "Configurat
 
 
 @contextmanager
-def _progress_bar() -> Iterator["Progress"]:
+def _progress_bar(title: str) -> Iterator["Progress"]:
     """A bar with the time left on a terminal's standard error, nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -204,5 +223,5 @@ def _progress_bar() -> Iterator["Progress"]:
     )
     console = Console(stderr=True)
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("experiment", total=None)
+        task = bars.add_task(title, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -10,6 +10,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,29 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
     except ValueError as error:
         raise StorageError(f"{os.fspath(path)} is no feature set: {error}") from error
     return FeatureSet(train, test, len(names))
+
+
+def save_features(path: str | os.PathLike[str], train: Labelled, test: Labelled, class_names: Sequence[str]) -> None:
+    """Write a feature set, features as float16; the same set gives the same bytes.
+
+    Args:
+        path: of the file, which is replaced, whatever its suffix.
+        train: [N, D] and [N].
+        test: [T, D] and [T].
+        class_names: C names; targets lie in [0, C).
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with Path(path).open("wb") as file:
+        np.savez_compressed(
+            file,
+            x_train=train.features.half().numpy(),
+            y_train=train.targets.short().numpy(),
+            x_test=test.features.half().numpy(),
+            y_test=test.targets.short().numpy(),
+            class_names=np.array(class_names),
+        )
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,58 @@
+"""Feature sets kept in a folder, each beside its SHA-256 in the format of ``sha256sum``."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from lapal_ext.study.feature_file import checksum, load_features, save_features
+from lapal_ext.study.recipes.recipe import Made
+from lapal_ext.study.report import replace_file
+
+
+def folder() -> Path:
+    """``$LAPAL_EXT_CACHE``, by default ``~/.cache/lapal_ext``."""
+    return Path(os.environ.get("LAPAL_EXT_CACHE") or Path.home() / ".cache" / "lapal_ext")
+
+
+def prepare(place: Path) -> None:
+    """Make the folder and try to write there, before time is spent on what could not be kept.
+
+    Raises:
+        OSError: it cannot be made, or not written to.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=place):
+        pass
+
+
+def matches(path: Path) -> bool:
+    """Whether the file is there and is what its checksum says."""
+    try:
+        return _checksum_file(path).read_text(encoding="utf-8") == _checksum_line(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def keep(path: Path, made: Made) -> None:
+    """Write a feature set and its checksum; an interruption leaves what was there, or a file that does not match.
+
+    Raises:
+        StorageError: it is no feature set in float16.
+        OSError: it cannot be written.
+    """
+
+    def write(scratch: Path) -> None:
+        save_features(scratch, made.train, made.test, made.class_names)
+        load_features(scratch)
+
+    replace_file(path, write)
+    line = _checksum_line(path)
+    replace_file(_checksum_file(path), lambda scratch: scratch.write_text(line, encoding="utf-8"))
+
+
+def _checksum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _checksum_line(path: Path) -> str:
+    return f"{checksum(path)}  {path.name}\n"

@@ -1,0 +1,70 @@
+"""Fashion-MNIST (Zalando, MIT) through EfficientNet-Lite0, with 384 principal components of the training part.
+
+The images are in the Debian package ``dataset-fashion-mnist``.
+"""
+
+import gzip
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lapal_ext.study.feature_file import Labelled
+from lapal_ext.study.recipes.debian import package_files
+from lapal_ext.study.recipes.encoders import IMAGE_PACKAGES, encode_images, principal_components
+from lapal_ext.study.recipes.recipe import Made, Progress, Recipe, RecipeError
+
+_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_BYTES = 8  # IDX's code of the element type
+_TRAIN_ROWS, _TEST_ROWS, _FEATURES = 8000, 2000, 384
+_SEED = 0
+
+
+def read_idx(data: bytes) -> Tensor:  # uint8, of the shape that the header gives
+    """Array of bytes in IDX: two zeros, type, number of dimensions, each size as big-endian int32, values.
+
+    Raises:
+        RecipeError: something else, or cut off.
+    """
+    head = 4 + 4 * data[3] if data[:3] == bytes([0, 0, _BYTES]) and len(data) > 4 else 0
+    sizes = [int.from_bytes(data[at : at + 4], "big") for at in range(4, head, 4)]
+    if not sizes or len(data) != head + math.prod(sizes):
+        raise RecipeError(f"a file of Fashion-MNIST is damaged: {len(data)} bytes are no IDX array of bytes")
+    return torch.frombuffer(bytearray(data[head:]), dtype=torch.uint8).view(sizes)
+
+
+def _read(path: Path) -> Tensor:
+    return read_idx(gzip.decompress(path.read_bytes()))
+
+
+def _make(progress: Progress) -> Made:
+    with package_files("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist", _FILES) as paths:
+        train_images, train_targets, test_images, test_targets = map(_read, paths)
+    generator = torch.Generator().manual_seed(_SEED)
+    train = torch.randperm(len(train_images), generator=generator)[:_TRAIN_ROWS]
+    test = torch.randperm(len(test_images), generator=generator)[:_TEST_ROWS]
+    features = encode_images(torch.cat([train_images[train], test_images[test]]), progress)
+    pooled = principal_components(features[: len(train)], features[len(train) :], _FEATURES)
+    return Made(
+        Labelled(pooled[0], train_targets[train].long()),
+        Labelled(pooled[1], test_targets[test].long()),
+        _NAMES,
+    )
+
+
+RECIPE = Recipe(
+    "10,000 images through EfficientNet-Lite0, some minutes; downloads 31 MB unless installed", IMAGE_PACKAGES, _make
+)
