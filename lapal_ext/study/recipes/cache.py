@@ -4,9 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.study.feature_file import checksum, load_features, save_features
 from lapal_ext.study.recipes.recipe import Made
-from lapal_ext.study.report import replace_file
 
 
 def folder() -> Path:
