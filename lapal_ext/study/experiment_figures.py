@@ -46,6 +46,7 @@ _LOOKS = {
 # Of markers, where there are no lines.
 _FILLS: dict[str, Literal["full", "left", "none"]] = {"-": "full", "--": "left", ":": "none"}
 _CONTEXT = ("random", "margin")  # in every panel
+_USUAL_PRIOR = 10.0  # of figures that show a single one, where it was run
 _WIDTH, _HEIGHT = 3.5, 3.2  # of a panel, inches
 
 
@@ -53,15 +54,16 @@ def draw_experiment(folder: Path, records: Sequence[Record], configuration: dict
     """Write all figures of an experiment as PNGs; return their paths."""
     names, experiment = configuration["strategies"], configuration["experiment"]
     drawings: dict[str, Callable[[], Figure]] = {}
-    prior = configuration["prior_precisions"][0]
-    first = [record for record in records if record.prior_precision == prior]
+    priors = configuration["prior_precisions"]
+    prior = _USUAL_PRIOR if _USUAL_PRIOR in priors else priors[0]
+    of_prior = [record for record in records if record.prior_precision == prior]
     if experiment == UPDATING:
         drawings["learning_curves"] = lambda: _absorbing(records, configuration)
     else:
-        drawings["learning_curves"] = lambda: _curves(first, configuration, None)
+        drawings["learning_curves"] = lambda: _curves(of_prior, configuration, None)
         if "random" in names:
-            drawings["gain_over_random"] = lambda: _curves(first, configuration, "random")
-    drawings["time_vs_accuracy"] = lambda: _time(first, configuration)
+            drawings["gain_over_random"] = lambda: _curves(of_prior, configuration, "random")
+    drawings["time_vs_accuracy"] = lambda: _time(of_prior, configuration)
     drawings["decision_boundaries"] = draw_boundaries
     paths = []
     for name, draw in drawings.items():
