@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 import lapal_ext
-from lapal_ext.cli import demo, experiment, report, select
+from lapal_ext.cli import demo, doctor, experiment, report, select
 from lapal_ext.cli.errors import CommandError
 
-_COMMANDS = (select, demo, experiment, report)
+_COMMANDS = (select, demo, experiment, report, doctor)
 _FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130
 
 
