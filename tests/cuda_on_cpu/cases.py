@@ -20,7 +20,7 @@ SIZES: dict[str, dict[str, int]] = {
     "many classes": {"C": 1000, "N": 5, "E": 5},
     "very many classes": {"C": 1100, "N": 3, "E": 3},
     "many rows": {"N": 517, "E": 37, "D": 37, "C": 11, "M": 5, "B": 5},
-    "large hypotheses": {"b": 7, "C": 3700, "M": 4, "N": 5, "E": 5},
+    "large hypotheses": {"b": 7, "C": 3700, "M": 4, "N": 4, "E": 133},
     "many points": {"E": 33001, "C": 2, "M": 2, "N": 3},
     "many samples": {"S": 293, "N": 7},
     "many rows of many classes": {"N": 400, "C": 40},

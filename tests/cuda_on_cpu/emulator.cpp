@@ -1,17 +1,15 @@
-// The scheduler behind emulator.h: threads, barriers, shared memory. Built without instrumentation even for
+// The scheduler behind emulator.h, over the state in machine.h. Built without instrumentation even for
 // ThreadSanitizer, so that what is done here counts as nobody's access; only barriers order what kernels do.
 #include "emulator.h"
 
 #include <algorithm>
-#include <map>
 #include <memory>
 #include <numeric>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "fiber.h"
+#include "machine.h"
 
 namespace emulator {
 
@@ -19,100 +17,7 @@ Coordinates coordinates;
 
 namespace {
 
-constexpr int kLanes = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
-constexpr size_t kFenceBytes = 64;
-constexpr size_t kArenaBytes = 256 << 10;
-constexpr unsigned char kPoison = 0xff;  // NaN in every floating-point type
-
-struct Barrier {
-  int arrived = 0;
-  unsigned generation = 0;
-  Place place{};  // of the first to arrive
-  char order[2];  // what the sanitizer orders by, one generation and the next
-};
-
-struct Barriers {
-  Barrier block;
-  std::vector<Barrier> warps;
-};
-
-struct Thread {
-  Fiber fiber;
-  dim3 index;
-  bool done = true;
-  Barrier* waits_at = nullptr;
-  unsigned waits_for = 0;
-
-  bool ready() const {
-    return !done && (waits_at == nullptr || waits_at->generation != waits_for);
-  }
-};
-
-// Shared memory of one block: arrays, each with a fence behind it.
-class Arena {
- public:
-  void reset() {
-    // The sanitizer has to forget the last block, whose shared memory was another.
-    start_ = fresh_pages(kArenaBytes, start_);
-    used_ = 0;
-    arrays_.clear();
-  }
-
-  void* array(const void* key, size_t bytes) {
-    const auto found = arrays_.find(key);
-    if (found != arrays_.end()) {
-      return start_ + found->second.offset;
-    }
-    const size_t offset = used_;
-    const size_t whole = (bytes + kFenceBytes + 15) / 16 * 16;
-    if (offset + whole > kArenaBytes) {
-      return nullptr;
-    }
-    used_ += whole;
-    std::memset(start_ + offset, kPoison, whole);
-    arrays_[key] = {offset, bytes};
-    return start_ + offset;
-  }
-
-  bool fences_hold() const {
-    for (const auto& [key, array] : arrays_) {
-      const char* fence = start_ + array.offset + array.bytes;
-      if (std::any_of(fence, fence + kFenceBytes,
-                      [](char byte) { return static_cast<unsigned char>(byte) != kPoison; })) {
-        return false;
-      }
-    }
-    return true;
-  }
-
- private:
-  struct Array {
-    size_t offset, bytes;
-  };
-  char* start_ = nullptr;
-  size_t used_ = 0;
-  std::map<const void*, Array> arrays_;
-};
-
-struct Emulator {
-  uint64_t seed = 0;
-  std::mt19937_64 random;
-  Fiber scheduler;
-  std::vector<Thread> threads;
-  size_t n_threads = 0;  // of a block
-  Thread* current = nullptr;
-  size_t n_live = 0;
-  // Of every block so far, the last one's at the end: at the same address, those of two blocks would be one to the
-  // sanitizer, and order what the blocks do.
-  std::vector<std::unique_ptr<Barriers>> barriers;
-  std::vector<uint64_t> lane_slots;  // one per thread
-  Arena shared;
-  void (*body)(void*) = nullptr;
-  void* closure = nullptr;
-  char launch_end = 0;  // what the sanitizer orders the end of a launch by
-  std::string error;
-};
 
 Emulator state;
 const char dynamic_key = 0;
@@ -215,7 +120,7 @@ bool run_warp(size_t warp, unsigned order) {
 void run_block(size_t dynamic_shared_bytes) {
   const dim3 size = coordinates.block_size;
   const size_t n_warps = state.n_threads / kLanes;
-  state.shared.reset();
+  state.shared.reset(state.seed);
   state.shared.array(&dynamic_key, dynamic_shared_bytes);
   state.barriers.push_back(std::make_unique<Barriers>());
   state.barriers.back()->warps.resize(n_warps);

@@ -2,9 +2,9 @@
 //
 // Each CUDA thread is a fiber; one block runs after the other, in random order. At every barrier and shuffle a seeded
 // scheduler decides who goes on, and lets one warp run far ahead of the rest: that is when a missing barrier shows.
-// Shared memory is poisoned (NaN, or -1) and fenced. Errors of the kernel end the launch with an exception that names
-// the line: barriers and shuffles that diverge, deadlocks, writes behind shared memory, misaligned loads, launches that
-// no GPU would take. Races that change no result, and accesses outside of tensors, are left to the builds
+// Shared memory is poisoned (NaN or large numbers) and fenced. Errors of the kernel end the launch with an exception
+// that names the line: barriers and shuffles that diverge, deadlocks, writes behind shared memory, misaligned loads,
+// launches that no GPU would take. Races that change no result, and accesses outside of tensors, are left to the builds
 // for ThreadSanitizer and AddressSanitizer.
 //
 // It shows nothing of speed, of memory ordering between blocks that run at once, and of a GPU's arithmetic.

@@ -123,6 +123,18 @@ __global__ void poison_kernel(const float* in, float* out) {
   }
 }
 
+// out[0] = in[0], the better of itself and what lies in shared memory. What is unwritten there must not pass for none.
+template <bool kInitialised>
+__global__ void poison_candidate_kernel(const float* in, float* out) {
+  LAPAL_SHARED(Candidate<float>, other, 1);
+  if (threadIdx.x == 0) {
+    if (kInitialised) {
+      other[0] = no_candidate<float>();
+    }
+    out[0] = Better()(Candidate<float>{in[0], 0}, other[0]).value;
+  }
+}
+
 template <bool kAligned>
 __global__ void pack_kernel(const float* in, float* out) {
   if (threadIdx.x == 0) {
@@ -165,6 +177,8 @@ void run(const std::string& name, bool healthy, const float* in, float* out) {
     launch(healthy ? deadlock_kernel<true> : deadlock_kernel<false>, 1, in, out);
   } else if (name == "poison") {
     launch(healthy ? poison_kernel<true> : poison_kernel<false>, 1, in, out);
+  } else if (name == "poison candidate") {
+    launch(healthy ? poison_candidate_kernel<true> : poison_candidate_kernel<false>, 1, in, out);
   } else if (name == "pack") {
     launch(healthy ? pack_kernel<true> : pack_kernel<false>, 1, in, out);
   } else if (name == "no blocks") {

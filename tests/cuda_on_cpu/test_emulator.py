@@ -16,6 +16,7 @@ RESULTS = {
     "write after read": SUMS,
     "add": [sum(SUMS[:3]), 0.0, 0.0, 0.0],
     "poison": FIRST,
+    "poison candidate": FIRST,
     "bounds": FIRST,
     "global bounds": FIRST,
     "barrier": FIRST,
@@ -35,7 +36,7 @@ ERRORS = {
     "no blocks": "a grid must have",
 }
 # Not an error of the emulator, but results that any test sees.
-WRONG = ["read after write", "write after read", "poison"]
+WRONG = ["read after write", "write after read", "poison", "poison candidate"]
 
 
 @pytest.fixture(scope="module")
