@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lapal_ext._checks import shape_text
+from lapal_ext._checks import STORAGE_DTYPES, shape_text
 from lapal_ext.errors import StorageError
 
 Features: TypeAlias = Tensor | NDArray[Any] | str | os.PathLike[str]
@@ -52,7 +52,7 @@ def map_file(name: str, path: Path) -> Tensor:
         raise FileNotFoundError(f"{name} must be an existing file, got {path}")
     match path.suffix:
         case ".npy":
-            array = _map_npy(path)
+            array = load_npy(path, mapped=True)
             try:
                 features = _from_array(name, array)
             except TypeError as error:
@@ -61,6 +61,8 @@ def map_file(name: str, path: Path) -> Tensor:
             features = _map_safetensors(path)
         case _:
             raise StorageError(f"{name} must be a .npy or .safetensors file, got {path}")
+    if features.dtype not in STORAGE_DTYPES:
+        raise StorageError(f"{path} must hold float32, float64, bfloat16 or float16, got {features.dtype}")
     if features.dim() != 2:
         raise StorageError(f"{path} is no matrix of features: its shape is {shape_text(features.shape)}")
     if not features.is_contiguous():
@@ -68,16 +70,23 @@ def map_file(name: str, path: Path) -> Tensor:
     return features
 
 
-def _map_npy(path: Path) -> NDArray[Any]:
+def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
+    """Read or map an array of numbers.
+
+    Raises:
+        OSError: the file cannot be read.
+        StorageError: damaged, or no .npy file of numbers.
+    """
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            raise StorageError(f"{path} holds several arrays, as .npz files do: save the one array as .npy")
     try:
-        # Copy on write: torch has no tensors that cannot be written to, and a file must never change.
-        array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
-    except ValueError as error:
         try:
+            # Copy on write: torch has no tensors that cannot be written to, and a file must never change.
+            array: NDArray[Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
+        except ValueError:
             array = np.load(path, allow_pickle=False)  # a matrix without entries cannot be mapped
-        except (ValueError, EOFError, OSError):
-            raise StorageError(f"{path} is damaged, or no .npy file of numbers: {error}") from error
-    except EOFError as error:
+    except (ValueError, EOFError) as error:
         raise StorageError(f"{path} is damaged, or no .npy file of numbers: {error}") from error
     return array
 
@@ -85,13 +94,15 @@ def _map_npy(path: Path) -> NDArray[Any]:
 def _map_safetensors(path: Path) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
+            names: list[str] = list(file.keys())
             if len(names) != 1 and _MATRIX not in names:
                 raise StorageError(
                     f"{path} must hold one tensor, or one called {_MATRIX!r}, got {', '.join(names) or 'none'}"
                 )
             tensor: Tensor = file.get_tensor(names[0] if len(names) == 1 else _MATRIX)
-    except (SafetensorError, ValueError, OSError, RuntimeError, UnicodeError) as error:
+    except StorageError:
+        raise
+    except (SafetensorError, ValueError, RuntimeError) as error:
         raise StorageError(f"{path} is damaged or no safetensors file: {error}") from error
     return tensor
 
@@ -108,6 +119,8 @@ class _Owner:
 def _from_array(name: str, array: NDArray[Any]) -> Tensor:
     if array.dtype not in _ARRAY_DTYPES or not array.dtype.isnative:
         raise TypeError(f"{name} must be float16, float32 or float64 in this machine's byte order, got {array.dtype}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array, whose mask would be lost: leave rows out, or exclude them")
     if any(stride < 0 for stride in array.strides):
         raise TypeError(f"{name} must not run backwards in memory: pass numpy.ascontiguousarray of it")
     # Without a warning for arrays that are read-only: no kernel writes to a pool.

@@ -92,8 +92,9 @@ class Pool:
         if self._candidates is None:
             return rows
         picks = torch.searchsorted(self._candidates, rows).clamp(max=len(self) - 1)
-        if len(self) == 0 or not bool((self._candidates[picks] == rows).all()):
-            raise ValueError(f"{name} must be candidates, got {rows.tolist()}")
+        foreign = rows if len(self) == 0 else rows[self._candidates[picks] != rows]
+        if len(foreign) > 0:
+            raise ValueError(f"{name} must be candidates, got {int(foreign[0])}")
         return picks
 
     def outer(

@@ -78,9 +78,11 @@ def select_batch(
         labelled: features of the rows that have labels, [L, D], which the posterior does not keep. ``typiclust``,
             ``coreset`` and ``probcover`` stay away from them; the others do not look at them.
         exclude: rows that may not be picked, distinct, int64 [X]. Unlike what is left out of ``candidates`` they stay
-            part of the pool, and nothing is copied.
+            part of the pool, and nothing is copied. They count neither as labelled nor as picked, so that rows like
+            them may be picked.
         memory: bytes that the pool's logits may take, unlimited by default. Where [N, C] of them take more, utilities
-            compute them anew for every pick, a tile of rows at a time, O(N D C); ``bald`` and ``badge`` cannot.
+            compute them anew for every pick, a tile of rows at a time, O(N D C), the same up to rounding; ``bald`` and
+            ``badge`` cannot.
 
     Returns:
         The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go

@@ -354,3 +354,10 @@ class TestDoctor:
         assert 'extra recipes: lacks transformers: pip install "lapal_ext[recipes]"' in lines
         assert "extra experiment: complete" in lines
         assert not any("extra lint" in line for line in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="closes a pipe early")
+def test_a_reader_that_has_seen_enough_is_no_traceback():
+    command = f"{sys.executable} -c 'from lapal_ext.cli import main; main([\"doctor\"])' | true"
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=True)
+    assert not done.stderr

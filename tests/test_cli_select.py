@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from lapal_ext import LastLayerLaplace, SequentialSelector, select_batch
 from lapal_ext.cli import main
+from lapal_ext.cli.answers import LabelFile, Line
+from lapal_ext.cli.errors import CommandError
 
 ROWS, LABELLED, FEATURES, CLASSES = 80, 30, 6, 3
 NAMES = ["ant", "bee", "cat"]
@@ -42,7 +44,7 @@ def select(*options: object) -> int:
 
 
 def lines() -> list[dict[str, str]]:
-    with Path("out.csv").open(newline="") as file:
+    with Path("out.csv").open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -72,7 +74,7 @@ class TestLabelFile:
         assert [int(line["row"]) for line in lines()] == expected.indices.tolist()
         assert [float(line["utility"]) for line in lines()] == pytest.approx(expected.utilities.tolist(), rel=1e-5)
         assert {line["label"] for line in lines()} == {""}
-        assert "Absorbed 0 answers and chose 5 rows: fill in their labels in out.csv." in capsys.readouterr().out
+        assert "Answers absorbed: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
 
     def test_answers_are_absorbed_and_the_rest_stays(self, data, capsys):
         pool, *_ = data
@@ -84,11 +86,13 @@ class TestLabelFile:
         assert [int(line["row"]) for line in table[:4]] == first
         assert [line["label"] for line in table] == ["bee", "cat", "skip", "", "", "", ""]
         told = fitted(data).update(pool[first[:2]].float(), torch.tensor([1, 2]))
+        waiting = pool[first[3:]].float()
+        told.update(waiting, told.predict_logits(waiting).argmax(1))
         expected = select_batch(told, pool, 3, exclude=torch.tensor(first))
         assert [int(line["row"]) for line in table[4:]] == expected.indices.tolist()
         out = capsys.readouterr().out
-        assert "Absorbed 2 answers and chose 3 rows" in out
-        assert "1 rows of the file still waited for theirs." in out
+        assert "Answers absorbed: 2. Rows chosen: 3." in out
+        assert "Rows of the file that still wait for a label: 1." in out
 
     def test_further_columns_and_a_byte_order_mark_survive(self):
         Path("out.csv").write_text("\ufeffnote,row,label\nlook again,7,bee\n,3,\n", encoding="utf-8")
@@ -102,7 +106,23 @@ class TestLabelFile:
             assert select("--number", ROWS // 4) == 0
         assert sorted(int(line["row"]) for line in lines()) == list(range(ROWS))
         assert select("--number", 1) == 1
-        assert "--number must be at most 0, the rows of the pool that are left, got 1" in capsys.readouterr().err
+        assert "every row of the pool is in out.csv already" in capsys.readouterr().err
+
+    def test_the_last_rows_are_fewer(self):
+        assert select("--number", ROWS - 3) == 0
+        assert select("--number", 10) == 0
+        assert len(lines()) == ROWS
+
+    @pytest.mark.parametrize("acquisition", ["margin", "coreset"])
+    def test_rows_that_wait_count_as_picked(self, acquisition):
+        pool = np.load("pool.npy")[:15]
+        np.save("pool.npy", np.concatenate([pool, pool]))
+        for _ in range(2):
+            assert select("--number", 4, "--acquisition", acquisition) == 0
+        twice = [line["row"] for line in lines()]
+        Path("out.csv").unlink()
+        assert select("--number", 8, "--acquisition", acquisition) == 0
+        assert [line["row"] for line in lines()] == twice
 
     @pytest.mark.parametrize("acquisition", ["random", "badge", "coreset"])
     def test_other_acquisitions_repeat_with_their_seed(self, acquisition):
@@ -188,7 +208,7 @@ class TestInterview:
 
     def test_it_ends_with_the_number_asked_for(self, answer, capsys):
         assert len(answer(*["ant"] * 6)) == 6
-        assert "6 labels in out.csv." in capsys.readouterr().out
+        assert "6 answers in out.csv." in capsys.readouterr().out
 
     def test_rows_that_wait_stay_in_the_file_until_they_are_answered(self, answer):
         select("--number", 3)
@@ -232,8 +252,13 @@ class TestErrors:
             ("row,label\n1,ant\n1,bee\n", "line 3: row 1 stands there twice"),
             ("row,label\nx,ant\n", "line 2: row must be a whole number"),
             ("row,label\n1,ant,more\n", "line 2 has more cells"),
-            ("index,label\n1,ant\n", "must have the columns row and label, row is missing"),
-            ("", "row and label is missing"),
+            ("index,label\n1,ant\n", "must have a column called row, got index, label"),
+            ("", "must have a column called row"),
+            ('row,label,note\n1,ant,"open\n2,bee,\n', "unexpected end of data"),
+            ("row,label,label\n1,ant,bee\n", "columns of different names"),
+            ("row,label,,\n1,ant,x,y\n", "columns of different names"),
+            ("row,label\n1_0,ant\n", "line 2: row must be a whole number"),
+            (f"row,label\n1,{'9' * 5000}\n", "line 2: label must be"),
         ],
     )
     def test_a_label_file_that_is_not_understood_stays_as_it_is(self, content, message, capsys):
@@ -254,17 +279,29 @@ class TestErrors:
             (("--features", "nowhere.npy"), "--features must be an existing file"),
             (("--labels", "nowhere.npy"), "--labels must be an existing file"),
             (("--labels", "pool.npy"), "--labels must be a vector of integers, got float16 [80, 6]"),
+            (("--labels", "several.npz"), "several.npz holds several arrays, as .npz files do"),
+            (("--labels", "short.npy"), "--labels must hold one label for each of 30 features, got 29"),
+            (("--labels", "huge.npy"), "--labels must be numbers of classes, below 1000000, got 4294967295"),
+            (("--pool", "several.npy"), "several.npy holds several arrays"),
+            (("--pool", "zip.npy"), "zip.npy holds several arrays"),
+            (("--features", "integers.safetensors"), "integers.safetensors must hold float32, float64"),
+            (("--classes", "99999999999999999999"), "--classes must be at most 1000000"),
             (("--labels", "names.txt"), "names.txt is damaged, or no .npy file"),
             (("--classes", "two"), "--classes must be a number or a file of names, got 'two'"),
             (("--classes", "2"), "targets must lie in [0, 2)"),
             (("--classes", "pool.npy"), "--classes must be a number or a file of names"),
             (("--acquisition", "luck"), "acquisition must be one of 'margin'"),
             (("--head", "nowhere.safetensors"), "--head must be a .safetensors file with weight and bias"),
-            (("--number", ROWS + 1), f"--number must be at most {ROWS}"),
             (("--out", "nowhere/out.csv"), "cannot write nowhere/out.csv"),
         ],
     )
     def test_options(self, options, message, capsys):
+        np.savez("several.npz", a=np.zeros(2), b=np.zeros(2))
+        Path("several.npy").write_bytes(Path("several.npz").read_bytes())
+        Path("zip.npy").write_bytes(b"PK\x03\x04" + bytes(60))
+        np.save("short.npy", np.zeros(LABELLED - 1, np.int64))
+        np.save("huge.npy", np.full(LABELLED, 2**32 - 1, np.uint32))
+        save_file({"features": torch.zeros(LABELLED, FEATURES, dtype=torch.int8)}, "integers.safetensors")
         assert select(*options) == 1
         assert message in capsys.readouterr().err
         assert not Path("out.csv").exists()
@@ -272,10 +309,18 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("tensors", "message"),
         [
-            ({"weight": torch.zeros(4, FEATURES)}, "weight of 3 classes, one row each, got [4, 6]"),
+            ({"weight": torch.zeros(4, FEATURES)}, "weight of 3 rows, one for each of --classes, got [4, 6]"),
             ({"bias": torch.zeros(3)}, "with weight and bias"),
-            ({"weight": torch.zeros(3, FEATURES), "scale": torch.zeros(1)}, "weight and bias and nothing else"),
+            (
+                {"weight": torch.zeros(3, FEATURES), "scale": torch.zeros(1)},
+                "and nothing else, got scale [1], weight [3, 6]",
+            ),
             ({"weight": torch.zeros(3, FEATURES + 1)}, "features must have shape"),
+            (
+                {"weight": torch.zeros(3, FEATURES), "bias": torch.zeros(4)},
+                "weight [C, D] and bias [C] and",
+            ),
+            ({"weight": torch.zeros(3, FEATURES, dtype=torch.int64)}, "floating point numbers, got torch.int64"),
         ],
     )
     def test_heads(self, tensors, message, capsys):
@@ -283,21 +328,75 @@ class TestErrors:
         assert select("--head", "head.safetensors") == 1
         assert message in capsys.readouterr().err
 
-    @pytest.mark.parametrize("names", ["ant\nant\nbee\n", "ant\nskip\nbee\n"])
-    def test_names_that_cannot_be_told_apart(self, names, capsys):
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            ("ant\nant\nbee\n", "must hold a different name for each class"),
+            ("ant\nskip\nbee\n", "must not call a class 'skip', which means something else"),
+            ("ant\nUndo\nbee\n", "must not call a class 'Undo'"),
+            ("1\n2\n3\n", "must not call class 0 '1', the number of another"),
+        ],
+    )
+    def test_names_that_cannot_be_told_apart(self, names, message, capsys):
         Path("names.txt").write_text(names)
         assert select() == 1
-        assert "must hold distinct names, none of them" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_names_may_be_those_of_the_commands_numbers(data):
-    """A class called 2 is the class with that name, whatever its number."""
-    Path("names.txt").write_text("2\n1\n0\n")
-    assert select("--number", 1) == 0
-    fill("2")
-    assert select("--number", 1) == 0
-    assert lines()[0]["label"] == "2"
-    row = int(lines()[0]["row"])
-    told = fitted(data).update(data[0][row : row + 1].float(), torch.tensor([0]))
-    expected = select_batch(told, data[0], 1, exclude=torch.tensor([row]))
-    assert int(lines()[1]["row"]) == int(expected.indices)
+class TestOtherPeoplesFiles:
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "row;label;note\n7;bee;a, b\n3;;\n",
+            "row\tlabel\tnote\n7\tbee\ta, b\n3\t\t\n",
+            '\ufeffrow,label,note\r\n7,bee,"a, b"\r\n3,,\r\n,,\r\n',
+            'note,label,row\n"a, b",1.0,7\n,,3\n',
+        ],
+    )
+    def test_spreadsheets_write_many_dialects(self, content):
+        Path("out.csv").write_bytes(content.encode())
+        for number in (1, 2):  # what was written is read again
+            assert select("--number", 1) == 0
+            file = LabelFile(Path("out.csv"), ROWS, NAMES)
+            assert len(file.lines) == 2 + number
+            assert file.lines[0] == Line(7, "", 1, False, {"note": "a, b"})
+            assert file.lines[1].waits
+        first = Path("out.csv").read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith(content.split("\r\n")[0].split("\n")[0][:3])
+
+    def test_line_ends_within_a_cell(self):
+        Path("out.csv").write_bytes(b'row,label,note\n1,ant,"a\rb"\n')
+        for _ in range(2):
+            assert select("--number", 1) == 0
+        assert LabelFile(Path("out.csv"), ROWS, NAMES).lines[0].others == {"note": "a\nb"}
+
+    def test_skip_in_capitals(self):
+        Path("out.csv").write_text("row,label\n1,Skip\n")
+        assert select("--number", 1) == 0
+        assert lines()[0]["label"] == "skip"
+
+    def test_a_file_that_somebody_else_has_changed_is_not_overwritten(self):
+        select("--number", 2)
+        file = LabelFile(Path("out.csv"), ROWS, NAMES)
+        fill("ant")
+        changed = Path("out.csv").read_text()
+        with pytest.raises(CommandError, match=r"out\.csv was changed by somebody else meanwhile"):
+            file.write(file.lines[:1])
+        assert Path("out.csv").read_text() == changed
+
+    def test_links_and_permissions_stay(self):
+        Path("real.csv").write_text("row,label\n1,ant\n")
+        Path("real.csv").chmod(0o600)
+        Path("out.csv").symlink_to("real.csv")
+        assert select("--number", 1) == 0
+        assert Path("out.csv").is_symlink()
+        assert len(Path("real.csv").read_text().splitlines()) == 3
+        assert Path("real.csv").stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize(
+        ("pool", "features"), [("float64", "float32"), ("float32", "float64"), ("float16", "float64")]
+    )
+    def test_dtypes_may_differ(self, pool, features):
+        np.save("pool.npy", np.load("pool.npy").astype(pool))
+        np.save("train.npy", np.load("train.npy").astype(features))
+        assert select("--number", 1) == 0

@@ -200,6 +200,7 @@ class TestErrors:
             (np.zeros((2, FEATURES), np.int32), TypeError, "pool must be float16, float32 or float64"),
             (np.zeros((2, FEATURES), ">f4"), TypeError, "this machine's byte order, got >f4"),
             (np.zeros((2, FEATURES), np.float32)[::-1], TypeError, "pool must not run backwards"),
+            (np.ma.zeros((2, FEATURES), np.float32), TypeError, "pool must not be a masked array"),
             (np.zeros((2, FEATURES + 1), np.float32), ValueError, r"pool must have shape \(N, 12\)"),
             (np.zeros((2, FEATURES)), TypeError, "pool must be torch.float32"),
             ("nowhere.npy", FileNotFoundError, "pool must be an existing file, got nowhere.npy"),

@@ -11,10 +11,13 @@ from lapal_ext.posterior import LastLayerLaplace
 class PosteriorScorer:
     """Absorbs labels into a posterior of its own, O(D^2) each; whoever derives from it adds ``pick``."""
 
+    _takes_norms = True  # whether a pick may square the rows of the pool
+
     def __init__(self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float) -> None:
         self._posterior, self._pool = posterior.clone(), pool
         self._link, self._step, self._gamma = link, step, gamma
-        check_overflow("pool", 4.0 * pool.norms().square())  # of a variance, or of a distance between two rows
+        if self._takes_norms:
+            check_overflow("pool", 4.0 * pool.norms().square())  # of a variance, or of a distance between two rows
         self._taken = torch.zeros(len(pool), dtype=torch.bool, device=pool.storage.device)
 
     def release(self, picks: Tensor) -> None:

@@ -36,6 +36,8 @@ class TiledUncertaintyScorer(PosteriorScorer):
     O(N D C) per pick in place of O(N (D + C)), and O(N D^2) more where the variance counts.
     """
 
+    _takes_norms = False
+
     def __init__(self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, kind: str) -> None:
         super().__init__(posterior, pool, link, step, gamma)
         self._kind = kind

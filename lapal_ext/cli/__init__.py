@@ -5,6 +5,7 @@ parser, and name the module in ``_COMMANDS``. What a subcommand needs beyond the
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _USAGE
     try:
         options.run(options)
+        sys.stdout.flush()
     except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
+        return _FAILURE
+    except BrokenPipeError:  # whoever read the output has closed it; there is nobody to tell
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it at its end
         return _FAILURE
     except KeyboardInterrupt:
         print("lapal-ext: interrupted", file=sys.stderr)

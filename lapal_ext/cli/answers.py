@@ -1,11 +1,13 @@
 """The label file: what ``lapal-ext select`` asks for, and what people answer.
 
 A CSV file with the columns ``row`` (of the pool, from zero), ``utility`` (when it was picked) and ``label``: the number
-or the name of a class, ``skip``, or nothing where nobody has answered yet. Any spreadsheet reads and writes it. Lines
-and further columns stay as they are, in their order.
+or the name of a class, ``skip``, or nothing where nobody has answered yet. Spreadsheets read and write it, with commas,
+semicolons or tabs. Further columns stay as they are.
 """
 
 import csv
+import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,8 @@ from lapal_ext.cli.errors import CommandError
 
 COLUMNS = ("row", "utility", "label")
 SKIP = "skip"
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_CLASS = re.compile(r"([0-9]{1,9})(\.0+)?")  # tables with gaps make floats of integers
 
 
 class Line(NamedTuple):
@@ -32,64 +36,119 @@ class Line(NamedTuple):
         return self.label is None and not self.skipped
 
 
-def read(path: Path, pool_rows: int, class_names: Sequence[str]) -> list[Line]:
-    """Read a label file; one that does not exist holds nothing.
+class LabelFile:
+    """A label file that is read once and written many times, as it was found: separator, columns, byte order mark.
 
     Args:
-        path: of the file.
+        path: of the file; one that does not exist holds nothing.
         pool_rows: N; rows must lie in [0, N).
         class_names: names that a label may have beside its number.
 
     Raises:
         CommandError: a line that is not understood; the message has its number.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin a file with a mark
-            reader = csv.DictReader(file)
-            if missing := [name for name in ("row", "label") if name not in (reader.fieldnames or ())]:
-                raise CommandError(f"{path} must have the columns row and label, {' and '.join(missing)} is missing")
-            numbered = [(reader.line_num, line) for line in reader]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CommandError(f"{path} is no CSV file in UTF-8: {error}") from error
-    lines: dict[int, Line] = {}
-    for number, values in numbered:
-        line = _parse(values, pool_rows, class_names, place=f"{path}, line {number}")
-        if line.row in lines:
-            raise CommandError(f"{path}, line {number}: row {line.row} stands there twice")
-        lines[line.row] = line
-    return list(lines.values())
 
+    def __init__(self, path: Path, pool_rows: int, class_names: Sequence[str]) -> None:
+        self.path = path
+        self._class_names = class_names
+        self._content = self._on_disk()
+        self._columns, self._delimiter, self._encoding = list(COLUMNS), ",", "utf-8"
+        self.lines: list[Line] = []
+        if self._content is not None:
+            self._parse(self._content, pool_rows)
 
-def _parse(values: Mapping[str, str | None], pool_rows: int, class_names: Sequence[str], place: str) -> Line:
-    if None in values:  # where csv puts what is beyond the last column
-        raise CommandError(f"{place} has more cells than the first line has columns")
-    try:
-        row = int(values["row"] or "")
-    except ValueError:
-        row = -1
-    if not 0 <= row < pool_rows:
-        raise CommandError(f"{place}: row must be a whole number in [0, {pool_rows}), got {values['row']!r}")
-    text = (values["label"] or "").strip()
-    label = class_number(text, class_names)
-    skipped = label is None and text == SKIP
-    if text and label is None and not skipped:
-        allowed = describe_classes(class_names)
-        raise CommandError(f"{place}: label must be {allowed}, {SKIP} or nothing, got {text!r}")
-    others = {name: value or "" for name, value in values.items() if name not in COLUMNS}
-    return Line(row, values.get("utility") or "", label, skipped, others)
+    def write(self, lines: Sequence[Line]) -> None:
+        """Put other lines in place of those of the file, all or nothing.
+
+        Raises:
+            CommandError: the file cannot be written, or somebody else has changed it meanwhile.
+        """
+        if self._on_disk() != self._content:
+            raise CommandError(
+                f"{self.path} was changed by somebody else meanwhile and stays as it is: run the command again"
+            )
+        columns = list(dict.fromkeys([*self._columns, *COLUMNS]))
+
+        def fill(scratch: Path) -> None:
+            with scratch.open("w", newline="", encoding=self._encoding) as file:
+                writer = csv.DictWriter(  # one character at the end of a line, for text editors
+                    file, columns, restval="", delimiter=self._delimiter, lineterminator="\n"
+                )
+                writer.writeheader()
+                for line in lines:
+                    label = SKIP if line.skipped else "" if line.label is None else self._class_names[line.label]
+                    writer.writerow({"row": line.row, "utility": line.utility, "label": label, **line.others})
+
+        try:
+            replace_file(self.path, fill)
+        except OSError as error:
+            raise CommandError(f"cannot write {self.path}: {error.strerror}") from error
+        self._content = self._on_disk()
+        self.lines = list(lines)
+
+    def _on_disk(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CommandError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def _parse(self, content: bytes, pool_rows: int) -> None:
+        if content.startswith(b"\xef\xbb\xbf"):
+            self._encoding = "utf-8-sig"  # with the mark that Excel knows UTF-8 by
+        try:
+            # A carriage return within a cell would not be quoted when it is written again.
+            text = content.decode(self._encoding).replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError as error:
+            raise CommandError(f"{self.path} is no CSV file in UTF-8: {error}") from error
+        first = text.partition("\n")[0]
+        self._delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True)
+        try:
+            self._columns = [name.strip() for name in reader.fieldnames or ()]
+            numbered = [(reader.line_num, values) for values in reader]
+        except csv.Error as error:
+            raise CommandError(f"{self.path}, after line {reader.line_num}: {error}") from error
+        for name in ("row", "label"):
+            if name not in self._columns:
+                raise CommandError(f"{self.path} must have a column called {name}, got {', '.join(self._columns)}")
+        if len(set(self._columns)) < len(self._columns):
+            raise CommandError(f"{self.path} must have columns of different names, got {', '.join(self._columns)}")
+        seen: set[int] = set()
+        for number, values in numbered:
+            place = f"{self.path}, line {number}"
+            if None in values:  # where csv puts what is beyond the last column
+                raise CommandError(f"{place} has more cells than the first line has columns")
+            cells = {name: values[raw] or "" for name, raw in zip(self._columns, reader.fieldnames or (), strict=True)}
+            if not any(cells.values()):
+                continue
+            line = self._line(cells, pool_rows, place)
+            if line.row in seen:
+                raise CommandError(f"{place}: row {line.row} stands there twice")
+            seen.add(line.row)
+            self.lines.append(line)
+
+    def _line(self, cells: Mapping[str, str], pool_rows: int, place: str) -> Line:
+        row = cells["row"].strip()
+        if not _NUMBER.fullmatch(row) or int(row) >= pool_rows:
+            raise CommandError(f"{place}: row must be a whole number in [0, {pool_rows}), got {row!r}")
+        text = cells["label"].strip()
+        label = class_number(text, self._class_names)
+        skipped = label is None and text.lower() == SKIP
+        if text and label is None and not skipped:
+            allowed = describe_classes(self._class_names)
+            raise CommandError(f"{place}: label must be {allowed}, {SKIP} or nothing, got {text!r}")
+        others = {name: value for name, value in cells.items() if name not in COLUMNS}
+        return Line(int(row), cells.get("utility", ""), label, skipped, others)
 
 
 def class_number(text: str, class_names: Sequence[str]) -> int | None:
     """Class that a text names, by name or by number; None where it names none."""
     if text in class_names:
         return class_names.index(text)
-    if text.isascii() and text.isdigit() and int(text) < len(class_names):
-        return int(text)
-    return None
+    number = _CLASS.fullmatch(text)
+    return int(number[1]) if number and int(number[1]) < len(class_names) else None
 
 
 def describe_classes(class_names: Sequence[str]) -> str:
@@ -97,25 +156,3 @@ def describe_classes(class_names: Sequence[str]) -> str:
     numbers = f"a number from 0 to {len(class_names) - 1}"
     named = [name for number, name in enumerate(class_names) if name != str(number)]
     return f"{numbers} or a name ({', '.join(named[:5])}{', …' if len(named) > 5 else ''})" if named else numbers
-
-
-def write(path: Path, lines: Sequence[Line], class_names: Sequence[str]) -> None:
-    """Write a label file, whole or not at all.
-
-    Raises:
-        CommandError: the file cannot be written.
-    """
-    columns = [*COLUMNS, *dict.fromkeys(name for line in lines for name in line.others)]
-
-    def fill(scratch: Path) -> None:
-        with scratch.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")  # for text editors
-            writer.writeheader()
-            for line in lines:
-                label = SKIP if line.skipped else "" if line.label is None else class_names[line.label]
-                writer.writerow({"row": line.row, "utility": line.utility, "label": label, **line.others})
-
-    try:
-        replace_file(path, fill)
-    except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}") from error

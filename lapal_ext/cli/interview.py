@@ -1,13 +1,15 @@
 """Asking a person for labels on the terminal: each question by the model that has absorbed all answers before it."""
 
+import io
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from lapal_ext.cli import answers
-from lapal_ext.cli.answers import SKIP, Line
+from lapal_ext.cli.answers import SKIP, LabelFile, Line
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.selector import SequentialSelector
 
@@ -19,9 +21,8 @@ COMMANDS = (SKIP, _UNDO, _QUIT)
 def interview(
     selector: SequentialSelector,
     pool: Tensor,  # [N, D]
-    lines: Sequence[Line],
+    file: LabelFile,
     number: int,
-    path: Path,
     class_names: Sequence[str],
     texts: Path | None,
 ) -> None:
@@ -30,24 +31,25 @@ def interview(
     Args:
         selector: nothing told so far.
         pool: what it asks about.
-        lines: of the label file as it stands; what is answered there is told first.
+        file: what is answered there is told first; answers stand before what waits, in their order.
         number: answers to ask for; fewer where the pool ends.
-        path: of the label file.
         class_names: one per class.
         texts: file whose lines describe the rows of the pool.
 
     Raises:
         CommandError: a file cannot be read or written.
     """
-    given = [line for line in lines if not line.waits]
-    waiting = {line.row: line for line in lines if line.waits}
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a bad byte is a bad label, not the end
+    given = [line for line in file.lines if not line.waits]
+    waiting = {line.row: line for line in file.lines if line.waits}
     for line in given:
         _tell(selector, line)
     if given:
-        print(f"Going on from {len(given)} answers in {path}.")
-    print(f"A label is {answers.describe_classes(class_names)}. {SKIP}, undo and quit are the other answers.")
-    asked = 0
-    while asked < number and len(given) < len(pool):
+        print(f"Going on from {len(given)} answers in {file.path}.")
+    print(f"A label is {answers.describe_classes(class_names)}. You may also type {', '.join(COMMANDS)}.")
+    asked, number = 0, min(number, len(pool) - len(given))
+    while asked < number:
         row = int(selector.ask())
         reply = _reply(_question(f"{asked + 1}/{number}", row, selector, pool, class_names, texts), class_names)
         if reply == _QUIT:
@@ -67,9 +69,11 @@ def interview(
             _tell(selector, line)
             given.append(line)
             asked += 1
-        answers.write(path, [*given, *waiting.values()], class_names)
-    told = sum(line.label is not None for line in given)
-    print(f"{told} labels in {path}. The same command goes on from there.")
+        file.write([*given, *waiting.values()])
+    if len(given) == len(pool):
+        print("Every row of the pool is answered.")
+    elif given:
+        print(f"{len(given)} answers in {file.path}. The same command goes on from there.")
 
 
 def _tell(selector: SequentialSelector, line: Line) -> None:
@@ -100,7 +104,7 @@ def _question(
 
 def _text(path: Path, row: int) -> str:
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             return next(itertools.islice(file, row, None), "").rstrip("\n")
     except OSError as error:
         raise CommandError(f"cannot read {path}: {error.strerror}") from error
@@ -117,7 +121,7 @@ def _reply(question: str, class_names: Sequence[str]) -> str:
         label = answers.class_number(text, class_names)
         if label is not None:
             return str(label)
-        if text in COMMANDS:
-            return text
+        if text.lower() in COMMANDS:
+            return text.lower()
         print(f"A label is {answers.describe_classes(class_names)}; or type {', '.join(COMMANDS)}.")
         question = "label: "

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lapal_ext.cli import answers
 from lapal_ext.cli._arguments import positive_number, whole_number
-from lapal_ext.cli.answers import Line
+from lapal_ext.cli.answers import LabelFile, Line
 from lapal_ext.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ The file has the columns row, utility and label. Fill in labels (numbers or name
 skip) and run the same command again: what is answered is absorbed, and what is not stays in the
 file with as many new rows as --number asks for. With --interactive every answer is absorbed
 before the next question, and the file is kept up to date; Ctrl-C keeps all answers."""
+
+_MOST_CLASSES = 1_000_000
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -44,7 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add(
         "--classes",
         metavar="N|FILE",
-        help="how many, or a file of names, one per line (default: the labels' largest)",
+        help="how many, or a file of names, one per line (default: as many as the labels need)",
     )
     add("--number", type=whole_number(1), default=10, metavar="N", help="rows to choose (default: %(default)s)")
     add("--acquisition", default="margin", metavar="NAME", help="as in select_batch (default: %(default)s)")
@@ -66,13 +67,14 @@ def _run(options: argparse.Namespace) -> None:
 
     try:
         pool = map_file("--pool", options.pool)
-        features = map_file("--features", options.features)
+        features = map_file("--features", options.features).to(torch.promote_types(pool.dtype, torch.float32))
         labels, class_names = _labels(options)
+        if len(labels) != len(features):
+            raise CommandError(f"--labels must hold one label for each of {len(features)} features, got {len(labels)}")
         posterior = _posterior(options, features, labels, class_names)
-        lines = answers.read(options.out, len(pool), class_names)
-        labelled = features.to(posterior.mean.dtype)
+        file = LabelFile(options.out, len(pool), class_names)
         if not options.interactive:
-            _choose(posterior, pool, labelled, lines, class_names, options)
+            _choose(posterior, pool, features, file, options)
             return
         generator = torch.Generator().manual_seed(options.seed)
         selector = SequentialSelector(
@@ -80,11 +82,15 @@ def _run(options: argparse.Namespace) -> None:
             pool,
             options.acquisition,
             generator=generator,
-            labelled=labelled,
+            labelled=features,
             memory=_bytes(options),
         )
-        interview(selector, pool, lines, options.number, options.out, class_names, options.texts)
-    except (FileNotFoundError, NotPSDError, ValueError, TypeError, ImportError) as error:
+        interview(selector, pool, file, options.number, class_names, options.texts)
+    except FileNotFoundError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"cannot read {error.filename}: {error.strerror}") from error
+    except (NotPSDError, ValueError, TypeError, ImportError) as error:
         raise CommandError(str(error)) from error
 
 
@@ -97,27 +103,37 @@ def _labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
     import numpy as np
     import torch
 
-    try:
-        array = np.load(options.labels, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise CommandError(f"--labels must be an existing file, got {options.labels}") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise CommandError(f"{options.labels} is damaged, or no .npy file of numbers: {error}") from error
+    from lapal_ext.cli.interview import COMMANDS
+    from lapal_ext.memory_map import load_npy
+
+    if not options.labels.is_file():
+        raise CommandError(f"--labels must be an existing file, got {options.labels}")
+    array = load_npy(options.labels)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise CommandError(f"--labels must be a vector of integers, got {array.dtype} {list(array.shape)}")
+    highest = int(array.max()) if len(array) else 0
+    if highest >= _MOST_CLASSES:
+        raise CommandError(f"--labels must be numbers of classes, below {_MOST_CLASSES}, got {highest}")
     labels = torch.from_numpy(array.astype(np.int64))
     if options.classes is None:
-        count = int(labels.max()) + 1 if len(labels) else 0
-        return labels, [str(number) for number in range(max(count, 2))]
+        return labels, [str(number) for number in range(max(highest + 1, 2))]
     if options.classes.isascii() and options.classes.isdigit():
-        return labels, [str(number) for number in range(int(options.classes))]
+        count = int(options.classes) if len(options.classes) < 10 else _MOST_CLASSES + 1
+        if count > _MOST_CLASSES:
+            raise CommandError(f"--classes must be at most {_MOST_CLASSES}, got {options.classes}")
+        return labels, [str(number) for number in range(count)]
     try:
-        names = Path(options.classes).read_text(encoding="utf-8").split("\n")
+        names = Path(options.classes).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--classes must be a number or a file of names, got {options.classes!r}") from error
     names = [name.strip() for name in names if name.strip()]
-    if len(set(names)) < len(names) or answers.SKIP in names:
-        raise CommandError(f"{options.classes} must hold distinct names, none of them {answers.SKIP!r}")
+    if len(set(names)) < len(names):
+        raise CommandError(f"{options.classes} must hold a different name for each class")
+    for number, name in enumerate(names):
+        if name.lower() in COMMANDS:
+            raise CommandError(f"{options.classes} must not call a class {name!r}, which means something else")
+        if name.isdigit() and name != str(number):
+            raise CommandError(f"{options.classes} must not call class {number} {name!r}, the number of another")
     return labels, names
 
 
@@ -129,12 +145,10 @@ def _posterior(
 ) -> "LastLayerLaplace":
     from lapal_ext.posterior import LastLayerLaplace
 
-    precise = features if features.dtype.itemsize >= 4 else features.float()
     if options.head is None:
-        return LastLayerLaplace.fit_map(precise, labels, len(class_names), options.prior_precision)
-    return LastLayerLaplace.from_linear(
-        _head(options.head, len(class_names)), precise, options.prior_precision, standardize=True
-    )
+        return LastLayerLaplace.fit_map(features, labels, len(class_names), options.prior_precision)
+    head = _head(options.head, len(class_names)).to(features.dtype)
+    return LastLayerLaplace.from_linear(head, features, options.prior_precision, standardize=True)
 
 
 def _head(path: Path, n_classes: int) -> "nn.Linear":
@@ -148,14 +162,19 @@ def _head(path: Path, n_classes: int) -> "nn.Linear":
     except (SafetensorError, OSError, KeyError) as error:
         raise CommandError(f"--head must be a .safetensors file with weight and bias, got {path}: {error}") from error
     if weight.dim() != 2 or len(weight) != n_classes:
-        raise CommandError(f"--head must have a weight of {n_classes} classes, one row each, got {list(weight.shape)}")
+        raise CommandError(
+            f"--head must have a weight of {n_classes} rows, one for each of --classes, got {list(weight.shape)}"
+        )
+    if not weight.is_floating_point():
+        raise CommandError(f"--head must have a weight of floating point numbers, got {weight.dtype}")
     head: nn.Linear = torch.nn.utils.skip_init(
         torch.nn.Linear, weight.shape[1], n_classes, bias=bias is not None, dtype=weight.dtype
     )
     try:
         head.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CommandError(f"--head must hold weight and bias and nothing else, got {', '.join(tensors)}") from error
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+        raise CommandError(f"--head must hold weight [C, D] and bias [C] and nothing else, got {shapes}") from error
     return head
 
 
@@ -163,8 +182,7 @@ def _choose(
     posterior: "LastLayerLaplace",
     pool: "Tensor",  # [N, D]
     labelled: "Tensor",  # [L, D]
-    lines: Sequence[Line],
-    class_names: Sequence[str],
+    file: LabelFile,
     options: argparse.Namespace,
 ) -> None:
     """Absorb what was answered, and put new rows behind those of the label file."""
@@ -172,26 +190,30 @@ def _choose(
 
     from lapal_ext.selection import select_batch
 
-    left = len(pool) - len(lines)
-    if options.number > left:
-        raise CommandError(f"--number must be at most {left}, the rows of the pool that are left, got {options.number}")
-    told = [line for line in lines if line.label is not None]
-    if told:
-        answered = pool[torch.tensor([line.row for line in told])].to(posterior.mean.dtype)
-        posterior.update(answered, torch.tensor([line.label for line in told]))
-        labelled = torch.cat([labelled, answered])
+    lines, rows = file.lines, torch.tensor([line.row for line in file.lines], dtype=torch.int64)
+    number = min(options.number, len(pool) - len(lines))
+    if number == 0:
+        raise CommandError(f"every row of the pool is in {file.path} already")
+    features = pool[rows].to(posterior.mean.dtype)
+    told = torch.tensor([line.label is not None for line in lines], dtype=torch.bool)
+    if told.any():
+        posterior.update(features[told], torch.tensor([line.label for line in lines if line.label is not None]))
+    for number_of_line, line in enumerate(lines):
+        if line.waits:  # as within a batch: what is asked for already must not be asked for again in other words
+            row = features[number_of_line : number_of_line + 1]
+            posterior.update(row, posterior.predict_logits(row).argmax(1))
     result = select_batch(
         posterior,
         pool,
-        options.number,
+        number,
         options.acquisition,
         generator=torch.Generator().manual_seed(options.seed),
-        labelled=labelled,
-        exclude=torch.tensor([line.row for line in lines], dtype=torch.int64),
+        labelled=torch.cat([labelled, features]),
+        exclude=rows,
         memory=_bytes(options),
     )
     picks = zip(result.indices.tolist(), result.utilities.tolist(), strict=True)
-    answers.write(options.out, [*lines, *(Line(row, f"{utility:.6g}") for row, utility in picks)], class_names)
-    print(f"Absorbed {len(told)} answers and chose {options.number} rows: fill in their labels in {options.out}.")
+    file.write([*lines, *(Line(row, f"{utility:.6g}") for row, utility in picks)])
+    print(f"Answers absorbed: {int(told.sum())}. Rows chosen: {number}. Fill in their labels in {file.path}.")
     if waiting := sum(line.waits for line in lines):
-        print(f"{waiting} rows of the file still waited for theirs.")
+        print(f"Rows of the file that still wait for a label: {waiting}.")
