@@ -57,14 +57,38 @@ void meet_at(Barrier& barrier, Place place, const char* what) {
 }
 
 // Lets the others go first, even where this thread was the last to arrive: the order of what follows is random too.
-void wait_at(Barrier& barrier, unsigned generation) {
+void wait_at(Barrier& barrier, unsigned generation, bool orders_memory) {
   char* order = &barrier.order[generation & 1];
-  release(order);
+  if (orders_memory) {
+    release(order);
+  }
   state.current->waits_at = &barrier;
   state.current->waits_for = generation;
   state.current->fiber.switch_to(state.scheduler);
   state.current->waits_at = nullptr;
-  acquire(order);
+  if (orders_memory) {
+    acquire(order);
+  }
+}
+
+// Lanes that shuffle or vote wait for each other too, but only __syncwarp orders what they do to memory.
+void meet_in_warp(unsigned mask, Place place, bool orders_memory) {
+  if (mask != kFullMask) {
+    fail("only whole warps meet: the mask at " + text(place) + " is not full");
+  }
+  const size_t warp = warp_of_current();
+  const auto first = state.threads.begin() + std::ptrdiff_t(warp * kLanes);
+  if (std::any_of(first, first + kLanes, [](const Thread& thread) { return thread.done; })) {
+    fail("a warp meets at " + text(place) + " after one of its lanes has exited");
+  }
+  Barrier& barrier = state.barriers.back()->warps[warp];
+  const unsigned generation = barrier.generation;
+  meet_at(barrier, place, "shuffle");
+  if (barrier.arrived == kLanes) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+  }
+  wait_at(barrier, generation, orders_memory);
 }
 
 void thread_main() {
@@ -223,46 +247,31 @@ void sync_block(Place place) {
   const unsigned generation = barrier.generation;
   meet_at(barrier, place, "barrier");
   complete_block_barrier();
-  wait_at(barrier, generation);
+  wait_at(barrier, generation, true);
 }
 
 void sync_warp(unsigned mask, Place place) {
-  if (mask != kFullMask) {
-    fail("only whole warps meet: the mask at " + text(place) + " is not full");
-  }
-  const size_t warp = warp_of_current();
-  const auto first = state.threads.begin() + std::ptrdiff_t(warp * kLanes);
-  if (std::any_of(first, first + kLanes, [](const Thread& thread) { return thread.done; })) {
-    fail("a warp meets at " + text(place) + " after one of its lanes has exited");
-  }
-  Barrier& barrier = state.barriers.back()->warps[warp];
-  const unsigned generation = barrier.generation;
-  meet_at(barrier, place, "shuffle");
-  if (barrier.arrived == kLanes) {
-    barrier.arrived = 0;
-    ++barrier.generation;
-  }
-  wait_at(barrier, generation);
+  meet_in_warp(mask, place, true);
 }
 
 uint64_t exchange(unsigned mask, uint64_t bits, int source, Place place) {
   const size_t first = warp_of_current() * kLanes;
   state.lane_slots[first + size_t(lane())] = bits;
-  sync_warp(mask, place);
+  meet_in_warp(mask, place, false);
   const uint64_t received = source >= 0 && source < kLanes ? state.lane_slots[first + size_t(source)] : bits;
-  sync_warp(mask, place);  // before anybody writes into a slot again
+  meet_in_warp(mask, place, false);  // before anybody writes into a slot again
   return received;
 }
 
 unsigned ballot(unsigned mask, bool vote, Place place) {
   const size_t first = warp_of_current() * kLanes;
   state.lane_slots[first + size_t(lane())] = vote;
-  sync_warp(mask, place);
+  meet_in_warp(mask, place, false);
   unsigned votes = 0;
   for (int i = 0; i < kLanes; ++i) {
     votes |= unsigned(state.lane_slots[first + size_t(i)]) << i;
   }
-  sync_warp(mask, place);
+  meet_in_warp(mask, place, false);
   return votes;
 }
 

@@ -88,6 +88,20 @@ __global__ void shuffle_kernel(const float* in, float* out) {
   }
 }
 
+// out[0] = in[0], from lane 0 to lane 1 through shared memory. They meet at a shuffle, which orders no memory.
+template <bool kOrdered>
+__global__ void shuffle_order_kernel(const float* in, float* out) {
+  LAPAL_SHARED(float, values, kBlockSize);
+  values[threadIdx.x] = in[threadIdx.x];
+  const float first = __shfl_sync(kFullWarp, in[threadIdx.x], 0);
+  if (kOrdered) {
+    __syncwarp();
+  }
+  if (threadIdx.x == 1) {
+    out[0] = values[0] == first ? first : 0.0f;
+  }
+}
+
 template <bool kAll>
 __global__ void exit_kernel(const float* in, float* out) {
   if (!kAll && threadIdx.x == 5) {
@@ -171,6 +185,8 @@ void run(const std::string& name, bool healthy, const float* in, float* out) {
     launch(healthy ? barrier_kernel<true> : barrier_kernel<false>, 1, in, out);
   } else if (name == "shuffle") {
     launch(healthy ? shuffle_kernel<true> : shuffle_kernel<false>, 1, in, out);
+  } else if (name == "shuffle order") {
+    launch(healthy ? shuffle_order_kernel<true> : shuffle_order_kernel<false>, 1, in, out);
   } else if (name == "exit") {
     launch(healthy ? exit_kernel<true> : exit_kernel<false>, 1, in, out);
   } else if (name == "deadlock") {

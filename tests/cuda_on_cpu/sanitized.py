@@ -20,7 +20,7 @@ from tests.cuda_on_cpu.cases import calls_out_of_range, cases
 ERROR_STATUS = 66
 _LIBRARIES = {"thread": "libtsan.so", "address": "libasan.so"}
 _OPTIONS = {
-    "thread": {"TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:exitcode={ERROR_STATUS}"},
+    "thread": {"TSAN_OPTIONS": f"halt_on_error=1:ignore_noninstrumented_modules=1:exitcode={ERROR_STATUS}"},
     "address": {"ASAN_OPTIONS": f"detect_leaks=0:exitcode={ERROR_STATUS}"},  # Python leaks by design
 }
 

@@ -21,6 +21,7 @@ RESULTS = {
     "global bounds": FIRST,
     "barrier": FIRST,
     "shuffle": FIRST,
+    "shuffle order": FIRST,
     "exit": FIRST,
     "deadlock": FIRST,
     "pack": FIRST,

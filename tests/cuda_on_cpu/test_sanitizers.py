@@ -20,6 +20,7 @@ PLANTED = [
     ("thread", "read after write"),
     ("thread", "write after read"),
     ("thread", "add"),
+    ("thread", "shuffle order"),
     ("address", "global bounds"),
 ]
 REPORTS = {"thread": "data race", "address": "heap-buffer-overflow"}
@@ -36,7 +37,7 @@ def run(sanitizer: str, kind: str, name: str) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     return done.returncode, done.stdout
 
