@@ -116,14 +116,17 @@ class TestNoCopy:
         assert path.read_bytes() == before
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-    @pytest.mark.parametrize("kind", ["npy", "safetensors"])
-    def test_anonymous_memory_does_not_grow_with_the_pool(self, kind, tmp_path):
+    @pytest.mark.parametrize(("kind", "memory"), [("npy", None), ("safetensors", None), ("npy", 1.0)])
+    def test_anonymous_memory_does_not_grow_with_the_pool(self, kind, memory, tmp_path):
         rows, features = 400_000, 192  # 154 MB in half precision, 307 MB in float32
         pool = torch.zeros(rows, features, dtype=torch.float16)
         pool[:, 0] = torch.arange(rows) % 97
         path = write(kind, pool, tmp_path)
         done = subprocess.run(
-            [sys.executable, "-c", _MEASURE, str(path), str(features)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", _MEASURE, str(path), str(features), str(memory)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         grown = int(done.stdout)
@@ -137,8 +140,8 @@ import torch
 from lapal_ext import LastLayerLaplace, select_batch
 
 torch.set_num_threads(1)
-features = int(sys.argv[2])
-posterior = LastLayerLaplace.fit_map(torch.eye(4, features), torch.arange(4) % 2, 2)
+features, memory = int(sys.argv[2]), None if sys.argv[3] == "None" else float(sys.argv[3])
+posterior = LastLayerLaplace.fit_map(torch.eye(10, features), torch.arange(10), 10)
 select_batch(posterior, torch.randn(100, features).half(), 3)
 
 def anonymous():
@@ -152,7 +155,7 @@ def watch():
         time.sleep(0.001)
 watcher = threading.Thread(target=watch)
 watcher.start()
-select_batch(posterior, sys.argv[1], 5)
+select_batch(posterior, sys.argv[1], 5, memory=memory)
 done.set()
 watcher.join()
 print(max(0, peak - before))

@@ -45,13 +45,21 @@ class TiledUncertaintyScorer(PosteriorScorer):
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
-        posterior = self._posterior
-        utilities = posterior.mean.new_empty(len(self._pool))
+        utilities = self._posterior.mean.new_empty(len(self._pool))
         for rows, inner in self._pool.inner_tiles():
-            logits, variance = inner @ posterior.mean.T, None
-            if self._kind == "variance" or self._kappa > 0:
-                variance = ops.predictive_variance(inner, posterior.covariance)
-            check_overflow("pool", logits, *(() if variance is None else (variance,)))
-            scale = inner.norm(dim=1) if self._kind == "gradient_norm" else None
-            utilities[rows] = ops.utility(logits, variance, scale, self._kind, self._kappa)
+            utilities[rows] = self._utilities(inner)
+            # Else the next tile is put behind this one, and the allocator never finds room for a third in its place.
+            del inner
         return best_first(utilities, self._taken, count)
+
+    def _utilities(
+        self,
+        inner: Tensor,  # [n, D] or [n, D + 1]
+    ) -> Tensor:  # [n]
+        posterior = self._posterior
+        logits, variance = inner @ posterior.mean.T, None
+        if self._kind == "variance" or self._kappa > 0:
+            variance = ops.predictive_variance(inner, posterior.covariance)
+        check_overflow("pool", logits, *(() if variance is None else (variance,)))
+        scale = inner.norm(dim=1) if self._kind == "gradient_norm" else None
+        return ops.utility(logits, variance, scale, self._kind, self._kappa)
