@@ -1,7 +1,8 @@
-"""Writing a file so that nobody ever sees half of it."""
+"""Writing a file so that nobody ever sees half of it, into a folder that is known to take it."""
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,3 +21,14 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and try to write there, before time is spent on what could not be kept.
+
+    Raises:
+        OSError: it cannot be made, or not written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass

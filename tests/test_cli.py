@@ -1,17 +1,13 @@
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
-from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 import torch
 
-import lapal_ext
-from lapal_ext import backend, ops
-from lapal_ext.cli import demo, doctor, main
+from lapal_ext.cli import demo, main
 from lapal_ext.errors import StorageError
-from lapal_ext.ops import OPS
 from lapal_ext.study.feature_file import Labelled, checksum, save_features
 from lapal_ext.study.recipes import RECIPES, RecipeError
 from lapal_ext.study.recipes.recipe import Made, Recipe
@@ -308,52 +304,6 @@ class TestExperiment:
         assert "holds no finished experiment" in capsys.readouterr().err
         assert main(["report", str(tmp_path / "none")]) == 1
         assert "DIR must be the folder of an experiment" in capsys.readouterr().err
-
-
-class TestDoctor:
-    def lines(self, capsys) -> list[str]:
-        assert main(["doctor"]) == 0
-        return capsys.readouterr().out.splitlines()
-
-    def test_it_says_what_serves_every_op(self, capsys):
-        served = [backend(name) for name in OPS]
-        assert f"on cpu: {served.count('native')} of {len(OPS)} ops native" in self.lines(capsys)
-        assert lapal_ext.__version__ in self.lines(capsys)[0]
-
-    def test_without_kernels_it_says_why_and_what_would_help(self, capsys, monkeypatch):
-        info = {"native": False, "reason": "no compiler", "cuda": {"loaded": False, "reason": "no compiler"}}
-        monkeypatch.setattr(ops, "build_info", lambda: info)
-        monkeypatch.delenv("LAPAL_EXT_BACKEND", raising=False)
-        lines = self.lines(capsys)
-        assert "CPU kernels: none (no compiler); everything works, more slowly" in lines
-        assert any("LAPAL_EXT_REQUIRE_NATIVE=1 pip install" in line for line in lines)
-        assert "CUDA kernels: none (no compiler)" in lines
-
-    def test_kernels_for_gpus(self, capsys, monkeypatch):
-        cuda = {"loaded": True, "toolkit": "13.0", "architectures": "90", "reason": ""}
-        info = {"native": True, "instruction_set": "avx2", "compiled_torch": "2.14.1", "cuda": cuda}
-        monkeypatch.setattr(ops, "build_info", lambda: info)
-        monkeypatch.setattr(
-            ops, "backend", lambda op, device: "reference" if op == "inner_products" and device == "cuda" else "native"
-        )
-        lines = self.lines(capsys)
-        assert "CPU kernels: avx2, compiled beside torch 2.14.1" in lines
-        assert "CUDA kernels: of CUDA 13.0, for compute capability 90" in lines
-        assert f"on cuda: {len(OPS) - 1} of {len(OPS)} ops native" in lines
-        assert "  by torch itself: inner_products" in lines
-
-    def test_a_missing_extra_comes_with_the_command_that_brings_it(self, capsys, monkeypatch):
-        def version(name: str) -> str:
-            if name in ("rich", "transformers"):
-                raise PackageNotFoundError(name)
-            return "1.0"
-
-        monkeypatch.setattr(doctor, "version", version)
-        lines = self.lines(capsys)
-        assert 'extra demo: lacks rich: pip install "lapal_ext[demo]"' in lines
-        assert 'extra recipes: lacks transformers: pip install "lapal_ext[recipes]"' in lines
-        assert "extra experiment: complete" in lines
-        assert not any("extra lint" in line for line in lines)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="closes a pipe early")

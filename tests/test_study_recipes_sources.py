@@ -3,11 +3,9 @@
 from collections import Counter
 
 import pytest
-import torch
 
 from lapal_ext.study.recipes import RECIPES, RecipeError, debian
 from lapal_ext.study.recipes.debian_sections import descriptions, in_test_part
-from lapal_ext.study.recipes.encoders import principal_components
 from lapal_ext.study.recipes.fashion_mnist import read_idx
 from lapal_ext.study.recipes.wordnet_supersenses import chosen, definitions
 
@@ -171,15 +169,3 @@ class TestSections:
         sources = [f"source{k}" for k in range(1000)]
         assert 150 < sum(map(in_test_part, sources)) < 250
         assert [in_test_part(name) for name in ("hello", "bash", "vim", "git")] == [True, False, False, True]
-
-
-def test_principal_components_are_those_of_scikit_learn(draw):
-    from sklearn.decomposition import PCA
-
-    mixing = draw.normal(6, 6)
-    train, test = ((draw.normal(rows, 6) @ mixing + 3).float() for rows in (40, 10))
-    expected = PCA(2, svd_solver="full").fit(train.numpy())
-    for got, part in zip(principal_components(train, test, 2), (train, test), strict=True):
-        wanted = torch.from_numpy(expected.transform(part.numpy()))
-        signs = (got * wanted).sum(0).sign()
-        torch.testing.assert_close(got * signs, wanted, rtol=1e-4, atol=1e-4)

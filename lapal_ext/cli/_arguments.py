@@ -2,10 +2,10 @@
 
 import argparse
 import importlib.util
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lapal_ext.atomic_file import make_folder
 from lapal_ext.cli.errors import CommandError
 
 PACKAGES = {
@@ -51,11 +51,9 @@ def require(command: str, extra: str, modules: Sequence[str]) -> None:
 
 
 def prepared(folder: Path) -> Path:
-    """Make the folder and try to write there, before time is spent on what could not be kept."""
+    """The folder of ``--out``, made and known to take files."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        make_folder(folder)
     except FileExistsError as error:
         raise CommandError(f"--out must be a folder, but {folder} is a file") from error
     except OSError as error:

@@ -40,7 +40,7 @@ ACTIVE_STRATEGIES = (
     *(f"{name}_{labels}" for labels in ("predicted", "true") for name in _SEQUENTIAL),
 )
 LOOK_AHEAD_STRATEGIES = ("random", "margin", *_LOOK_AHEAD)
-_MOST_UPDATES = 20  # of a batch by expected error reduction, which costs a thousand times a margin
+_MOST_UPDATES = 20  # of a batch by expected error reduction, which tries every label of every row after each
 # The paper's 300 batches, a hundred of each kind, and those of two strategies, one each since they do not draw: where a
 # batch is a fifth of the candidates, all batches that are drawn are alike, and none is as good as the margin's own.
 _PROPOSALS: Mapping[str, Any] = {

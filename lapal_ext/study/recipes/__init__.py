@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+from lapal_ext.atomic_file import make_folder
 from lapal_ext.study.recipes import cache, debian_sections, fashion_mnist, wordnet_supersenses
 from lapal_ext.study.recipes.cache import folder
 from lapal_ext.study.recipes.recipe import Progress, Recipe, RecipeError
@@ -54,7 +55,7 @@ def build(
     if path.exists():
         say(f"{path} does not match its checksum and is made anew.")
     _require(name, recipe)
-    cache.prepare(path.parent)
+    make_folder(path.parent)
     say(f"Making {name} for the first use: {recipe.cost}.")
     cache.keep(path, recipe.make(progress))
     say(f"Wrote {path}.")

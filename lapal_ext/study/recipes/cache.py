@@ -1,7 +1,6 @@
 """Feature sets kept in a folder, each beside its SHA-256 in the format of ``sha256sum``."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from lapal_ext.atomic_file import replace_file
@@ -12,17 +11,6 @@ from lapal_ext.study.recipes.recipe import Made
 def folder() -> Path:
     """``$LAPAL_EXT_CACHE``, by default ``~/.cache/lapal_ext``."""
     return Path(os.environ.get("LAPAL_EXT_CACHE") or Path.home() / ".cache" / "lapal_ext")
-
-
-def prepare(place: Path) -> None:
-    """Make the folder and try to write there, before time is spent on what could not be kept.
-
-    Raises:
-        OSError: it cannot be made, or not written to.
-    """
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=place):
-        pass
 
 
 def matches(path: Path) -> bool:

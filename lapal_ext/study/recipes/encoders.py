@@ -90,16 +90,3 @@ def encode_images(
             features.append(maps.mean((2, 3)))
             progress(start + len(grey), len(images))
     return torch.cat(features).clone()
-
-
-def principal_components(
-    train: Tensor,  # [N, F] float32
-    test: Tensor,  # [T, F] float32
-    size: int,
-) -> tuple[Tensor, Tensor]:  # [N, D], [T, D] float32
-    """Project both parts, less the training part's mean, on the D = ``size`` directions in which it varies most."""
-    mean = train.double().mean(0)
-    centred = train.double() - mean
-    _, directions = torch.linalg.eigh(centred.T @ centred)  # in ascending order
-    largest = directions[:, -size:].flip(1)
-    return (centred @ largest).float(), ((test.double() - mean) @ largest).float()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lapal_ext.study.feature_file import Labelled
 from lapal_ext.study.recipes.debian import package_files
-from lapal_ext.study.recipes.encoders import IMAGE_PACKAGES, encode_images, principal_components
+from lapal_ext.study.recipes.encoders import IMAGE_PACKAGES, encode_images
 from lapal_ext.study.recipes.recipe import Made, Progress, Recipe, RecipeError
 
 _NAMES = (
@@ -51,20 +51,25 @@ def _read(path: Path) -> Tensor:
 
 
 def _make(progress: Progress) -> Made:
+    from sklearn.decomposition import PCA
+
     with package_files("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist", _FILES) as paths:
         train_images, train_targets, test_images, test_targets = map(_read, paths)
     generator = torch.Generator().manual_seed(_SEED)
     train = torch.randperm(len(train_images), generator=generator)[:_TRAIN_ROWS]
     test = torch.randperm(len(test_images), generator=generator)[:_TEST_ROWS]
-    features = encode_images(torch.cat([train_images[train], test_images[test]]), progress)
-    pooled = principal_components(features[: len(train)], features[len(train) :], _FEATURES)
+    features = encode_images(torch.cat([train_images[train], test_images[test]]), progress).double().numpy()
+    pca = PCA(_FEATURES, svd_solver="covariance_eigh").fit(features[: len(train)])
+    pooled = torch.from_numpy(pca.transform(features)).float()
     return Made(
-        Labelled(pooled[0], train_targets[train].long()),
-        Labelled(pooled[1], test_targets[test].long()),
+        Labelled(pooled[: len(train)], train_targets[train].long()),
+        Labelled(pooled[len(train) :], test_targets[test].long()),
         _NAMES,
     )
 
 
 RECIPE = Recipe(
-    "10,000 images through EfficientNet-Lite0, some minutes; downloads 31 MB unless installed", IMAGE_PACKAGES, _make
+    "10,000 images through EfficientNet-Lite0, some minutes; downloads 31 MB unless installed",
+    IMAGE_PACKAGES | {"sklearn": "scikit-learn"},
+    _make,
 )

@@ -1,0 +1,38 @@
+"""Files of a small problem in the current folder, and the command on them."""
+
+import csv
+from pathlib import Path
+
+from lapal_ext import LastLayerLaplace
+from lapal_ext.cli import main
+
+ROWS, LABELLED, FEATURES, CLASSES = 80, 30, 6, 3
+NAMES = ["ant", "bee", "cat"]
+
+
+def select(*options: object) -> int:
+    common = "--pool pool.npy --features train.npy --labels labels.npy --out out.csv --classes names.txt"
+    return main(["select", *common.split(), *map(str, options)])
+
+
+def lines() -> list[dict[str, str]]:
+    with Path("out.csv").open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+def fill(*labels: str) -> None:
+    """Answer the first rows of the file that wait."""
+    given = iter(labels)
+    table = lines()
+    for line in table:
+        if not line["label"]:
+            line["label"] = next(given, "")
+    with Path("out.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def fitted(data) -> LastLayerLaplace:
+    _, features, targets = data
+    return LastLayerLaplace.fit_map(features, targets, CLASSES)
