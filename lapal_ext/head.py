@@ -115,12 +115,15 @@ class StandardizedLinear(nn.Module):
     def inner_features(
         self,
         features: Tensor,  # [N, D]
+        out: Tensor | None = None,  # [N, D] or [N, D + 1]
     ) -> Tensor:  # [N, D] or [N, D + 1]
-        """Outer features as the mathematics sees them, in the dtype of ``mean``; always a copy."""
-        inner = features.new_empty(features.shape[0], self.mean.shape[1], dtype=self.mean.dtype)
+        """Outer features as the mathematics sees them, in the dtype of ``mean``; always a copy, in ``out`` if given."""
+        inner = out
+        if inner is None:
+            inner = features.new_empty(features.shape[0], self.mean.shape[1], dtype=self.mean.dtype)
         outer = inner[:, : self.num_features]
-        torch.sub(features.detach(), self.centre, out=outer)
-        outer *= self.scale
+        # Half precision less the centre would first be copied to another tensor of the wider dtype.
+        outer.copy_(features.detach()).sub_(self.centre).mul_(self.scale)
         if self.has_bias:
             inner[:, -1] = 1.0
         return inner

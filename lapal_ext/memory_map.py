@@ -5,9 +5,12 @@ than memory, in half precision too. The file must stay as it is while it is used
 process with a bus error, as with every memory map.
 """
 
+import errno
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ Features: TypeAlias = Tensor | NDArray[Any] | str | os.PathLike[str]
 """A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), or a .npy or .safetensors file."""
 
 _MATRIX = "features"  # name of the matrix in a safetensors file that holds several tensors
+_CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _ARRAY_DTYPES = (np.float16, np.float32, np.float64)
 
 
@@ -82,8 +86,11 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
             raise StorageError(f"{path} holds several arrays, as .npz files do: save the one array as .npy")
     try:
         try:
-            # Copy on write: torch has no tensors that cannot be written to, and a file must never change.
-            array: NDArray[Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
+            array: NDArray[Any] = (
+                _map_as_allowed(lambda mode: np.load(path, mmap_mode=mode, allow_pickle=False))
+                if mapped
+                else np.load(path, allow_pickle=False)
+            )
         except ValueError:
             array = np.load(path, allow_pickle=False)  # a matrix without entries cannot be mapped
     except (ValueError, EOFError) as error:
@@ -93,18 +100,42 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
 
 def _map_safetensors(path: Path) -> Tensor:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # which knows what a valid file is
             names: list[str] = list(file.keys())
             if len(names) != 1 and _MATRIX not in names:
                 raise StorageError(
                     f"{path} must hold one tensor, or one called {_MATRIX!r}, got {', '.join(names) or 'none'}"
                 )
-            tensor: Tensor = file.get_tensor(names[0] if len(names) == 1 else _MATRIX)
-    except StorageError:
-        raise
-    except (SafetensorError, ValueError, RuntimeError) as error:
+            name = names[0] if len(names) == 1 else _MATRIX
+            view = file.get_slice(name)
+            shape, code = view.get_shape(), view.get_dtype()
+    except SafetensorError as error:
         raise StorageError(f"{path} is damaged or no safetensors file: {error}") from error
-    return tensor
+    if code not in _CODES:
+        raise StorageError(f"{path} must hold float32, float64, bfloat16 or float16, got {code}")
+    dtype = _CODES[code]
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    with path.open("rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        start = 8 + length + json.loads(raw.read(length))[name]["data_offsets"][0]
+    numbers = f"<i{dtype.itemsize}"  # NumPy has no bfloat16
+    array = _map_as_allowed(lambda mode: np.memmap(path, numbers, mode, start, tuple(shape)))
+    return _shared(array).view(dtype)
+
+
+def _map_as_allowed(open_map: Callable[[Literal["c", "r"]], NDArray[Any]]) -> NDArray[Any]:
+    """A map whose pages are copied when somebody writes to them, since torch has no tensors that cannot be written to.
+
+    The system counts it as memory that may be needed; where its limit is lower, the map is for reading alone, and
+    whoever writes to it ends the process.
+    """
+    try:
+        return open_map("c")
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        return open_map("r")
 
 
 class _Owner:
@@ -123,5 +154,9 @@ def _from_array(name: str, array: NDArray[Any]) -> Tensor:
         raise TypeError(f"{name} must not be a masked array, whose mask would be lost: leave rows out, or exclude them")
     if any(stride < 0 for stride in array.strides):
         raise TypeError(f"{name} must not run backwards in memory: pass numpy.ascontiguousarray of it")
-    # Without a warning for arrays that are read-only: no kernel writes to a pool.
+    return _shared(array)
+
+
+def _shared(array: NDArray[Any]) -> Tensor:
+    """A tensor on the same memory, without a warning for arrays that are read-only: no kernel writes to a pool."""
     return torch.from_numpy(np.asarray(array if array.flags.writeable else _Owner(array)))

@@ -75,6 +75,7 @@ class Pool:
         self._posterior = posterior
         self._candidates = None
         self.storage = features.detach()
+        self._buffer: Tensor | None = None
         if candidates is not None:
             self._candidates = self._check_candidates(candidates)
             bounds = torch.searchsorted(self._candidates, self._candidates.new_tensor(bounds)).tolist()
@@ -145,8 +146,17 @@ class Pool:
         return self._posterior.inner_features(self.outer(picks))
 
     def inner_tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield all rows as the mathematics sees them, a tile [n, D] or [n, D + 1] at a time, with their numbers."""
-        return ((rows, self._posterior.inner_features(tile)) for rows, tile in self._tiles())
+        """Yield all rows as the mathematics sees them, a tile [n, D] or [n, D + 1] at a time, with their numbers.
+
+        Every tile overwrites the one before, and the memory is kept for the next time: the allocator puts new tiles
+        behind what is held of old ones, and rarely finds room in their place.
+        """
+        buffer, self._buffer = self._buffer, None
+        if buffer is None:
+            buffer = self._posterior.mean.new_empty(min(len(self), fitting.TILE_ROWS), self._posterior.mean.shape[1])
+        for rows, tile in self._tiles():
+            yield rows, self._posterior.inner_features(tile, buffer[: len(tile)])
+        self._buffer = buffer
 
     def columns(
         self,

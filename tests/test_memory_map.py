@@ -133,6 +133,57 @@ class TestNoCopy:
         grown = int(done.stdout)
         assert grown < 75_000, f"{grown} kB of anonymous memory for a pool of {path.stat().st_size // 1000} kB"
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA of Linux counts anonymous memory")
+    @pytest.mark.parametrize(("kind", "classes"), [("npy", 10), ("safetensors", 10), ("npy", 150)])
+    def test_a_pool_four_times_larger_than_the_memory_allowed(self, kind, classes, tmp_path):
+        """With 150 classes not even its logits would fit.
+
+        All rows but forty are far from any boundary, so that no two of the best tie within rounding: the matrix
+        products of torch, too, take another way where memory is short.
+        """
+        generator = torch.Generator().manual_seed(0)
+        pool = torch.randn(300_000, 384, generator=generator)
+        pool[:, 0] += 30.0
+        pool[::7500, 0] = torch.linspace(-1.0, 1.0, 40)[torch.randperm(40, generator=generator)]
+        path = write(kind, pool.half(), tmp_path)
+        allowed = path.stat().st_size // 4
+        done = subprocess.run(
+            [sys.executable, "-c", _LIMITED, str(path), str(classes), str(allowed)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        limited, free = done.stdout.splitlines()
+        assert limited == free
+
+
+# Prints the picks from a file under a limit on the memory that this process may take beside it, and from memory.
+_LIMITED = """
+import resource, sys
+import torch
+from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext.memory_map import as_tensor
+
+torch.set_num_threads(1)
+path, classes, allowed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+generator = torch.Generator().manual_seed(1)
+features = torch.randn(300, 384, generator=generator)
+features[:, 0] *= 30.0
+posterior = LastLayerLaplace.fit_map(features, (features[:, 0] > 0).long() * (classes - 1), classes)
+memory = None if classes < 100 else allowed / 4
+select_batch(posterior, features.half(), 3, memory=1.0)  # what torch loads at its first call
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (size + allowed, resource.RLIM_INFINITY))
+try:
+    torch.zeros(allowed)
+    raise SystemExit("there is no limit")
+except RuntimeError:
+    pass
+print(select_batch(posterior, path, 5, memory=memory).indices.tolist())
+resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(select_batch(posterior, as_tensor("pool", path).clone(), 5).indices.tolist())
+"""
 
 # Prints by how many kB the peak of anonymous memory has grown, sampled between picks by a progress-free selection.
 _MEASURE = """

@@ -48,8 +48,6 @@ class TiledUncertaintyScorer(PosteriorScorer):
         utilities = self._posterior.mean.new_empty(len(self._pool))
         for rows, inner in self._pool.inner_tiles():
             utilities[rows] = self._utilities(inner)
-            # Else the next tile is put behind this one, and the allocator never finds room for a third in its place.
-            del inner
         return best_first(utilities, self._taken, count, self._pool.shard)
 
     def _utilities(
