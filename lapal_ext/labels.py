@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lapal_ext._checks import as_labels, check_choice, check_integer, check_labels, shape_text
 from lapal_ext.acquisition import Scorer
+from lapal_ext.arrays import Array
 from lapal_ext.pool import Pool
 
 SOURCES = ("predicted", "sampled")
 
-Targets = str | Tensor | Callable[[int], int] | None
+Targets = str | Array | Callable[[int], int] | None
 """``predicted``, ``sampled``, labels [N] of the pool, a callable from row number to label, or none."""
 
 LabelSource = Callable[[Scorer, Tensor], Tensor]
@@ -20,7 +22,7 @@ LabelSource = Callable[[Scorer, Tensor], Tensor]
 
 def label_source(targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None) -> LabelSource:
     """Check ``targets`` and return what yields the labels of picks; no labels at all are the predicted ones."""
-    if isinstance(targets, Tensor):
+    if isinstance(targets, (Tensor, np.ndarray)):
         return _given(targets, pool, num_classes)
     if callable(targets):
         return _asked(targets, pool, num_classes)
@@ -33,7 +35,9 @@ def label_source(targets: Targets, pool: Pool, num_classes: int, generator: torc
 def check_source(targets: object) -> None:
     """Raise a typed error unless ``targets`` names a source of labels."""
     if not isinstance(targets, str):
-        raise TypeError(f"targets must be a torch.Tensor or name a source of labels, got {type(targets).__name__}")
+        raise TypeError(
+            f"targets must be a torch.Tensor, a NumPy array or name a source of labels, got {type(targets).__name__}"
+        )
     check_choice("targets", targets, SOURCES)
 
 
@@ -57,7 +61,7 @@ def _sampled(generator: torch.Generator | None) -> LabelSource:
     return lambda scorer, picks: draw_labels(scorer.predictive(picks), generator)
 
 
-def _given(targets: Tensor, pool: Pool, num_classes: int) -> LabelSource:
+def _given(targets: Array, pool: Pool, num_classes: int) -> LabelSource:
     labels = as_labels("targets", targets, pool.storage.device)
     if labels.shape != (pool.size,):
         raise ValueError(

@@ -10,19 +10,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lapal_ext._checks import STORAGE_DTYPES, shape_text
+from lapal_ext.arrays import Array, view
 from lapal_ext.errors import StorageError
 
-Features: TypeAlias = Tensor | NDArray[Any] | str | os.PathLike[str]
+Features: TypeAlias = Array | str | os.PathLike[str]
 """A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), or a .npy or .safetensors file."""
 
 _MATRIX = "features"  # name of the matrix in a safetensors file that holds several tensors
-_ARRAY_DTYPES = (np.float16, np.float32, np.float64)
 
 
 def as_tensor(name: str, value: Features) -> Tensor:
@@ -33,14 +32,14 @@ def as_tensor(name: str, value: Features) -> Tensor:
         value: of any of the kinds; a tensor is returned as it is.
 
     Raises:
-        TypeError: another type, or an array of another dtype.
+        TypeError: another type, or an array that is no tensor.
         FileNotFoundError: there is no such file.
         StorageError: the file is damaged, of another format, or holds no matrix of features.
     """
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return _from_array(name, value)
+        return view(name, value)
     if isinstance(value, (str, os.PathLike)):
         return map_file(name, Path(value))
     raise TypeError(f"{name} must be a torch.Tensor, an array or the path of a file, got {type(value).__name__}")
@@ -54,7 +53,7 @@ def map_file(name: str, path: Path) -> Tensor:
         case ".npy":
             array = load_npy(path, mapped=True)
             try:
-                features = _from_array(name, array)
+                features = view(name, array)
             except TypeError as error:
                 raise StorageError(f"{path} is no matrix of features: {error}") from error
         case ".safetensors":
@@ -105,23 +104,3 @@ def _map_safetensors(path: Path) -> Tensor:
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise StorageError(f"{path} is damaged or no safetensors file: {error}") from error
     return tensor
-
-
-class _Owner:
-    """Lets NumPy, and so torch, see memory as one that may be written to, and keeps it alive."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        address, _ = array.__array_interface__["data"]
-        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
-        self.array = array
-
-
-def _from_array(name: str, array: NDArray[Any]) -> Tensor:
-    if array.dtype not in _ARRAY_DTYPES or not array.dtype.isnative:
-        raise TypeError(f"{name} must be float16, float32 or float64 in this machine's byte order, got {array.dtype}")
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be a masked array, whose mask would be lost: leave rows out, or exclude them")
-    if any(stride < 0 for stride in array.strides):
-        raise TypeError(f"{name} must not run backwards in memory: pass numpy.ascontiguousarray of it")
-    # Without a warning for arrays that are read-only: no kernel writes to a pool.
-    return torch.from_numpy(np.asarray(array if array.flags.writeable else _Owner(array)))

@@ -9,6 +9,7 @@ from lapal_ext import fitting, ops
 from lapal_ext._checks import (
     COMPUTE_DTYPES,
     ShapeSpec,
+    as_dense,
     check_dense,
     check_distinct,
     check_finite,
@@ -16,6 +17,7 @@ from lapal_ext._checks import (
     check_overflow,
     check_tensors,
 )
+from lapal_ext.arrays import Array
 from lapal_ext.memory_map import Features, as_tensor
 from lapal_ext.posterior import LastLayerLaplace
 
@@ -39,7 +41,7 @@ class Pool:
             that ties still go to the lowest row.
     """
 
-    def __init__(self, posterior: LastLayerLaplace, features: Features, candidates: Tensor | None = None) -> None:
+    def __init__(self, posterior: LastLayerLaplace, features: Features, candidates: Array | None = None) -> None:
         check_posterior(posterior)
         features = check_dense("pool", as_tensor("pool", features))
         check_tensors({"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))}, {"pool": features})
@@ -55,21 +57,22 @@ class Pool:
         self._candidates = None
         self.storage = features.detach()
         if candidates is not None:
-            self._candidates = self._check_candidates(candidates)
+            self._candidates = self.check_rows("candidates", candidates).sort().values
             self.storage = self.storage[self._candidates]
-
-    def _check_candidates(self, candidates: Tensor) -> Tensor:
-        check_dense("candidates", candidates)
-        check_tensors({"candidates": ShapeSpec("int64", ("K",))}, {"candidates": candidates})
-        if candidates.device != self.storage.device:
-            raise ValueError(f"candidates must be on {self.storage.device} like pool, got {candidates.device}")
-        check_index_range("candidates", candidates, self.size, f"[0, {self.size}), one of the rows of pool")
-        check_distinct("candidates", candidates)
-        return candidates.sort().values
 
     def __len__(self) -> int:
         """Rows that may be picked."""
         return self.storage.shape[0]
+
+    def check_rows(self, name: str, rows: Array) -> Tensor:  # [K] int64
+        """Return distinct row numbers of the matrix that was passed in, or raise a typed error."""
+        rows = as_dense(name, rows)
+        check_tensors({name: ShapeSpec("int64", ("K",))}, {name: rows})
+        if rows.device != self.storage.device:
+            raise ValueError(f"{name} must be on {self.storage.device} like pool, got {rows.device}")
+        check_index_range(name, rows, self.size, f"[0, {self.size}), one of the rows of pool")
+        check_distinct(name, rows)
+        return rows
 
     def to_rows(
         self,

@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from lapal_ext._checks import (
-    ShapeSpec,
     check_choice,
-    check_distinct,
     check_flag,
     check_integer,
     check_number,
-    check_tensors,
 )
 from lapal_ext.acquisition import Acquisition, check_acquisition, choose_seed, make_scorer, uses_variance
+from lapal_ext.arrays import Array
 from lapal_ext.labels import Targets, label_source
 from lapal_ext.likelihood import STEPS
 from lapal_ext.memory_map import Features
@@ -42,11 +40,11 @@ def select_batch(
     gamma: float = 1.0,
     update_every: int = 1,
     link: str = "plugin",
-    candidates: Tensor | None = None,  # [K] int64
+    candidates: Array | None = None,  # [K] int64
     generator: torch.Generator | None = None,
     progress: bool = False,
-    labelled: Tensor | None = None,  # [L, D]
-    exclude: Tensor | None = None,  # [X] int64
+    labelled: Array | None = None,  # [L, D]
+    exclude: Array | None = None,  # [X] int64
     memory: float | None = None,
 ) -> SelectionResult:
     """Pick a batch greedily, absorbing a label for every pick before the next one is made.
@@ -62,7 +60,7 @@ def select_batch(
             ``coreset`` or ``probcover``, with formula and source in the module of ``lapal_ext.acquisition`` of that
             name; ``random``; or a callable (posterior, pool) -> utilities [N], higher is better.
         targets: the labels to absorb. ``predicted``: the model's own, which needs nobody; ``sampled`` from its
-            predictive; a tensor [N] or a callable from row number to label, which simulates an annotator who answers
+            predictive; labels [N] or a callable from row number to label, which simulates an annotator who answers
             before the next pick; None absorbs no label: with ``update_every=batch_size`` one batch under the present
             model, and where the picks depend on the covariance (``variance``, ``bald``, both forms of ``bait``,
             callables, and with ``link="mean_field"`` whatever is made of probabilities), updates of it alone.
@@ -106,7 +104,7 @@ def select_batch(
     gamma = check_number("gamma", gamma, at_least=0.0)
     check_acquisition(acquisition, link, generator)
     if labelled is not None:
-        posterior.check_features(labelled, name="labelled")
+        labelled = posterior.check_features(labelled, name="labelled")
     check_flag("progress", progress)
     memory = None if memory is None else check_number("memory", memory, above=0.0)
     labels = label_source(targets, rows, posterior.num_classes, generator)
@@ -148,14 +146,10 @@ def select_batch(
     return SelectionResult(rows.to_rows(picks), utilities, after)
 
 
-def _excluded(rows: Pool, exclude: Tensor | None) -> Tensor:  # [X] int64
+def _excluded(rows: Pool, exclude: Array | None) -> Tensor:  # [X] int64
     if exclude is None:
         return torch.zeros(0, dtype=torch.int64, device=rows.storage.device)
-    check_tensors({"exclude": ShapeSpec("int64", ("X",))}, {"exclude": exclude})
-    if exclude.device != rows.storage.device:
-        raise ValueError(f"exclude must be on {rows.storage.device} like pool, got {exclude.device}")
-    check_distinct("exclude", exclude)
-    return rows.to_picks(exclude, "exclude")
+    return rows.to_picks(rows.check_rows("exclude", exclude), "exclude")
 
 
 def _with_progress(groups: list[int], progress: bool) -> Iterable[int]:
