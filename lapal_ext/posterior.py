@@ -37,6 +37,9 @@ class LastLayerLaplace(EstimatedLinear):
     A bias is one more constant feature: ``mean`` is then [C, D + 1] and ``covariance`` [D + 1, D + 1] while inputs stay
     [N, D], and updates move it like any other weight. ``centre`` and ``scale`` standardise inputs inside every method.
 
+    Every method takes NumPy arrays for tensors, of the dtype of ``mean`` where they are features: they are seen as
+    tensors and not converted. A model that is fitted to float64, which is what NumPy makes, is one in float64.
+
     Source: Huseljic et al., "Efficient Bayesian Updates for Deep Active Learning via Laplace Approximations",
     arXiv 2210.06112; bias, standardising, line search and the blocked exact updates are ours.
 
