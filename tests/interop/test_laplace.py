@@ -95,7 +95,7 @@ class TestWhatIsTaken:
 
     @pytest.mark.parametrize("structure", STRUCTURES)
     def test_calibration_is_no_worse(self, model: nn.Module, loader: DataLoader, data: Any, structure: str) -> None:
-        """Beside their own predictive with the same link and prior; theirs differ more among each other."""
+        """Beside their own predictive, with the same link and the same prior precision."""
         la = fitted(model, loader, structure)
         la.optimize_prior_precision(method="marglik", link_approx="probit")
         x, y = data[1]

@@ -130,16 +130,19 @@ class TestUtilities:
     @pytest.mark.parametrize("acquisition", SCORE_ALL)
     @pytest.mark.parametrize("link", ["plugin", "mean_field"])
     def test_of_every_sample_at_the_moment_of_each_pick(self, task: Task, acquisition: str, link: str) -> None:
+        clf = SklearnClassifier(LaplaceClassifier(step="newton", gamma=0.3), classes=range(4))
         strategy = LaplaceQueryStrategy(acquisition, link=link, random_state=1)
-        picks, utilities = strategy.query(task.X, task.y, task.clf, batch_size=5, return_utilities=True)
-        assert picks.tolist() == strategy.query(task.X, task.y, task.clf, batch_size=5).tolist()
+        picks, utilities = strategy.query(task.X, task.y, clf, batch_size=5, return_utilities=True)
+        assert picks.tolist() == strategy.query(task.X, task.y, clf, batch_size=5).tolist()
         for number, row in enumerate(utilities):
             missing = {*range(LABELLED), *picks[:number].tolist()}
             assert set(np.isnan(row).nonzero()[0].tolist()) == missing
             assert np.nanargmax(row) == picks[number]
         if acquisition == "random":
             return
-        result = select_batch(posterior_of(task), task.X[LABELLED:], 5, acquisition, link=link)
+        result = select_batch(
+            posterior_of(task), task.X[LABELLED:], 5, acquisition, step="newton", gamma=0.3, link=link
+        )
         np.testing.assert_allclose(utilities[range(5), picks], result.utilities, rtol=1e-9)
 
     @pytest.mark.parametrize("acquisition", CHOOSE_BATCHES)
