@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from lapal_ext import baselines, ops
 from lapal_ext.batch_search import select_lookahead
 from lapal_ext.error_reduction import expected_error_reduction
-from lapal_ext.errors import NotFittedError, NotPSDError, StorageError
+from lapal_ext.errors import NotFittedError, NotPSDError, RankError, StorageError
 from lapal_ext.lookahead import look_ahead
 from lapal_ext.ops import backend, build_info
 from lapal_ext.posterior import LastLayerLaplace, LatentPrediction
@@ -25,6 +25,7 @@ __all__ = [
     "LatentPrediction",
     "NotFittedError",
     "NotPSDError",
+    "RankError",
     "SelectionResult",
     "SequentialSelector",
     "StorageError",

@@ -1,6 +1,6 @@
 """The package's own exceptions. Shape, range and dtype faults are plain ValueError and TypeError."""
 
-__all__ = ["NotFittedError", "NotPSDError", "StorageError"]
+__all__ = ["NotFittedError", "NotPSDError", "RankError", "StorageError"]
 
 
 class NotFittedError(RuntimeError):
@@ -9,6 +9,10 @@ class NotFittedError(RuntimeError):
 
 class NotPSDError(ArithmeticError):
     """A covariance stopped being positive semi-definite: 1 + s v <= 0, or a clearly negative variance."""
+
+
+class RankError(RuntimeError):
+    """Another process of the group failed, was called with other arguments, or no longer answers."""
 
 
 class StorageError(ValueError):

@@ -10,6 +10,7 @@ from lapal_ext._checks import as_labels, check_choice, check_integer, check_labe
 from lapal_ext.acquisition import Scorer
 from lapal_ext.arrays import Array
 from lapal_ext.pool import Pool
+from lapal_ext.ranks import Alone, Ranks
 
 SOURCES = ("predicted", "sampled")
 
@@ -20,16 +21,21 @@ LabelSource = Callable[[Scorer, Tensor], Tensor]
 """(scorer, picks [k]) -> labels [k]."""
 
 
-def label_source(targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None) -> LabelSource:
-    """Check ``targets`` and return what yields the labels of picks; no labels at all are the predicted ones."""
+def label_source(
+    targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None, ranks: Alone | Ranks
+) -> LabelSource:
+    """Check ``targets`` and return what yields the labels of picks; no labels at all are the predicted ones.
+
+    Of several ranks the first draws labels, or asks for them.
+    """
     if isinstance(targets, (Tensor, np.ndarray)):
         return _given(targets, pool, num_classes)
     if callable(targets):
-        return _asked(targets, pool, num_classes)
+        return _asked(targets, pool, num_classes, ranks)
     if targets is None:
         return predicted
     check_source(targets)
-    return predicted if targets == "predicted" else _sampled(generator)
+    return predicted if targets == "predicted" else _sampled(generator, ranks)
 
 
 def check_source(targets: object) -> None:
@@ -57,21 +63,26 @@ def draw_labels(
     return (running > draws.to(running.device)[:, None] * running[:, -1:]).int().argmax(1)
 
 
-def _sampled(generator: torch.Generator | None) -> LabelSource:
-    return lambda scorer, picks: draw_labels(scorer.predictive(picks), generator)
+def _sampled(generator: torch.Generator | None, ranks: Alone | Ranks) -> LabelSource:
+    def draw(scorer: Scorer, picks: Tensor) -> Tensor:
+        probabilities = scorer.predictive(picks)
+        return ranks.from_first(lambda: draw_labels(probabilities, generator), picks)
+
+    return draw
 
 
 def _given(targets: Array, pool: Pool, num_classes: int) -> LabelSource:
     labels = as_labels("targets", targets, pool.storage.device)
-    if labels.shape != (pool.size,):
+    if labels.shape != (pool.rows_here,):
         raise ValueError(
-            f"targets must have shape ({pool.size},), one label per row of pool, got {shape_text(labels.shape)}"
+            f"targets must have shape ({pool.rows_here},), one label per row of pool, got {shape_text(labels.shape)}"
         )
     check_labels("targets", labels, num_classes)
-    return lambda _, picks: labels[pool.to_rows(picks)]
+    labels = pool.local(labels)
+    return lambda _, picks: pool.shard.gather(labels, picks)
 
 
-def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int) -> LabelSource:
+def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int, ranks: Alone | Ranks) -> LabelSource:
     def ask(_: Scorer, picks: Tensor) -> Tensor:
         answers = [
             check_integer(f"targets({row})", annotate(row), at_least=0, at_most=num_classes - 1, limit="the last class")
@@ -79,4 +90,4 @@ def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int) -> Labe
         ]
         return torch.tensor(answers, dtype=torch.int64, device=picks.device)
 
-    return ask
+    return lambda scorer, picks: ranks.from_first(lambda: ask(scorer, picks), picks)

@@ -1,6 +1,7 @@
 """The rows one may pick from: the only module that reads pool storage."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from lapal_ext._checks import (
 from lapal_ext.arrays import Array
 from lapal_ext.memory_map import Features, as_tensor
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.ranks import Alone, Ranks
+from lapal_ext.shards import Shard, Whole
+
+_ALONE = Alone()
 
 
 def check_posterior(posterior: object) -> None:
@@ -39,9 +44,23 @@ class Pool:
         features: [N, D], float32, float64, or half precision as storage; an array or a file is read where it is.
         candidates: the rows that may be picked, distinct; all by default. They are copied out, in ascending order, so
             that ties still go to the lowest row.
+        ranks: who else has rows; these features come behind those of the ranks before this one, and row numbers,
+            those of ``candidates`` too, count all of them.
+
+    Attributes:
+        storage: the candidates that are here, [n, D].
+        rows_here: how many rows are here, candidates or not.
+        shard: where the other candidates are; its picks are what the methods below take.
+        size: rows of the whole pool, candidates or not.
     """
 
-    def __init__(self, posterior: LastLayerLaplace, features: Features, candidates: Array | None = None) -> None:
+    def __init__(
+        self,
+        posterior: LastLayerLaplace,
+        features: Features,
+        candidates: Array | None = None,
+        ranks: Alone | Ranks = _ALONE,
+    ) -> None:
         check_posterior(posterior)
         features = check_dense("pool", as_tensor("pool", features))
         check_tensors({"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))}, {"pool": features})
@@ -52,16 +71,21 @@ class Pool:
         if features.dtype not in allowed:
             raise TypeError(f"pool must be {' or '.join(map(str, allowed))}, got {features.dtype}")
         check_finite("pool", features)
-        self.size = features.shape[0]
+        bounds = [0, *accumulate(ranks.collect(torch.tensor(features.shape[0])).tolist())]
+        self._first, self.size = bounds[ranks.rank], bounds[-1]
+        self.rows_here = features.shape[0]
         self._posterior = posterior
         self._candidates = None
         self.storage = features.detach()
         if candidates is not None:
             self._candidates = self.check_rows("candidates", candidates).sort().values
-            self.storage = self.storage[self._candidates]
+            bounds = torch.searchsorted(self._candidates, self._candidates.new_tensor(bounds)).tolist()
+        self.shard = Shard(ranks, bounds) if isinstance(ranks, Ranks) else Whole(bounds[-1])
+        if candidates is not None:
+            self.storage = self.local(self.storage)
 
     def __len__(self) -> int:
-        """Rows that may be picked."""
+        """Rows that may be picked and are here."""
         return self.storage.shape[0]
 
     def check_rows(self, name: str, rows: Array) -> Tensor:  # [K] int64
@@ -74,11 +98,20 @@ class Pool:
         check_distinct(name, rows)
         return rows
 
+    def local(
+        self,
+        values: Tensor,  # [m, ...]
+    ) -> Tensor:  # [n, ...]
+        """What belongs to the candidates, of what belongs to all rows that are here."""
+        if self._candidates is None:
+            return values
+        return values[self._candidates[self.shard.numbers] - self._first]
+
     def to_rows(
         self,
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k] int64
-        """Row numbers of the matrix that was passed in, for numbers of candidates."""
+        """Row numbers of the matrix that was passed in, of those of all ranks one behind another."""
         return picks if self._candidates is None else self._candidates[picks]
 
     def to_picks(
@@ -94,8 +127,8 @@ class Pool:
         check_index_range(name, rows, self.size, f"[0, {self.size}), one of the rows of pool")
         if self._candidates is None:
             return rows
-        picks = torch.searchsorted(self._candidates, rows).clamp(max=len(self) - 1)
-        foreign = rows if len(self) == 0 else rows[self._candidates[picks] != rows]
+        picks = torch.searchsorted(self._candidates, rows).clamp(max=self.shard.total - 1)
+        foreign = rows if self.shard.total == 0 else rows[self._candidates[picks] != rows]
         if len(foreign) > 0:
             raise ValueError(f"{name} must be candidates, got {int(foreign[0])}")
         return picks
@@ -105,7 +138,7 @@ class Pool:
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k, D]
         """Raw features of some rows, in the posterior's dtype."""
-        return self.storage[picks].to(self._posterior.mean.dtype)
+        return self.shard.gather(self.storage, picks).to(self._posterior.mean.dtype)
 
     def inner(
         self,
@@ -131,21 +164,21 @@ class Pool:
 
     def latent(self, *, with_variance: bool) -> tuple[Tensor, Tensor | None]:  # [N, C], [N]
         """Logits, in class-major memory, and variance of every row at present."""
-        logits = self._posterior.mean.new_empty(self._posterior.num_classes, len(self)).T
+        logits = self._posterior.mean.new_empty(self._posterior.num_classes, len(self))
         variance = self._posterior.mean.new_empty(len(self)) if with_variance else None
         for rows, inner in self.inner_tiles():
-            logits[rows] = inner @ self._posterior.mean.T
+            logits[:, rows] = ops.inner_products(self._posterior.mean, inner)  # copies of a row tie, to the bit
             if variance is not None:
                 variance[rows] = ops.predictive_variance(inner, self._posterior.covariance)
         check_overflow("pool", logits, *(() if variance is None else (variance,)))
-        return logits, variance
+        return logits.T, variance
 
     def mean(self) -> Tensor:  # [1, D] or [1, D + 1], float64
         """Average row as the mathematics sees it; zero where there is none."""
         total = self._posterior.mean.new_zeros(1, self._posterior.mean.shape[1], dtype=torch.float64)
         for _, inner in self.inner_tiles():
             total += inner.double().sum(0)
-        return total / max(1, len(self))
+        return self.shard.add(total) / max(1, self.shard.total)
 
     def norms(self) -> Tensor:  # [N]
         """Norm |phi| of every row as the mathematics sees it."""

@@ -1,12 +1,13 @@
 """Building a batch one label at a time."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lapal_ext._checks import (
+    as_dense,
     check_choice,
     check_flag,
     check_integer,
@@ -19,6 +20,10 @@ from lapal_ext.likelihood import STEPS
 from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.ranks import join
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class SelectionResult(NamedTuple):
@@ -46,6 +51,7 @@ def select_batch(
     labelled: Array | None = None,  # [L, D]
     exclude: Array | None = None,  # [X] int64
     memory: float | None = None,
+    group: "ProcessGroup | None" = None,
 ) -> SelectionResult:
     """Pick a batch greedily, absorbing a label for every pick before the next one is made.
 
@@ -81,6 +87,11 @@ def select_batch(
         memory: bytes that the pool's logits may take, unlimited by default. Where [N, C] of them take more, utilities
             compute them anew for every pick, a tile of rows at a time, O(N D C), the same up to rounding; ``bald`` and
             ``badge`` cannot.
+        group: processes of ``torch.distributed`` that share the pool, each with some of its rows, or none; all call
+            this with the same arguments. ``pool``, and ``targets`` that are a tensor, are then those of this process;
+            rows are counted over all of them, in rank order, in ``candidates``, in ``exclude`` and in the result, which
+            is the same everywhere and the one of a single process. Rank 0 draws, and asks a callable. ``typiclust`` and
+            ``probcover`` cannot. O(D + C) numbers per pick go from rank to rank.
 
     Returns:
         The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go
@@ -90,60 +101,77 @@ def select_batch(
         ValueError, TypeError: an argument does not fit; the message names it.
         NotFittedError: ``fit`` has not been called.
         NotPSDError: the covariance is not positive semi-definite.
+        RankError: another process of ``group`` stopped with an error, or no longer answers.
 
     O(D^2 + N (D + C)) per pick for the utilities: the pool is read once, no model is ever refitted. The costs of the
     others are in their modules.
     """
-    rows = Pool(posterior, pool, candidates)
-    excluded = _excluded(rows, exclude)
-    batch_size = check_integer(
-        "batch_size", batch_size, at_least=1, at_most=len(rows) - len(excluded), limit="the rows that may be picked"
-    )
-    update_every = check_integer("update_every", update_every, at_least=1, at_most=batch_size, limit="batch_size")
-    check_choice("step", step, STEPS)
-    gamma = check_number("gamma", gamma, at_least=0.0)
-    check_acquisition(acquisition, link, generator)
-    if labelled is not None:
-        labelled = posterior.check_features(labelled, name="labelled")
-    check_flag("progress", progress)
-    memory = None if memory is None else check_number("memory", memory, above=0.0)
-    labels = label_source(targets, rows, posterior.num_classes, generator)
-    if targets is None:
-        if update_every < batch_size and not uses_variance(acquisition, link):
-            raise ValueError(
-                "targets=None absorbs no labels, so that only an acquisition that uses the variance changes between "
-                "picks: pass update_every=batch_size for a batch at once, or targets='predicted'; link='mean_field' "
-                "makes utilities and badge use it"
-            )
-        gamma = 0.0  # an update without a label moves the covariance alone
-    seed = choose_seed(acquisition, link, generator)
-    scorer = make_scorer(
-        acquisition,
-        posterior,
-        rows,
-        link=link,
-        step=step,
-        gamma=gamma,
-        labelled=labelled,
-        seed=seed,
-        memory=memory,
-    )
-    scorer.withhold(excluded)
+    ranks = join(group)
+    with ranks.together():
+        rows = Pool(posterior, pool, candidates, ranks)
+        candidates = None if candidates is None else as_dense("candidates", candidates)
+        exclude = None if exclude is None else as_dense("exclude", exclude)
+        excluded = _excluded(rows, exclude)
+        limit = rows.shard.total - len(excluded)
+        batch_size = check_integer(
+            "batch_size", batch_size, at_least=1, at_most=limit, limit="the rows that may be picked"
+        )
+        update_every = check_integer("update_every", update_every, at_least=1, at_most=batch_size, limit="batch_size")
+        check_choice("step", step, STEPS)
+        gamma = check_number("gamma", gamma, at_least=0.0)
+        check_acquisition(acquisition, link, generator, group)
+        if labelled is not None:
+            labelled = posterior.check_features(labelled, name="labelled")
+        check_flag("progress", progress)
+        memory = None if memory is None else check_number("memory", memory, above=0.0)
+        labels = label_source(targets, rows, posterior.num_classes, generator, ranks)
+        if targets is None:
+            _check_unlabelled(acquisition, link, update_every, batch_size)
+            gamma = 0.0  # an update without a label moves the covariance alone
+        state = (posterior.mean, posterior.covariance, posterior.centre, posterior.scale)
+        ranks.agree("posterior", *state, posterior.curvature, posterior.has_bias)
+        named = acquisition if isinstance(acquisition, str) else "a callable"
+        source = targets if isinstance(targets, str) or targets is None else type(targets).__name__
+        ranks.agree(
+            "every argument but pool",
+            *(batch_size, named, source, step, gamma, update_every, link, candidates, labelled, exclude, memory),
+        )
+        seed = ranks.from_first(lambda: torch.tensor(choose_seed(acquisition, link, generator)), torch.tensor(0))
+        scorer = make_scorer(
+            acquisition,
+            posterior,
+            rows,
+            link=link,
+            step=step,
+            gamma=gamma,
+            labelled=labelled,
+            seed=int(seed),
+            memory=memory,
+        )
+        scorer.withhold(excluded)
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+        groups = [min(update_every, batch_size - start) for start in range(0, batch_size, update_every)]
+        for number, count in enumerate(_with_progress(groups, progress and ranks.rank == 0), start=1):
+            picks, utilities = scorer.pick(count)
+            chosen.append((picks, utilities, labels(scorer, picks)))
+            if number < len(groups):
+                scorer.absorb(picks, chosen[-1][2])
+        picks, utilities, absorbed = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        if bool(utilities.isnan().any()):
+            raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
+        if targets is None and update_every == batch_size:
+            return SelectionResult(rows.to_rows(picks), utilities, posterior.clone())
+        after = posterior.condition_on(rows.outer(picks), absorbed, step, gamma)
+        return SelectionResult(rows.to_rows(picks), utilities, after)
 
-    chosen: list[tuple[Tensor, Tensor, Tensor]] = []
-    groups = [min(update_every, batch_size - start) for start in range(0, batch_size, update_every)]
-    for number, count in enumerate(_with_progress(groups, progress), start=1):
-        picks, utilities = scorer.pick(count)
-        chosen.append((picks, utilities, labels(scorer, picks)))
-        if number < len(groups):
-            scorer.absorb(picks, chosen[-1][2])
-    picks, utilities, absorbed = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-    if bool(utilities.isnan().any()):
-        raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
-    if targets is None and update_every == batch_size:
-        return SelectionResult(rows.to_rows(picks), utilities, posterior.clone())
-    after = posterior.condition_on(rows.outer(picks), absorbed, step, gamma)
-    return SelectionResult(rows.to_rows(picks), utilities, after)
+
+def _check_unlabelled(acquisition: str | Acquisition, link: str, update_every: int, batch_size: int) -> None:
+    if update_every < batch_size and not uses_variance(acquisition, link):
+        raise ValueError(
+            "targets=None absorbs no labels, so that only an acquisition that uses the variance changes between "
+            "picks: pass update_every=batch_size for a batch at once, or targets='predicted'; link='mean_field' "
+            "makes utilities and badge use it"
+        )
 
 
 def _excluded(rows: Pool, exclude: Array | None) -> Tensor:  # [X] int64

@@ -17,7 +17,7 @@ ROOT = "__init__"  # what ``import lapal_ext`` loads
 ORDER = [
     "errors", "arrays", "_checks", "likelihood", "ops", "clustering", "atomic_file",
     "fitting", "evidence", "storage", "memory_map", "updating", "head", "gaussian", "estimation", "posterior",
-    "pool", "baselines", "acquisition", "labels",
+    "ranks", "shards", "pool", "baselines", "acquisition", "labels",
     "selection", "selector", "lookahead", "proposals", "error_reduction", "batch_search",
     ROOT,
     "features", "interop", "study", "cli", "__main__",

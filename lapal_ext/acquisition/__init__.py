@@ -43,15 +43,18 @@ ACQUISITIONS = (
 LINKS = ("plugin", "mean_field")  # of a utility; Monte Carlo would make picks depend on the noise
 BALD_LINKS = (*LINKS, "mc")
 _KEEP_LOGITS = ("bald", "badge")  # and cannot compute them tile by tile
+_NEED_ALL_ROWS = ("typiclust", "probcover")  # in one process
 _DRAWING = ("random", "badge", "typiclust", "probcover")
 
 
-def check_acquisition(acquisition: object, link: object, generator: object) -> None:
+def check_acquisition(acquisition: object, link: object, generator: object, group: object = None) -> None:
     """Raise a typed error unless ``make_scorer`` knows what to do with these."""
     if not callable(acquisition):
         check_choice("acquisition", acquisition, ACQUISITIONS)
     check_choice("link", link, BALD_LINKS if acquisition == "bald" else LINKS)
     check_generator("generator", generator)
+    if group is not None and acquisition in _NEED_ALL_ROWS:
+        raise ValueError(f"acquisition must not need all rows in one process with group, got {acquisition!r}")
 
 
 def uses_variance(acquisition: str | Acquisition, link: str) -> bool:
@@ -101,7 +104,7 @@ def make_scorer(
     """
     common = posterior, pool, link, step, gamma
     if memory is not None and acquisition in (*UTILITIES, *_KEEP_LOGITS):
-        needed = len(pool) * (posterior.num_classes + 1) * posterior.mean.element_size()
+        needed = pool.shard.largest * (posterior.num_classes + 1) * posterior.mean.element_size()
         if needed > memory and acquisition in _KEEP_LOGITS:
             raise ValueError(f"memory must be at least {needed} bytes for {acquisition!r}, which keeps all logits")
         if needed > memory:
@@ -110,7 +113,7 @@ def make_scorer(
         return CustomScorer(*common, acquisition, name)
     match acquisition:
         case "random":
-            return CustomScorer(*common, random_acquisition(seed), name)
+            return CustomScorer(*common, random_acquisition(seed, pool.shard), name)
         case "bald":
             return BaldScorer(*common, seed)
         case "badge":

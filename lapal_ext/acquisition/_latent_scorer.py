@@ -35,11 +35,11 @@ class LatentScorer:
 
     def release(self, picks: Tensor) -> None:
         """See ``Scorer``."""
-        self._taken[picks] = False
+        self._taken[self._pool.shard.here(picks)] = False
 
     def withhold(self, picks: Tensor) -> None:
         """See ``Scorer``."""
-        self._taken[picks] = True
+        self._taken[self._pool.shard.here(picks)] = True
 
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
         """See ``Scorer``."""
@@ -50,7 +50,7 @@ class LatentScorer:
             result[0]
             for result in coefficients(
                 (columns @ inner.T)[None],
-                self._logits[picks][None],
+                self._pool.shard.gather(self._logits, picks)[None],
                 labels[None],
                 self._gamma,
                 self._step,
@@ -67,7 +67,9 @@ class LatentScorer:
     def predictive(self, picks: Tensor) -> Tensor:
         """See ``Scorer``."""
         self._bring_up_to_date()
-        return self._predictive(self._logits[picks], None if self._variance is None else self._variance[picks])
+        gather = self._pool.shard.gather
+        variance = None if self._variance is None else gather(self._variance, picks)
+        return self._predictive(gather(self._logits, picks), variance)
 
     def _predictive(
         self,

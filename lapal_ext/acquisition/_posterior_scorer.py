@@ -22,11 +22,11 @@ class PosteriorScorer:
 
     def release(self, picks: Tensor) -> None:
         """See ``Scorer``."""
-        self._taken[picks] = False
+        self._taken[self._pool.shard.here(picks)] = False
 
     def withhold(self, picks: Tensor) -> None:
         """See ``Scorer``."""
-        self._taken[picks] = True
+        self._taken[self._pool.shard.here(picks)] = True
 
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
         """See ``Scorer``."""

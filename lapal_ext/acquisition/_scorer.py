@@ -4,13 +4,16 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lapal_ext.shards import Shard, Whole
+
 
 class Scorer(Protocol):
     """State of one selection: which rows are best under the labels absorbed so far.
 
-    Indices are rows of the ``Pool`` it was made for. What ``pick`` answers depends on the labels absorbed, in their
-    order, and on the rows that are taken, but not on earlier picks: whoever asks again, undoes an answer or resumes
-    from a file is asked the same question, to the bit, even by an acquisition that draws.
+    Picks are those of the ``Pool`` it was made for, the same on all ranks where it is in shards. What ``pick`` answers
+    depends on the labels absorbed, in their order, and on the rows that are taken, but not on earlier picks: whoever
+    asks again, undoes an answer or resumes from a file is asked the same question, to the bit, even by an acquisition
+    that draws.
     """
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
@@ -33,15 +36,15 @@ class Scorer(Protocol):
 
 
 def best_first(
-    utilities: Tensor,  # [N]
-    taken: Tensor,  # [N] bool, the winners are set in place
+    utilities: Tensor,  # [n] of the rows that are here
+    taken: Tensor,  # [n] bool, the winners are set in place
     count: int,
+    shard: Whole | Shard,
 ) -> tuple[Tensor, Tensor]:  # [count] int64, [count]
-    """Take the ``count`` largest free utilities; ties go to the lowest index, NaN before all.
+    """Take the ``count`` largest free utilities of all shards; ties go to the lowest pick, NaN before all.
 
     The rows that are taken stand behind all others, even behind those with a utility of minus infinity.
     """
     order = utilities.sort(descending=True, stable=True).indices
-    picks = order[taken[order].sort(stable=True).indices[:count]]
-    taken[picks] = True
-    return picks, utilities[picks]
+    rows = order[taken[order].sort(stable=True).indices[:count]]
+    return shard.best(rows, utilities[rows], taken, count)

@@ -6,6 +6,7 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext._checks import check_overflow
 from lapal_ext.acquisition._latent_scorer import LatentScorer
+from lapal_ext.acquisition._scorer import best_first
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
 
@@ -47,22 +48,21 @@ class BadgeScorer(LatentScorer):
         gradient = self._gradient()
         norms = gradient.square().sum(1) * self._squares
         check_overflow("pool", norms)  # nothing can be drawn from a NaN
-        known = self._centres
-        centres = dict(zip(known.tolist(), self._squares[known].tolist(), strict=True))  # in order, with their |phi|^2
+        known, shard = self._centres, self._pool.shard
+        squares = shard.gather(self._squares, known).tolist()
+        centres = dict(zip(known.tolist(), squares, strict=True))  # in order, with their |phi|^2
         draws = thresholds(self._seed, len(known) + count, norms.dtype).to(norms.device)
         distance = self._distance(gradient, norms)
         distance[self._taken] = 0.0
         utilities = []
         for threshold in draws[len(known) :]:
             if centres:
-                row, utility = self._draw(centres, gradient, norms, distance, threshold)
+                pick, utility = self._draw(centres, gradient, norms, distance, threshold)
             else:
-                row = int(norms.masked_fill(self._taken, -1.0).argmax())
-                utility = norms[row]
-            self._taken[row] = True
-            centres[row] = float(self._squares[row])
+                pick, utility = best_first(norms, self._taken, 1, shard)
+            centres[int(pick)] = float(shard.gather(self._squares, pick))
             utilities.append(utility)
-        return known.new_tensor(list(centres)[len(known) :]), torch.stack(utilities)
+        return known.new_tensor(list(centres)[len(known) :]), torch.cat(utilities)
 
     def _gradient(self) -> Tensor:  # [N, C]
         """e_1 - p of every row in class-major memory, which the pass of a draw reads fastest."""
@@ -79,12 +79,17 @@ class BadgeScorer(LatentScorer):
         """Squared distance to all absorbed centres but the last, which the first draw adds."""
         distance = torch.full_like(norms, torch.inf)
         rounding = _SAME_POINT * torch.finfo(norms.dtype).eps
+        gather = self._pool.shard.gather
         for start in range(0, len(self._centres) - 1, _CENTRES):
             centres = self._centres[start : min(start + _CENTRES, len(self._centres) - 1)]
-            inner = self._pool.inner(centres)
+            inner, its_gradient, its_norms = (
+                self._pool.inner(centres),
+                gather(gradient, centres),
+                gather(norms, centres),
+            )
             for rows, tile in self._pool.inner_tiles():
-                product = (gradient[rows] @ gradient[centres].T) * (tile @ inner.T)
-                total = norms[rows, None] + norms[centres]
+                product = (gradient[rows] @ its_gradient.T) * (tile @ inner.T)
+                total = norms[rows, None] + its_norms
                 fresh = total - 2.0 * product
                 fresh = fresh.masked_fill_(fresh <= rounding * total, 0.0).amin(1)
                 distance[rows] = torch.minimum(distance[rows], fresh)
@@ -97,24 +102,29 @@ class BadgeScorer(LatentScorer):
         norms: Tensor,  # [N]
         distance: Tensor,  # [N], changed in place
         threshold: Tensor,  # []
-    ) -> tuple[int, Tensor]:
-        storage, last = self._pool.storage, next(reversed(centres))
-        weights, offsets = self._posterior.fold(self._posterior.inner_features(storage[last : last + 1]))
-        g, norm = gradient[last], norms[last]
+    ) -> tuple[Tensor, Tensor]:  # [1] int64, [1]
+        pool, gather = self._pool, self._pool.shard.gather
+        last = self._centres.new_tensor([next(reversed(centres))])
+        weights, offsets = self._posterior.fold(pool.inner(last))
+        g, norm = gather(gradient, last)[0], gather(norms, last)[0]
         while True:
-            row = int(ops.badge_step_(storage, weights[0], offsets[0], gradient, g, norms, norm, threshold, distance))
-            if row < 0:
-                return int(self._taken.int().argmin()), norms.new_zeros(())
-            if not self._is_copy(row, centres):
-                return row, distance[row].clone()
+            row = ops.badge_step_(pool.storage, weights[0], offsets[0], gradient, g, norms, norm, threshold, distance)
+            pick = last.new_tensor([pool.shard.draw(row, distance, threshold)])
+            if int(pick) < 0:
+                return best_first(torch.zeros_like(norms), self._taken, 1, pool.shard)
+            if not self._is_copy(pick, centres):
+                self.withhold(pick)
+                return pick, gather(distance, pick)
             # The product of uncentred features has more rounding than its norms show, so that a copy may be drawn.
-            distance[(storage == storage[row]).all(1)] = 0.0
+            distance[(pool.storage == gather(pool.storage, pick)).all(1)] = 0.0
 
-    def _is_copy(self, row: int, centres: dict[int, float]) -> bool:
+    def _is_copy(self, pick: Tensor, centres: dict[int, float]) -> bool:
         """Whether a row equals one of the centres; only those with a norm like its own are compared."""
-        square = float(self._squares[row])
+        gather = self._pool.shard.gather
+        square = float(gather(self._squares, pick))
         alike = [centre for centre, its in centres.items() if abs(its - square) <= _ALIKE * square]
-        return any(torch.equal(self._pool.storage[centre], self._pool.storage[row]) for centre in alike)
+        rows = gather(self._pool.storage, torch.cat([pick, pick.new_tensor(alike)]))
+        return bool((rows[1:] == rows[0]).all(1).any())
 
 
 def thresholds(seed: int, count: int, dtype: torch.dtype) -> Tensor:  # [count]

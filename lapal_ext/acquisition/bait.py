@@ -62,10 +62,10 @@ class BaitScorer(PosteriorScorer):
             self._objective = self._measure()
         if not self._backward:
             return self._forward(self._objective, count)
-        n_free = len(self._pool) - int(self._taken.sum())
+        n_free = int(self._pool.shard.add((~self._taken).sum()))
         picks, gains = self._forward(self._objective, min(_OVERSAMPLING * count, n_free))
         kept = self._remove(self._objective, picks, len(picks) - count)
-        self._taken[picks[~kept]] = False
+        self.release(picks[~kept])
         return picks[kept], gains[kept]
 
     def _measure(self) -> _Objective:
@@ -76,7 +76,7 @@ class BaitScorer(PosteriorScorer):
         for rows, inner in pool.inner_tiles():
             curvature[rows] = curvature_weight(inner @ mean.T, "categorical")
             fisher = fitting.add_observations(fisher, inner, curvature[rows])
-        fisher /= max(len(pool), 1)
+        fisher = pool.shard.add(fisher) / max(pool.shard.total, 1)
         sandwich = fitting.symmetric(posterior.covariance @ fisher @ posterior.covariance)
         h, q = torch.empty_like(curvature), torch.empty_like(curvature)
         for rows, inner in pool.inner_tiles():
@@ -87,7 +87,7 @@ class BaitScorer(PosteriorScorer):
 
     def _forward(self, objective: _Objective, count: int) -> tuple[Tensor, Tensor]:
         """A^-1 is the covariance less beta_t u_t u_t^T for every pick, kept as its directions u_t."""
-        s, fisher = objective.curvature, objective.fisher
+        s, fisher, shard = objective.curvature, objective.fisher, self._pool.shard
         h, q = objective.h.clone(), objective.q.clone()
         zero = h.new_zeros(())
         covariance = self._posterior.covariance
@@ -117,16 +117,17 @@ class BaitScorer(PosteriorScorer):
                 q,
                 self._taken,
             )
-            picks.append(index)
+            pick, gain = shard.settle(index, gain, self._taken)
+            picks.append(pick)
             gains.append(gain)
-            phi = self._pool.inner(index[None])[0]
+            phi, weight = self._pool.inner(pick)[0], shard.gather(s, pick)[0]
             u = shrunk(phi, t)
-            beta = s[index] / (1.0 + s[index] * (phi @ u))
+            beta = weight / (1.0 + weight * (phi @ u))
             along = fisher @ u
             weights, offsets = self._posterior.fold(torch.stack([u, shrunk(along, t)]))
             fisher_norm = u @ along
             directions[t], betas[t] = u, beta
-        return torch.stack(picks), torch.stack(gains)
+        return torch.cat(picks), torch.cat(gains)
 
     def _remove(
         self,
@@ -141,7 +142,7 @@ class BaitScorer(PosteriorScorer):
             G += beta g g^T        Q += beta (g q^T + q g^T) + beta^2 Q_rr g g^T,    g = G_:r, q = Q_:r.
         """
         phi = self._pool.inner(picks).double()
-        s = objective.curvature[picks].double()
+        s = self._pool.shard.gather(objective.curvature, picks).double()
         columns = phi @ self._posterior.covariance.double()
         gram, gain = columns @ phi.T, columns @ objective.fisher.double() @ columns.T
         for r in range(len(picks)):

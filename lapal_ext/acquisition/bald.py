@@ -41,7 +41,7 @@ class BaldScorer(LatentScorer):
         else:
             mean, entropy = ops.mc_predictive(self._logits, self._variance, self._noise)
             utilities = torch.special.entr(mean).sum(1) - entropy
-        return best_first(utilities, self._taken, count)
+        return best_first(utilities, self._taken, count, self._pool.shard)
 
     def _predictive(
         self,

@@ -49,7 +49,7 @@ class CoresetScorer(PosteriorScorer):
         for number in range(count):
             if number > 0:
                 distance = torch.minimum(distance, nearest_distance(self._pool, self._pool.inner(picks[-1])))
-            pick, utility = best_first(distance, self._taken, 1)
+            pick, utility = best_first(distance, self._taken, 1, self._pool.shard)
             picks.append(pick)
             utilities.append(utility)
         return torch.cat(picks), torch.cat(utilities).to(self._posterior.mean.dtype)

@@ -10,17 +10,19 @@ from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition._scorer import best_first
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.shards import Shard, Whole
 
 Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
 """(posterior, pool [N, D]) -> utilities [N], higher is better."""
 
 
-def random_acquisition(seed: int) -> Acquisition:
-    """Utilities that are uniform draws, the same at every call: one random order of the rows per selection."""
+def random_acquisition(seed: int, shard: Whole | Shard) -> Acquisition:
+    """Utilities that are uniform draws, the same at every call: one random order of all rows per selection."""
 
     def draw(posterior: LastLayerLaplace, pool: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        return torch.rand(len(pool), dtype=posterior.mean.dtype, generator=generator).to(pool.device)
+        draws = torch.rand(shard.total, dtype=posterior.mean.dtype, generator=generator)
+        return draws[shard.numbers].to(pool.device)
 
     return draw
 
@@ -59,4 +61,4 @@ class CustomScorer(PosteriorScorer):
             raise ValueError(f"{self._name}'s utilities must be on {self._taken.device}, got {utilities.device}")
         if bool(utilities.isnan().any()):  # before anybody is asked for the label of such a pick
             raise ValueError(f"{self._name} gave a utility that is not a number; nothing was selected")
-        return best_first(utilities, self._taken, count)
+        return best_first(utilities, self._taken, count, self._pool.shard)

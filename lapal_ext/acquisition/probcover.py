@@ -61,7 +61,7 @@ class ProbCoverScorer(PosteriorScorer):
         for number in range(count):
             if number > 0:
                 self._cover(self._pool.inner(picks[-1]), covered, degree)
-            pick, utility = best_first(degree, self._taken, 1)
+            pick, utility = best_first(degree, self._taken, 1, self._pool.shard)
             picks.append(pick)
             utilities.append(utility)
         return torch.cat(picks), torch.cat(utilities).to(self._posterior.mean.dtype)

@@ -67,7 +67,7 @@ class TypiClustScorer(PosteriorScorer):
             chosen = min(left, key=lambda c: (sizes[c] <= _SMALL, known[c], -sizes[c], c))
             if chosen not in typicality:
                 typicality[chosen] = self._typicality(points, clusters == chosen)
-            pick, utility = best_first(typicality[chosen], self._taken | (rows != chosen), 1)
+            pick, utility = best_first(typicality[chosen], self._taken | (rows != chosen), 1, self._pool.shard)
             self._taken[pick] = True
             known[chosen] += 1
             picks.append(pick)

@@ -24,10 +24,10 @@ class UncertaintyScorer(LatentScorer):
         """See ``Scorer``."""
         if count == 1 and len(self._beta) - self._applied <= 1:
             index, utility = self._step_through_pool(self._taken, self._scale, self._kind)
-            return index[None], utility[None]
+            return self._pool.shard.settle(index, utility, self._taken)
         self._bring_up_to_date()
         utilities = ops.utility(self._logits, self._variance, self._scale, self._kind, self._kappa)
-        return best_first(utilities, self._taken, count)
+        return best_first(utilities, self._taken, count, self._pool.shard)
 
 
 class TiledUncertaintyScorer(PosteriorScorer):
@@ -50,14 +50,14 @@ class TiledUncertaintyScorer(PosteriorScorer):
             utilities[rows] = self._utilities(inner)
             # Else the next tile is put behind this one, and the allocator never finds room for a third in its place.
             del inner
-        return best_first(utilities, self._taken, count)
+        return best_first(utilities, self._taken, count, self._pool.shard)
 
     def _utilities(
         self,
         inner: Tensor,  # [n, D] or [n, D + 1]
     ) -> Tensor:  # [n]
         posterior = self._posterior
-        logits, variance = inner @ posterior.mean.T, None
+        logits, variance = ops.inner_products(posterior.mean, inner).T, None
         if self._kind == "variance" or self._kappa > 0:
             variance = ops.predictive_variance(inner, posterior.covariance)
         check_overflow("pool", logits, *(() if variance is None else (variance,)))
