@@ -23,10 +23,9 @@ except ImportError as error:
         f'lapal_ext.interop.skactiveml needs scikit-activeml: pip install "lapal_ext[skactiveml]" ({error})'
     ) from error
 
-from lapal_ext.interop.sklearn import LaplaceClassifier
+from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier
 
 _SCORES_OF_ALL_SAMPLES = (*UTILITIES, "bald", "random")
-_DTYPES = (np.float64, np.float32)  # the first is what others are converted to
 
 
 class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]  # scikit-activeml has no types
@@ -100,7 +99,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
             NotFittedError: ``fit_clf`` is False and ``clf`` is not fitted.
         """
         X, y, candidates, batch_size, return_utilities = self._validate_data(
-            X, y, candidates, batch_size, return_utilities, check_X_dict={"dtype": _DTYPES}
+            X, y, candidates, batch_size, return_utilities, check_X_dict={"dtype": DTYPES}
         )
         self._check_model(clf, fit_clf)
         if batch_size == 0:

@@ -21,7 +21,7 @@ except ImportError as error:
         f'lapal_ext.interop.sklearn needs scikit-learn 1.6 or newer: pip install "lapal_ext[sklearn]" ({error})'
     ) from error
 
-_DTYPES = (np.float64, np.float32)  # the first is what others, integers for example, are converted to
+DTYPES = (np.float64, np.float32)  # the first is what others, integers for example, are converted to
 _LINKS = ("mean_field", "plugin")  # "mc" would give other probabilities at every call
 
 
@@ -89,7 +89,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Raises:
             ValueError: an argument does not fit.
         """
-        features, y = self._check_labelled(X, y, dtype=_DTYPES, reset=True)
+        features, y = self._check_labelled(X, y, dtype=DTYPES, reset=True)
         encoder = LabelEncoder()
         labels = encoder.fit_transform(y)
         self._fit(features, labels, encoder.classes_, "y")
@@ -113,7 +113,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         first = not hasattr(self, "posterior_")
         if classes is None and first:
             raise ValueError("classes must be passed on the first call to partial_fit.")
-        dtype = _DTYPES if first else self.posterior_.mean.numpy().dtype
+        dtype = DTYPES if first else self.posterior_.mean.numpy().dtype
         features, y = self._check_labelled(X, y, dtype=dtype, reset=first)
         encoder = LabelEncoder().fit(self.classes_ if classes is None else classes)
         if not first and not np.array_equal(encoder.classes_, self.classes_):
