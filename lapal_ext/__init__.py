@@ -3,6 +3,9 @@
 ``LastLayerLaplace`` is the model, ``select_batch`` and ``SequentialSelector`` choose what to label, ``look_ahead``,
 ``select_lookahead`` and ``expected_error_reduction`` try labels before anyone gives them, and ``ops`` is the functional
 layer underneath. ``baselines`` has other updates to compare with.
+
+Wherever a tensor is taken, but by ``ops``, a NumPy array may be passed in its place: it counts as the CPU tensor of its
+dtype and shares its memory. Nothing is converted, so a float32 model takes arrays of float32. Results are tensors.
 """
 
 from importlib.metadata import PackageNotFoundError, version

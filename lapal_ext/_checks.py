@@ -12,8 +12,11 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from lapal_ext.arrays import view
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -86,6 +89,15 @@ def check_dense(name: str, value: object) -> Tensor:
         kind = "a nested one" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
     return value
+
+
+def as_dense(name: str, value: object) -> Tensor:
+    """``check_dense`` at the public border, where a NumPy array counts as the tensor that shares its memory."""
+    if isinstance(value, np.ndarray):
+        return view(name, value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}")
+    return check_dense(name, value)
 
 
 def _check_dtype(name: str, dtype: torch.dtype, kind: str, compute: torch.dtype | None, owner: str) -> None:
@@ -279,10 +291,10 @@ def as_labels(name: str, labels: object, device: torch.device) -> Tensor:
     """Return integer labels as an int64 tensor on ``device``; floats and booleans are refused.
 
     Raises:
-        TypeError: not a tensor of integers.
+        TypeError: not a tensor or an array of integers.
         ValueError: on another device.
     """
-    labels = check_dense(name, labels)
+    labels = as_dense(name, labels)
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise TypeError(f"{name} must hold integers, got {labels.dtype}")
     if labels.device != device:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext._checks import check_generator, check_integer, check_number, check_overflow, is_finite
+from lapal_ext.arrays import Array
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import residual
 from lapal_ext.pool import check_posterior
@@ -27,8 +28,8 @@ _CHUNK = 1 << 22  # numbers in the largest temporary, 16 MiB in float32
 @torch.no_grad()
 def first_order(
     posterior: LastLayerLaplace,
-    features: Tensor,  # [n, D]
-    targets: Tensor,  # [n]
+    features: Array,  # [n, D]
+    targets: Array,  # [n]
     gamma: float = 1e-3,
 ) -> LastLayerLaplace:
     """Return a posterior whose mean took one gradient step: W + gamma sum_n (e_y - softmax(W phi_n)) phi_n^T.
@@ -49,7 +50,7 @@ def first_order(
     Source: arXiv 2210.06112, the first-order baseline of its experiments.
     """
     check_posterior(posterior)
-    posterior.check_features(features)
+    features = posterior.check_features(features)
     labels = posterior.check_targets(targets, features.shape[0])
     gamma = check_number("gamma", gamma, at_least=0.0)
     inner = posterior.inner_features(features)
@@ -66,9 +67,9 @@ def first_order(
 @torch.no_grad()
 def monte_carlo(
     posterior: LastLayerLaplace,
-    features: Tensor,  # [n, D]
-    targets: Tensor,  # [n]
-    eval_features: Tensor,  # [E, D]
+    features: Array,  # [n, D]
+    targets: Array,  # [n]
+    eval_features: Array,  # [E, D]
     gamma: float = 1.0,
     n_samples: int = 1000,
     generator: torch.Generator | None = None,
@@ -100,9 +101,9 @@ def monte_carlo(
     Source: arXiv 2210.06112, the Monte Carlo baseline of its experiments.
     """
     check_posterior(posterior)
-    posterior.check_features(features)
+    features = posterior.check_features(features)
     labels = posterior.check_targets(targets, features.shape[0])
-    posterior.check_features(eval_features, name="eval_features")
+    eval_features = posterior.check_features(eval_features, name="eval_features")
     gamma = check_number("gamma", gamma, at_least=0.0)
     n_samples = check_integer("n_samples", n_samples, at_least=1)
     check_generator("generator", generator, posterior.mean.device)

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext._checks import as_labels, check_choice, check_generator, check_integer, check_labels, shape_text
 from lapal_ext.acquisition import ACQUISITIONS, Acquisition
+from lapal_ext.arrays import Array
 from lapal_ext.labels import check_source, draw_labels
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 from lapal_ext.lookahead import check_evaluation, check_update, look_ahead
@@ -22,11 +24,11 @@ from lapal_ext.selection import SelectionResult
 def select_lookahead(
     posterior: LastLayerLaplace,
     pool: Features,  # [N, D]
-    eval_features: Tensor,  # [E, D]
+    eval_features: Array,  # [E, D]
     batch_size: int = 10,
     n_batches: int = 300,
-    targets: str | Tensor = "predicted",  # or [N] int64
-    eval_targets: Tensor | None = None,  # [E] int64
+    targets: str | Array = "predicted",  # or [N] int64
+    eval_targets: Array | None = None,  # [E] int64
     loss: str | None = None,
     proposals: Sequence[str | Acquisition] = ("random", "diverse", "informative"),
     n_label_samples: int = 1,
@@ -34,8 +36,8 @@ def select_lookahead(
     gamma: float = 1.0,
     link: str = "plugin",
     generator: torch.Generator | None = None,
-    candidates: Tensor | None = None,  # [K] int64
-    labelled: Tensor | None = None,  # [L, D]
+    candidates: Array | None = None,  # [K] int64
+    labelled: Array | None = None,  # [L, D]
 ) -> SelectionResult:
     """Pick the best of many proposed batches by the loss that the model would have after each.
 
@@ -48,7 +50,7 @@ def select_lookahead(
         eval_features: where the loss is taken, [E, D].
         batch_size: rows per batch, at most N.
         n_batches: batches to try at most, shared evenly among the proposals.
-        targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or a tensor [N], which makes the
+        targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or labels [N], which makes the
             result an upper bound where it holds the true labels.
         eval_targets: labels of the evaluation points, [E].
         loss: one of ``likelihood.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
@@ -86,12 +88,12 @@ def select_lookahead(
     n_batches = check_integer("n_batches", n_batches, at_least=len(names))
     n_label_samples = check_integer("n_label_samples", n_label_samples, at_least=1)
     loss = ("expected_zero_one" if eval_targets is None else "cross_entropy") if loss is None else loss
-    check_evaluation(posterior, eval_features, eval_targets, loss)
+    eval_features, eval_targets = check_evaluation(posterior, eval_features, eval_targets, loss)
     gamma = check_update(step, gamma, link)
     check_generator("generator", generator, torch.device("cpu"))
     if labelled is not None:
-        posterior.check_features(labelled, name="labelled")
-    if isinstance(targets, Tensor):
+        labelled = posterior.check_features(labelled, name="labelled")
+    if isinstance(targets, (Tensor, np.ndarray)):
         labels = as_labels("targets", targets, rows.storage.device)
         if labels.shape != (rows.size,):
             raise ValueError(f"targets must have shape ({rows.size},), got {shape_text(labels.shape)}")

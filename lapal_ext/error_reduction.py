@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext._checks import check_choice, check_overflow, is_finite
+from lapal_ext.arrays import Array
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import EXPECTED_LOSSES, MEAN_FIELD_FACTOR, step_length
 from lapal_ext.lookahead import TILE, check_evaluation, check_update, slices, sum_losses
@@ -20,7 +21,7 @@ _CANDIDATE_SIZE = 1024  # numbers a candidate counts for at least, so that a til
 def expected_error_reduction(
     posterior: LastLayerLaplace,
     pool: Features,  # [N, D]
-    eval_features: Tensor,  # [E, D]
+    eval_features: Array,  # [E, D]
     loss: str = "expected_zero_one",
     step: str = "newton",
     gamma: float = 1.0,
@@ -48,7 +49,7 @@ def expected_error_reduction(
     """
     rows = Pool(posterior, pool)
     check_choice("loss", loss, EXPECTED_LOSSES)
-    check_evaluation(posterior, eval_features, None, loss)
+    eval_features, _ = check_evaluation(posterior, eval_features, None, loss)
     gamma = check_update(step, gamma, link)
     shared = step == "newton" and link == "plugin"
     width = 1 if shared else posterior.num_classes

@@ -9,7 +9,7 @@ from typing_extensions import Self
 from lapal_ext import evidence, fitting
 from lapal_ext._checks import (
     ShapeSpec,
-    check_dense,
+    as_dense,
     check_finite,
     check_flag,
     check_generator,
@@ -18,6 +18,7 @@ from lapal_ext._checks import (
     check_tensors,
     shape_text,
 )
+from lapal_ext.arrays import Array
 from lapal_ext.gaussian import GaussianLinear
 from lapal_ext.head import check_layer
 
@@ -29,11 +30,11 @@ class EstimatedLinear(GaussianLinear):
 
     def __init__(
         self,
-        weight: Tensor,  # [C, D]
+        weight: Array,  # [C, D]
         prior_precision: float = 1.0,
         curvature: str = "categorical",
         *,
-        bias: Tensor | None = None,  # [C]
+        bias: Array | None = None,  # [C]
     ) -> None:
         super().__init__(weight, prior_precision, curvature, bias)
 
@@ -41,7 +42,7 @@ class EstimatedLinear(GaussianLinear):
     def from_linear(
         cls,
         head: nn.Linear,
-        features: Tensor,  # [N, D]
+        features: Array,  # [N, D]
         prior_precision: float = 1.0,
         curvature: str = "categorical",
         standardize: bool = False,
@@ -63,7 +64,7 @@ class EstimatedLinear(GaussianLinear):
             raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
         check_layer(head.weight, head.bias, prefix="head.")
         posterior = cls(head.weight, prior_precision, curvature, bias=head.bias)
-        posterior.check_features(features, nonempty=True)
+        features = posterior.check_features(features, nonempty=True)
         if check_flag("standardize", standardize):
             posterior.standardize(features.detach())
         else:
@@ -80,8 +81,8 @@ class EstimatedLinear(GaussianLinear):
     @classmethod
     def fit_map(
         cls,
-        features: Tensor,  # [N, D]
-        targets: Tensor,  # [N]
+        features: Array,  # [N, D]
+        targets: Array,  # [N]
         num_classes: int,
         prior_precision: float = 10.0,
         curvature: str = "categorical",
@@ -115,10 +116,10 @@ class EstimatedLinear(GaussianLinear):
     @classmethod
     def optimize_prior_precision(
         cls,
-        features: Tensor,  # [N, D]
-        targets: Tensor,  # [N]
+        features: Array,  # [N, D]
+        targets: Array,  # [N]
         num_classes: int,
-        prior_precisions: Tensor | None = None,  # [P]
+        prior_precisions: Array | None = None,  # [P]
         n_folds: int = 5,
         fit_bias: bool = True,
         standardize: bool = True,
@@ -172,9 +173,9 @@ class EstimatedLinear(GaussianLinear):
         return float(grid[scores.argmin()])
 
     @classmethod
-    def _check_labelled(cls, features: Tensor, targets: Tensor, num_classes: int) -> tuple[int, Tensor, Tensor]:
+    def _check_labelled(cls, features: Array, targets: Array, num_classes: int) -> tuple[int, Tensor, Tensor]:
         num_classes = check_integer("num_classes", num_classes, at_least=2)
-        features = check_dense("features", features).detach()
+        features = as_dense("features", features).detach()
         check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
         if features.numel() == 0:
             raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
@@ -206,7 +207,7 @@ class EstimatedLinear(GaussianLinear):
     @torch.no_grad()
     def fit(
         self,
-        features: Tensor,  # [N, D]
+        features: Array,  # [N, D]
     ) -> Self:
         """Set Sigma from data at the present mean; exact and repeatable (it replaces, never accumulates).
 
@@ -216,7 +217,7 @@ class EstimatedLinear(GaussianLinear):
         Returns:
             self.
         """
-        self.check_features(features)
+        features = self.check_features(features)
         inner = (self.inner_features(tile) for tile in fitting.tiles(features))
         self.set_precision(fitting.precision_matrix(inner, self.mean, self.prior_precision, self.curvature))
         return self
@@ -224,9 +225,9 @@ class EstimatedLinear(GaussianLinear):
     @torch.no_grad()
     def log_marginal_likelihood(
         self,
-        features: Tensor,  # [N, D]
-        targets: Tensor,  # [N]
-        prior_precisions: Tensor | None = None,  # any shape
+        features: Array,  # [N, D]
+        targets: Array,  # [N]
+        prior_precisions: Array | None = None,  # any shape
     ) -> Tensor:  # of that shape
         """Laplace evidence of this posterior's own model at its present mean, as a function of the prior precision.
 
@@ -250,7 +251,7 @@ class EstimatedLinear(GaussianLinear):
 
         Source: MacKay (1992), "The Evidence Framework Applied to Classification Networks".
         """
-        self.check_features(features)
+        features = self.check_features(features)
         labels = self.check_targets(targets, features.shape[0])
         if prior_precisions is None:
             prior_precisions = torch.tensor(self.prior_precision, dtype=torch.float64)
@@ -267,7 +268,7 @@ def check_prior_precisions(
     dtype: torch.dtype,
 ) -> Tensor:  # of its shape, float64
     """Return prior precisions in float64 or raise a typed error unless all of them have an inverse in ``dtype``."""
-    values = check_dense(name, value)
+    values = as_dense(name, value)
     if not values.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating point numbers, got {values.dtype}")
     check_finite(name, values)

@@ -22,6 +22,7 @@ from lapal_ext._checks import (
     check_overflow,
     check_tensors,
 )
+from lapal_ext.arrays import Array
 from lapal_ext.errors import NotFittedError, StorageError
 from lapal_ext.head import StandardizedLinear
 from lapal_ext.likelihood import CURVATURES
@@ -39,10 +40,10 @@ class GaussianLinear(StandardizedLinear):
 
     def __init__(
         self,
-        weight: Tensor,  # [C, D]
+        weight: Array,  # [C, D]
         prior_precision: float,
         curvature: str,
-        bias: Tensor | None,  # [C]
+        bias: Array | None,  # [C]
     ) -> None:
         super().__init__(weight, bias)
         self.prior_precision = check_number("prior_precision", prior_precision, above=0.0)

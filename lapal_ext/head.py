@@ -6,31 +6,34 @@ from torch import Tensor, nn
 from lapal_ext import fitting
 from lapal_ext._checks import (
     ShapeSpec,
+    as_dense,
     as_labels,
-    check_dense,
     check_finite,
     check_labels,
     check_overflow,
     check_tensors,
     shape_text,
 )
+from lapal_ext.arrays import Array
 
 _WEIGHT, _BIAS = ShapeSpec.parse("[C, D]"), ShapeSpec.parse("[C]")
 _MEAN = ShapeSpec.parse("[C, inner]")
 
 
-def check_layer(weight: object, bias: object, *, prefix: str = "") -> None:
-    """Raise a typed error unless these make a linear layer; ``prefix`` leads to them in the message."""
+def check_layer(weight: object, bias: object, *, prefix: str = "") -> tuple[Tensor, Tensor | None]:  # [C, D], [C]
+    """Return weight and bias of a linear layer or raise a typed error; ``prefix`` leads to them in the message."""
     weight_name, bias_name = f"{prefix}weight", f"{prefix}bias"
-    weight = check_dense(weight_name, weight)
+    weight = as_dense(weight_name, weight)
     sizes = check_tensors({weight_name: _WEIGHT}, {weight_name: weight})
     if sizes["C"] < 2 or sizes["D"] < 1:
         raise ValueError(f"{weight_name} must have at least 2 classes and 1 feature, got {shape_text(weight.shape)}")
     check_finite(weight_name, weight)
-    if bias is not None:
-        bias = check_dense(bias_name, bias)
-        check_tensors({weight_name: _WEIGHT, bias_name: _BIAS}, {weight_name: weight, bias_name: bias})
-        check_finite(bias_name, bias)
+    if bias is None:
+        return weight, None
+    bias = as_dense(bias_name, bias)
+    check_tensors({weight_name: _WEIGHT, bias_name: _BIAS}, {weight_name: weight, bias_name: bias})
+    check_finite(bias_name, bias)
+    return weight, bias
 
 
 class StandardizedLinear(nn.Module):
@@ -46,11 +49,11 @@ class StandardizedLinear(nn.Module):
 
     def __init__(
         self,
-        weight: Tensor,  # [C, D]
-        bias: Tensor | None,  # [C]
+        weight: Array,  # [C, D]
+        bias: Array | None,  # [C]
     ) -> None:
         super().__init__()
-        check_layer(weight, bias)
+        weight, bias = check_layer(weight, bias)
         columns = [weight.detach()]
         if bias is not None:
             columns.append(bias.detach()[:, None])
@@ -72,10 +75,10 @@ class StandardizedLinear(nn.Module):
     @torch.no_grad()
     def predict_logits(
         self,
-        features: Tensor,  # [N, D]
+        features: Array,  # [N, D]
     ) -> Tensor:  # [N, C]
         """Mean of the logits alone, z = W phi; needs no covariance."""
-        self.check_features(features)
+        features = self.check_features(features)
         weights, offsets = self.fold(self.mean)
         logits = torch.addmm(offsets, features, weights.T)
         check_overflow("features", logits)
@@ -137,16 +140,20 @@ class StandardizedLinear(nn.Module):
         offsets = -(weights @ self.centre)
         return weights, offsets + rows[:, -1] if self.has_bias else offsets
 
-    def check_features(self, features: Tensor, *, name: str = "features", nonempty: bool = False) -> None:
-        """Raise a typed error unless ``features`` fits this layer: shape, dtype, device and finite values."""
-        check_dense(name, features)
+    def check_features(self, features: Array, *, name: str = "features", nonempty: bool = False) -> Tensor:  # [N, D]
+        """Return ``features`` as a tensor or raise a typed error unless they fit this layer.
+
+        That is: shape, dtype, device and finite values. An array is seen as a tensor, neither copied nor converted.
+        """
+        features = as_dense(name, features)
         expected = ShapeSpec("compute", ("N", str(self.num_features)))
         check_tensors({"mean": _MEAN, name: expected}, {"mean": self.mean, name: features})
         if nonempty and features.shape[0] == 0:
             raise ValueError(f"{name} must have at least one row, got {shape_text(features.shape)}")
         check_finite(name, features)
+        return features
 
-    def check_targets(self, targets: Tensor, count: int, *, name: str = "targets") -> Tensor:
+    def check_targets(self, targets: Array, count: int, *, name: str = "targets") -> Tensor:
         """Return ``targets`` as int64 [count] or raise a typed error."""
         labels = as_labels(name, targets, self.mean.device)
         if labels.dim() != 1 or labels.shape[0] != count:

@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lapal_ext._checks import as_labels, check_choice, check_integer, check_labels, shape_text
 from lapal_ext.acquisition import Scorer
+from lapal_ext.arrays import Array
 from lapal_ext.pool import Pool
 from lapal_ext.ranks import Alone, Ranks
 
 SOURCES = ("predicted", "sampled")
 
-Targets = str | Tensor | Callable[[int], int] | None
+Targets = str | Array | Callable[[int], int] | None
 """``predicted``, ``sampled``, labels [N] of the pool, a callable from row number to label, or none."""
 
 LabelSource = Callable[[Scorer, Tensor], Tensor]
@@ -26,7 +28,7 @@ def label_source(
 
     Of several ranks the first draws labels, or asks for them.
     """
-    if isinstance(targets, Tensor):
+    if isinstance(targets, (Tensor, np.ndarray)):
         return _given(targets, pool, num_classes)
     if callable(targets):
         return _asked(targets, pool, num_classes, ranks)
@@ -39,7 +41,9 @@ def label_source(
 def check_source(targets: object) -> None:
     """Raise a typed error unless ``targets`` names a source of labels."""
     if not isinstance(targets, str):
-        raise TypeError(f"targets must be a torch.Tensor or name a source of labels, got {type(targets).__name__}")
+        raise TypeError(
+            f"targets must be a torch.Tensor, a NumPy array or name a source of labels, got {type(targets).__name__}"
+        )
     check_choice("targets", targets, SOURCES)
 
 
@@ -67,7 +71,7 @@ def _sampled(generator: torch.Generator | None, ranks: Alone | Ranks) -> LabelSo
     return draw
 
 
-def _given(targets: Tensor, pool: Pool, num_classes: int) -> LabelSource:
+def _given(targets: Array, pool: Pool, num_classes: int) -> LabelSource:
     labels = as_labels("targets", targets, pool.storage.device)
     if labels.shape != (pool.rows_here,):
         raise ValueError(

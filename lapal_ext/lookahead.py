@@ -8,9 +8,9 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext._checks import (
     ShapeSpec,
+    as_dense,
     as_labels,
     check_choice,
-    check_dense,
     check_index_range,
     check_labels,
     check_number,
@@ -18,6 +18,7 @@ from lapal_ext._checks import (
     check_tensors,
     shape_text,
 )
+from lapal_ext.arrays import Array
 from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, MEAN_FIELD_FACTOR, STEPS
 from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool
@@ -32,10 +33,10 @@ TILE = 1 << 23  # numbers in the largest temporary, 32 MiB in float32
 def look_ahead(
     posterior: LastLayerLaplace,
     pool: Features,  # [N, D]
-    batches: Tensor,  # [M, b] int64
-    targets: Tensor,  # [N] or [M, b] int64
-    eval_features: Tensor,  # [E, D]
-    eval_targets: Tensor | None = None,  # [E] int64
+    batches: Array,  # [M, b] int64
+    targets: Array,  # [N] or [M, b] int64
+    eval_features: Array,  # [E, D]
+    eval_targets: Array | None = None,  # [E] int64
     loss: str = "expected_zero_one",
     step: str = "line_search",
     gamma: float = 1.0,
@@ -63,11 +64,11 @@ def look_ahead(
         [M], lower is better. O(N' D^2 + N' D E + M E b C) for N' distinct rows.
     """
     rows = Pool(posterior, pool)
-    check_dense("batches", batches)
+    batches = as_dense("batches", batches)
     check_tensors({"batches": ShapeSpec.parse("int64 [M, b]")}, {"batches": batches})
     _check_batches(batches, rows)
     labels = _labels_of_batches(targets, batches, rows, posterior.num_classes)
-    evaluation = check_evaluation(posterior, eval_features, eval_targets, loss)
+    eval_features, evaluation = check_evaluation(posterior, eval_features, eval_targets, loss)
     gamma = check_update(step, gamma, link)
     hypotheses = TILE // (batches.shape[1] * max(posterior.mean.shape))
     sums = [
@@ -158,7 +159,7 @@ def _check_batches(batches: Tensor, pool: Pool) -> None:
         raise ValueError(f"batches must not hold a row twice, got batch {int(twice.int().argmax())} with one")
 
 
-def _labels_of_batches(targets: Tensor, batches: Tensor, pool: Pool, num_classes: int) -> Tensor:
+def _labels_of_batches(targets: Array, batches: Tensor, pool: Pool, num_classes: int) -> Tensor:
     labels = as_labels("targets", targets, pool.storage.device)
     if labels.shape == (pool.size,):
         check_labels("targets", labels, num_classes)
@@ -173,18 +174,18 @@ def _labels_of_batches(targets: Tensor, batches: Tensor, pool: Pool, num_classes
 
 
 def check_evaluation(
-    posterior: LastLayerLaplace, eval_features: Tensor, eval_targets: Tensor | None, loss: str
-) -> Tensor | None:
-    """Check where and how a loss is taken; return the labels it needs, or None for an expected loss."""
+    posterior: LastLayerLaplace, eval_features: Array, eval_targets: Array | None, loss: str
+) -> tuple[Tensor, Tensor | None]:  # [E, D], [E]
+    """Check where and how a loss is taken; return the points and the labels it needs, None for an expected loss."""
     check_choice("loss", loss, LOSSES)
-    posterior.check_features(eval_features, name="eval_features", nonempty=True)
+    eval_features = posterior.check_features(eval_features, name="eval_features", nonempty=True)
     expected = loss in EXPECTED_LOSSES
     if eval_targets is not None:
         labels = posterior.check_targets(eval_targets, len(eval_features), name="eval_targets")
-        return None if expected else labels
+        return eval_features, None if expected else labels
     if not expected:
         raise ValueError(f"eval_targets must be given for loss={loss!r}; {' and '.join(EXPECTED_LOSSES)} need none")
-    return None
+    return eval_features, None
 
 
 def check_update(step: str, gamma: float, link: str) -> float:

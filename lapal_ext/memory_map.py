@@ -19,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lapal_ext._checks import STORAGE_DTYPES, shape_text
+from lapal_ext.arrays import Array, view
 from lapal_ext.errors import StorageError
 
-Features: TypeAlias = Tensor | NDArray[Any] | str | os.PathLike[str]
+Features: TypeAlias = Array | str | os.PathLike[str]
 """A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), or a .npy or .safetensors file."""
 
 _MATRIX = "features"  # name of the matrix in a safetensors file that holds several tensors
 _CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-_ARRAY_DTYPES = (np.float16, np.float32, np.float64)
 
 
 def as_tensor(name: str, value: Features) -> Tensor:
@@ -37,14 +37,14 @@ def as_tensor(name: str, value: Features) -> Tensor:
         value: of any of the kinds; a tensor is returned as it is.
 
     Raises:
-        TypeError: another type, or an array of another dtype.
+        TypeError: another type, or an array that is no tensor.
         FileNotFoundError: there is no such file.
         StorageError: the file is damaged, of another format, or holds no matrix of features.
     """
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
-        return _from_array(name, value)
+        return view(name, value)
     if isinstance(value, (str, os.PathLike)):
         return map_file(name, Path(value))
     raise TypeError(f"{name} must be a torch.Tensor, an array or the path of a file, got {type(value).__name__}")
@@ -58,7 +58,7 @@ def map_file(name: str, path: Path) -> Tensor:
         case ".npy":
             array = load_npy(path, mapped=True)
             try:
-                features = _from_array(name, array)
+                features = view(name, array)
             except TypeError as error:
                 raise StorageError(f"{path} is no matrix of features: {error}") from error
         case ".safetensors":
@@ -107,8 +107,8 @@ def _map_safetensors(path: Path) -> Tensor:
                     f"{path} must hold one tensor, or one called {_MATRIX!r}, got {', '.join(names) or 'none'}"
                 )
             name = names[0] if len(names) == 1 else _MATRIX
-            view = file.get_slice(name)
-            shape, code = view.get_shape(), view.get_dtype()
+            matrix = file.get_slice(name)
+            shape, code = matrix.get_shape(), matrix.get_dtype()
     except SafetensorError as error:
         raise StorageError(f"{path} is damaged or no safetensors file: {error}") from error
     if code not in _CODES:
@@ -121,7 +121,7 @@ def _map_safetensors(path: Path) -> Tensor:
         start = 8 + length + json.loads(raw.read(length))[name]["data_offsets"][0]
     numbers = f"<i{dtype.itemsize}"  # NumPy has no bfloat16
     array = _map_as_allowed(lambda mode: np.memmap(path, numbers, mode, start, tuple(shape)))
-    return _shared(array).view(dtype)
+    return view(path.name, array).view(dtype)
 
 
 def _map_as_allowed(open_map: Callable[[Literal["c", "r"]], NDArray[Any]]) -> NDArray[Any]:
@@ -136,27 +136,3 @@ def _map_as_allowed(open_map: Callable[[Literal["c", "r"]], NDArray[Any]]) -> ND
         if error.errno != errno.ENOMEM:
             raise
         return open_map("r")
-
-
-class _Owner:
-    """Lets NumPy, and so torch, see memory as one that may be written to, and keeps it alive."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        address, _ = array.__array_interface__["data"]
-        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
-        self.array = array
-
-
-def _from_array(name: str, array: NDArray[Any]) -> Tensor:
-    if array.dtype not in _ARRAY_DTYPES or not array.dtype.isnative:
-        raise TypeError(f"{name} must be float16, float32 or float64 in this machine's byte order, got {array.dtype}")
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} must not be a masked array, whose mask would be lost: leave rows out, or exclude them")
-    if any(stride < 0 for stride in array.strides):
-        raise TypeError(f"{name} must not run backwards in memory: pass numpy.ascontiguousarray of it")
-    return _shared(array)
-
-
-def _shared(array: NDArray[Any]) -> Tensor:
-    """A tensor on the same memory, without a warning for arrays that are read-only: no kernel writes to a pool."""
-    return torch.from_numpy(np.asarray(array if array.flags.writeable else _Owner(array)))

@@ -10,6 +10,7 @@ from lapal_ext import fitting, ops
 from lapal_ext._checks import (
     COMPUTE_DTYPES,
     ShapeSpec,
+    as_dense,
     check_dense,
     check_distinct,
     check_finite,
@@ -17,6 +18,7 @@ from lapal_ext._checks import (
     check_overflow,
     check_tensors,
 )
+from lapal_ext.arrays import Array
 from lapal_ext.memory_map import Features, as_tensor
 from lapal_ext.posterior import LastLayerLaplace
 from lapal_ext.ranks import Alone, Ranks
@@ -56,7 +58,7 @@ class Pool:
         self,
         posterior: LastLayerLaplace,
         features: Features,
-        candidates: Tensor | None = None,
+        candidates: Array | None = None,
         ranks: Alone | Ranks = _ALONE,
     ) -> None:
         check_posterior(posterior)
@@ -77,24 +79,25 @@ class Pool:
         self.storage = features.detach()
         self._buffer: Tensor | None = None
         if candidates is not None:
-            self._candidates = self._check_candidates(candidates)
+            self._candidates = self.check_rows("candidates", candidates).sort().values
             bounds = torch.searchsorted(self._candidates, self._candidates.new_tensor(bounds)).tolist()
         self.shard = Shard(ranks, bounds) if isinstance(ranks, Ranks) else Whole(bounds[-1])
         if candidates is not None:
             self.storage = self.local(self.storage)
 
-    def _check_candidates(self, candidates: Tensor) -> Tensor:
-        check_dense("candidates", candidates)
-        check_tensors({"candidates": ShapeSpec("int64", ("K",))}, {"candidates": candidates})
-        if candidates.device != self.storage.device:
-            raise ValueError(f"candidates must be on {self.storage.device} like pool, got {candidates.device}")
-        check_index_range("candidates", candidates, self.size, f"[0, {self.size}), one of the rows of pool")
-        check_distinct("candidates", candidates)
-        return candidates.sort().values
-
     def __len__(self) -> int:
         """Rows that may be picked and are here."""
         return self.storage.shape[0]
+
+    def check_rows(self, name: str, rows: Array) -> Tensor:  # [K] int64
+        """Return distinct row numbers of the matrix that was passed in, or raise a typed error."""
+        rows = as_dense(name, rows)
+        check_tensors({name: ShapeSpec("int64", ("K",))}, {name: rows})
+        if rows.device != self.storage.device:
+            raise ValueError(f"{name} must be on {self.storage.device} like pool, got {rows.device}")
+        check_index_range(name, rows, self.size, f"[0, {self.size}), one of the rows of pool")
+        check_distinct(name, rows)
+        return rows
 
     def local(
         self,

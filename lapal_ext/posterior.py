@@ -13,6 +13,7 @@ from lapal_ext._checks import (
     check_number,
     check_overflow,
 )
+from lapal_ext.arrays import Array
 from lapal_ext.estimation import EstimatedLinear
 from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS
 from lapal_ext.updating import absorb
@@ -36,6 +37,9 @@ class LastLayerLaplace(EstimatedLinear):
     A bias is one more constant feature: ``mean`` is then [C, D + 1] and ``covariance`` [D + 1, D + 1] while inputs stay
     [N, D], and updates move it like any other weight. ``centre`` and ``scale`` standardise inputs inside every method.
 
+    Every method takes NumPy arrays for tensors, of the dtype of ``mean`` where they are features: they are seen as
+    tensors and not converted. A model that is fitted to float64, which is what NumPy makes, is one in float64.
+
     Source: Huseljic et al., "Efficient Bayesian Updates for Deep Active Learning via Laplace Approximations",
     arXiv 2210.06112; bias, standardising, line search and the blocked exact updates are ours.
 
@@ -58,8 +62,8 @@ class LastLayerLaplace(EstimatedLinear):
     @torch.no_grad()
     def update(
         self,
-        features: Tensor,  # [N, D]
-        targets: Tensor,  # [N]
+        features: Array,  # [N, D]
+        targets: Array,  # [N]
         step: str = "line_search",
         gamma: float = 1.0,
     ) -> "LastLayerLaplace":
@@ -80,7 +84,7 @@ class LastLayerLaplace(EstimatedLinear):
             NotPSDError: the covariance is no longer positive semi-definite; the posterior is as it was.
         """
         self.require_fitted()
-        self.check_features(features)
+        features = self.check_features(features)
         labels = self.check_targets(targets, features.shape[0])
         check_choice("step", step, STEPS)
         gamma = check_number("gamma", gamma, at_least=0.0)
@@ -92,8 +96,8 @@ class LastLayerLaplace(EstimatedLinear):
 
     def condition_on(
         self,
-        features: Tensor,  # [N, D]
-        targets: Tensor,  # [N]
+        features: Array,  # [N, D]
+        targets: Array,  # [N]
         step: str = "line_search",
         gamma: float = 1.0,
     ) -> "LastLayerLaplace":
@@ -103,11 +107,11 @@ class LastLayerLaplace(EstimatedLinear):
     @torch.no_grad()
     def predict_latent(
         self,
-        features: Tensor,  # [N, D]
+        features: Array,  # [N, D]
     ) -> LatentPrediction:
         """Mean and variance of the logits: z = W phi, v = phi^T Sigma phi (one for all classes)."""
         self.require_fitted()
-        self.check_features(features)
+        features = self.check_features(features)
         logits = features.new_empty(features.shape[0], self.num_classes)
         variance = features.new_empty(features.shape[0])
         start = 0
@@ -122,7 +126,7 @@ class LastLayerLaplace(EstimatedLinear):
     @torch.no_grad()
     def predict_proba(
         self,
-        features: Tensor,  # [N, D]
+        features: Array,  # [N, D]
         link: str = "mean_field",
         n_samples: int | None = None,
         generator: torch.Generator | None = None,

@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from lapal_ext._checks import (
-    ShapeSpec,
+    as_dense,
     check_choice,
-    check_distinct,
     check_flag,
     check_integer,
     check_number,
-    check_tensors,
 )
 from lapal_ext.acquisition import Acquisition, check_acquisition, choose_seed, make_scorer, uses_variance
+from lapal_ext.arrays import Array
 from lapal_ext.labels import Targets, label_source
 from lapal_ext.likelihood import STEPS
 from lapal_ext.memory_map import Features
@@ -46,11 +45,11 @@ def select_batch(
     gamma: float = 1.0,
     update_every: int = 1,
     link: str = "plugin",
-    candidates: Tensor | None = None,  # [K] int64
+    candidates: Array | None = None,  # [K] int64
     generator: torch.Generator | None = None,
     progress: bool = False,
-    labelled: Tensor | None = None,  # [L, D]
-    exclude: Tensor | None = None,  # [X] int64
+    labelled: Array | None = None,  # [L, D]
+    exclude: Array | None = None,  # [X] int64
     memory: float | None = None,
     group: "ProcessGroup | None" = None,
 ) -> SelectionResult:
@@ -67,7 +66,7 @@ def select_batch(
             ``coreset`` or ``probcover``, with formula and source in the module of ``lapal_ext.acquisition`` of that
             name; ``random``; or a callable (posterior, pool) -> utilities [N], higher is better.
         targets: the labels to absorb. ``predicted``: the model's own, which needs nobody; ``sampled`` from its
-            predictive; a tensor [N] or a callable from row number to label, which simulates an annotator who answers
+            predictive; labels [N] or a callable from row number to label, which simulates an annotator who answers
             before the next pick; None absorbs no label: with ``update_every=batch_size`` one batch under the present
             model, and where the picks depend on the covariance (``variance``, ``bald``, both forms of ``bait``,
             callables, and with ``link="mean_field"`` whatever is made of probabilities), updates of it alone.
@@ -110,6 +109,8 @@ def select_batch(
     ranks = join(group)
     with ranks.together():
         rows = Pool(posterior, pool, candidates, ranks)
+        candidates = None if candidates is None else as_dense("candidates", candidates)
+        exclude = None if exclude is None else as_dense("exclude", exclude)
         excluded = _excluded(rows, exclude)
         limit = rows.shard.total - len(excluded)
         batch_size = check_integer(
@@ -120,7 +121,7 @@ def select_batch(
         gamma = check_number("gamma", gamma, at_least=0.0)
         check_acquisition(acquisition, link, generator, group)
         if labelled is not None:
-            posterior.check_features(labelled, name="labelled")
+            labelled = posterior.check_features(labelled, name="labelled")
         check_flag("progress", progress)
         memory = None if memory is None else check_number("memory", memory, above=0.0)
         labels = label_source(targets, rows, posterior.num_classes, generator, ranks)
@@ -173,14 +174,10 @@ def _check_unlabelled(acquisition: str | Acquisition, link: str, update_every: i
         )
 
 
-def _excluded(rows: Pool, exclude: Tensor | None) -> Tensor:  # [X] int64
+def _excluded(rows: Pool, exclude: Array | None) -> Tensor:  # [X] int64
     if exclude is None:
         return torch.zeros(0, dtype=torch.int64, device=rows.storage.device)
-    check_tensors({"exclude": ShapeSpec("int64", ("X",))}, {"exclude": exclude})
-    if exclude.device != rows.storage.device:
-        raise ValueError(f"exclude must be on {rows.storage.device} like pool, got {exclude.device}")
-    check_distinct("exclude", exclude)
-    return rows.to_picks(exclude, "exclude")
+    return rows.to_picks(rows.check_rows("exclude", exclude), "exclude")
 
 
 def _with_progress(groups: list[int], progress: bool) -> Iterable[int]:

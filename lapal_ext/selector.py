@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from lapal_ext._checks import (
     shape_text,
 )
 from lapal_ext.acquisition import Acquisition, Scorer, check_acquisition, choose_seed, make_scorer
+from lapal_ext.arrays import Array
 from lapal_ext.likelihood import STEPS
 from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool, check_posterior
@@ -59,9 +61,9 @@ class SequentialSelector:
         step: str = "line_search",
         gamma: float = 1.0,
         link: str = "plugin",
-        candidates: Tensor | None = None,  # [K] int64
+        candidates: Array | None = None,  # [K] int64
         generator: torch.Generator | None = None,
-        labelled: Tensor | None = None,  # [L, D]
+        labelled: Array | None = None,  # [L, D]
         memory: float | None = None,
     ) -> None:
         check_posterior(posterior)
@@ -72,8 +74,7 @@ class SequentialSelector:
         self._initial = posterior.clone()
         self._pool = Pool(self._initial, pool, candidates)
         if labelled is not None:
-            posterior.check_features(labelled, name="labelled")
-            labelled = labelled.detach().clone()
+            labelled = posterior.check_features(labelled, name="labelled").detach().clone()
         self._labelled = labelled
         self._memory = None if memory is None else check_number("memory", memory, above=0.0)
         self._seed = choose_seed(acquisition, link, generator)
@@ -103,7 +104,7 @@ class SequentialSelector:
         return self._pool.to_rows(self._asked).clone()
 
     @torch.no_grad()
-    def tell(self, indices: int | Tensor, labels: int | Tensor) -> None:
+    def tell(self, indices: int | Array, labels: int | Array) -> None:
         """Absorb labels, in order: of the rows that were asked for or of any others.
 
         Args:
@@ -120,7 +121,7 @@ class SequentialSelector:
         self._scorer.absorb(picks, values)
         self._close(picks, values)
 
-    def skip(self, indices: int | Tensor) -> None:
+    def skip(self, indices: int | Array) -> None:
         """Do not ask for these rows again; they may still be told."""
         self._close(self._as_picks("indices", indices), None)
 
@@ -232,24 +233,24 @@ class SequentialSelector:
             if pick in told:
                 raise ValueError(f"{name} must be without a label so far, got {row} again; undo() takes one back")
 
-    def _as_picks(self, name: str, indices: int | Tensor) -> Tensor:
+    def _as_picks(self, name: str, indices: int | Array) -> Tensor:
         rows = self._as_vector(name, indices)
         if len(rows) == 0:
             raise ValueError(f"{name} must hold at least one row, got none")
         check_distinct(name, rows)
         return self._pool.to_picks(rows, name)
 
-    def _as_labels(self, labels: int | Tensor, count: int) -> Tensor:
+    def _as_labels(self, labels: int | Array, count: int) -> Tensor:
         values = self._as_vector("labels", labels)
         if len(values) != count:
             raise ValueError(f"labels must hold one label for each of {count} indices, got {len(values)}")
         check_labels("labels", values, self._initial.num_classes)
         return values
 
-    def _as_vector(self, name: str, value: int | Tensor) -> Tensor:  # [k] int64
+    def _as_vector(self, name: str, value: int | Array) -> Tensor:  # [k] int64
         device = self._pool.storage.device
-        if not isinstance(value, Tensor):
+        if not isinstance(value, (Tensor, np.ndarray)):
             return torch.tensor([check_integer(name, value, at_least=0)], device=device)
-        if value.dim() > 1:
+        if value.ndim > 1:
             raise ValueError(f"{name} must be one integer or have shape (k,), got {shape_text(value.shape)}")
-        return as_labels(name, value, device).reshape(-1)
+        return as_labels(name, value, device).reshape(-1).clone()  # events are kept, and callers use buffers again

@@ -301,7 +301,7 @@ def test_labels_of_another_dtype(dtype: torch.dtype) -> None:
 
 
 def test_labels_elsewhere() -> None:
-    with pytest.raises(TypeError, match=r"^targets must be a torch\.Tensor, got list$"):
+    with pytest.raises(TypeError, match=r"^targets must be a torch\.Tensor or a NumPy array, got list$"):
         as_labels("targets", [1], torch.device("cpu"))
     with pytest.raises(ValueError, match=r"^targets must be on cpu, got meta$"):
         as_labels("targets", torch.zeros(2, dtype=torch.int64, device="meta"), torch.device("cpu"))

@@ -253,7 +253,7 @@ class TestErrors:
         ("value", "error", "message"),
         [
             (3, TypeError, "pool must be a torch.Tensor, an array or the path of a file, got int"),
-            (np.zeros((2, FEATURES), np.int32), TypeError, "pool must be float16, float32 or float64"),
+            (np.zeros((2, FEATURES), np.int32), TypeError, "pool must be float32, float64, bfloat16 or float16"),
             (np.zeros((2, FEATURES), ">f4"), TypeError, "this machine's byte order, got >f4"),
             (np.zeros((2, FEATURES), np.float32)[::-1], TypeError, "pool must not run backwards"),
             (np.ma.zeros((2, FEATURES), np.float32), TypeError, "pool must not be a masked array"),

@@ -43,8 +43,9 @@ def ask_and_tell(**arguments: object) -> None:
 
 UNKNOWN = {"unknown": Bad("bogus", ValueError, "must be one of 'predicted', 'sampled', got")}
 SOURCES = {**values.labels(LABELS, 4), **UNKNOWN}
-POOLS = {words: bad for words, bad in values.features_of(POOL).items() if words != "numpy"} | {
-    "numpy, integers": Bad(np.zeros(POOL.shape, np.int64), TypeError, "must be float16, float32 or float64"),
+POOLS = {
+    **values.features_of(POOL),
+    "numpy, integers": Bad(np.zeros(POOL.shape, np.int64), TypeError, r"must be .*, got torch\.int64"),
     "no such file": Bad("nowhere.npy", FileNotFoundError, r"must be an existing file, got nowhere\.npy"),
 }
 ANYWHERE = {

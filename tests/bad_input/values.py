@@ -44,7 +44,7 @@ def not_dense(tensor: Tensor) -> Table:
     return {
         "None": Bad(None, TypeError, r"must be a torch\.Tensor.*, got NoneType"),
         "list": Bad(tensor.tolist(), TypeError, r"must be a torch\.Tensor.*, got list"),
-        "numpy": Bad(tensor.numpy(), TypeError, r"must be a torch\.Tensor.*, got ndarray"),
+        "masked": Bad(np.ma.array(tensor.numpy()), TypeError, "must not be a masked array"),
         "sparse": Bad(tensor.to_sparse(), TypeError, r"must be a dense tensor, got layout torch\.sparse_coo"),
     }
 

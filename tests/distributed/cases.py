@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from lapal_ext.acquisition import ACQUISITIONS
@@ -59,6 +60,9 @@ def _cases() -> dict[str, Case]:
         cases[f"{acquisition}, half"] = Case(
             lambda _, name=acquisition: {"acquisition": name, "generator": generator()}, torch.bfloat16
         )
+    cases["rows in arrays"] = Case(
+        lambda _: {"candidates": np.array([80, 2, 61, 60, 96, 5, 0, 33, 59, 47, 46]), "exclude": np.array([60, 33])}
+    )
     cases["badge, copies alone are left"] = Case(
         lambda _: {
             "acquisition": "badge",

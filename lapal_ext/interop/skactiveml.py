@@ -1,0 +1,199 @@
+"""A query strategy for scikit-activeml whose batches are built one label at a time."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lapal_ext._checks import check_choice
+from lapal_ext.acquisition import LINKS, Acquisition
+from lapal_ext.likelihood import UTILITIES
+from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.selection import SelectionResult, select_batch
+
+try:
+    from skactiveml.base import SingleAnnotatorPoolQueryStrategy
+    from skactiveml.classifier import SklearnClassifier
+    from skactiveml.utils import MISSING_LABEL, ExtLabelEncoder, check_equal_missing_label, check_type
+    from sklearn.base import clone
+    from sklearn.utils.validation import check_is_fitted
+except ImportError as error:
+    raise ImportError(
+        f'lapal_ext.interop.skactiveml needs scikit-activeml: pip install "lapal_ext[skactiveml]" ({error})'
+    ) from error
+
+from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier
+
+_SCORES_OF_ALL_SAMPLES = (*UTILITIES, "bald", "random")
+
+
+class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]  # scikit-activeml has no types
+    """``select_batch`` for scikit-activeml: every pick is absorbed with the model's own label before the next one.
+
+    Args:
+        acquisition: as in ``select_batch``: ``margin``, ``entropy``, ``least_confident``, ``variance``,
+            ``gradient_norm``, ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``, ``coreset``,
+            ``probcover``, ``random``, or a callable (posterior, pool) -> utilities.
+        targets: ``predicted``, or None for a batch at once under the present model.
+        link: how the acquisition sees the predictive, ``plugin`` or ``mean_field``.
+        missing_label: what stands in y for a label that is not known.
+        random_state: of the acquisitions that draw: an int, a ``numpy.random.RandomState`` or None.
+
+    Example:
+        >>> classifier = SklearnClassifier(LaplaceClassifier(), classes=np.unique(y_true))
+        >>> strategy = LaplaceQueryStrategy(random_state=0)
+        >>> picks = strategy.query(X, y, classifier, batch_size=10)
+        >>> y[picks] = y_true[picks]
+    """
+
+    def __init__(
+        self,
+        acquisition: str | Acquisition = "margin",
+        targets: str | None = "predicted",
+        link: str = "plugin",
+        missing_label: Any = MISSING_LABEL,
+        random_state: Any = None,
+    ) -> None:
+        super().__init__(missing_label=missing_label, random_state=random_state)
+        self.acquisition = acquisition
+        self.targets = targets
+        self.link = link
+
+    def query(
+        self,
+        X: Any,
+        y: Any,
+        clf: Any,
+        fit_clf: bool = True,
+        candidates: Any = None,
+        batch_size: int = 1,
+        return_utilities: bool = False,
+    ) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[Any]]:
+        """Choose samples whose labels to ask for.
+
+        Without any label the model is its prior, under which no sample is preferred by its uncertainty: the lowest
+        indices win. ``typiclust``, ``coreset``, ``probcover`` and ``random`` are for that start.
+
+        Args:
+            X: features of all samples [N, D], labelled or not.
+            y: labels [N], ``missing_label`` where there is none.
+            clf: a ``SklearnClassifier`` around a ``LaplaceClassifier``, whose ``step`` and ``gamma`` absorb the picks;
+                stays as it is. While labels of fewer than two classes are known, its ``classes`` say which there are.
+            fit_clf: whether to fit a copy of ``clf`` to the labels first, or to take it as it was fitted.
+            candidates: samples to choose from: None for all without a label, their indices, or their features
+                [n_candidates, D], which need not be in X.
+            batch_size: samples to choose; more than there are is a warning.
+            return_utilities: whether to return utilities beside the indices.
+
+        Returns:
+            Indices int64 [batch_size] in pick order, of X or, where candidates are features, of ``candidates``. With
+            ``return_utilities`` also [batch_size, N] or [batch_size, n_candidates]: row t has what pick t was chosen
+            by, NaN for samples that could not be picked then. ``margin``, ``entropy``, ``least_confident``,
+            ``variance``, ``gradient_norm``, ``bald``, ``random`` and callables score every sample; each pick then takes
+            another evaluation of the pool. The others compare batches or distances, not samples one by one: the only
+            entry of their row t is the pick's own.
+
+        Raises:
+            TypeError, ValueError: an argument or a parameter does not fit.
+            NotFittedError: ``fit_clf`` is False and ``clf`` is not fitted.
+        """
+        X, y, candidates, batch_size, return_utilities = self._validate_data(
+            X, y, candidates, batch_size, return_utilities, check_X_dict={"dtype": DTYPES}
+        )
+        self._check_model(clf, fit_clf)
+        if batch_size == 0:
+            raise ValueError("candidates must hold at least one sample, got none: every sample has its label")
+        encoder = ExtLabelEncoder(classes=clf.classes, missing_label=self.missing_label_)
+        labels = encoder.fit_transform(y)
+        posterior = _fit(clf.estimator, X, labels, len(encoder.classes_)) if fit_clf else _fitted(clf)
+        dtype = posterior.mean.numpy().dtype
+        pool, mapping = self._transform_candidates(candidates, X, y)
+        pool, labelled = pool.astype(dtype, copy=False), X[labels >= 0].astype(dtype, copy=False)
+        seed = int(self.random_state_.randint(2**31 - 1))
+        step, gamma = clf.estimator.step, clf.estimator.gamma
+
+        def select(model: LastLayerLaplace, count: int, targets: str | None, exclude: Any = None) -> SelectionResult:
+            return select_batch(
+                model,
+                pool,
+                count,
+                self.acquisition,
+                targets,
+                step,
+                gamma,
+                update_every=count if targets is None else 1,
+                link=self.link,
+                generator=torch.Generator().manual_seed(seed),
+                labelled=labelled,
+                exclude=exclude,
+            )
+
+        result = select(posterior, batch_size, self.targets)
+        picks = result.indices.numpy()
+        places = np.arange(len(pool)) if mapping is None else mapping
+        chosen: NDArray[np.int64] = places[picks]
+        if not return_utilities:
+            return chosen
+        utilities = np.full((batch_size, len(pool) if mapping is None else len(X)), np.nan)
+        if not callable(self.acquisition) and self.acquisition not in _SCORES_OF_ALL_SAMPLES:
+            utilities[np.arange(batch_size), chosen] = result.utilities.numpy()
+            return chosen, utilities
+        for number, pick in enumerate(picks):
+            scores = select(posterior, len(pool) - number, None, picks[:number])
+            utilities[number, places[scores.indices.numpy()]] = scores.utilities.numpy()
+            if self.targets is not None:
+                sample = pool[[pick]]
+                posterior = posterior.condition_on(sample, posterior.predict_logits(sample).argmax(1), step, gamma)
+        return chosen, utilities
+
+    def _check_model(self, clf: Any, fit_clf: Any) -> None:
+        check_type(fit_clf, "fit_clf", bool)
+        check_type(clf, "clf", SklearnClassifier)
+        if not isinstance(clf.estimator, LaplaceClassifier):
+            raise TypeError(f"clf must wrap a LaplaceClassifier, got {clf.estimator}")
+        check_equal_missing_label(clf.missing_label, self.missing_label_)
+        check_choice("link", self.link, LINKS)
+        if self.targets is not None:
+            check_choice("targets", self.targets, ("predicted",))
+
+
+def _fit(
+    classifier: LaplaceClassifier,
+    X: NDArray[Any],  # [N, D]
+    labels: NDArray[np.int64],  # [N], -1 where there is none
+    n_classes: int,
+) -> LastLayerLaplace:
+    """Posterior of a copy of the classifier under the labels there are.
+
+    A fit needs two classes. Before, the labels update the prior over all classes, standardised as the samples are.
+
+    Raises:
+        ValueError: fewer than two classes are known at all.
+    """
+    labelled = labels >= 0
+    if len(np.unique(labels[labelled])) >= 2:
+        fitted: LastLayerLaplace = clone(classifier).fit(X[labelled], labels[labelled]).posterior_
+        return fitted
+    if n_classes < 2:
+        raise ValueError("clf.classes must name at least two classes while y holds labels of fewer")
+    zero = np.zeros((n_classes, X.shape[1]), X.dtype)
+    bias = zero[:, 0] if classifier.fit_bias else None
+    prior = LastLayerLaplace(zero, classifier.prior_precision, classifier.curvature, bias=bias)
+    if classifier.standardize:
+        prior.standardize(torch.from_numpy(X))
+    return prior.fit(X[:0]).update(X[labelled], labels[labelled], classifier.step, classifier.gamma)
+
+
+def _fitted(clf: Any) -> LastLayerLaplace:
+    """Posterior of a classifier as it was fitted.
+
+    Raises:
+        NotFittedError: it was not.
+        ValueError: its fit failed, of which scikit-activeml only warns.
+    """
+    check_is_fitted(clf)
+    if not clf.is_fitted_:
+        raise ValueError("clf must have been fitted to labels of at least two classes, or fit_clf be True")
+    posterior: LastLayerLaplace = clf.estimator_.posterior_
+    return posterior

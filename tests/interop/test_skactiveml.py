@@ -1,0 +1,289 @@
+"""The query strategy for scikit-activeml, against the real library: its contract, its loop, and the picks of ours."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from skactiveml.base import SingleAnnotatorPoolQueryStrategy
+from skactiveml.classifier import ParzenWindowClassifier, SklearnClassifier
+from skactiveml.pool import RandomSampling, SubSamplingWrapper
+from skactiveml.utils import MISSING_LABEL, is_labeled, unlabeled_indices
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+
+from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.interop.skactiveml import LaplaceQueryStrategy
+from lapal_ext.interop.sklearn import LaplaceClassifier
+from tests.problems import make_problem
+
+SCORE_ALL = ("margin", "entropy", "least_confident", "variance", "gradient_norm", "bald", "random")
+CHOOSE_BATCHES = tuple(name for name in ACQUISITIONS if name not in SCORE_ALL)
+LABELLED = 16
+
+
+class Task(NamedTuple):
+    X: NDArray[Any]
+    y: NDArray[Any]  # the first LABELLED are known
+    truth: NDArray[Any]
+    clf: SklearnClassifier
+
+
+@pytest.fixture
+def task() -> Task:
+    problem = make_problem(n_pool=80)
+    truth = problem.labels.numpy().astype(float)
+    y = np.full(80, MISSING_LABEL)
+    y[:LABELLED] = truth[:LABELLED]
+    return Task(problem.pool.numpy(), y, truth, SklearnClassifier(LaplaceClassifier(), classes=range(4)))
+
+
+def posterior_of(task: Task) -> LastLayerLaplace:
+    return LastLayerLaplace.fit_map(task.X[:LABELLED], task.truth[:LABELLED].astype(int), 4)
+
+
+class TestPicks:
+    @pytest.mark.parametrize("acquisition", ACQUISITIONS)
+    def test_they_are_those_of_select_batch(self, task: Task, acquisition: str) -> None:
+        picks = LaplaceQueryStrategy(acquisition, random_state=0).query(task.X, task.y, task.clf, batch_size=6)
+        assert picks.dtype == np.int64
+        assert len(set(picks.tolist())) == 6
+        assert not is_labeled(task.y[picks]).any()
+        if acquisition in ("random", "badge", "typiclust", "probcover"):
+            return  # those draw from a seed of scikit-activeml's
+        expected = select_batch(posterior_of(task), task.X[LABELLED:], 6, acquisition, labelled=task.X[:LABELLED])
+        assert picks.tolist() == (expected.indices + LABELLED).tolist()
+
+    def test_each_pick_is_absorbed_before_the_next(self, task: Task) -> None:
+        at_once = LaplaceQueryStrategy(targets=None).query(task.X, task.y, task.clf, batch_size=8)
+        one_by_one = LaplaceQueryStrategy().query(task.X, task.y, task.clf, batch_size=8)
+        expected = select_batch(posterior_of(task), task.X[LABELLED:], 8, targets=None, update_every=8)
+        assert at_once.tolist() == (expected.indices + LABELLED).tolist()
+        assert at_once[0] == one_by_one[0]
+        assert at_once.tolist() != one_by_one.tolist()
+
+    def test_step_and_gamma_are_those_of_the_classifier(self, task: Task) -> None:
+        clf = SklearnClassifier(LaplaceClassifier(step="newton", gamma=0.1, prior_precision=2.0), classes=range(4))
+        picks = LaplaceQueryStrategy("bald").query(task.X, task.y, clf, batch_size=8)
+        posterior = LastLayerLaplace.fit_map(task.X[:LABELLED], task.truth[:LABELLED].astype(int), 4, 2.0)
+        expected = select_batch(posterior, task.X[LABELLED:], 8, "bald", step="newton", gamma=0.1)
+        assert picks.tolist() == (expected.indices + LABELLED).tolist()
+
+    @pytest.mark.parametrize("acquisition", ["random", "badge", "typiclust", "probcover"])
+    def test_the_random_state_decides(self, task: Task, acquisition: str) -> None:
+        def query(random_state: Any) -> list[int]:
+            strategy = LaplaceQueryStrategy(acquisition, random_state=random_state)
+            picks: list[int] = strategy.query(task.X, task.y, task.clf, batch_size=6).tolist()
+            assert strategy.query(task.X, task.y, task.clf, batch_size=6).tolist() == picks
+            return picks
+
+        assert query(3) == query(3) == query(np.random.RandomState(3))
+        assert len({tuple(query(seed)) for seed in range(6)}) > 1
+
+    def test_a_callable(self, task: Task) -> None:
+        strategy = LaplaceQueryStrategy(lambda _, pool: -pool[:, 0])
+        picks, utilities = clone(strategy).query(task.X, task.y, task.clf, batch_size=3, return_utilities=True)
+        assert picks.tolist() == (task.X[LABELLED:, 0].argsort()[:3] + LABELLED).tolist()
+        np.testing.assert_array_equal(utilities[0, LABELLED:], -task.X[LABELLED:, 0])
+
+
+class TestCandidates:
+    @pytest.mark.parametrize("acquisition", ["margin", "badge", "coreset"])
+    def test_indices_and_rows_and_none_agree(self, task: Task, acquisition: str) -> None:
+        strategy = LaplaceQueryStrategy(acquisition, random_state=0)
+        every = strategy.query(task.X, task.y, task.clf, batch_size=4)
+        rows = unlabeled_indices(task.y)
+        indices = strategy.query(task.X, task.y, task.clf, candidates=rows[::-1], batch_size=4)
+        features = strategy.query(task.X, task.y, task.clf, candidates=task.X[rows], batch_size=4)
+        assert every.tolist() == indices.tolist() == rows[features].tolist()
+
+    def test_only_candidates_are_picked(self, task: Task) -> None:
+        rows = np.array([70, 20, 33, 51])
+        picks, utilities = LaplaceQueryStrategy().query(
+            task.X, task.y, task.clf, candidates=rows, batch_size=3, return_utilities=True
+        )
+        assert set(picks) < set(rows)
+        assert utilities.shape == (3, 80)
+        assert np.isfinite(utilities).sum(1).tolist() == [4, 3, 2]
+        picks, utilities = LaplaceQueryStrategy().query(
+            task.X, task.y, task.clf, candidates=task.X[rows], batch_size=3, return_utilities=True
+        )
+        assert utilities.shape == (3, 4)
+
+    def test_more_than_there_are(self, task: Task) -> None:
+        with pytest.warns(UserWarning, match=r"larger than number of candidates"):
+            picks = LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=[40, 30], batch_size=5)
+        assert sorted(picks) == [30, 40]
+
+    def test_none(self, task: Task) -> None:
+        with (
+            pytest.warns(UserWarning, match=r"larger than number of candidates"),
+            pytest.raises(ValueError, match=r"^candidates must hold at least one sample"),
+        ):
+            LaplaceQueryStrategy().query(task.X, task.truth, task.clf)
+
+
+class TestUtilities:
+    @pytest.mark.parametrize("acquisition", SCORE_ALL)
+    @pytest.mark.parametrize("link", ["plugin", "mean_field"])
+    def test_of_every_sample_at_the_moment_of_each_pick(self, task: Task, acquisition: str, link: str) -> None:
+        clf = SklearnClassifier(LaplaceClassifier(step="newton", gamma=0.3), classes=range(4))
+        strategy = LaplaceQueryStrategy(acquisition, link=link, random_state=1)
+        picks, utilities = strategy.query(task.X, task.y, clf, batch_size=5, return_utilities=True)
+        assert picks.tolist() == strategy.query(task.X, task.y, clf, batch_size=5).tolist()
+        for number, row in enumerate(utilities):
+            missing = {*range(LABELLED), *picks[:number].tolist()}
+            assert set(np.isnan(row).nonzero()[0].tolist()) == missing
+            assert np.nanargmax(row) == picks[number]
+        if acquisition == "random":
+            return
+        result = select_batch(
+            posterior_of(task), task.X[LABELLED:], 5, acquisition, step="newton", gamma=0.3, link=link
+        )
+        np.testing.assert_allclose(utilities[range(5), picks], result.utilities, rtol=1e-9)
+
+    @pytest.mark.parametrize("acquisition", CHOOSE_BATCHES)
+    def test_of_the_picks_alone_where_samples_have_none(self, task: Task, acquisition: str) -> None:
+        strategy = LaplaceQueryStrategy(acquisition, random_state=1)
+        picks, utilities = strategy.query(task.X, task.y, task.clf, batch_size=5, return_utilities=True)
+        assert picks.tolist() == strategy.query(task.X, task.y, task.clf, batch_size=5).tolist()
+        assert np.isfinite(utilities).sum() == 5
+        assert np.isfinite(utilities[range(5), picks]).all()
+
+    def test_of_a_batch_at_once(self, task: Task) -> None:
+        strategy = LaplaceQueryStrategy("entropy", targets=None)
+        picks, utilities = strategy.query(task.X, task.y, task.clf, batch_size=4, return_utilities=True)
+        np.testing.assert_array_equal(
+            utilities[3, LABELLED:][~np.isnan(utilities[3, LABELLED:])].max(), utilities[0, picks[3]]
+        )
+
+
+class TestModel:
+    def test_as_it_was_fitted(self, task: Task) -> None:
+        strategy = LaplaceQueryStrategy("bald")
+        fitted = clone(task.clf).fit(task.X, task.y)
+        before = fitted.predict_proba(task.X)
+        expected = strategy.query(task.X, task.y, task.clf, batch_size=5)
+        assert strategy.query(task.X, task.y, fitted, fit_clf=False, batch_size=5).tolist() == expected.tolist()
+        np.testing.assert_array_equal(fitted.predict_proba(task.X), before)
+        fitted.partial_fit(task.X[40:60], task.truth[40:60])
+        other = strategy.query(task.X, task.y, fitted, fit_clf=False, batch_size=5)
+        assert other.tolist() != expected.tolist()
+
+    def test_a_copy_is_fitted(self, task: Task) -> None:
+        LaplaceQueryStrategy().query(task.X, task.y, task.clf)
+        assert not hasattr(task.clf, "is_fitted_")
+        assert not hasattr(task.clf.estimator, "posterior_")
+
+    def test_not_fitted(self, task: Task) -> None:
+        with pytest.raises(NotFittedError):
+            LaplaceQueryStrategy().query(task.X, task.y, task.clf, fit_clf=False)
+        with pytest.warns(UserWarning, match="could not be fitted"):
+            failed = clone(task.clf).fit(task.X, np.full(80, MISSING_LABEL))
+        with pytest.raises(ValueError, match=r"^clf must have been fitted to labels of at least two classes"):
+            LaplaceQueryStrategy().query(task.X, task.y, failed, fit_clf=False)
+
+    @pytest.mark.parametrize(
+        ("clf", "error", "says"),
+        [
+            (
+                SklearnClassifier(LogisticRegression()),
+                TypeError,
+                "^clf must wrap a LaplaceClassifier, got LogisticRegression",
+            ),
+            (ParzenWindowClassifier(), TypeError, "`clf`"),
+            (LaplaceClassifier(), TypeError, "`clf`"),
+            (SklearnClassifier(LaplaceClassifier(), missing_label=-1), ValueError, "must be equal"),
+            (SklearnClassifier(LaplaceClassifier(gamma=-1.0)), ValueError, "^gamma must be at least 0"),
+        ],
+    )
+    def test_other_classifiers(self, task: Task, clf: Any, error: type[Exception], says: str) -> None:
+        with pytest.raises(error, match=says):
+            LaplaceQueryStrategy().query(task.X, task.y, clf)
+
+    @pytest.mark.parametrize(
+        ("parameter", "error"),
+        [
+            ({"acquisition": "mergin"}, ValueError),
+            ({"targets": "sampled"}, ValueError),
+            ({"link": "mc"}, ValueError),
+        ],
+        ids=str,
+    )
+    def test_parameters(self, task: Task, parameter: dict[str, Any], error: type[Exception]) -> None:
+        with pytest.raises(error, match=f"^{next(iter(parameter))} must be one of "):
+            LaplaceQueryStrategy(**parameter).query(task.X, task.y, task.clf)
+
+    @pytest.mark.parametrize("labels", [("a", "b", ""), (1, 2, -1), ("a", "b", None), (7.0, 3.0, np.nan)], ids=str)
+    def test_labels_of_any_type(self, task: Task, labels: tuple[Any, Any, Any]) -> None:
+        one, two, missing = labels
+        y = np.array([one, two] * 8 + [missing] * 64, dtype=object if missing is None else None)
+        clf = SklearnClassifier(LaplaceClassifier(), classes=[one, two], missing_label=missing)
+        picks = LaplaceQueryStrategy(missing_label=missing).query(task.X, y, clf, batch_size=3)
+        assert (picks >= LABELLED).all()
+
+
+class TestColdStart:
+    @pytest.mark.parametrize("acquisition", ACQUISITIONS)
+    @pytest.mark.parametrize("n_labels", [0, 1, 2])
+    def test_no_label_or_labels_of_one_class(self, task: Task, acquisition: str, n_labels: int) -> None:
+        y = np.full(80, MISSING_LABEL)
+        y[:n_labels] = 2.0
+        strategy = LaplaceQueryStrategy(acquisition, random_state=0)
+        picks = strategy.query(task.X, y, task.clf, batch_size=4)
+        assert len(set(picks.tolist()) - set(range(n_labels))) == 4
+
+    @pytest.mark.parametrize("parameters", [{}, {"fit_bias": False}, {"standardize": False}], ids=str)
+    def test_the_few_labels_are_absorbed(self, task: Task, parameters: dict[str, bool]) -> None:
+        y = np.full(80, MISSING_LABEL)
+        y[0] = 2.0
+        clf = SklearnClassifier(LaplaceClassifier(**parameters), classes=range(4))
+        _, utilities = LaplaceQueryStrategy("variance").query(task.X, y, clf, return_utilities=True)
+        prior = LastLayerLaplace(
+            np.zeros((4, 12)), 10.0, bias=np.zeros(4) if parameters.get("fit_bias", True) else None
+        )
+        if parameters.get("standardize", True):
+            prior.standardize(torch.from_numpy(task.X))
+        expected = prior.fit(task.X[:0]).update(task.X[:1], np.array([2])).predict_latent(task.X[1:]).variance
+        np.testing.assert_allclose(utilities[0, 1:], expected)
+
+    def test_unknown_classes(self, task: Task) -> None:
+        y = np.full(80, MISSING_LABEL)
+        y[0] = 2.0
+        with pytest.raises(ValueError, match=r"^clf.classes must name at least two classes"):
+            LaplaceQueryStrategy().query(task.X, y, SklearnClassifier(LaplaceClassifier()))
+
+
+class TestCompany:
+    def test_it_is_a_strategy_of_theirs(self) -> None:
+        strategy = LaplaceQueryStrategy("bald", targets=None, random_state=3)
+        assert isinstance(strategy, SingleAnnotatorPoolQueryStrategy)
+        copy = clone(strategy).set_params(link="mean_field")
+        assert copy.get_params() == {**strategy.get_params(), "link": "mean_field"}
+
+    def test_under_their_wrapper(self, task: Task) -> None:
+        wrapper = SubSamplingWrapper(LaplaceQueryStrategy(), max_candidates=20, random_state=0)
+        picks, utilities = wrapper.query(X=task.X, y=task.y, batch_size=3, return_utilities=True, clf=task.clf)
+        assert (picks >= LABELLED).all()
+        assert np.isfinite(utilities).sum(1).tolist() == [20, 19, 18]
+
+    def test_the_usual_loop_beats_random(self) -> None:
+        """The loop of scikit-activeml's documentation, with its own random sampling beside ours."""
+        problem = make_problem(n_classes=6, n_features=8, n_pool=400, seed=2)
+        X, truth = problem.pool.numpy(), problem.labels.numpy().astype(float)
+        clf = SklearnClassifier(LaplaceClassifier(), classes=np.unique(truth))
+
+        def accuracy_after_cycles(strategy: Any, **query: Any) -> float:
+            y = np.full(len(X), MISSING_LABEL)
+            y[:12] = truth[:12]
+            for _ in range(8):
+                picks = strategy.query(X=X, y=y, batch_size=5, **query)
+                y[picks] = truth[picks]
+            assert is_labeled(y).sum() == 52
+            return float(clone(clf).fit(X, y).score(X, truth))
+
+        random = np.mean([accuracy_after_cycles(RandomSampling(random_state=seed)) for seed in range(5)])
+        assert accuracy_after_cycles(LaplaceQueryStrategy(), clf=clf) > random

@@ -1,0 +1,217 @@
+"""The classifier for scikit-learn, against the real library: its own checks, and what they do not look at."""
+
+import pickle
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from lapal_ext import LastLayerLaplace
+from lapal_ext.interop.sklearn import LaplaceClassifier
+from tests.problems import Problem, make_problem
+
+NAMES = np.array(["cat", "dog", "eel", "fox"])
+
+
+# None of scikit-learn's checks is expected to fail.
+@parametrize_with_checks(
+    [
+        LaplaceClassifier(),
+        LaplaceClassifier(link="plugin", step="newton", curvature="gaussian"),
+        LaplaceClassifier(fit_bias=False, standardize=False, prior_precision=1.0),
+    ]
+)
+def test_checks_of_scikit_learn(estimator: LaplaceClassifier, check: Any) -> None:
+    check(estimator)
+
+
+@pytest.fixture
+def problem() -> Problem:
+    return make_problem()
+
+
+@pytest.fixture
+def data(problem: Problem) -> tuple[NDArray[Any], NDArray[Any]]:
+    return problem.pool.numpy(), NAMES[problem.labels.numpy()]
+
+
+class TestWhatItIs:
+    @pytest.mark.parametrize("link", ["mean_field", "plugin"])
+    def test_fit_is_fit_map(self, problem: Problem, data: Any, link: str) -> None:
+        X, y = data
+        classifier = LaplaceClassifier(prior_precision=3.0, link=link).fit(X, y)
+        posterior = LastLayerLaplace.fit_map(problem.pool, problem.labels, 4, prior_precision=3.0)
+        assert torch.equal(classifier.posterior_.covariance, posterior.covariance)
+        expected = posterior.predict_proba(problem.eval_features, link)
+        probabilities = classifier.predict_proba(problem.eval_features.numpy())
+        np.testing.assert_allclose(probabilities, expected.numpy(), rtol=1e-12)
+        assert classifier.predict(X).tolist() == NAMES[posterior.predict_logits(problem.pool).argmax(1)].tolist()
+
+    @pytest.mark.parametrize(("step", "gamma"), [("line_search", 1.0), ("newton", 0.3)])
+    def test_partial_fit_is_update(self, problem: Problem, data: Any, step: str, gamma: float) -> None:
+        X, y = data
+        classifier = LaplaceClassifier(step=step, gamma=gamma).fit(X[:20], y[:20])
+        assert classifier.partial_fit(X[20:], y[20:]) is classifier
+        posterior = LastLayerLaplace.fit_map(problem.pool[:20], problem.labels[:20], 4)
+        posterior.update(problem.pool[20:], problem.labels[20:], step, gamma)
+        assert torch.equal(classifier.posterior_.mean, posterior.mean)
+        assert torch.equal(classifier.posterior_.precision, posterior.precision)
+
+    def test_the_first_partial_fit_knows_classes_without_labels(self, data: Any) -> None:
+        X, y = data
+        few = y != "fox"
+        classifier = LaplaceClassifier().partial_fit(X[few], y[few], classes=NAMES[::-1])
+        assert classifier.classes_.tolist() == NAMES.tolist()
+        before = classifier.score(X, y)
+        assert classifier.partial_fit(X[~few], y[~few], classes=NAMES).score(X, y) > before
+        assert "fox" in classifier.predict(X)
+
+    def test_scores_are_the_log_odds_of_the_probabilities(self, data: Any) -> None:
+        X, y = data
+        several = LaplaceClassifier().fit(X, y)
+        softmax = torch.from_numpy(several.decision_function(X)).softmax(1).numpy()
+        np.testing.assert_allclose(several.predict_proba(X), softmax)
+        two = LaplaceClassifier().fit(X, y == "cat")
+        odds = two.predict_proba(X)
+        np.testing.assert_allclose(two.decision_function(X), np.log(odds[:, 1] / odds[:, 0]), atol=1e-12)
+        assert ((two.decision_function(X) > 0) == two.predict(X)).all()
+
+    def test_links_differ(self, data: Any) -> None:
+        X, y = data
+        averaged, plugin = (
+            LaplaceClassifier(link=link).fit(X, y).predict_proba(X) for link in ("mean_field", "plugin")
+        )
+        assert (averaged.max(1) < plugin.max(1)).all()
+
+
+class TestTypes:
+    @pytest.mark.parametrize(
+        "labels",
+        [
+            NAMES,
+            NAMES.astype(object),
+            np.array([3, -7, 5, 0]),
+            np.array([1.0, 2.0, 9.0, -4.0]),
+            np.array([2**40, 1, 2, 3]),
+        ],
+        ids=["str", "object", "int", "float", "long"],
+    )
+    def test_labels(self, problem: Problem, labels: NDArray[Any]) -> None:
+        X, y = problem.pool.numpy(), labels[problem.labels.numpy()]
+        classifier = LaplaceClassifier().fit(X[:40], y[:40]).partial_fit(X[40:], y[40:])
+        assert classifier.classes_.tolist() == sorted(labels.tolist())
+        assert classifier.predict(X).dtype == labels.dtype
+        assert classifier.score(X, y) > 0.8
+
+    @pytest.mark.parametrize(("given", "kept"), [("f4", "f4"), ("f8", "f8"), ("f2", "f8"), ("i8", "f8")])
+    def test_features(self, data: Any, given: str, kept: str) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X.astype(given), y)
+        assert classifier.predict_proba(X.astype(given)).dtype == kept
+        assert classifier.partial_fit(X, y).predict_proba(X).dtype == kept
+
+    def test_sparse_features(self, data: Any) -> None:
+        X, y = data
+        with pytest.raises(TypeError, match=r"[Ss]parse data"):
+            LaplaceClassifier().fit(csr_matrix(X), y)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("parameter", "error"),
+        [
+            ({"prior_precision": 0.0}, ValueError),
+            ({"prior_precision": "auto"}, TypeError),
+            ({"curvature": "exact"}, ValueError),
+            ({"step": "sgd"}, ValueError),
+            ({"gamma": -1.0}, ValueError),
+            ({"fit_bias": "no"}, TypeError),
+            ({"standardize": 1}, TypeError),
+            ({"link": "mc"}, ValueError),
+        ],
+        ids=str,
+    )
+    def test_parameters_are_checked_by_fit(self, data: Any, parameter: dict[str, Any], error: type[Exception]) -> None:
+        classifier = LaplaceClassifier(**parameter)  # and not before, says scikit-learn
+        with pytest.raises(error, match=f"^{next(iter(parameter))} must be "):
+            classifier.fit(*data)
+
+    @pytest.mark.parametrize("parameter", [{"step": "sgd"}, {"gamma": -1.0}, {"link": "mc"}], ids=str)
+    def test_a_parameter_set_later_is_checked_too(self, data: Any, parameter: dict[str, Any]) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X, y).set_params(**parameter)
+        for call in (lambda: classifier.partial_fit(X, y), lambda: classifier.predict_proba(X)):
+            with pytest.raises(ValueError, match=f"^{next(iter(parameter))} must be "):
+                call()
+
+    @pytest.mark.parametrize("new", [["cat", "owl"], [0, 1]])
+    def test_a_new_class_changes_nothing(self, data: Any, new: list[Any]) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X, y)
+        before = classifier.predict_proba(X)
+        with pytest.raises(ValueError, match=r"^y contains previously unseen labels"):
+            classifier.partial_fit(X[:2], new)
+        with pytest.raises(ValueError, match=r"^classes must be .*'fox'.* as in the first fit, got .*'owl'"):
+            classifier.partial_fit(X[:2], y[:2], classes=[*NAMES, "owl"])
+        np.testing.assert_array_equal(classifier.predict_proba(X), before)
+
+    def test_one_class(self, data: Any) -> None:
+        X, _ = data
+        with pytest.raises(ValueError, match=r"^y must hold at least two classes, got one class: 'cat'"):
+            LaplaceClassifier().fit(X, ["cat"] * len(X))
+        with pytest.raises(ValueError, match=r"^classes must hold at least two classes, got one class"):
+            LaplaceClassifier().partial_fit(X, ["cat"] * len(X), classes=["cat"])
+
+    def test_the_first_partial_fit_needs_classes(self, data: Any) -> None:
+        with pytest.raises(ValueError, match=r"^classes must be passed on the first call"):
+            LaplaceClassifier().partial_fit(*data)
+
+    def test_not_fitted(self, data: Any) -> None:
+        X, _ = data
+        for method in ("predict", "predict_proba", "decision_function"):
+            with pytest.raises(NotFittedError):
+                getattr(LaplaceClassifier(), method)(X)
+
+
+class TestCompany:
+    def test_a_clone_has_the_parameters_and_no_posterior(self, data: Any) -> None:
+        copy = clone(LaplaceClassifier(gamma=0.5).fit(*data))
+        assert copy.get_params()["gamma"] == 0.5
+        assert not hasattr(copy, "posterior_")
+
+    @pytest.mark.parametrize("by", ["pickle", "joblib"])
+    def test_copies_go_on_learning(self, data: Any, by: str, tmp_path: Any) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X[:20], y[:20]).partial_fit(X[20:30], y[20:30])
+        if by == "pickle":
+            copy = pickle.loads(pickle.dumps(classifier))
+        else:
+            joblib.dump(classifier, tmp_path / "classifier.joblib")
+            copy = joblib.load(tmp_path / "classifier.joblib")
+        for one in (classifier, copy):
+            one.partial_fit(X[30:], y[30:])
+        np.testing.assert_array_equal(copy.predict_proba(X), classifier.predict_proba(X))
+        assert torch.equal(copy.posterior_.precision, classifier.posterior_.precision)
+
+    def test_model_selection(self, data: Any) -> None:
+        X, y = data
+        scores = cross_val_score(make_pipeline(StandardScaler(), LaplaceClassifier()), X, y, cv=3)
+        assert scores.mean() > 0.8
+        search = GridSearchCV(LaplaceClassifier(), {"prior_precision": [1.0, 1e5]}, cv=3, scoring="neg_log_loss")
+        assert search.fit(X, y).best_params_ == {"prior_precision": 1.0}
+
+    def test_calibration_by_cross_validation(self, data: Any) -> None:
+        X, y = data
+        calibrated = CalibratedClassifierCV(LaplaceClassifier(), cv=3).fit(X, y)
+        assert calibrated.score(X, y) > 0.8
