@@ -36,6 +36,8 @@ class LastLayerLaplace(EstimatedLinear):
     A bias is one more constant feature: ``mean`` is then [C, D + 1] and ``covariance`` [D + 1, D + 1] while inputs stay
     [N, D], and updates move it like any other weight. ``centre`` and ``scale`` standardise inputs inside every method.
 
+    It is a module that may stand where the layer stood: called on features [..., D], it gives the layer's logits.
+
     Source: Huseljic et al., "Efficient Bayesian Updates for Deep Active Learning via Laplace Approximations",
     arXiv 2210.06112; bias, standardising, line search and the blocked exact updates are ours.
 
@@ -44,6 +46,7 @@ class LastLayerLaplace(EstimatedLinear):
         prior_precision: lambda > 0.
         curvature: ``categorical`` or ``gaussian``.
         bias: of the layer, [C], or None for a layer without.
+        class_names: one per class, distinct, or None.
 
     Attributes:
         mean: [C, D], or [C, D + 1] with a bias.
@@ -53,6 +56,7 @@ class LastLayerLaplace(EstimatedLinear):
         scale: multiplies the centred features, 0-d.
         has_bias: whether the last column of ``mean`` is a bias.
         fitted: whether ``fit`` has been called.
+        class_names: C texts, or None; kept by ``clone``, ``save`` and ``state_dict``, and grown by ``add_class``.
     """
 
     @torch.no_grad()
