@@ -261,6 +261,19 @@ def test_features_of_something_else_are_never_taken(path: Path, change: str, who
     check(run(path))
 
 
+def test_a_model_is_known_again_in_another_process(tmp_path: Path) -> None:
+    """Where a module prints a function, its address is part of what is printed, and another one each time."""
+
+    class Printed(Counting):
+        def extra_repr(self) -> str:
+            return f"activation=<function f at {hex(id(self))}>"
+
+    run(tmp_path / "x.npy", model=Printed())
+    kept = Printed()  # at another address
+    check(run(tmp_path / "x.npy", model=Printed()))
+    assert kept.rows == 0
+
+
 def test_a_foreign_file_is_never_written_over(path: Path) -> None:
     path.write_bytes(b"precious")
     with pytest.raises(StorageError, match=r"exists, and no .*\.json says what it is of: choose another path"):
