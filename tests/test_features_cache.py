@@ -232,6 +232,20 @@ def test_killed_at_random_moments(path: Path) -> None:
     print(f"survived {kills} kills")
 
 
+def test_two_at_once_are_noticed(path: Path) -> None:
+    """The one that comes second goes on behind the rows of the first, which sees it; what is whole stays whole."""
+
+    def interrupted() -> Iterator[tuple[Tensor, Tensor]]:
+        for number, batch in enumerate(batches()):
+            if number == 2:
+                check(run(path, batches()))
+            yield batch
+
+    with pytest.raises(StorageError, match=r"\.partial was changed meanwhile: let one process at a time extract"):
+        run(path, interrupted())
+    check(run(path, batches()))
+
+
 # Something else
 
 

@@ -130,7 +130,7 @@ class FeatureCache:
         if journal["labelled"]:
             self._targets = self._label_file()
             files.append((self._targets, journal["targets_sha256"]))
-        if self.complete:
+        if self.complete and not self._path.exists():
             for file, _ in reversed(files):  # a kill between the last journal and the new names left this undone
                 file.publish()
         for file, sha256 in files:

@@ -9,6 +9,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -64,16 +65,25 @@ class RowFile:
         os.truncate(self._partial, _HEAD_BYTES + rows * self._row_bytes)
 
     def append(self, rows: Tensor) -> None:  # [n, *row_shape]
-        """Add rows to the file and to its checksum."""
+        """Add rows to the file and to its checksum.
+
+        Raises:
+            StorageError: another process writes to the file as well.
+        """
         content = rows.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        with self._partial.open("ab") as file:
+        with self._open_alone() as file:
+            file.seek(0, os.SEEK_END)
             file.write(content)
         self._digest.update(content)
         self.rows += len(rows)
 
     def finish(self) -> None:
-        """Write the header and put the file on disk; it still has its other name."""
-        with self._partial.open("rb+") as file:
+        """Write the header and put the file on disk; it still has its other name.
+
+        Raises:
+            StorageError: another process writes to the file as well.
+        """
+        with self._open_alone() as file:
             file.write(self._header())
             file.flush()
             os.fsync(file.fileno())
@@ -98,6 +108,13 @@ class RowFile:
     @property
     def _row_bytes(self) -> int:
         return self._dtype.itemsize * torch.Size(self._row_shape).numel()
+
+    def _open_alone(self) -> BinaryIO:
+        """Open the file that grows, unless it is not as this process left it."""
+        size = self._partial.stat().st_size if self._partial.exists() else 0
+        if size != _HEAD_BYTES + self.rows * self._row_bytes:
+            raise StorageError(f"{self._partial} was changed meanwhile: let one process at a time extract to this path")
+        return self._partial.open("rb+")
 
     def _head_of_file(self) -> bytes:
         with self.path.open("rb") as file:
