@@ -105,6 +105,9 @@ class StandardizedLinear(nn.Module):
         ten labels of a new digit, absorbed behind 50 of the others, 87 % of its test images are recognised (a refit:
         83 %), behind 540 only 13 % (55 %); with ``gamma=3`` for the labels of the new class it is 52 % there.
 
+        A ``SequentialSelector`` keeps the classes it began with: begin another one with a posterior that has the new
+        class, and load the state of the first into it.
+
         Args:
             name: of the class, one that no other has; where the classes have names it needs one, else it has none.
 

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from lapal_ext import LastLayerLaplace
+from lapal_ext import LastLayerLaplace, SequentialSelector
 from tests.bad_input.calls import bits
 from tests.draws import Draw
 from tests.problems import make_problem
@@ -95,6 +95,26 @@ def test_digits_without_nine_and_then_with_it(n_known: int, gamma: float, of_new
     assert new > accuracies(refit)[0] - 0.05
     assert old > accuracies(refit)[1] - 0.05
     assert posterior.class_names == (*names, "9")
+
+
+def test_a_selector_goes_on_with_the_class() -> None:
+    """Another one, begun with the posterior that has the class, takes over the answers of the first."""
+    problem = make_problem()
+    first = SequentialSelector(problem.posterior, problem.pool)
+    for _ in range(4):
+        row = int(first.ask())
+        first.tell(row, int(problem.labels[row]))
+    second = SequentialSelector(problem.posterior.clone().add_class(), problem.pool)
+    second.load_state_dict(first.state_dict())
+    row = int(second.ask())
+    assert row not in first.state_dict()["rows"]
+    second.tell(row, 4)
+    assert second.posterior.num_classes == 5
+    told = second.state_dict()
+    again = problem.posterior.clone().add_class().update(problem.pool[told["rows"]], told["labels"])
+    torch.testing.assert_close(second.posterior.mean, again.mean, rtol=1e-9, atol=1e-11)
+    with pytest.raises(ValueError, match=r"^labels must lie in \[0, 4\)"):
+        first.tell(row, 4)
 
 
 def test_a_copy_can_have_the_class_instead() -> None:
