@@ -12,4 +12,4 @@ class NotPSDError(ArithmeticError):
 
 
 class StorageError(ValueError):
-    """A saved file is damaged, foreign, or written by a newer version."""
+    """A saved file is damaged, foreign, of something else than what is asked for, or written by a newer version."""

@@ -293,10 +293,48 @@ def test_the_model_is_left_as_it_was(kind: type[TinyCNN], layer: str | None) -> 
     assert torch.is_grad_enabled()
 
 
-def test_a_compiled_model() -> None:
-    """Compiled code would call no hooks: what runs is the model underneath."""
-    compiled = torch.compile(MODEL, backend="eager")
-    assert torch.equal(extract(compiled, X).features, extract(MODEL, X).features)
+@pytest.mark.parametrize("part", ["wrapped", "itself", "body"])
+@pytest.mark.parametrize("before", [True, False], ids=["run before", "never run"])
+def test_a_compiled_model(part: str, before: bool) -> None:
+    """Compiled code calls no hooks that come later, and keeps those that were there: it stays out of it."""
+    torch._dynamo.reset()
+    model: Any = seeded(TinyCNN).eval()
+    compiled = torch.compile(model, backend="eager") if part == "wrapped" else model
+    if part != "wrapped":
+        (model if part == "itself" else model.body).compile(backend="eager")
+    if before:
+        compiled(X)
+    for layer in (None, "fc"):
+        result = extract(compiled, X, layer)
+        torch.testing.assert_close(result.features, expected(model))
+        assert result.layer == "fc"
+    torch.testing.assert_close(compiled(X), model.fc(expected(model)))
+
+
+class Recorder(TinyCNN):
+    """Notes where it is sent, and stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moves: list[torch.device] = []
+
+    def to(self, device: torch.device) -> "Recorder":  # type: ignore[override]
+        self.moves.append(device)
+        return self
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="inputs must fail to follow the model")
+def test_the_model_comes_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To another device and, after the error that follows here, back."""
+    model, cuda = Recorder(), torch.device("cuda:0")
+    monkeypatch.setattr("lapal_ext.features.extraction.check_device", lambda _, device: torch.device(device))
+    with pytest.raises((AssertionError, RuntimeError)):
+        extract(model, X, device="cuda:0")
+    assert model.moves == [cuda, torch.device("cpu")]
+    model.fc.bias = nn.Parameter(model.fc.bias.to("meta"))
+    with pytest.raises(ValueError, match=r"^device must be None for a model on several devices, got cuda:0$"):
+        extract(model, X, device="cuda:0")
+    assert model.moves == [cuda, torch.device("cpu")]
 
 
 # Bad arguments

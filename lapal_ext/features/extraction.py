@@ -1,8 +1,9 @@
 """Running a model over data for the features that one of its layers sees."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def extract(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: compiled code calls no hooks
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps, with the names that its author knows
     check_choice("take", take, TAKES)
     name = layer_name(model, layer, take)
     batch_size = check_integer("batch_size", batch_size, at_least=1)
@@ -99,7 +100,7 @@ def extract(
     if store.complete and rows is not None:
         return _result(store)
     end = 0
-    with _evaluating(model, home, place), _counting(rows, progress) as count:
+    with _evaluating(model, home, place), _uncompiled(), _counting(rows, progress) as count:
         count(store.done)
         for first, batch in read_batches(data, batch_size, store.done):
             end = first + batch.rows
@@ -219,6 +220,14 @@ def _evaluating(model: nn.Module, home: torch.device, place: torch.device) -> It
             module.training = mode
         if place != home:
             model.to(home)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Run what torch.compile made as it was written: compiled code calls no hooks, or keeps those it was made with."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager
