@@ -9,7 +9,7 @@ import pytest
 import rich.progress
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.features import extract
@@ -91,6 +91,24 @@ def test_a_model_of_transformers(data: Any) -> None:
     torch.testing.assert_close(result.features, model.pooled(INPUT_IDS, MASK).detach())
     assert result.layer == "classifier"
     assert torch.equal(result.targets, torch.arange(10) % 3)
+
+
+class Lying(Sampler[int]):
+    """Says that it has more rows than it gives."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(20))
+
+    def __len__(self) -> int:
+        return 30
+
+
+def test_the_number_of_rows_is_that_of_the_batches() -> None:
+    result = extract(MODEL, DataLoader(TensorDataset(X, Y), 13, drop_last=True))
+    torch.testing.assert_close(result.features, expected()[:39])
+    assert torch.equal(result.targets, Y[:39])
+    with pytest.raises(ValueError, match=r"^data must give the 30 rows that it says it has, got 20$"):
+        extract(MODEL, DataLoader(TensorDataset(X, Y), 7, sampler=Lying()))
 
 
 def test_nothing_is_drawn_from_the_global_generator() -> None:
@@ -303,7 +321,8 @@ def test_a_compiled_model(part: str, before: bool) -> None:
     if part != "wrapped":
         (model if part == "itself" else model.body).compile(backend="eager")
     if before:
-        compiled(X)
+        with torch.no_grad():  # as it runs below: compiled code with gradients is another
+            compiled(X)
     for layer in (None, "fc"):
         result = extract(compiled, X, layer)
         torch.testing.assert_close(result.features, expected(model))

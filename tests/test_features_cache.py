@@ -295,6 +295,13 @@ def test_a_foreign_file_is_never_written_over(path: Path) -> None:
     assert contents(path.parent) == {path.name: b"precious"}
 
 
+def test_a_stray_part_never_takes_the_place_of_what_is_whole(path: Path) -> None:
+    run(path)
+    for name in (path, Path(f"{path}.targets.npy")):
+        name.with_name(f"{name.name}.partial").write_bytes(b"")
+    check(run(path))
+
+
 def test_deleting_the_features_begins_anew(path: Path) -> None:
     run(path)
     path.unlink()
