@@ -97,8 +97,8 @@ class FeatureCache:
                 file.finish()
             self.complete = True
             self._write_journal()
-        for file in files:  # the features last: where they are, everything is
-            file.publish()
+            for file in files:  # the features last: where they are, everything is
+                file.publish()
         targets = None if self._targets is None else torch.from_numpy(load_npy(self._targets.path))
         return map_file("path", self._path), targets
 

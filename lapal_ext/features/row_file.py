@@ -89,7 +89,7 @@ class RowFile:
             os.fsync(file.fileno())
 
     def publish(self) -> None:
-        """Give the finished file its name, unless it has it."""
+        """Give the finished file its name, unless it got it before."""
         if self._partial.exists():
             self._partial.replace(self.path)
 
