@@ -119,7 +119,7 @@ class FeatureCache:
 
     def _go_on(self, journal: dict[str, Any]) -> None:
         now = {**self._origin, "layer": journal["layer"] if self.layer is None else self.layer}
-        if other := [f"{name} {journal[name]!r} and not {now[name]!r}" for name in now if journal[name] != now[name]]:
+        if other := [_difference(name, journal[name], now[name]) for name in now if journal[name] != now[name]]:
             raise StorageError(
                 f"{self._path} holds features of something else ({', '.join(other)}): choose another path, or delete "
                 f"it and {self._journal.name}"
@@ -157,6 +157,10 @@ class FeatureCache:
         }
         text = json.dumps({**journal, "checksum": _checksum(journal)}, indent=1)
         replace_file(self._journal, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def _difference(name: str, there: object, asked: object) -> str:
+    return "another model" if name == "model" else f"{name} {there!r} and not {asked!r}"
 
 
 def width_changes(columns: int, others: int, row: int) -> str:
