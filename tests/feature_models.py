@@ -1,6 +1,6 @@
 """Small models in the shapes that people have them: torchvision's, that of transformers, encoders without a head."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.datasets import load_digits
@@ -75,6 +75,17 @@ def trained_cnn(images: Tensor, labels: Tensor, epochs: int = 60) -> TinyCNN:
                 loss.backward()
                 optimizer.step()
     return model
+
+
+def features_of(model: Any, images: Tensor) -> Tensor:
+    """What the last layer of a ``TinyCNN`` sees in evaluation mode, by its own code."""
+    with torch.no_grad():
+        modes = [module.training for module in model.modules()]
+        model.eval()
+        features = model.features_of(images)
+        for module, mode in zip(model.modules(), modes, strict=True):
+            module.training = mode
+    return features
 
 
 def seeded(kind: type[nn.Module]) -> nn.Module:

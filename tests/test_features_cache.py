@@ -1,13 +1,7 @@
-"""Features kept in a file: read back, gone on with after a kill, and never taken for something else."""
+"""Features kept in a file: read back, never taken for something else, and damage noticed."""
 
 import json
 import math
-import multiprocessing
-import os
-import random
-import time
-import warnings
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,63 +10,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from lapal_ext import StorageError, select_batch
 from lapal_ext.features import extract
-from lapal_ext.features.extraction import ExtractedFeatures
 from lapal_ext.posterior import LastLayerLaplace
-
-N = 23
-BATCH = 4
-
-
-class Interrupt(BaseException):
-    """Stands for what ends a process."""
-
-
-class Counting(nn.Module):
-    """A small network that counts the rows that it saw, and is interrupted behind some of them."""
-
-    def __init__(self, seed: int = 0, *, slope: float = 0.1, stop: int = 10**9) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.body, self.fc = nn.Linear(5, 6), nn.Linear(6, 3)
-        self.act = nn.LeakyReLU(slope)
-        self.rows, self.stop = 0, stop
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rows >= self.stop:
-            raise Interrupt
-        self.rows += len(x)
-        return self.fc(self.act(self.body(x)))
-
-
-X = torch.linspace(-2, 2, N * 5).sin().view(N, 5)
-Y = torch.arange(N) % 3
-DATA = TensorDataset(X, Y)
-PLAIN = extract(Counting(), DATA, batch_size=BATCH)
+from tests.feature_files import BATCH, DATA, PLAIN, Counting, Interrupt, N, X, Y, batches, check, contents, run
 
 
 @pytest.fixture(params=["pool.npy", "pool.safetensors"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / request.param
-
-
-def run(path: Path, data: Any = DATA, model: Any = None, **options: Any) -> ExtractedFeatures:
-    return extract(model or Counting(), data, path=path, **{"batch_size": BATCH, **options})
-
-
-def check(result: ExtractedFeatures, expected: ExtractedFeatures = PLAIN) -> None:
-    assert torch.equal(result.features, expected.features)
-    assert torch.equal(result.targets, expected.targets)
-    assert result.layer == expected.layer
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 # What is written and read
@@ -119,10 +67,6 @@ def test_the_same_layer_by_another_word(path: Path, layer: str | None) -> None:
     check(run(path, model=model, layer=model.fc if layer == "module" else layer))
 
 
-def batches() -> Iterator[tuple[Tensor, Tensor]]:
-    return iter(zip(X.split(5), Y.split(5), strict=True))
-
-
 def test_an_iterable_is_counted_before_its_file_is_believed(path: Path) -> None:
     run(path, batches())
     model = Counting()
@@ -132,117 +76,6 @@ def test_an_iterable_is_counted_before_its_file_is_believed(path: Path) -> None:
         run(path, [*batches(), (X[:1], Y[:1])])
     with pytest.raises(StorageError, match="holds 23 rows, and data have only 20"):
         run(path, list(batches())[:-1])
-    check(run(path, batches()))
-
-
-# Killed and resumed
-
-
-@pytest.mark.parametrize("data", ["dataset", "loader", "batches"])
-def test_rows_that_are_done_are_kept(path: Path, data: str) -> None:
-    """Interrupted after each number of batches, and gone on with in batches of another size."""
-    make = {"dataset": lambda: DATA, "loader": lambda: DataLoader(DATA, 5), "batches": batches}[data]
-    size = BATCH if data == "dataset" else 5
-    for stop in range(size, N, size):
-        folder = path.parent / str(stop)
-        folder.mkdir()
-        with pytest.raises(Interrupt):
-            run(folder / path.name, make(), Counting(stop=stop), layer="fc")
-        assert json.loads((folder / f"{path.name}.json").read_text())["done"] == stop
-        assert not (folder / path.name).exists()
-        resumed = Counting()
-        result = run(folder / path.name, DataLoader(DATA, 7) if data == "loader" else make(), resumed, batch_size=3)
-        torch.testing.assert_close(result.features, PLAIN.features)
-        assert torch.equal(result.targets, Y)
-        assert N - stop <= resumed.rows <= N - stop + 6 * (data == "loader")
-
-
-def test_stopped_between_any_two_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is moved, written or added is where a process may end; what was there before is what counts."""
-    run(path)
-    whole = contents(path.parent)
-    steps = 0
-    real = {name: getattr(Path, name) for name in ("replace", "write_text", "write_bytes")}
-
-    def stop_at(number: int, folder: Path) -> bool:
-        left = [number]
-
-        def stopping(name: str) -> Any:
-            def step(self: Path, *args: Any, **kwargs: Any) -> Any:
-                if self.is_relative_to(folder):
-                    left[0] -= 1
-                    if left[0] == 0:
-                        raise Interrupt
-                return real[name](self, *args, **kwargs)
-
-            return step
-
-        with monkeypatch.context() as patch:
-            for name in real:
-                patch.setattr(Path, name, stopping(name))
-            try:
-                run(folder / path.name)
-            except Interrupt:
-                return True
-        return False
-
-    while True:
-        steps += 1
-        folder = path.parent / str(steps)
-        folder.mkdir()
-        if not stop_at(steps, folder):
-            break
-        check(run(folder / path.name))
-        assert contents(folder) == whole
-    assert steps > 2 * N / BATCH
-
-
-class Slow(Dataset[tuple[Tensor, Tensor]]):
-    """Gives the moments of a kill somewhere to fall."""
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        time.sleep(0.004)
-        return X[row], Y[row]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed, and started by fork")
-def test_killed_at_random_moments(path: Path) -> None:
-    """SIGKILL, again and again, until a process comes to its end: bit for bit what it would have been."""
-    fork, draw, kills = multiprocessing.get_context("fork"), random.Random(0), 0
-    for _ in range(40):
-        process = fork.Process(target=run, args=(path, Slow()))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads; the child computes in one
-            process.start()
-        process.join(draw.uniform(0.0, 0.06))
-        process.kill()
-        process.join()
-        code = process.exitcode
-        process.close()
-        if code == 0:
-            break
-        kills += 1
-    model = Counting()
-    check(run(path, Slow(), model))
-    assert model.rows < N
-    assert kills >= 2
-    print(f"survived {kills} kills")
-
-
-def test_two_at_once_are_noticed(path: Path) -> None:
-    """The one that comes second goes on behind the rows of the first, which sees it; what is whole stays whole."""
-
-    def interrupted() -> Iterator[tuple[Tensor, Tensor]]:
-        for number, batch in enumerate(batches()):
-            if number == 2:
-                check(run(path, batches()))
-            yield batch
-
-    with pytest.raises(StorageError, match=r"\.partial was changed meanwhile: let one process at a time extract"):
-        run(path, interrupted())
     check(run(path, batches()))
 
 
