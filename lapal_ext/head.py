@@ -164,9 +164,11 @@ class StandardizedLinear(nn.Module):
 
         Raises:
             TypeError: ``out`` is no nn.Linear, computes its weight from something else, or has another dtype.
-            ValueError: it has another shape, or a bias where this posterior has none, or the reverse.
+            ValueError: it has another shape, or a bias where this posterior has none, or the reverse; or the mean is not
+                finite.
         """
         weights, offsets = self.fold(self.mean)
+        check_overflow("mean", weights, offsets)
         if out is None:
             out = nn.utils.skip_init(  # a plain nn.Linear draws its weights from the global generator
                 nn.Linear,

@@ -187,6 +187,15 @@ def test_the_mean_goes_back_into_the_models_own_layer(
     assert any(weight is parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
+def test_nan_never_reaches_the_layer(draw: Draw) -> None:
+    plain, replaced, x = pair(draw, torch.float64)
+    before = plain(x)
+    replaced.fc.mean[1, -1] = float("nan")  # in the bias, which is written last
+    with pytest.raises(ValueError, match=r"^mean must give results that are finite"):
+        replaced.fc.to_linear(out=plain.fc)
+    assert torch.equal(plain(x), before)
+
+
 def test_a_layer_that_computes_its_weight_is_refused(draw: Draw) -> None:
     """Writing to what is computed would change nothing, in silence."""
     plain, replaced, _ = pair(draw, torch.float64)
