@@ -164,8 +164,8 @@ class StandardizedLinear(nn.Module):
 
         Raises:
             TypeError: ``out`` is no nn.Linear, computes its weight from something else, or has another dtype.
-            ValueError: it has another shape, or a bias where this posterior has none, or the reverse; or the mean is not
-                finite.
+            ValueError: it has another shape, or a bias where this posterior has none, or the reverse; or the mean is
+                not finite.
         """
         weights, offsets = self.fold(self.mean)
         check_overflow("mean", weights, offsets)
