@@ -16,4 +16,4 @@ class RankError(RuntimeError):
 
 
 class StorageError(ValueError):
-    """A saved file is damaged, foreign, or written by a newer version."""
+    """A saved file is damaged, foreign, of something else than what is asked for, or written by a newer version."""

@@ -1,6 +1,7 @@
 """Fitting a posterior to data: its layer, its covariance, its prior; and how well that prior explains the data."""
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from lapal_ext._checks import (
     shape_text,
 )
 from lapal_ext.arrays import Array
+from lapal_ext.class_names import check_class_names
 from lapal_ext.gaussian import GaussianLinear
 from lapal_ext.head import check_layer
 
@@ -35,8 +37,9 @@ class EstimatedLinear(GaussianLinear):
         curvature: str = "categorical",
         *,
         bias: Array | None = None,  # [C]
+        class_names: Iterable[str] | None = None,  # C of them
     ) -> None:
-        super().__init__(weight, prior_precision, curvature, bias)
+        super().__init__(weight, prior_precision, curvature, bias, class_names)
 
     @classmethod
     def from_linear(
@@ -46,6 +49,7 @@ class EstimatedLinear(GaussianLinear):
         prior_precision: float = 1.0,
         curvature: str = "categorical",
         standardize: bool = False,
+        class_names: Iterable[str] | None = None,
     ) -> Self:
         """Put a posterior around a trained layer and fit its covariance to the training features.
 
@@ -55,6 +59,7 @@ class EstimatedLinear(GaussianLinear):
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
             standardize: centre (where the layer has a bias to take it up) and scale the features inside.
+            class_names: one per class, distinct, or None.
 
         Warns:
             UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` means
@@ -63,7 +68,7 @@ class EstimatedLinear(GaussianLinear):
         if not isinstance(head, nn.Linear):
             raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
         check_layer(head.weight, head.bias, prefix="head.")
-        posterior = cls(head.weight, prior_precision, curvature, bias=head.bias)
+        posterior = cls(head.weight, prior_precision, curvature, bias=head.bias, class_names=class_names)
         features = posterior.check_features(features, nonempty=True)
         if check_flag("standardize", standardize):
             posterior.standardize(features.detach())
@@ -88,6 +93,7 @@ class EstimatedLinear(GaussianLinear):
         curvature: str = "categorical",
         fit_bias: bool = True,
         standardize: bool = True,
+        class_names: Iterable[str] | None = None,
     ) -> Self:
         """Fit the layer itself, then the covariance around it.
 
@@ -101,9 +107,11 @@ class EstimatedLinear(GaussianLinear):
             curvature: ``categorical`` or ``gaussian``.
             fit_bias: whether the layer has a bias.
             standardize: centre and scale the features inside; with a bias nothing but the scale of the prior changes.
+            class_names: one per class, distinct, or None.
         """
         num_classes, features, labels = cls._check_labelled(features, targets, num_classes)
-        return cls._at_map(
+        names = check_class_names(class_names, num_classes)
+        posterior = cls._at_map(
             features,
             labels,
             num_classes,
@@ -111,7 +119,9 @@ class EstimatedLinear(GaussianLinear):
             curvature,
             check_flag("fit_bias", fit_bias),
             check_flag("standardize", standardize),
-        ).fit(features)
+        )
+        posterior.class_names = names
+        return posterior.fit(features)
 
     @classmethod
     def optimize_prior_precision(

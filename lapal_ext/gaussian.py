@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +23,13 @@ from lapal_ext._checks import (
     check_tensors,
 )
 from lapal_ext.arrays import Array
+from lapal_ext.class_names import check_class_names
 from lapal_ext.errors import NotFittedError, StorageError
 from lapal_ext.head import StandardizedLinear
 from lapal_ext.likelihood import CURVATURES
 
 _ATTRIBUTES = ("prior_precision", "curvature", "has_bias", "fitted")
+_LATER_ATTRIBUTES = ("class_names",)  # which states of earlier versions lack
 
 
 class GaussianLinear(StandardizedLinear):
@@ -44,8 +46,9 @@ class GaussianLinear(StandardizedLinear):
         prior_precision: float,
         curvature: str,
         bias: Array | None,  # [C]
+        class_names: Iterable[str] | None = None,  # C of them
     ) -> None:
-        super().__init__(weight, bias)
+        super().__init__(weight, bias, class_names)
         self.prior_precision = check_number("prior_precision", prior_precision, above=0.0)
         smallest = torch.finfo(self.mean.dtype).tiny
         if not smallest <= self.prior_precision <= 1.0 / smallest:
@@ -165,11 +168,11 @@ class GaussianLinear(StandardizedLinear):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Attributes that belong to the state but are no tensors (called by ``state_dict``)."""
-        return {name: getattr(self, name) for name in _ATTRIBUTES}
+        return {name: getattr(self, name) for name in (*_ATTRIBUTES, *_LATER_ATTRIBUTES)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_extra_state`` returned (called by ``load_state_dict``)."""
-        for name in _ATTRIBUTES:
+        for name in (*_ATTRIBUTES, *(name for name in _LATER_ATTRIBUTES if name in state)):
             setattr(self, name, state[name])
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -200,12 +203,13 @@ class GaussianLinear(StandardizedLinear):
         attributes = state["_extra_state"]
         if not isinstance(attributes, Mapping):
             raise TypeError(f"state_dict['_extra_state'] must be a dict, got {type(attributes).__name__}")
-        _check_names("state_dict['_extra_state']", attributes, _ATTRIBUTES)
+        _check_names("state_dict['_extra_state']", attributes, _ATTRIBUTES, _LATER_ATTRIBUTES)
         check_number("prior_precision", attributes["prior_precision"], above=0.0)
         check_choice("curvature", attributes["curvature"], CURVATURES)
         check_flag("fitted", attributes["fitted"])
         if check_flag("has_bias", attributes["has_bias"]) != self.has_bias:
             raise ValueError(f"has_bias must be {self.has_bias} as in this posterior, got {attributes['has_bias']}")
+        check_class_names(attributes.get("class_names"), self.num_classes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._bring_precision_up_to_date()
@@ -213,8 +217,8 @@ class GaussianLinear(StandardizedLinear):
         return self
 
 
-def _check_names(what: str, given: Mapping[str, Any], expected: Sequence[str]) -> None:
-    """Raise KeyError unless the names in ``given`` are the expected ones."""
-    if set(given) != set(expected):
-        missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - set(expected))
+def _check_names(what: str, given: Mapping[str, Any], expected: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Raise KeyError unless the names in ``given`` are the expected ones, and perhaps some of the optional ones."""
+    missing, unknown = sorted(set(expected) - set(given)), sorted(set(given) - {*expected, *optional})
+    if missing or unknown:
         raise KeyError(f"{what} must hold {', '.join(expected)}; missing: {missing}, unknown: {unknown}")

@@ -1,7 +1,10 @@
-"""The linear layer a posterior is about: its mean weights, its bias, and the standardising of its inputs."""
+"""The linear layer a posterior is about: its mean weights and bias, its classes, the standardising of its inputs."""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lapal_ext import fitting
 from lapal_ext._checks import (
@@ -15,6 +18,7 @@ from lapal_ext._checks import (
     shape_text,
 )
 from lapal_ext.arrays import Array
+from lapal_ext.class_names import check_class_names, check_new_name
 
 _WEIGHT, _BIAS = ShapeSpec.parse("[C, D]"), ShapeSpec.parse("[C]")
 _MEAN = ShapeSpec.parse("[C, inner]")
@@ -51,6 +55,7 @@ class StandardizedLinear(nn.Module):
         self,
         weight: Array,  # [C, D]
         bias: Array | None,  # [C]
+        class_names: Iterable[str] | None,  # C of them
     ) -> None:
         super().__init__()
         weight, bias = check_layer(weight, bias)
@@ -61,6 +66,7 @@ class StandardizedLinear(nn.Module):
         self.register_buffer("mean", torch.cat(columns, 1).clone())
         self.register_buffer("centre", self.mean.new_zeros(weight.shape[1]))
         self.register_buffer("scale", self.mean.new_ones(()))
+        self.class_names = class_names
 
     @property
     def num_classes(self) -> int:
@@ -71,6 +77,70 @@ class StandardizedLinear(nn.Module):
     def num_features(self) -> int:
         """D, without the bias."""
         return self.centre.shape[0]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the classes are called, in the order of their numbers; None where they have no names."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Iterable[str] | None) -> None:
+        self._class_names = check_class_names(names, self.num_classes)
+
+    @torch.no_grad()
+    def add_class(self, name: str | None = None) -> Self:
+        """Add a class that nobody knew of, as number C, before its first label; in place.
+
+        Its mean row is the mean of the other rows, bias included, so that its logit is the mean of theirs. That is the
+        prior's zero: softmax leaves open what is common to all rows, the prior prefers that they sum to zero (as those
+        of ``fit_map`` do, and updates keep every sum), and in a layer from elsewhere this row is zero once what is
+        common is taken out. Sigma and the precision stay: all classes share them. So before its first label
+
+        - its probability (``plugin``, ``mean_field``) is at most 1 / (C + 1), where all logits are equal, and small
+          where they are not;
+        - it is never the likeliest class (``argmax`` gives ties to the lowest number);
+        - every other p_k is multiplied by 1 - p_new: which class is likeliest, and all odds between them, stay.
+
+        That no row has this label so far counts for nothing: nobody could have given it. Where it does count, because
+        the rows were looked at for this class, refit with C + 1 classes.
+
+        Updates move the new row along the Sigma of all classes, which many labels of the others have made narrow. Of
+        ten labels of a new digit, absorbed behind 50 of the others, 87 % of its test images are recognised (a refit:
+        83 %), behind 540 only 13 % (55 %); with ``gamma=3`` for the labels of the new class it is 52 % there.
+
+        A ``SequentialSelector`` keeps the classes it began with: begin another one with a posterior that has the new
+        class, and load the state of the first into it.
+
+        Args:
+            name: of the class, one that no other has; where the classes have names it needs one, else it has none.
+
+        Returns:
+            self. ``clone().add_class()`` leaves this posterior as it is.
+
+        Raises:
+            TypeError, ValueError: the name does not fit; the posterior is as it was.
+        """
+        names = check_new_name(name, self._class_names)
+        self.mean = torch.cat([self.mean, self.mean.mean(0, keepdim=True)])
+        self.class_names = names
+        return self
+
+    def forward(
+        self,
+        features: Tensor,  # [..., D]
+    ) -> Tensor:  # [..., C]
+        """Mean of the logits, as the layer itself would give them: the posterior may stand in its place in a model.
+
+        Gradients reach the features, and stop at the posterior, which has no parameters. Values are not looked at: NaN
+        in gives NaN out, unlike in ``predict_logits``.
+        """
+        if features.shape[-1:] != (self.num_features,):
+            raise ValueError(
+                f"features must have shape (..., {self.num_features}) to match mean {shape_text(self.mean.shape)}, got "
+                f"{shape_text(features.shape)}"
+            )
+        weights, offsets = self.fold(self.mean)
+        return nn.functional.linear(features, weights, offsets)
 
     @torch.no_grad()
     def predict_logits(
@@ -84,17 +154,38 @@ class StandardizedLinear(nn.Module):
         check_overflow("features", logits)
         return logits
 
-    def to_linear(self) -> nn.Linear:
-        """Return the mean as a plain layer on outer features; it has a bias where this one has."""
+    @torch.no_grad()
+    def to_linear(self, out: nn.Linear | None = None) -> nn.Linear:
+        """Return the mean as a plain layer on outer features, or write it into a layer that is there.
+
+        Args:
+            out: a model's own layer, whose weight and bias are overwritten, all or nothing; it may be on another
+                device. By default a new layer, which has a bias where this posterior has one.
+
+        Returns:
+            ``out``, or the new layer.
+
+        Raises:
+            TypeError: ``out`` is no nn.Linear, computes its weight from something else, or has another dtype.
+            ValueError: it has another shape, or a bias where this posterior has none, or the reverse; or the mean is
+                not finite.
+        """
         weights, offsets = self.fold(self.mean)
-        linear: nn.Linear = nn.utils.skip_init(  # a plain nn.Linear draws its weights from the global generator
-            nn.Linear, self.num_features, self.num_classes, self.has_bias, device=weights.device, dtype=weights.dtype
-        )
-        with torch.no_grad():
-            linear.weight.copy_(weights)
-            if self.has_bias:
-                linear.bias.copy_(offsets)
-        return linear
+        check_overflow("mean", weights, offsets)
+        if out is None:
+            out = nn.utils.skip_init(  # a plain nn.Linear draws its weights from the global generator
+                nn.Linear,
+                self.num_features,
+                self.num_classes,
+                self.has_bias,
+                device=weights.device,
+                dtype=weights.dtype,
+            )
+        self._check_out(out)
+        out.weight.copy_(weights)
+        if self.has_bias:
+            out.bias.copy_(offsets)
+        return out
 
     def standardize(
         self,
@@ -139,6 +230,30 @@ class StandardizedLinear(nn.Module):
         weights = rows[:, : self.num_features] * self.scale
         offsets = -(weights @ self.centre)
         return weights, offsets + rows[:, -1] if self.has_bias else offsets
+
+    def _check_out(self, out: object) -> None:
+        """Raise a typed error unless the mean can be written into ``out``."""
+        if not isinstance(out, nn.Linear):
+            raise TypeError(f"out must be a torch.nn.Linear, got {type(out).__name__}")
+        if (out.bias is not None) != self.has_bias:
+            has, lacks = ("a", "none") if self.has_bias else ("no", "one")
+            raise ValueError(f"out must have {has} bias like the posterior, got a layer with {lacks}")
+        shapes = {"weight": (self.num_classes, self.num_features), "bias": (self.num_classes,)}
+        for name, shape in shapes.items() if self.has_bias else [("weight", shapes["weight"])]:
+            value = getattr(out, name)
+            if not isinstance(value, nn.Parameter):
+                raise TypeError(
+                    f"out.{name} must be a torch.nn.Parameter, got one that is computed: remove_parametrizations"
+                )
+            if value.dtype != self.mean.dtype:
+                raise TypeError(f"out.{name} must be {self.mean.dtype} like mean, got {value.dtype}")
+            if value.shape != shape:
+                raise ValueError(
+                    f"out.{name} must have shape {shape_text(shape)} to match mean {shape_text(self.mean.shape)}, got "
+                    f"{shape_text(value.shape)}"
+                )
+            if value.is_meta:
+                raise ValueError(f"out.{name} must hold values, got a tensor on the meta device")
 
     def check_features(self, features: Array, *, name: str = "features", nonempty: bool = False) -> Tensor:  # [N, D]
         """Return ``features`` as a tensor or raise a typed error unless they fit this layer.

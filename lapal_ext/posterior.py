@@ -40,6 +40,8 @@ class LastLayerLaplace(EstimatedLinear):
     Every method takes NumPy arrays for tensors, of the dtype of ``mean`` where they are features: they are seen as
     tensors and not converted. A model that is fitted to float64, which is what NumPy makes, is one in float64.
 
+    It is a module that may stand where the layer stood: called on features [..., D], it gives the layer's logits.
+
     Source: Huseljic et al., "Efficient Bayesian Updates for Deep Active Learning via Laplace Approximations",
     arXiv 2210.06112; bias, standardising, line search and the blocked exact updates are ours.
 
@@ -48,6 +50,7 @@ class LastLayerLaplace(EstimatedLinear):
         prior_precision: lambda > 0.
         curvature: ``categorical`` or ``gaussian``.
         bias: of the layer, [C], or None for a layer without.
+        class_names: one per class, distinct, or None.
 
     Attributes:
         mean: [C, D], or [C, D + 1] with a bias.
@@ -57,6 +60,7 @@ class LastLayerLaplace(EstimatedLinear):
         scale: multiplies the centred features, 0-d.
         has_bias: whether the last column of ``mean`` is a bias.
         fitted: whether ``fit`` has been called.
+        class_names: C texts, or None; kept by ``clone``, ``save`` and ``state_dict``, and grown by ``add_class``.
     """
 
     @torch.no_grad()

@@ -19,7 +19,8 @@ from torch import Tensor
 from lapal_ext.errors import StorageError
 
 _FORMAT = "lapal_ext posterior"
-_VERSION = 1
+_VERSION = 2
+_OLDEST = 1  # without names of the classes
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
@@ -64,8 +65,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise StorageError(f"{source} was not saved by lapal_ext")
     if header.pop("sha256", None) != _checksum(tensors, header):
         raise StorageError(f"{source} is damaged: its checksum does not match")
-    if header["version"] != str(_VERSION):
-        raise StorageError(f"{source} has format version {header['version']}, this lapal_ext reads {_VERSION}")
+    if header["version"] not in map(str, range(_OLDEST, _VERSION + 1)):
+        reads = f"{_OLDEST} to {_VERSION}"
+        raise StorageError(f"{source} has format version {header['version']}, this lapal_ext reads {reads}")
     attributes: dict[str, Any] = json.loads(header["attributes"])
     return tensors, attributes
 

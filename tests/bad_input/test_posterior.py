@@ -18,6 +18,10 @@ WEIGHT, BIAS = problem.posterior.mean[:, :-1].clone(), problem.posterior.mean[:,
 HEAD = problem.posterior.to_linear()
 MODEL = problem.posterior.clone().update(X[:3], Y[:3])  # with rows that its precision has yet to gain
 
+NAMES = ("a", "b", "c", "d")
+NAMED = MODEL.clone()
+NAMED.class_names = NAMES
+
 MATRIX = {
     **values.not_dense(WEIGHT),
     "a vector": Bad(WEIGHT[0], ValueError, r"must have shape \(C, D\), got \(12,\)"),
@@ -63,18 +67,21 @@ LABELLED = {"posterior": MODEL, "features": X, "targets": Y, "step": "line_searc
 CALLS = {
     "constructor": Call(
         LastLayerLaplace,
-        {"weight": WEIGHT, "prior_precision": 1.0, "curvature": "categorical", "bias": BIAS},
-        {"weight": MATRIX, "prior_precision": PRIOR, "curvature": values.choices_not_none(), "bias": VECTOR},
+        {"weight": WEIGHT, "prior_precision": 1.0, "curvature": "categorical", "bias": BIAS, "class_names": NAMES},
+        {"weight": MATRIX, "prior_precision": PRIOR, "curvature": values.choices_not_none(), "bias": VECTOR}
+        | {"class_names": values.class_names(4)},
     ),
     "from_linear": Call(
         LastLayerLaplace.from_linear,
-        {"head": HEAD, "features": X, "prior_precision": 1.0, "curvature": "categorical", "standardize": True},
+        {"head": HEAD, "features": X, "prior_precision": 1.0, "curvature": "categorical", "standardize": True}
+        | {"class_names": NAMES},
         {
             "head": values.heads(torch.float64),
             "features": {**values.features_of(X), **values.no_rows(X)},
             "prior_precision": PRIOR,
             "curvature": values.choices_not_none(),
             "standardize": values.flags(),
+            "class_names": values.class_names(4),
         },
     ),
     "fit_map": Call(
@@ -87,6 +94,7 @@ CALLS = {
             "curvature": "categorical",
             "fit_bias": True,
             "standardize": True,
+            "class_names": NAMES,
         },
         {
             # Without a model, features of any width and of both precisions are right.
@@ -99,6 +107,7 @@ CALLS = {
             "curvature": values.choices_not_none(),
             "fit_bias": values.flags(),
             "standardize": values.flags(),
+            "class_names": values.class_names(4),
         },
     ),
     "optimize_prior_precision": Call(
@@ -163,6 +172,28 @@ CALLS = {
             "gamma": values.numbers(),
             "n_samples": values.integers(at_least=1),
             "generator": values.generators(),
+        },
+    ),
+    "to_linear": Call(
+        LastLayerLaplace.to_linear,
+        {"self": MODEL, "out": problem.posterior.to_linear()},
+        {"out": values.layers_to_write_to(HEAD)},
+    ),
+    "add_class": Call(
+        LastLayerLaplace.add_class,
+        {"self": MODEL, "name": None},
+        {"name": {"without the others": Bad("e", ValueError, "must be None where the classes have no names, got 'e'")}},
+    ),
+    "add_class with names": Call(
+        LastLayerLaplace.add_class,
+        {"self": NAMED, "name": "e"},
+        {
+            "name": {
+                "none": Bad(None, TypeError, "must be a str, as the other classes have one, got NoneType"),
+                "a number": Bad(4, TypeError, "must be a str, as the other classes have one, got int"),
+                "an old one": Bad("a", ValueError, "must be one that no other class has, got 'a'"),
+                "nothing": Bad("", ValueError, "must be one that no other class has, got ''"),
+            }
         },
     ),
     "fit": Call(LastLayerLaplace.fit, {"self": MODEL, "features": X}, {"features": values.features_of(X)}),

@@ -174,6 +174,54 @@ def posteriors(good: LastLayerLaplace) -> Table:
     }
 
 
+def class_names(n_classes: int) -> Table:
+    names = [f"class {number}" for number in range(n_classes)]
+    return {
+        "a text": Bad("".join("abcdefghijkl"[:n_classes]), TypeError, "must be a sequence of str or None, got str"),
+        "a number": Bad(n_classes, TypeError, "must be a sequence of str or None, got int"),
+        "numbers": Bad(list(range(n_classes)), TypeError, "must hold str, got int"),
+        "bytes": Bad([name.encode() for name in names], TypeError, "must hold str, got bytes"),
+        "one too few": Bad(names[:-1], ValueError, f"must hold {n_classes} names, one per class, got {n_classes - 1}"),
+        "one too many": Bad([*names, "x"], ValueError, f"must hold {n_classes} names, .* got {n_classes + 1}"),
+        "none": Bad([], ValueError, f"must hold {n_classes} names, one per class, got 0"),
+        "twice the same": Bad([*names[:-1], names[0]], ValueError, "must not hold duplicates, got 'class 0' more than"),
+        "an empty one": Bad(
+            [*names[:-1], ""], ValueError, f"must not be empty, got an empty name for class {n_classes - 1}"
+        ),
+    }
+
+
+def layers_to_write_to(good: nn.Linear) -> Table:
+    """Layers that the mean of a posterior does not fit into; ``good`` is one that it does."""
+    n_outputs, n_inputs = good.weight.shape
+    dtype = good.weight.dtype
+
+    def layer(rows: int, columns: int, kind: torch.dtype = dtype, *, bias: bool = True) -> nn.Linear:
+        return nn.utils.skip_init(nn.Linear, columns, rows, bias=bias, dtype=kind)
+
+    shape = rf"\.weight must have shape \({n_outputs}, {n_inputs}\) to match mean .*, got"
+    broken = layer(n_outputs, n_inputs)
+    broken.bias = nn.Parameter(torch.zeros(n_outputs + 1, dtype=dtype))
+    other = torch.float64 if dtype == torch.float32 else torch.float32
+    return {
+        "a weight": Bad(good.weight, TypeError, r"must be a torch\.nn\.Linear, got Parameter"),
+        "a convolution": Bad(nn.Conv2d(1, 1, 1), TypeError, r"must be a torch\.nn\.Linear, got Conv2d"),
+        "one class less": Bad(layer(n_outputs - 1, n_inputs), ValueError, shape),
+        "one feature more": Bad(layer(n_outputs, n_inputs + 1), ValueError, shape),
+        "the other precision": Bad(
+            layer(n_outputs, n_inputs, other), TypeError, rf"\.weight must be {dtype} like mean"
+        ),
+        "half": Bad(
+            layer(n_outputs, n_inputs).half(), TypeError, rf"\.weight must be {dtype} like mean, got torch.float16"
+        ),
+        "no bias": Bad(
+            layer(n_outputs, n_inputs, bias=False), ValueError, "must have a bias like the posterior, got a"
+        ),
+        "a bias of another length": Bad(broken, ValueError, rf"\.bias must have shape \({n_outputs},\) to match mean"),
+        "meta": Bad(layer(n_outputs, n_inputs).to("meta"), ValueError, r"\.weight must hold values"),
+    }
+
+
 def heads(dtype: torch.dtype) -> Table:
     def layer(n_outputs: int = 4, kind: torch.dtype = dtype) -> nn.Linear:
         linear = nn.utils.skip_init(nn.Linear, 12, n_outputs, dtype=kind)

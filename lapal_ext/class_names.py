@@ -1,0 +1,46 @@
+"""What the classes of a posterior are called."""
+
+from collections.abc import Iterable
+
+
+def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None:
+    """Return one name per class, or None where there are none.
+
+    Raises:
+        TypeError: no sequence of texts.
+        ValueError: not as many as classes, an empty one, or one that occurs twice.
+    """
+    if names is None:
+        return None
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TypeError(f"class_names must be a sequence of str or None, got {type(names).__name__}")
+    given = tuple(names)
+    for name in given:
+        if not isinstance(name, str):
+            raise TypeError(f"class_names must hold str, got {type(name).__name__}")
+    if len(given) != num_classes:
+        raise ValueError(f"class_names must hold {num_classes} names, one per class, got {len(given)}")
+    for place, name in enumerate(given):
+        if not name:
+            raise ValueError(f"class_names must not be empty, got an empty name for class {place}")
+        if name in given[:place]:
+            raise ValueError(f"class_names must not hold duplicates, got {name!r} more than once")
+    return tuple(map(str, given))  # of str itself, where a library has its own kind
+
+
+def check_new_name(name: object, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the names with another one behind them, or None where there are none.
+
+    Raises:
+        TypeError: no text.
+        ValueError: the classes have no names, or one of them has this one.
+    """
+    if names is None:
+        if name is not None:
+            raise ValueError(f"name must be None where the classes have no names, got {name!r}: set class_names first")
+        return None
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, as the other classes have one, got {type(name).__name__}")
+    if not name or name in names:
+        raise ValueError(f"name must be one that no other class has, got {name!r}")
+    return (*names, str(name))

@@ -1,0 +1,188 @@
+"""Extracted features on disk: the rows, their labels, and a journal that says what they are of and how far they go.
+
+For ``pool.npy`` the labels are in ``pool.npy.targets.npy`` and the journal in ``pool.npy.json``. While rows are added
+the files end in ``.partial``, and after each batch the journal is replaced: a process that is killed between two
+replacements leaves a journal that is true, with perhaps some rows behind those it speaks of. A file that has its own
+name is whole.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lapal_ext.atomic_file import replace_file
+from lapal_ext.errors import StorageError
+from lapal_ext.features.row_file import RowFile, check_format, partial_path
+from lapal_ext.memory_map import load_npy, map_file
+
+Origin = Mapping[str, str | int | None]
+"""What features are made from: ``model``, ``take``, ``autocast``, ``dtype``, ``rows`` (None where nobody knows)."""
+
+_FORMAT = "lapal_ext features"
+_VERSION = 1
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the structure, the parameters and the buffers of a model, wherever they are.
+
+    Raises:
+        ValueError: some of them hold no values.
+    """
+    # What is printed of a function has its address in it, which is another one in each process.
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-fA-F]+", "", repr(model)).encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta or nn.parameter.is_lazy(tensor):
+            raise ValueError(f"model must hold values, got none in {name!r}")
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Takes rows in order and keeps them; after ``finish`` they are a file, and their labels another.
+
+    Args:
+        path: of the features, .npy or .safetensors.
+        origin: what they are made from.
+        layer: name of the layer, or None where it is to be found; then the one that was found before counts.
+        dtype: of the features.
+
+    Raises:
+        ValueError: ``path`` names no format that holds ``dtype``.
+        FileNotFoundError: the folder does not exist.
+        StorageError: something else is there, or it is damaged.
+    """
+
+    def __init__(self, path: Path, origin: Origin, layer: str | None, dtype: torch.dtype) -> None:
+        check_format(path, dtype)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
+        self.layer = layer
+        self.done, self.complete = 0, False
+        self._path, self._origin, self._dtype = path, origin, dtype
+        self._journal = path.with_name(f"{path.name}.json")
+        self._features: RowFile | None = None
+        self._targets: RowFile | None = None
+        if self._journal.exists() and (path.exists() or partial_path(path).exists()):
+            self._go_on(_read_journal(self._journal))
+        elif path.exists():
+            raise StorageError(f"{path} exists, and no {self._journal.name} says what it is of: choose another path")
+
+    def append(self, features: Tensor, targets: Tensor | None) -> None:  # [n, D], [n]
+        """Keep the rows that follow; from here on they survive the process."""
+        if self._features is None:
+            self._begin(features.shape[1], labelled=targets is not None)
+        assert self._features is not None
+        if features.shape[1] != self._features.columns:
+            raise ValueError(width_changes(self._features.columns, features.shape[1], self.done))
+        self._features.append(features)
+        if self._targets is not None:
+            assert targets is not None
+            self._targets.append(targets)
+        self.done += len(features)
+        self._write_journal()
+
+    def finish(self) -> tuple[Tensor, Tensor | None]:
+        """Make the files whole, give them their names, and map the features."""
+        assert self._features is not None
+        files = [file for file in (self._targets, self._features) if file is not None]
+        if not self.complete:
+            for file in files:
+                file.finish()
+            self.complete = True
+            self._write_journal()
+            for file in files:  # the features last: where they are, everything is
+                file.publish()
+        targets = None if self._targets is None else torch.from_numpy(load_npy(self._targets.path))
+        return map_file("path", self._path), targets
+
+    @property
+    def labelled(self) -> bool | None:
+        """Whether rows come with labels; None before the first."""
+        return None if self._features is None else self._targets is not None
+
+    def _begin(self, columns: int, *, labelled: bool) -> None:
+        self._features = RowFile(self._path, self._dtype, (columns,))
+        self._features.start()
+        if labelled:
+            self._targets = self._label_file()
+            self._targets.start()
+
+    def _label_file(self) -> RowFile:
+        return RowFile(self._path.with_name(f"{self._path.name}.targets.npy"), torch.int64, ())
+
+    def _go_on(self, journal: dict[str, Any]) -> None:
+        now = {**self._origin, "layer": journal["layer"] if self.layer is None else self.layer}
+        if other := [_difference(name, journal[name], now[name]) for name in now if journal[name] != now[name]]:
+            raise StorageError(
+                f"{self._path} holds features of something else ({', '.join(other)}): choose another path, or delete "
+                f"it and {self._journal.name}"
+            )
+        self.layer, self.done, self.complete = journal["layer"], journal["done"], journal["complete"]
+        self._features = RowFile(self._path, self._dtype, (journal["columns"],))
+        files = [(self._features, journal["sha256"])]
+        if journal["labelled"]:
+            self._targets = self._label_file()
+            files.append((self._targets, journal["targets_sha256"]))
+        if self.complete and not self._path.exists():
+            for file, _ in reversed(files):  # a kill between the last journal and the new names left this undone
+                file.publish()
+        for file, sha256 in files:
+            if self.complete:
+                file.verify(self.done, sha256)
+            elif file.path.exists():
+                raise StorageError(f"{file.path} exists and is not whole by {self._journal.name}: delete both")
+            else:
+                file.resume(self.done, sha256)
+
+    def _write_journal(self) -> None:
+        assert self._features is not None
+        journal = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            **self._origin,
+            "layer": self.layer,
+            "columns": self._features.columns,
+            "labelled": self._targets is not None,
+            "done": self.done,
+            "complete": self.complete,
+            "sha256": self._features.sha256,
+            "targets_sha256": None if self._targets is None else self._targets.sha256,
+        }
+        text = json.dumps({**journal, "checksum": _checksum(journal)}, indent=1)
+        replace_file(self._journal, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+
+def _difference(name: str, there: object, asked: object) -> str:
+    return "another model" if name == "model" else f"{name} {there!r} and not {asked!r}"
+
+
+def width_changes(columns: int, others: int, row: int) -> str:
+    """The message where batches differ in D."""
+    return f"layer must see rows of one length, {columns} so far, got {others} from row {row} of data on"
+
+
+def _read_journal(path: Path) -> dict[str, Any]:
+    damaged = f"{path} is damaged, or no journal of features: delete it and the features to extract anew"
+    try:
+        journal = json.loads(path.read_bytes())
+        checksum = journal.pop("checksum")
+        foreign = journal["format"] != _FORMAT
+        version = journal["version"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(damaged) from error
+    if foreign or checksum != _checksum(journal):
+        raise StorageError(damaged)
+    if version != _VERSION:
+        raise StorageError(f"{path} has format version {version}, this lapal_ext reads {_VERSION}")
+    return dict(journal)
+
+
+def _checksum(journal: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(journal, sort_keys=True).encode()).hexdigest()

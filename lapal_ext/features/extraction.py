@@ -1,0 +1,245 @@
+"""Running a model over data for the features that one of its layers sees."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lapal_ext._checks import STORAGE_DTYPES, check_choice, check_device, check_flag, check_integer, is_finite
+from lapal_ext.errors import StorageError
+from lapal_ext.features.batches import Batch, Data, comes_shuffled, count_rows, read_batches
+from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
+from lapal_ext.features.layers import TAKES, catch, find_head, layer_name
+
+_AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class ExtractedFeatures(NamedTuple):
+    """Features of N rows in the order of the data, as ``LastLayerLaplace`` and ``select_batch`` take them."""
+
+    features: Tensor  # [N, D], on the CPU; mapped where they are kept in a file
+    targets: Tensor | None  # [N] int64, on the CPU; None where the batches have no labels
+    layer: str  # name of the layer in the model, "" for the model itself
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module,
+    data: Data,
+    layer: str | nn.Module | None = None,
+    take: str = "input",
+    *,
+    path: str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    autocast: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> ExtractedFeatures:
+    """Run a model over data and keep what one of its layers sees.
+
+    The model runs in evaluation mode and without gradients. Whatever happens, afterwards its modules are in the modes
+    they were in, it is on its device, and no hook is left.
+
+    Args:
+        model: any torch module: a CNN, a timm or torchvision model, one of transformers, one's own.
+        data: inputs [N, ...], a Dataset, a DataLoader, or an iterable of batches. A batch (or, of a Dataset, an item)
+            is a tensor ``model(inputs)``, a pair (inputs, labels), or a dict of the model's arguments
+            ``model(**batch)``, of which ``labels`` or ``label`` is kept back. Labels are integers.
+        layer: whose input is wanted: a name in ``model.named_modules()`` such as ``fc``, ``head`` or ``classifier.6``,
+            or the module itself. By default the last nn.Linear that runs in a forward pass.
+        take: ``input`` of the layer, or its ``output``, for encoders without a head: of a pooling layer, or, without
+            ``layer``, what the model itself returns.
+        path: of a .npy or .safetensors file to keep the features in, with labels in ``PATH.targets.npy`` and a journal
+            in ``PATH.json`` beside it. Rows that are done survive a kill, and the same call goes on behind them, or
+            maps the file where it is whole. What it checks is the model (structure and weights), layer, options and
+            number of rows; what the rows are of is up to the caller. All of the file is read for its checksum.
+        batch_size: rows that run at once, where ``data`` does not come in batches. Memory grows with it; other sizes
+            give the same features up to rounding.
+        device: where the model runs; by default where it is.
+        autocast: run in mixed precision, ``torch.bfloat16`` or ``torch.float16``; by default not, even within
+            ``torch.autocast``.
+        dtype: what features are kept in: float32, float64, float16, or bfloat16 (not in .npy). The posterior computes
+            in float32 or float64; a pool may be stored in half precision.
+        progress: show a progress bar (needs rich).
+
+    Returns:
+        Features [N, D], labels [N] or None, and the name of the layer.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, a batch is none, the layer is not what was meant (it runs not
+            once but several times, sees no matrix [B, D], or there are several heads: the message names the
+            candidates), or a feature is not finite (the message names the row). Rows before it stay in ``path``.
+        FileNotFoundError: the folder of ``path`` does not exist.
+        StorageError: what is at ``path`` is damaged or was extracted from something else; nothing is overwritten.
+
+    One forward pass per batch, and one more of the first batch where the layer is to be found.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps, with the names that its author knows
+    check_choice("take", take, TAKES)
+    name = layer_name(model, layer, take)
+    batch_size = check_integer("batch_size", batch_size, at_least=1)
+    check_flag("progress", progress)
+    if autocast is not None and autocast not in _AUTOCAST_DTYPES:
+        raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast!r}")
+    if dtype not in STORAGE_DTYPES:
+        raise TypeError(f"dtype must be torch.float32, float64, bfloat16 or float16, got {dtype!r}")
+    home = _device_of(model)
+    place = home if device is None else check_device("device", device)
+    rows = count_rows(data)
+    store: _Memory | FeatureCache = _Memory(name)
+    if path is not None:
+        store = _cache(path, model, data, name, take, autocast, dtype, rows)
+    if store.complete and rows is not None:
+        return _result(store)
+    end = 0
+    with _evaluating(model, home, place), _uncompiled(), _counting(rows, progress) as count:
+        count(store.done)
+        for first, batch in read_batches(data, batch_size, store.done):
+            end = first + batch.rows
+            if end <= store.done:
+                continue
+            if store.complete:
+                raise StorageError(f"{path} holds {store.done} rows, and data have more: choose another path")
+
+            def forward(batch: Batch = batch) -> object:
+                moved = batch.to(place)
+                with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
+                    return model(*moved.arguments, **moved.keywords)
+
+            if store.layer is None:
+                store.layer = find_head(model, forward)
+            caught = catch(model.get_submodule(store.layer), store.layer, take, batch.rows, forward)
+            kept = caught.to("cpu", dtype)
+            _check_finite(caught, kept, first)
+            if store.labelled not in (None, batch.targets is not None):
+                raise ValueError(f"data must have labels in all batches or in none, and change at row {first}")
+            done = max(0, store.done - first)
+            store.append(kept[done:], None if batch.targets is None else batch.targets[done:])
+            count(len(kept) - done)
+    if store.done == 0:
+        raise ValueError("data must have at least one row, got none")
+    if end < store.done and rows is None:
+        raise StorageError(f"{path} holds {store.done} rows, and data have only {end}: choose another path")
+    if rows not in (None, store.done):
+        raise ValueError(f"data must give the {rows} rows that it says it has, got {store.done}")
+    return _result(store)
+
+
+class _Memory:
+    """Features on their way into memory, taken as ``FeatureCache`` takes them."""
+
+    def __init__(self, layer: str | None) -> None:
+        self.layer = layer
+        self.done, self.complete = 0, False
+        self._features: list[Tensor] = []
+        self._targets: list[Tensor] = []
+
+    @property
+    def labelled(self) -> bool | None:
+        return bool(self._targets) if self._features else None
+
+    def append(self, features: Tensor, targets: Tensor | None) -> None:  # [n, D], [n]
+        if self._features and features.shape[1] != self._features[0].shape[1]:
+            raise ValueError(width_changes(self._features[0].shape[1], features.shape[1], self.done))
+        self._features.append(features)
+        if targets is not None:
+            self._targets.append(targets)
+        self.done += len(features)
+
+    def finish(self) -> tuple[Tensor, Tensor | None]:
+        return torch.cat(self._features), torch.cat(self._targets) if self._targets else None
+
+
+def _cache(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    data: Data,
+    layer: str | None,
+    take: str,
+    autocast: torch.dtype | None,
+    dtype: torch.dtype,
+    rows: int | None,
+) -> FeatureCache:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
+    if comes_shuffled(data):
+        raise ValueError(
+            "data must come in the same order each time to be kept in path: pass the Dataset itself, or a DataLoader "
+            "with shuffle=False"
+        )
+    origin = {
+        "model": fingerprint(model),
+        "take": take,
+        "autocast": None if autocast is None else str(autocast),
+        "dtype": str(dtype),
+        "rows": rows,
+    }
+    return FeatureCache(Path(path), origin, layer, dtype)
+
+
+def _result(store: "_Memory | FeatureCache") -> ExtractedFeatures:
+    assert store.layer is not None
+    features, targets = store.finish()
+    return ExtractedFeatures(features, targets, store.layer)
+
+
+def _check_finite(caught: Tensor, kept: Tensor, first: int) -> None:  # [n, D], [n, D]
+    if is_finite(kept):
+        return
+    row = first + int(kept.isfinite().all(1).logical_not().nonzero()[0])
+    if is_finite(caught):
+        raise ValueError(f"dtype must hold the features, row {row} of data leaves the range of {kept.dtype}")
+    raise ValueError(f"features must be finite, got NaN or infinity from row {row} of data")
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+@contextmanager
+def _evaluating(model: nn.Module, home: torch.device, place: torch.device) -> Iterator[None]:
+    """The model in evaluation mode and on ``place``; afterwards each module as it was, and all of it at ``home``."""
+    modes = [(module, module.training) for module in model.modules()]
+    if place != home and any(tensor.device != home for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(f"device must be None for a model on several devices, got {place}")
+    try:
+        model.eval()
+        if place != home:
+            model.to(place)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        if place != home:
+            model.to(home)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Run what torch.compile made as it was written: compiled code calls no hooks, or keeps those it was made with."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextmanager
+def _counting(rows: int | None, progress: bool) -> Iterator[Callable[[int], None]]:
+    """Yield what takes the number of rows that were done, and shows them where asked to."""
+    if not progress:
+        yield lambda _: None
+        return
+    try:
+        from rich.progress import Progress
+    except ImportError as error:
+        raise ImportError("progress=True needs rich: pip install rich") from error
+    with Progress(transient=True) as bar:
+        task = bar.add_task("extracting", total=rows)
+        yield lambda count: bar.advance(task, count)

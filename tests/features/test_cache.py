@@ -1,0 +1,216 @@
+"""Features kept in a file: read back, never taken for something else, and damage noticed."""
+
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
+
+from lapal_ext import StorageError, select_batch
+from lapal_ext.features import extract
+from lapal_ext.posterior import LastLayerLaplace
+from tests.features.files import BATCH, DATA, PLAIN, Counting, Interrupt, N, X, Y, batches, check, contents, run
+
+
+@pytest.fixture(params=["pool.npy", "pool.safetensors"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return tmp_path / request.param
+
+
+# What is written and read
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_file_holds_what_was_extracted(path: Path, dtype: torch.dtype) -> None:
+    if path.suffix == ".npy" and dtype == torch.bfloat16:
+        with pytest.raises(ValueError, match=r"^path must be a \.safetensors file for torch\.bfloat16"):
+            run(path, dtype=dtype)
+        return
+    model = Counting()
+    expected = extract(model, DATA, batch_size=BATCH, dtype=dtype)
+    check(run(path, dtype=dtype), expected)
+    read = torch.from_numpy(np.load(path)) if path.suffix == ".npy" else load_file(path)["features"]
+    assert torch.equal(read, expected.features)
+    assert torch.equal(torch.from_numpy(np.load(f"{path}.targets.npy")), Y)
+    names = [path.name, f"{path.name}.json", f"{path.name}.targets.npy"]
+    assert sorted(contents(path.parent)) == names
+    model.rows = 0
+    check(run(path, model=model, dtype=dtype), expected)
+    assert model.rows == 0
+
+
+def test_a_file_without_labels(path: Path) -> None:
+    for _ in range(2):
+        assert run(path, X).targets is None
+    assert not Path(f"{path}.targets.npy").exists()
+
+
+def test_a_file_is_a_pool(path: Path) -> None:
+    features = run(path).features
+    posterior = LastLayerLaplace.fit_map(features, Y, 3)
+    picks = select_batch(posterior, path, 4).indices
+    assert torch.equal(picks, select_batch(posterior, PLAIN.features, 4).indices)
+    features.zero_()  # a copy on write: the file stays
+    check(run(path))
+
+
+@pytest.mark.parametrize("layer", ["fc", None, "module"])
+def test_the_same_layer_by_another_word(path: Path, layer: str | None) -> None:
+    run(path, layer=None if layer == "fc" else "fc")
+    model = Counting()
+    check(run(path, model=model, layer=model.fc if layer == "module" else layer))
+
+
+def test_an_iterable_is_counted_before_its_file_is_believed(path: Path) -> None:
+    run(path, batches())
+    model = Counting()
+    check(run(path, batches(), model))
+    assert model.rows == 0
+    with pytest.raises(StorageError, match="holds 23 rows, and data have more"):
+        run(path, [*batches(), (X[:1], Y[:1])])
+    with pytest.raises(StorageError, match="holds 23 rows, and data have only 20"):
+        run(path, list(batches())[:-1])
+    check(run(path, batches()))
+
+
+# Something else
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "weights": ({"model": Counting(1)}, "another model"),
+    "structure": ({"model": Counting(slope=0.2)}, "another model"),
+    "layer": ({"layer": "body"}, "layer 'fc' and not 'body'"),
+    "take": ({"layer": "fc", "take": "output"}, "take 'input' and not 'output'"),
+    "autocast": ({"autocast": torch.bfloat16}, "autocast None and not 'torch.bfloat16'"),
+    "dtype": ({"dtype": torch.float16}, "dtype 'torch.float32' and not 'torch.float16'"),
+    "fewer rows": ({"data": TensorDataset(X[:-1], Y[:-1])}, "rows 23 and not 22"),
+    "more rows": ({"data": TensorDataset(torch.cat([X, X]), torch.cat([Y, Y]))}, "rows 23 and not 46"),
+    "unknown rows": ({"data": [(X, Y)]}, "rows 23 and not None"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("whole", [True, False])
+def test_features_of_something_else_are_never_taken(path: Path, change: str, whole: bool) -> None:
+    with nullcontext() if whole else pytest.raises(Interrupt):
+        run(path, model=None if whole else Counting(stop=9), layer="fc")
+    before = contents(path.parent)
+    changed, message = CHANGES[change]
+    with pytest.raises(StorageError, match=rf"holds features of something else \({message}\): choose another path"):
+        run(path, **changed)
+    assert contents(path.parent) == before
+    check(run(path))
+
+
+def test_a_model_is_known_again_in_another_process(tmp_path: Path) -> None:
+    """Where a module prints a function, its address is part of what is printed, and another one each time."""
+
+    class Printed(Counting):
+        def extra_repr(self) -> str:
+            return f"activation=<function f at {hex(id(self))}>"
+
+    run(tmp_path / "x.npy", model=Printed())
+    kept = Printed()  # at another address
+    check(run(tmp_path / "x.npy", model=Printed()))
+    assert kept.rows == 0
+
+
+def test_a_foreign_file_is_never_written_over(path: Path) -> None:
+    path.write_bytes(b"precious")
+    with pytest.raises(StorageError, match=r"exists, and no .*\.json says what it is of: choose another path"):
+        run(path)
+    assert contents(path.parent) == {path.name: b"precious"}
+
+
+def test_a_stray_part_never_takes_the_place_of_what_is_whole(path: Path) -> None:
+    run(path)
+    for name in (path, Path(f"{path}.targets.npy")):
+        name.with_name(f"{name.name}.partial").write_bytes(b"")
+    check(run(path))
+
+
+def test_deleting_the_features_begins_anew(path: Path) -> None:
+    run(path)
+    path.unlink()
+    check(run(path))
+    path.unlink()
+    assert run(path, X).targets is None
+
+
+@pytest.mark.parametrize("sampler", [RandomSampler(DATA), WeightedRandomSampler([1.0] * N, N)])
+def test_rows_in_another_order_each_time_are_not_kept(path: Path, sampler: Any) -> None:
+    for loader in (DataLoader(DATA, 4, sampler=sampler), DataLoader(DATA, None, sampler=sampler)):
+        with pytest.raises(ValueError, match=r"^data must come in the same order each time to be kept in path: pass"):
+            run(path, loader)
+    assert contents(path.parent) == {}
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("x.npy", "x.npy"), ("x.npy", "x.npy.targets.npy"), ("x.npy", "x.npy.json"), 2 * ("x.safetensors",)],
+)
+def test_damage_anywhere_is_noticed(tmp_path: Path, name: str, changed: str) -> None:
+    """A bit of every byte is flipped, and the file is cut off at every fifth."""
+    path, damaged, data = tmp_path / name, tmp_path / changed, TensorDataset(X[:3], Y[:3])
+    run(path, data)
+    whole = damaged.read_bytes()
+    tried = 0
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        for content in (bytes(flipped), whole[:position])[: 1 + (position % 5 == 0)]:
+            damaged.write_bytes(content)
+            with pytest.raises(StorageError, match="damaged"):
+                run(path, data)
+            tried += 1
+    damaged.write_bytes(whole + b" ")
+    if damaged.suffix != ".json":  # a space more is the same journal
+        with pytest.raises(StorageError, match="damaged"):
+            run(path, data)
+    assert tried > 300
+    print(f"noticed {tried} damages")
+
+
+@pytest.mark.parametrize("name", ["", ".targets.npy"])
+def test_rows_that_were_damaged_while_nobody_ran(path: Path, name: str) -> None:
+    with pytest.raises(Interrupt):
+        run(path, model=Counting(stop=9), layer="fc")
+    partial = Path(f"{path}{name}.partial")
+    whole = partial.read_bytes()
+    partial.write_bytes(whole + b"rows of the batch that was not finished")
+    check(run(path))
+    for file in path.parent.iterdir():
+        file.unlink()
+    with pytest.raises(Interrupt):
+        run(path, model=Counting(stop=9), layer="fc")
+    partial.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StorageError, match=r"\.partial is damaged: delete it to begin anew$"):
+        run(path)
+
+
+def test_a_journal_of_a_newer_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("lapal_ext.features.cache._VERSION", 2)
+        run(path)
+    with pytest.raises(StorageError, match=r"has format version 2, this lapal_ext reads 1$"):
+        run(path)
+
+
+def test_a_row_that_is_not_finite_leaves_those_before_it(path: Path) -> None:
+    broken = X.clone()
+    broken[13, 0] = math.nan
+    with pytest.raises(ValueError, match=r"from row 13 of data$"):
+        run(path, TensorDataset(broken, Y))
+    assert json.loads(Path(f"{path}.json").read_text())["done"] == 12
+    model = Counting()
+    check(run(path, model=model))
+    assert model.rows == N - 12

@@ -1,0 +1,206 @@
+"""The posterior in the place of a model's last layer, and its mean back in the layer itself."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from lapal_ext import LastLayerLaplace
+from lapal_ext.features import extract
+from tests.draws import Draw
+
+D, C = 7, 4
+
+
+class Net(nn.Module):
+    """Two layers, the second of which is to be replaced."""
+
+    def __init__(self, draw: Draw, dtype: torch.dtype, *, bias: bool = True) -> None:
+        super().__init__()
+        self.body = nn.utils.skip_init(nn.Linear, 5, D, dtype=dtype)
+        self.fc: nn.Module = nn.utils.skip_init(nn.Linear, D, C, bias=bias, dtype=dtype)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(0.5 * draw.normal(*parameter.shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.body(x)) + 1.0)
+
+
+def pair(draw: Draw, dtype: torch.dtype, *, bias: bool = True, standardize: bool = True) -> tuple[Net, Net, Tensor]:
+    """A model, a copy of it with a posterior around its last layer in place of the layer, and inputs."""
+    plain, x = Net(draw, dtype, bias=bias), draw.normal(40, 5).to(dtype)
+    features = extract(plain, x, dtype=dtype).features
+    posterior = LastLayerLaplace.from_linear(plain.fc, features, 10.0, standardize=standardize)
+    replaced = copy.deepcopy(plain)
+    replaced.fc = posterior
+    return plain, replaced, x
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    factor = 1e-5 if one.dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(one, other, rtol=factor, atol=factor)
+
+
+# In the place of the layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_the_posterior_gives_what_the_layer_gave(draw: Draw, dtype: torch.dtype, bias: bool, standardize: bool) -> None:
+    plain, replaced, x = pair(draw, dtype, bias=bias, standardize=standardize)
+    gradients = []
+    for model in (plain, replaced):
+        rows = x.clone().requires_grad_()
+        model(rows).square().sum().backward()
+        gradients.append((rows.grad, model.body.weight.grad))
+    close(replaced(x), plain(x))
+    for with_posterior, with_layer in zip(*reversed(gradients), strict=True):
+        close(with_posterior, with_layer)
+    assert len(list(replaced.parameters())) == 2
+
+
+@pytest.mark.parametrize("shape", [(D,), (2, 3, D), (0, D)], ids=str)
+def test_features_of_any_shape_as_a_layer_takes_them(draw: Draw, shape: tuple[int, ...]) -> None:
+    plain, replaced, _ = pair(draw, torch.float64)
+    features = draw.normal(*shape)
+    close(replaced.fc(features), plain.fc(features))
+
+
+@pytest.mark.parametrize("features", [torch.zeros(3, D + 1), torch.zeros(D, 1), torch.zeros(())])
+def test_features_of_another_length(draw: Draw, features: Tensor) -> None:
+    _, replaced, _ = pair(draw, torch.float64)
+    with pytest.raises(ValueError, match=rf"^features must have shape \(\.\.\., {D}\) to match mean \(4, 8\), got \("):
+        replaced.fc(features)
+
+
+def test_mixed_precision_is_that_of_a_layer(draw: Draw) -> None:
+    plain, replaced, x = pair(draw, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with_posterior, with_layer = replaced(x), plain(x)
+    assert with_posterior.dtype == with_layer.dtype == torch.bfloat16
+    torch.testing.assert_close(with_posterior, with_layer, rtol=0.03, atol=0.05)
+
+
+def test_an_update_moves_the_model(draw: Draw, dtype: torch.dtype) -> None:
+    _, replaced, x = pair(draw, dtype)
+    features = torch.relu(replaced.body(x)).detach() + 1.0
+    before = replaced(x).detach()
+    replaced.fc.update(features[:9], draw.integers(C, 9))
+    assert not torch.allclose(replaced(x), before, atol=1e-3)
+    close(replaced(x).detach(), replaced.fc.predict_logits(features))
+
+
+MOVES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "double": lambda model: model.double(),
+    "to": lambda model: model.to(torch.float64),
+    "deepcopy": copy.deepcopy,
+    "train": lambda model: model.train(),
+    "there and back": lambda model: model.double().float(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_it_moves_with_its_model(draw: Draw, move: str) -> None:
+    """With rows that the precision has yet to gain, which must come along."""
+    _, replaced, x = pair(draw, torch.float32)
+    features = torch.relu(replaced.body(x)).detach() + 1.0
+    replaced.fc.update(features[:3], draw.integers(C, 3))
+    expected, precision = replaced(x).detach().double(), replaced.fc.clone().precision.double()
+    moved: Any = MOVES[move](replaced)
+    dtype = moved.body.weight.dtype
+    assert {buffer.dtype for buffer in moved.fc.buffers()} == {dtype}
+    torch.testing.assert_close(moved(x.to(dtype)).detach().double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(moved.fc.precision.double(), precision, rtol=1e-6, atol=1e-6)
+    assert moved.fc.drift() < 1e-5
+
+
+def test_a_copy_shares_nothing(draw: Draw) -> None:
+    _, replaced, x = pair(draw, torch.float64)
+    copied = copy.deepcopy(replaced)
+    before = copied(x).detach().clone()
+    replaced.fc.update(draw.normal(5, D), draw.integers(C, 5))
+    assert torch.equal(copied(x).detach(), before)
+
+
+def test_its_state_travels_with_the_state_of_its_model(draw: Draw) -> None:
+    plain, replaced, x = pair(draw, torch.float64)
+    replaced.fc.class_names = ["a", "b", "c", "d"]
+    replaced.fc.update(draw.normal(5, D), draw.integers(C, 5))
+    outer = nn.ModuleDict({"net": replaced})
+    state = outer.state_dict()
+    names = {f"net.fc.{name}" for name in ("mean", "covariance", "precision", "centre", "scale", "_extra_state")}
+    assert names | {"net.body.weight", "net.body.bias"} == set(state)
+    blank = copy.deepcopy(plain)
+    blank.fc = LastLayerLaplace(torch.zeros(C, D, dtype=torch.float64), bias=torch.zeros(C, dtype=torch.float64))
+    nn.ModuleDict({"net": blank}).load_state_dict(state)
+    assert torch.equal(blank(x), replaced(x))
+    assert torch.equal(blank.fc.covariance, replaced.fc.covariance)
+    assert (blank.fc.fitted, blank.fc.class_names) == (True, ("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_is_one_graph(draw: Draw, backend: str) -> None:
+    """Without a break, with gradients, and with an update between two calls."""
+    _, replaced, x = pair(draw, torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(replaced, fullgraph=True, backend=backend)
+    close(compiled(x), replaced(x))
+    replaced.fc.update(draw.normal(5, D), draw.integers(C, 5))
+    close(compiled(x), replaced(x))
+    gradients = []
+    for model in (compiled, replaced):
+        rows = x.clone().requires_grad_()
+        model(rows).square().sum().backward()
+        gradients.append(rows.grad)
+    close(*gradients)
+    replaced.fc.add_class()
+    assert compiled(x).shape == (40, C + 1)
+    close(compiled(x), replaced(x))
+    explained = torch._dynamo.explain(replaced)(x)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+
+
+# Back into the layer
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_the_mean_goes_back_into_the_models_own_layer(
+    draw: Draw, dtype: torch.dtype, bias: bool, standardize: bool
+) -> None:
+    plain, replaced, x = pair(draw, dtype, bias=bias, standardize=standardize)
+    layer, weight, storage = plain.fc, plain.fc.weight, plain.fc.weight.data_ptr()
+    optimizer = torch.optim.SGD(plain.parameters())
+    replaced.fc.update(draw.normal(5, D).to(dtype), draw.integers(C, 5))
+    assert not torch.allclose(plain(x), replaced(x), atol=1e-3)
+    assert replaced.fc.to_linear(out=layer) is layer
+    close(plain(x), replaced(x))
+    assert plain.fc is layer
+    assert layer.weight is weight
+    assert layer.weight.data_ptr() == storage  # so that an optimizer, or a layer that shares it, sees the new weights
+    assert all(parameter.requires_grad for parameter in plain.parameters())
+    assert any(weight is parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def test_nan_never_reaches_the_layer(draw: Draw) -> None:
+    plain, replaced, x = pair(draw, torch.float64)
+    before = plain(x)
+    replaced.fc.mean[1, -1] = float("nan")  # in the bias, which is written last
+    with pytest.raises(ValueError, match=r"^mean must give results that are finite"):
+        replaced.fc.to_linear(out=plain.fc)
+    assert torch.equal(plain(x), before)
+
+
+def test_a_layer_that_computes_its_weight_is_refused(draw: Draw) -> None:
+    """Writing to what is computed would change nothing, in silence."""
+    plain, replaced, _ = pair(draw, torch.float64)
+    layer = weight_norm(copy.deepcopy(plain.fc))
+    before = layer(torch.ones(1, D, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"^out\.weight must be a torch\.nn\.Parameter, got one that is computed"):
+        replaced.fc.to_linear(out=layer)
+    assert torch.equal(layer(torch.ones(1, D, dtype=torch.float64)), before)
