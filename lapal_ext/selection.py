@@ -13,7 +13,7 @@ from lapal_ext._checks import (
     check_integer,
     check_number,
 )
-from lapal_ext.acquisition import Acquisition, check_acquisition, choose_seed, make_scorer, uses_variance
+from lapal_ext.acquisition import Acquisition, check_acquisition, check_memory, choose_seed, make_scorer, uses_variance
 from lapal_ext.arrays import Array
 from lapal_ext.labels import Targets, label_source
 from lapal_ext.likelihood import STEPS
@@ -123,7 +123,7 @@ def select_batch(
         if labelled is not None:
             labelled = posterior.check_features(labelled, name="labelled")
         check_flag("progress", progress)
-        memory = None if memory is None else check_number("memory", memory, above=0.0)
+        memory = check_memory(acquisition, posterior, rows, memory)
         labels = label_source(targets, rows, posterior.num_classes, generator, ranks)
         if targets is None:
             _check_unlabelled(acquisition, link, update_every, batch_size)

@@ -16,7 +16,7 @@ from lapal_ext._checks import (
     check_number,
     shape_text,
 )
-from lapal_ext.acquisition import Acquisition, Scorer, check_acquisition, choose_seed, make_scorer
+from lapal_ext.acquisition import Acquisition, Scorer, check_acquisition, check_memory, choose_seed, make_scorer
 from lapal_ext.arrays import Array
 from lapal_ext.likelihood import STEPS
 from lapal_ext.memory_map import Features
@@ -76,7 +76,7 @@ class SequentialSelector:
         if labelled is not None:
             labelled = posterior.check_features(labelled, name="labelled").detach().clone()
         self._labelled = labelled
-        self._memory = None if memory is None else check_number("memory", memory, above=0.0)
+        self._memory = check_memory(acquisition, posterior, self._pool, memory)
         self._seed = choose_seed(acquisition, link, generator)
         self._events: list[_Event] = []
         self._asked: Tensor | None = None

@@ -243,8 +243,12 @@ class TestMemory:
 
     @pytest.mark.parametrize("acquisition", ["bald", "badge"])
     def test_acquisitions_that_need_them(self, acquisition, posterior, pool):
-        with pytest.raises(ValueError, match=rf"memory must be at least 6000 bytes for '{acquisition}'"):
-            select_batch(posterior, pool, 2, acquisition, memory=5999)
+        generator = torch.Generator().manual_seed(0)
+        before = generator.get_state()
+        for function, arguments in ((select_batch, (2, acquisition)), (SequentialSelector, (acquisition,))):
+            with pytest.raises(ValueError, match=rf"memory must be at least 6000 bytes for '{acquisition}'"):
+                function(posterior, pool, *arguments, memory=5999, generator=generator)
+        assert generator.get_state().equal(before)
         select_batch(posterior, pool, 2, acquisition, memory=6000)
 
 

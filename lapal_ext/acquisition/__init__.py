@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import check_choice, check_generator
+from lapal_ext._checks import check_choice, check_generator, check_number
 from lapal_ext.acquisition._scorer import Scorer
 from lapal_ext.acquisition.badge import BadgeScorer
 from lapal_ext.acquisition.bait import BaitScorer
@@ -23,6 +23,7 @@ __all__ = [
     "Acquisition",
     "Scorer",
     "check_acquisition",
+    "check_memory",
     "choose_seed",
     "draws",
     "make_scorer",
@@ -55,6 +56,28 @@ def check_acquisition(acquisition: object, link: object, generator: object, grou
     check_generator("generator", generator)
     if group is not None and acquisition in _NEED_ALL_ROWS:
         raise ValueError(f"acquisition must not need all rows in one process with group, got {acquisition!r}")
+
+
+def check_memory(
+    acquisition: str | Acquisition, posterior: LastLayerLaplace, pool: Pool, memory: object
+) -> float | None:
+    """Return ``memory`` or raise a typed error: no number of bytes, or too few for what keeps all logits."""
+    if memory is None:
+        return None
+    memory = check_number("memory", memory, above=0.0)
+    if acquisition in _KEEP_LOGITS and not _fits(posterior, pool, memory):
+        needed = _bytes_of_logits(posterior, pool)
+        raise ValueError(f"memory must be at least {needed} bytes for {acquisition!r}, which keeps all logits")
+    return memory
+
+
+def _fits(posterior: LastLayerLaplace, pool: Pool, memory: float | None) -> bool:
+    return memory is None or _bytes_of_logits(posterior, pool) <= memory
+
+
+def _bytes_of_logits(posterior: LastLayerLaplace, pool: Pool) -> int:
+    """Of the largest shard, so that all ranks score in one way."""
+    return pool.shard.largest * (posterior.num_classes + 1) * posterior.mean.element_size()
 
 
 def uses_variance(acquisition: str | Acquisition, link: str) -> bool:
@@ -97,18 +120,11 @@ def make_scorer(
     """Start the state of a selection; all arguments are already checked.
 
     ``name`` is the argument that a callable came in, for errors about what it returns. ``memory`` is what the logits
-    and variances of the pool may take, in bytes.
-
-    Raises:
-        ValueError: the acquisition cannot do without more ``memory``.
+    and variances of the pool may take, in bytes; ``check_memory`` comes first.
     """
     common = posterior, pool, link, step, gamma
-    if memory is not None and acquisition in (*UTILITIES, *_KEEP_LOGITS):
-        needed = pool.shard.largest * (posterior.num_classes + 1) * posterior.mean.element_size()
-        if needed > memory and acquisition in _KEEP_LOGITS:
-            raise ValueError(f"memory must be at least {needed} bytes for {acquisition!r}, which keeps all logits")
-        if needed > memory:
-            return TiledUncertaintyScorer(*common, acquisition)
+    if acquisition in UTILITIES and not _fits(posterior, pool, memory):
+        return TiledUncertaintyScorer(*common, acquisition)
     if callable(acquisition):
         return CustomScorer(*common, acquisition, name)
     match acquisition:

@@ -1,6 +1,8 @@
 """``lapal-ext select``: which rows of a pool to label next, as a file to hand out or one question at a time."""
 
 import argparse
+import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,6 +156,7 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         exclude=rows,
         memory=_bytes(options),
         group=group,
+        progress=sys.stdout.isatty() and importlib.util.find_spec("rich") is not None,
     )
     if ranks.rank > 0:
         return
