@@ -4,6 +4,14 @@
 ``select_lookahead`` and ``expected_error_reduction`` try labels before anyone gives them, and ``ops`` is the functional
 layer underneath. ``baselines`` has other updates to compare with.
 
+Imported by name: ``lapal_ext.features`` turns a network and its inputs into features; ``lapal_ext.interop.sklearn``,
+``.skactiveml`` and ``.laplace`` join other libraries. On the command line: ``lapal-ext --help``.
+
+Example:
+    >>> model = LastLayerLaplace.fit_map(features, labels, num_classes=10)
+    >>> batch = select_batch(model, pool, batch_size=10)
+    >>> model.update(pool[batch.indices], answers)
+
 Wherever a tensor is taken, but by ``ops``, a NumPy array may be passed in its place: it counts as the CPU tensor of its
 dtype and shares its memory. Nothing is converted, so a float32 model takes arrays of float32. Results are tensors.
 """

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Array: TypeAlias = Tensor | NDArray[Any]
+Array: TypeAlias = Tensor | np.ndarray
 """A tensor, or an array that is seen as one."""
 
 _KINDS = "fiub"  # floating point, integers with and without a sign, truth values
