@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lapal_ext
 
+# All but typiclust, which needs scikit-learn, an extra.
 ACQUISITIONS = (
     "margin", "entropy", "least_confident", "variance", "gradient_norm", "bald", "badge", "bait",
-    "bait_forward_backward", "typiclust", "coreset", "probcover", "random",
+    "bait_forward_backward", "coreset", "probcover", "random",
 )  # fmt: skip
 LINKS = {"bald": ("plugin", "mean_field", "mc")}
 
