@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lapal_ext
 
-# All but typiclust, which needs scikit-learn, an extra.
+# Without typiclust and probcover, whose clusters are made by scikit-learn, an extra.
 ACQUISITIONS = (
     "margin", "entropy", "least_confident", "variance", "gradient_norm", "bald", "badge", "bait",
-    "bait_forward_backward", "coreset", "probcover", "random",
+    "bait_forward_backward", "coreset", "random",
 )  # fmt: skip
 LINKS = {"bald": ("plugin", "mean_field", "mc")}
 
