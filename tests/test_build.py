@@ -199,6 +199,7 @@ def test_compile_error_installs_pure_torch_and_says_so(source, broken_compiler):
     status, output = install(source, CXX=broken_compiler)
     assert status == 0, output
     assert "planted compile error" in output
+    assert "lapal_ext: installing without native kernels: the native build failed" in output
     info, _ = installed_build_info(source)
     assert info["native"] is False
     assert "the native build failed" in info["reason"]
