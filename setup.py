@@ -51,6 +51,15 @@ def reason_not_to_build() -> str:
     return ""
 
 
+def announce(reason: str) -> None:
+    """Says that there will be no kernels; pip shows it with -v alone, and `lapal-ext doctor` at any time."""
+    print(
+        f"lapal_ext: installing without native kernels: {reason}. "
+        "Everything works, more slowly; `lapal-ext doctor` says how to get them.",
+        file=sys.stderr,
+    )
+
+
 def record(command: Command, *, native: bool, reason: str) -> None:
     """Writes `_build.json` beside the modules that this command installs."""
     record_file = package_folder(command) / "_build.json"
@@ -73,6 +82,8 @@ class BuildPython(build_py):
         super().run()
         for module in (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_cuda.so"):
             (package_folder(self) / module).unlink(missing_ok=True)
+        if NOT_BUILDING:
+            announce(NOT_BUILDING)
         record(self, native=False, reason=NOT_BUILDING or "the native build did not finish")
 
 
@@ -86,8 +97,11 @@ class BuildNative(BuildCMake):
         except (Exception, SystemExit) as error:
             if NATIVE_REQUIRED:
                 raise
-            reason = f"the native build failed ({error}); `pip install -v` shows its output"
-            print(f"lapal_ext: installing without native kernels: {reason}", file=sys.stderr)
+            reason = (
+                f"the native build failed ({error}); it needs a C++17 compiler, cmake and ninja (pip has both), "
+                "and `pip install -v` shows its output"
+            )
+            announce(reason)
             record(self, native=False, reason=reason)
         else:
             record(self, native=True, reason="")

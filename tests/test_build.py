@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.wheels.contents import check_sdist, check_wheel
+
 ROOT = Path(__file__).parent.parent
 MODULES = (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_cuda.so")
 
@@ -44,7 +46,10 @@ def run(*command, cwd, **settings):
 def sdist(tmp_path_factory):
     """The source distribution, unpacked: every build below starts from it, so a file that it lacks shows."""
     folder = tmp_path_factory.mktemp("sdist")
-    status, output = run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder), cwd=ROOT)
+    # The list of files of an earlier build would stand in for what MANIFEST.in lacks.
+    clean = shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(".git", ".venv", "*.egg-info"))
+    build = [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder)]
+    status, output = run(*build, cwd=clean)
     assert status == 0, output
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as file:
@@ -58,10 +63,19 @@ def source(sdist, tmp_path):
     return Path(shutil.copytree(sdist, tmp_path / "source"))
 
 
-def install(source, **settings):
-    """Installs into `site` beside the source; returns pip's exit status and output."""
+def install(source, wheel=None, **settings):
+    """Installs the source, or a wheel of it, into `site` beside it; returns pip's exit status and output."""
     pip = [sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps", "--no-index"]
-    return run(*pip, "--target", str(source.parent / "site"), str(source), cwd=source.parent, **settings)
+    return run(*pip, "--target", str(source.parent / "site"), str(wheel or source), cwd=source.parent, **settings)
+
+
+def build_wheel(source, **settings):
+    """Builds a wheel into `dist` beside the source, and returns it."""
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(source.parent / "dist")]
+    status, output = run(*build, str(source), cwd=source.parent, **settings)
+    assert status == 0, output
+    (wheel,) = (source.parent / "dist").glob("*.whl")
+    return wheel
 
 
 def installed_build_info(source, before="import torch"):
@@ -120,11 +134,15 @@ def native(sdist, tmp_path_factory):
         without_native_code("there is no C++ compiler")
     source = Path(shutil.copytree(sdist, tmp_path_factory.mktemp("native") / "source"))
     cuda = "off" if shutil.which("nvcc") is None else "on"
-    status, output = install(
-        source, LAPAL_EXT_REQUIRE_NATIVE="1", LAPAL_EXT_CUDA=cuda, LAPAL_EXT_CUDA_ARCHITECTURES="90"
-    )
+    wheel = build_wheel(source, LAPAL_EXT_REQUIRE_NATIVE="1", LAPAL_EXT_CUDA=cuda, LAPAL_EXT_CUDA_ARCHITECTURES="90")
+    check_wheel(wheel, native=True)
+    status, output = install(source, wheel)
     assert status == 0, output
     return source
+
+
+def test_sdist_holds_the_sources_and_nothing_else(sdist):
+    check_sdist(sdist.parent / f"{sdist.name}.tar.gz")
 
 
 def test_sdist_builds_a_native_wheel(native):
@@ -157,17 +175,21 @@ def test_a_wheel_with_cuda_works_where_torch_has_another_cuda_or_none(native):
         assert "the CUDA kernels do not load: " in info["cuda"]["reason"]
 
 
-def test_skipping_the_build_installs_pure_torch_and_says_so(source):
-    status, output = install(source, LAPAL_EXT_SKIP_BUILD="1")
+def test_skipping_the_build_makes_a_pure_wheel_that_says_so(source):
+    wheel = build_wheel(source, LAPAL_EXT_SKIP_BUILD="1")
+    check_wheel(wheel, native=False)
+    status, output = install(source, wheel)
     assert status == 0, output
     info, _ = installed_build_info(source)
     assert info["native"] is False
     assert "LAPAL_EXT_SKIP_BUILD" in info["reason"]
 
 
-def test_no_compiler_installs_pure_torch_and_says_so(source):
-    status, output = install(source, CXX="/nowhere/c++")
+@pytest.mark.parametrize("settings", [{"CXX": "/nowhere/c++"}, {"PATH": "/nowhere", "CXX": ""}], ids=["CXX", "PATH"])
+def test_no_compiler_installs_pure_torch_and_says_so(source, settings):
+    status, output = install(source, **settings)
     assert status == 0, output
+    assert "lapal_ext: installing without native kernels: no C++ compiler was found" in output
     info, _ = installed_build_info(source)
     assert info["native"] is False
     assert "no C++ compiler" in info["reason"]
@@ -177,6 +199,7 @@ def test_compile_error_installs_pure_torch_and_says_so(source, broken_compiler):
     status, output = install(source, CXX=broken_compiler)
     assert status == 0, output
     assert "planted compile error" in output
+    assert "lapal_ext: installing without native kernels: the native build failed" in output
     info, _ = installed_build_info(source)
     assert info["native"] is False
     assert "the native build failed" in info["reason"]
