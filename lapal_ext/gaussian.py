@@ -80,7 +80,9 @@ class GaussianLinear(StandardizedLinear):
         self.require_fitted()
         product = self.covariance.double() @ self.precision.double()
         product.diagonal().sub_(1.0)
-        return float(product.norm()) / math.sqrt(product.shape[0])
+        distance = product.norm()
+        check_overflow("posterior", distance)
+        return float(distance) / math.sqrt(product.shape[0])
 
     def set_precision(
         self,
@@ -128,9 +130,17 @@ class GaussianLinear(StandardizedLinear):
         return stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the posterior to one safetensors file with a checksum; atomic, and without pickle."""
+        """Write the posterior to one safetensors file with a checksum; atomic, and without pickle.
+
+        Raises:
+            ValueError, TypeError: NaN, infinity or half precision in the posterior, which ``load`` would refuse.
+        """
         self._bring_precision_up_to_date()
-        storage.write(path, dict(self.named_buffers()), self.get_extra_state())
+        buffers = dict(self.named_buffers())
+        check_tensors({"mean": ShapeSpec.parse("[C, inner]")}, {"mean": self.mean})
+        for name, buffer in buffers.items():
+            check_finite(name, buffer)
+        storage.write(path, buffers, self.get_extra_state())
 
     @classmethod
     def load(

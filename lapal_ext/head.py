@@ -84,6 +84,7 @@ class StandardizedLinear(nn.Module):
     def to_linear(self) -> nn.Linear:
         """Return the mean as a plain layer on outer features; it has a bias where this one has."""
         weights, offsets = self.fold(self.mean)
+        check_overflow("mean", weights, offsets)
         linear: nn.Linear = nn.utils.skip_init(  # a plain nn.Linear draws its weights from the global generator
             nn.Linear, self.num_features, self.num_classes, self.has_bias, device=weights.device, dtype=weights.dtype
         )

@@ -137,6 +137,7 @@ def sum_losses(
             MEAN_FIELD_FACTOR if mean_field else 0.0,
         )
         del points, products, logits, columns  # before the next tile asks for as much
+    check_overflow("eval_features", sums)
     return sums
 
 
