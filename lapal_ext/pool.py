@@ -18,6 +18,7 @@ from lapal_ext._checks import (
 )
 from lapal_ext.memory_map import Features, as_tensor
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.updating import check_variance
 
 
 def check_posterior(posterior: object) -> None:
@@ -134,7 +135,8 @@ class Pool:
             logits[rows] = inner @ self._posterior.mean.T
             if variance is not None:
                 variance[rows] = ops.predictive_variance(inner, self._posterior.covariance)
-        check_overflow("pool", logits, *(() if variance is None else (variance,)))
+                check_variance(variance[rows], inner, self._posterior.covariance, "pool", rows.start)
+        check_overflow("pool", logits)
         return logits, variance
 
     def mean(self) -> Tensor:  # [1, D] or [1, D + 1], float64

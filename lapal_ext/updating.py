@@ -6,7 +6,9 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext._checks import check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
+from lapal_ext.likelihood import PSD_SLACK
 
+_RESOLUTION = 2.0**-6  # by how much, relative to itself, rounding may move the variance that an observation leaves
 _BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
 
 
@@ -64,19 +66,57 @@ def coefficients(
 
     Raises:
         ValueError: the logits, a variance or the steps overflow.
-        NotPSDError: the covariance is not, or no longer, positive semi-definite.
+        NotPSDError: the covariance is not, or no longer, positive semi-definite, or an observation shrinks it by so
+            much that what is left is rounding.
     """
     h, triangle, beta, weights = ops.update_coefficients(gram, logits, targets, gamma, step, curvature)
     if is_finite(gram, logits, h, beta):
+        check_resolution(weights, beta, name, rows)
         return h, triangle, beta, weights
     check_overflow(name, gram, logits)
     if not is_finite(beta):
-        row = int(rows[beta.isfinite().logical_not()][0])
-        raise NotPSDError(
-            f"covariance is not positive semi-definite along row {row} of {name}: refresh() the posterior, or use a "
-            "larger prior_precision or standardised features"
-        )
+        raise _not_psd(int(rows[beta.isfinite().logical_not()][0]), name)
     raise steps_overflow(h, gamma)
+
+
+def check_resolution(
+    weights: Tensor,  # s
+    beta: Tensor,  # s / (1 + s v)
+    name: str,
+    rows: Tensor,  # of the same shape
+) -> None:
+    """Raise NotPSDError where an observation divides the variance along itself by more than a subtraction can."""
+    lost = weights * (torch.finfo(weights.dtype).eps / _RESOLUTION) > beta
+    if bool(lost.any()):
+        raise NotPSDError(
+            f"covariance cannot hold in {weights.dtype} what row {int(rows[lost][0])} of {name} leaves of it: use "
+            "standardised features, a larger prior_precision or float64"
+        )
+
+
+def check_variance(
+    variance: Tensor,  # [n]
+    inner: Tensor,  # [n, D]
+    covariance: Tensor,  # [D, D]
+    name: str,
+    first_row: int = 0,
+) -> None:
+    """Raise a typed error unless the variances of some rows are finite and, up to rounding, not negative."""
+    check_overflow(name, variance)
+    if not variance.numel() or float(variance.amin()) >= 0.0:
+        return
+    room = PSD_SLACK * torch.finfo(variance.dtype).eps * inner.square().sum(1) * covariance.norm()
+    negative = variance < -room
+    if bool(negative.any()):
+        row = first_row + int(negative.int().argmax())
+        raise _not_psd(row, name)
+
+
+def _not_psd(row: int, name: str) -> NotPSDError:
+    return NotPSDError(
+        f"covariance is not positive semi-definite along row {row} of {name}: refresh() the posterior, or use a "
+        "larger prior_precision or standardised features"
+    )
 
 
 def steps_overflow(steps: Tensor, gamma: float) -> ValueError:

@@ -270,7 +270,7 @@ def integer(good: int, low: int, high: int | None = None, *, optional: bool = Fa
 def choice(good: object, *, optional: bool = False) -> Argument:
     def change(choose: Choose, _: object) -> Changed:
         options: Options = {
-            "another name": (REFUSED, lambda: choose(st.text(max_size=8))),
+            "another name": (REFUSED, lambda: choose(st.text(max_size=8)) + "?"),
             "no name": (REFUSED, lambda: one_of(choose, 1, True, b"x", ["newton"], 1.5, torch.tensor(1))),
         }
         if not optional:

@@ -26,7 +26,7 @@ def test_quickly(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_campaign(name: str) -> None:
-    try_calls(FUNCTIONS[name], name, 300)
+    try_calls(FUNCTIONS[name], name, 500)
     assert count_wrong(CAMPAIGN, name, 0) >= WANTED
 
 
@@ -58,7 +58,8 @@ def _gives_nan(posterior: LastLayerLaplace, **rest: object) -> object:
 
 
 def _reads_memory_as_if_contiguous(posterior: LastLayerLaplace, features: Tensor, **rest: object) -> object:
-    if isinstance(features, Tensor) and features.dim() == 2 and not features.is_contiguous():
+    strided = isinstance(features, Tensor) and features.layout == torch.strided
+    if strided and features.dim() == 2 and not features.is_contiguous():
         features = features.T.reshape(features.shape)
     return posterior.condition_on(features=features, **rest)
 
@@ -67,6 +68,7 @@ def _crashes(posterior: LastLayerLaplace, features: Tensor, **rest: object) -> o
     return posterior.condition_on(features=features[:, :], **rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "found"),
     [
@@ -81,4 +83,4 @@ def _crashes(posterior: LastLayerLaplace, features: Tensor, **rest: object) -> o
 def test_a_planted_fault_is_found(fault: Callable[..., object], found: str) -> None:
     faulty = FUNCTIONS["condition_on"]._replace(call=fault)
     with pytest.raises((AssertionError, TypeError, IndexError), match=found):
-        try_calls(faulty, fault.__name__, 400, "bad input, planted faults")
+        try_calls(faulty, fault.__name__, 1500, "bad input, planted faults")
