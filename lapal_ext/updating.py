@@ -8,7 +8,7 @@ from lapal_ext._checks import check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import PSD_SLACK
 
-_RESOLUTION = 2.0**-6  # by how much, relative to itself, rounding may move the variance that an observation leaves
+_RESOLUTION = 2.0**-7  # how much of 1 + a variance may be rounding
 _BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
 
 
@@ -88,10 +88,7 @@ def check_resolution(
     """Raise NotPSDError where an observation divides the variance along itself by more than a subtraction can."""
     lost = weights * (torch.finfo(weights.dtype).eps / _RESOLUTION) > beta
     if bool(lost.any()):
-        raise NotPSDError(
-            f"covariance cannot hold in {weights.dtype} what row {int(rows[lost][0])} of {name} leaves of it: use "
-            "standardised features, a larger prior_precision or float64"
-        )
+        raise _not_held(int(rows[lost][0]), name, weights.dtype)
 
 
 def check_variance(
@@ -101,15 +98,46 @@ def check_variance(
     name: str,
     first_row: int = 0,
 ) -> None:
-    """Raise a typed error unless the variances of some rows are finite and, up to rounding, not negative."""
+    """Raise a typed error unless these are the variances phi^T Sigma phi of some rows, up to little rounding.
+
+    Every entry of Sigma is rounded, which moves the variance by about eps sqrt(sum_ij (phi_i Sigma_ij phi_j)^2), at
+    most eps |phi|^2 max_i Sigma_ii: far more than the variance itself where the features are large and so is Sigma in
+    other directions.
+
+    Raises:
+        ValueError: one is not finite.
+        NotPSDError: one is negative, or most of it is rounding.
+    """
     check_overflow(name, variance)
-    if not variance.numel() or float(variance.amin()) >= 0.0:
+    eps = torch.finfo(variance.dtype).eps
+    squares = inner.square().sum(1)
+    allowed = (_RESOLUTION / eps) * (1.0 + variance.clamp(min=0.0))
+    suspects = (squares * covariance.diagonal().abs().max() > allowed) | (variance < 0.0)
+    if not bool(suspects.any()):
         return
-    room = PSD_SLACK * torch.finfo(variance.dtype).eps * inner.square().sum(1) * covariance.norm()
-    negative = variance < -room
+    rows = suspects.nonzero()[:, 0]
+    negative = variance[rows] < -PSD_SLACK * eps * squares[rows] * covariance.norm()
     if bool(negative.any()):
-        row = first_row + int(negative.int().argmax())
-        raise _not_psd(row, name)
+        raise _not_psd(first_row + int(rows[negative][0]), name)
+    lost = _rounding(inner[rows], covariance) > allowed[rows]
+    if bool(lost.any()):
+        raise _not_held(first_row + int(rows[lost][0]), name, variance.dtype)
+
+
+def _rounding(
+    inner: Tensor,  # [n, D]
+    covariance: Tensor,  # [D, D]
+) -> Tensor:  # [n]
+    """sqrt(sum_ij (phi_i Sigma_ij phi_j)^2): the rounding of a variance, in units of eps."""
+    squares = inner.double().square()
+    return ((squares @ covariance.double().square()) * squares).sum(1).sqrt().to(inner.dtype)
+
+
+def _not_held(row: int, name: str, dtype: torch.dtype) -> NotPSDError:
+    return NotPSDError(
+        f"covariance cannot hold in {dtype} the variance along row {row} of {name}: use standardised features, a "
+        "larger prior_precision or float64"
+    )
 
 
 def _not_psd(row: int, name: str) -> NotPSDError:
@@ -144,6 +172,9 @@ def _absorb_block(
             gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None]
         )
     )
+    # The variance of each row at its turn: T_tu = beta_u c_tu, for the rows u before it.
+    before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
+    check_variance(gram.diagonal() - before, x, covariance, "features", first_row)
     if x.shape[0] == 1:
         downdated, _ = ops.rank_one_update(covariance[None], x, weights)
         return torch.addmm(mean, h.T, columns), downdated[0], weights

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext import LastLayerLaplace
+from lapal_ext import LastLayerLaplace, NotPSDError
 from lapal_ext.likelihood import PSD_SLACK
+from tests.bad_input.calls import bits
 from tests.campaigns.tally import count
 from tests.draws import Draw
 
@@ -75,3 +76,88 @@ def test_a_short_run(group: int, curvature: str) -> None:
 @pytest.mark.parametrize(("step", "curvature"), [("line_search", "categorical"), ("newton", "gaussian")])
 def test_ten_thousand_labels(group: int, step: str, curvature: str) -> None:
     check_long_run(384, 10_000, group, step, curvature)
+
+
+# Features that a covariance in float32 may not be able to take
+
+
+def rows_of(kind: str, draw: Draw, count: int, n_features: int) -> Tensor:  # [count, D] float64
+    x = draw.normal(count, n_features)
+    match kind:
+        case "duplicated rows":
+            x = x[: count // 5].repeat(6, 1)[:count]
+        case "near-duplicate rows":
+            x = x[:1] + 1e-4 * draw.normal(count, n_features)
+        case "duplicated columns":
+            x[:, 1::2] = x[:, ::2]
+        case "near-collinear columns":
+            x[:, 1:] = x[:, :1] + 1e-5 * draw.normal(count, n_features - 1)
+        case "rows of all sizes":
+            x = x * 10.0 ** (6 * draw.uniform(count, 1) - 3)
+        case "columns of all sizes":
+            x = x * 10.0 ** (6 * draw.uniform(1, n_features) - 3)
+    return x / x.norm(dim=1).mean()
+
+
+KINDS = (
+    "random", "duplicated rows", "near-duplicate rows", "duplicated columns", "near-collinear columns",
+    "rows of all sizes", "columns of all sizes",
+)  # fmt: skip
+NORMS = (1e-6, 1e-3, 1.0, 1e3, 1e4, 1e5, 1e6)
+
+
+def check_hard_features(kind: str, norm: float, seed: int, group: int, fitted: bool, step: str, curvature: str) -> None:
+    """Either NotPSDError, and nothing has changed, or what float64 makes of the same numbers."""
+    draw, size = Draw(seed), 60
+    x, y = (norm * rows_of(kind, draw, size, 16)).float(), draw.integers(3, size)
+    points = torch.cat([x, x + x.abs().mean() * draw.normal(size, 16).float()])
+    posterior = LastLayerLaplace((draw.normal(3, 16) / max(norm, 1e-3)).float(), curvature=curvature)
+    posterior.fit(x[:20] if fitted else x[:0])
+    exact = posterior.clone().double()
+    words = f"{kind} of norm {norm:g}, {group} at once, fitted: {fitted}, {step}, {curvature}, seed {seed}"
+    try:
+        for start in range(0, size, group):
+            before = bits(posterior)
+            posterior.update(x[start : start + group], y[start : start + group], step)
+            before = None
+        latent, probabilities = posterior.predict_latent(points), posterior.predict_proba(points)
+    except NotPSDError:
+        assert before in (None, bits(posterior)), f"{words}: an update that failed has changed something"
+        count(CAMPAIGN, "hard problems refused with NotPSDError")
+        return
+    for start in range(0, size, group):
+        exact.update(x[start : start + group].double(), y[start : start + group], step)
+    truth = exact.predict_latent(points.double())
+    error = ((latent.variance - truth.variance).abs() / (1.0 + truth.variance)).max()
+    assert error <= 1.0, f"{words}: 1 + variance is off by {float(error):.1e} of itself"
+    gap = (probabilities - exact.predict_proba(points.double())).abs().max()
+    assert gap <= 0.1, f"{words}: a probability is off by {float(gap):.1e}"
+    count(CAMPAIGN, "hard problems solved as in float64")
+
+
+@pytest.mark.parametrize("norm", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_few_hard_features(kind: str, norm: float) -> None:
+    for fitted in (False, True):
+        check_hard_features(kind, norm, 0, 7, fitted, "line_search", "categorical")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_hard_features(kind: str, norm: float) -> None:
+    for seed in range(4):
+        for group in (1, 7, 60):
+            for fitted in (False, True):
+                check_hard_features(kind, norm, seed, group, fitted, "line_search", "categorical")
+                check_hard_features(kind, norm, seed, group, fitted, "newton", "gaussian")
+
+
+def test_the_same_features_standardised_are_taken() -> None:
+    """The remedy that the error names."""
+    draw = Draw(0)
+    x, y = (1e6 * rows_of("duplicated columns", draw, 60, 16)).float(), draw.integers(3, 60)
+    posterior = LastLayerLaplace.fit_map(x[:20], y[:20], 3)
+    exact = posterior.clone().double().update(x.double(), y)
+    gap = (posterior.update(x, y).predict_proba(x) - exact.predict_proba(x.double())).abs().max()
+    assert gap <= 1e-4
