@@ -3,9 +3,14 @@
 The system reads pages of a file when a kernel touches them and drops them when memory is short, so a pool may be larger
 than memory, in half precision too. The file must stay as it is while it is used: one that is cut short then ends the
 process with a bus error, as with every memory map.
+
+Neither format has a checksum: a file that is cut off, or whose header is damaged, is refused, but a bit that flips
+within the numbers gives another number. Where that matters, keep a checksum beside the file.
 """
 
 import os
+import tokenize
+import warnings
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +27,8 @@ Features: TypeAlias = Tensor | NDArray[Any] | str | os.PathLike[str]
 """A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), or a .npy or .safetensors file."""
 
 _MATRIX = "features"  # name of the matrix in a safetensors file that holds several tensors
+# What NumPy raises, depending on what of a header is wrong.
+NPY_DAMAGE = (ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, MemoryError, tokenize.TokenError)
 _ARRAY_DTYPES = (np.float16, np.float32, np.float64)
 
 
@@ -81,12 +88,14 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
         if file.read(2) == b"PK":
             raise StorageError(f"{path} holds several arrays, as .npz files do: save the one array as .npy")
     try:
-        try:
-            # Copy on write: torch has no tensors that cannot be written to, and a file must never change.
-            array: NDArray[Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
-        except ValueError:
-            array = np.load(path, allow_pickle=False)  # a matrix without entries cannot be mapped
-    except (ValueError, EOFError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a damaged header looks like one of Python 2
+            try:
+                # Copy on write: torch has no tensors that cannot be written to, and a file must never change.
+                array: NDArray[Any] = np.load(path, mmap_mode="c" if mapped else None, allow_pickle=False)
+            except ValueError:
+                array = np.load(path, allow_pickle=False)  # a matrix without entries cannot be mapped
+    except NPY_DAMAGE as error:
         raise StorageError(f"{path} is damaged, or no .npy file of numbers: {error}") from error
     return array
 

@@ -64,9 +64,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise StorageError(f"{source} was not saved by lapal_ext")
     if header.pop("sha256", None) != _checksum(tensors, header):
         raise StorageError(f"{source} is damaged: its checksum does not match")
-    if header["version"] != str(_VERSION):
-        raise StorageError(f"{source} has format version {header['version']}, this lapal_ext reads {_VERSION}")
-    attributes: dict[str, Any] = json.loads(header["attributes"])
+    if header.get("version") != str(_VERSION):
+        raise StorageError(f"{source} has format version {header.get('version')}, this lapal_ext reads {_VERSION}")
+    try:
+        attributes: dict[str, Any] = json.loads(header["attributes"])
+    except (KeyError, ValueError) as error:
+        raise StorageError(f"{source} does not hold a posterior: its attributes are no JSON ({error})") from error
     return tensors, attributes
 
 
