@@ -4,7 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,13 @@ from lapal_ext.head import StandardizedLinear
 from lapal_ext.likelihood import CURVATURES
 
 _ATTRIBUTES = ("prior_precision", "curvature", "has_bias", "fitted")
+
+
+class _Queue(NamedTuple):
+    """What the precision has yet to gain, with what gains it: of one piece, so that threads may read it at once."""
+
+    precision: Tensor  # [D, D]
+    observations: tuple[tuple[Tensor, Tensor], ...]  # rows [n, D] and their weights [n]
 
 
 class GaussianLinear(StandardizedLinear):
@@ -59,7 +66,7 @@ class GaussianLinear(StandardizedLinear):
         self.register_buffer("covariance", identity / self.prior_precision)
         # ``precision`` is a property over its buffer, which register_buffer would take for a clash of names.
         self._buffers["precision"] = identity * self.prior_precision
-        self._queued: list[tuple[Tensor, Tensor]] = []  # rows and weights that the precision has yet to gain
+        self._queue: _Queue | None = None
 
     @property
     def precision(self) -> Tensor:  # [D, D]
@@ -93,7 +100,7 @@ class GaussianLinear(StandardizedLinear):
         check_overflow("features", stored)
         self.covariance = fitting.inverse(precision).to(self.mean.dtype)
         self._buffers["precision"] = stored
-        self._queued.clear()
+        self._queue = None
         self.fitted = True
 
     def queue_observations(
@@ -102,8 +109,9 @@ class GaussianLinear(StandardizedLinear):
         weights: Tensor,  # [n]
     ) -> None:
         """Note what the precision gains; the product itself waits for a reader or for as many rows as columns."""
-        self._queued.append((features, weights))
-        if sum(len(queued) for _, queued in self._queued) > features.shape[1]:
+        waiting = self._queue.observations if self._queue is not None else ()
+        self._queue = _Queue(self._stored_precision, (*waiting, (features, weights)))
+        if sum(len(queued) for _, queued in self._queue.observations) > features.shape[1]:
             self._bring_precision_up_to_date()
 
     def clone(self) -> Self:
@@ -117,11 +125,13 @@ class GaussianLinear(StandardizedLinear):
 
     @torch.no_grad()
     def _bring_precision_up_to_date(self) -> None:
-        if not self._queued:
+        queue = self._queue
+        if queue is None:
             return
-        features, weights = (torch.cat(parts) for parts in zip(*self._queued, strict=True))
-        self._buffers["precision"] = fitting.add_observations(self._stored_precision, features, weights)
-        self._queued.clear()
+        features, weights = (torch.cat(parts) for parts in zip(*queue.observations, strict=True))
+        # Another thread that is here too stores the same; one that finds no queue any more finds this.
+        self._buffers["precision"] = fitting.add_observations(queue.precision, features, weights)
+        self._queue = None
 
     @property
     def _stored_precision(self) -> Tensor:
@@ -195,7 +205,7 @@ class GaussianLinear(StandardizedLinear):
         state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
         if state:
             self._check_state(state)
-            self._queued.clear()
+            self._queue = None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *messages)
 
     def _check_state(self, state: Mapping[str, Any]) -> None:

@@ -38,18 +38,20 @@ class Interview:
     """The command, answered by what the row is, so that whoever is asked answers alike."""
 
     def __init__(self, folder: Path, out: str, number: int) -> None:
-        options = [
-            "--pool",
-            "pool.npy",
-            "--features",
-            "train.npy",
-            "--labels",
-            "labels.npy",
-            "--classes",
-            "names.txt",
+        files = {"--pool": "pool.npy", "--features": "train.npy", "--labels": "labels.npy", "--classes": "names.txt"}
+        options = [text for option in files.items() for text in option]
+        command = [
+            sys.executable,
+            "-m",
+            "lapal_ext",
+            "select",
             "--interactive",
+            *options,
+            "--out",
+            out,
+            "--number",
+            str(number),
         ]
-        command = [sys.executable, "-m", "lapal_ext", "select", *options, "--out", out, "--number", str(number)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder, env=environment, bufsize=0
