@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from pathlib import Path
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then move it there: what stood there stays whole until then.
 
-    A symbolic link stays one, and a file keeps its permissions.
+    The new file is on disk before it takes the name. A symbolic link stays one, and a file keeps its permissions.
     """
     path = Path(os.path.realpath(path))
-    scratch = path.with_name(f".{os.getpid()}.{path.name}")
+    # The process and the thread: nobody else writes to it.
+    scratch = path.with_name(f".{os.getpid()}.{threading.get_ident()}.{path.name}")
     try:
         write(scratch)
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, scratch)
         scratch.replace(path)

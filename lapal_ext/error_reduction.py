@@ -95,6 +95,7 @@ def _expected_losses_shared(
         at_points, columns = products.split([posterior.num_classes, len(directions)])
         sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, loss)
         del points, products, at_points, columns  # before the next tile asks for as much
+    check_overflow("eval_features", sums)
     return sums
 
 

@@ -4,7 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,13 @@ from lapal_ext.likelihood import CURVATURES
 
 _ATTRIBUTES = ("prior_precision", "curvature", "has_bias", "fitted")
 _LATER_ATTRIBUTES = ("class_names",)  # which states of earlier versions lack
+
+
+class _Queue(NamedTuple):
+    """What the precision has yet to gain, with what gains it: of one piece, so that threads may read it at once."""
+
+    precision: Tensor  # [D, D]
+    observations: tuple[tuple[Tensor, Tensor], ...]  # rows [n, D] and their weights [n]
 
 
 class GaussianLinear(StandardizedLinear):
@@ -63,7 +70,7 @@ class GaussianLinear(StandardizedLinear):
         self.register_buffer("covariance", identity / self.prior_precision)
         # ``precision`` is a property over its buffer, which register_buffer would take for a clash of names.
         self._buffers["precision"] = identity * self.prior_precision
-        self._queued: list[tuple[Tensor, Tensor]] = []  # rows and weights that the precision has yet to gain
+        self._queue: _Queue | None = None
 
     @property
     def precision(self) -> Tensor:  # [D, D]
@@ -84,7 +91,9 @@ class GaussianLinear(StandardizedLinear):
         self.require_fitted()
         product = self.covariance.double() @ self.precision.double()
         product.diagonal().sub_(1.0)
-        return float(product.norm()) / math.sqrt(product.shape[0])
+        distance = product.norm()
+        check_overflow("posterior", distance)
+        return float(distance) / math.sqrt(product.shape[0])
 
     def set_precision(
         self,
@@ -95,7 +104,7 @@ class GaussianLinear(StandardizedLinear):
         check_overflow("features", stored)
         self.covariance = fitting.inverse(precision).to(self.mean.dtype)
         self._buffers["precision"] = stored
-        self._queued.clear()
+        self._queue = None
         self.fitted = True
 
     def queue_observations(
@@ -104,8 +113,9 @@ class GaussianLinear(StandardizedLinear):
         weights: Tensor,  # [n]
     ) -> None:
         """Note what the precision gains; the product itself waits for a reader or for as many rows as columns."""
-        self._queued.append((features, weights))
-        if sum(len(queued) for _, queued in self._queued) > features.shape[1]:
+        waiting = self._queue.observations if self._queue is not None else ()
+        self._queue = _Queue(self._stored_precision, (*waiting, (features, weights)))
+        if sum(len(queued) for _, queued in self._queue.observations) > features.shape[1]:
             self._bring_precision_up_to_date()
 
     def clone(self) -> Self:
@@ -119,11 +129,13 @@ class GaussianLinear(StandardizedLinear):
 
     @torch.no_grad()
     def _bring_precision_up_to_date(self) -> None:
-        if not self._queued:
+        queue = self._queue
+        if queue is None:
             return
-        features, weights = (torch.cat(parts) for parts in zip(*self._queued, strict=True))
-        self._buffers["precision"] = fitting.add_observations(self._stored_precision, features, weights)
-        self._queued.clear()
+        features, weights = (torch.cat(parts) for parts in zip(*queue.observations, strict=True))
+        # Another thread that is here too stores the same; one that finds no queue any more finds this.
+        self._buffers["precision"] = fitting.add_observations(queue.precision, features, weights)
+        self._queue = None
 
     @property
     def _stored_precision(self) -> Tensor:
@@ -132,9 +144,17 @@ class GaussianLinear(StandardizedLinear):
         return stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the posterior to one safetensors file with a checksum; atomic, and without pickle."""
+        """Write the posterior to one safetensors file with a checksum; atomic, and without pickle.
+
+        Raises:
+            ValueError, TypeError: NaN, infinity or half precision in the posterior, which ``load`` would refuse.
+        """
         self._bring_precision_up_to_date()
-        storage.write(path, dict(self.named_buffers()), self.get_extra_state())
+        buffers = dict(self.named_buffers())
+        check_tensors({"mean": ShapeSpec.parse("[C, inner]")}, {"mean": self.mean})
+        for name, buffer in buffers.items():
+            check_finite(name, buffer)
+        storage.write(path, buffers, self.get_extra_state())
 
     @classmethod
     def load(
@@ -189,7 +209,7 @@ class GaussianLinear(StandardizedLinear):
         state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
         if state:
             self._check_state(state)
-            self._queued.clear()
+            self._queue = None
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *messages)
 
     def _check_state(self, state: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, MEAN_FIELD_FACTOR, STE
 from lapal_ext.memory_map import Features
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
-from lapal_ext.updating import coefficients
+from lapal_ext.updating import check_variance, coefficients
 
 LINKS = ("plugin", "mean_field")
 TILE = 1 << 23  # numbers in the largest temporary, 32 MiB in float32
@@ -124,7 +124,7 @@ def sum_losses(
         logits, columns = products.split([posterior.num_classes, len(directions)])
         variance = ops.predictive_variance(points, posterior.covariance) if mean_field else None
         if variance is not None:
-            check_overflow("eval_features", variance)
+            check_variance(variance, points, posterior.covariance, "eval_features", tile.start)
         sums += ops.lookahead_loss(
             logits,
             columns,
@@ -138,6 +138,7 @@ def sum_losses(
             MEAN_FIELD_FACTOR if mean_field else 0.0,
         )
         del points, products, logits, columns  # before the next tile asks for as much
+    check_overflow("eval_features", sums)
     return sums
 
 

@@ -3,11 +3,16 @@
 The system reads pages of a file when a kernel touches them and drops them when memory is short, so a pool may be larger
 than memory, in half precision too. The file must stay as it is while it is used: one that is cut short then ends the
 process with a bus error, as with every memory map.
+
+Neither format has a checksum: a file that is cut off, or whose header is damaged, is refused, but a bit that flips
+within the numbers gives another number. Where that matters, keep a checksum beside the file.
 """
 
 import errno
 import json
 import os
+import tokenize
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -27,6 +32,8 @@ Features: TypeAlias = Array | str | os.PathLike[str]
 
 _MATRIX = "features"  # name of the matrix in a safetensors file that holds several tensors
 _CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+# What NumPy raises, depending on what of a header is wrong.
+NPY_DAMAGE = (ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, MemoryError, tokenize.TokenError)
 
 
 def as_tensor(name: str, value: Features) -> Tensor:
@@ -85,15 +92,17 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
         if file.read(2) == b"PK":
             raise StorageError(f"{path} holds several arrays, as .npz files do: save the one array as .npy")
     try:
-        try:
-            array: NDArray[Any] = (
-                _map_as_allowed(lambda mode: np.load(path, mmap_mode=mode, allow_pickle=False))
-                if mapped
-                else np.load(path, allow_pickle=False)
-            )
-        except ValueError:
-            array = np.load(path, allow_pickle=False)  # a matrix without entries cannot be mapped
-    except (ValueError, EOFError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a damaged header looks like one of Python 2
+            try:
+                array: NDArray[Any] = (
+                    _map_as_allowed(lambda mode: np.load(path, mmap_mode=mode, allow_pickle=False))
+                    if mapped
+                    else np.load(path, allow_pickle=False)
+                )
+            except ValueError:
+                array = np.load(path, allow_pickle=False)  # a matrix without entries cannot be mapped
+    except NPY_DAMAGE as error:
         raise StorageError(f"{path} is damaged, or no .npy file of numbers: {error}") from error
     return array
 

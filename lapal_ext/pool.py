@@ -23,6 +23,7 @@ from lapal_ext.memory_map import Features, as_tensor
 from lapal_ext.posterior import LastLayerLaplace
 from lapal_ext.ranks import Alone, Ranks
 from lapal_ext.shards import Shard, Whole
+from lapal_ext.updating import check_variance
 
 _ALONE = Alone()
 
@@ -180,7 +181,8 @@ class Pool:
             logits[:, rows] = ops.inner_products(self._posterior.mean, inner)  # copies of a row tie, to the bit
             if variance is not None:
                 variance[rows] = ops.predictive_variance(inner, self._posterior.covariance)
-        check_overflow("pool", logits, *(() if variance is None else (variance,)))
+                check_variance(variance[rows], inner, self._posterior.covariance, "pool", rows.start)
+        check_overflow("pool", logits)
         return logits.T, variance
 
     def mean(self) -> Tensor:  # [1, D] or [1, D + 1], float64

@@ -16,7 +16,7 @@ from lapal_ext._checks import (
 from lapal_ext.arrays import Array
 from lapal_ext.estimation import EstimatedLinear
 from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS
-from lapal_ext.updating import absorb
+from lapal_ext.updating import absorb, check_variance
 
 _DEFAULT_SAMPLES = 1000
 
@@ -113,7 +113,13 @@ class LastLayerLaplace(EstimatedLinear):
         self,
         features: Array,  # [N, D]
     ) -> LatentPrediction:
-        """Mean and variance of the logits: z = W phi, v = phi^T Sigma phi (one for all classes)."""
+        """Mean and variance of the logits: z = W phi, v = phi^T Sigma phi (one for all classes).
+
+        Raises:
+            ValueError, TypeError: ``features`` does not fit, or overflows.
+            NotFittedError: ``fit`` has not been called.
+            NotPSDError: a variance is below zero by more than rounding.
+        """
         self.require_fitted()
         features = self.check_features(features)
         logits = features.new_empty(features.shape[0], self.num_classes)
@@ -123,8 +129,9 @@ class LastLayerLaplace(EstimatedLinear):
             rows, inner = slice(start, start + tile.shape[0]), self.inner_features(tile)
             torch.mm(inner, self.mean.T, out=logits[rows])
             variance[rows] = ops.predictive_variance(inner, self.covariance)
+            check_variance(variance[rows], inner, self.covariance, "features", start)
             start = rows.stop
-        check_overflow("features", logits, variance)
+        check_overflow("features", logits)
         return LatentPrediction(logits, variance)
 
     @torch.no_grad()

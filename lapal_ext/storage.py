@@ -6,16 +6,16 @@ No pickle: opening a foreign file can give wrong bytes, never code.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.errors import StorageError
 
 _FORMAT = "lapal_ext posterior"
@@ -33,16 +33,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attribute
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": _FORMAT, "version": str(_VERSION), "attributes": json.dumps(attributes, sort_keys=True)}
     header["sha256"] = _checksum(contents, header)
-    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        save_file(contents, scratch, metadata=header)
-        _flush(scratch)
-        os.chmod(scratch, 0o666 & ~_umask())
-        os.replace(scratch, target)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
+    replace_file(target, lambda scratch: scratch.write_bytes(save(contents, metadata=header)))
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -65,10 +56,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise StorageError(f"{source} was not saved by lapal_ext")
     if header.pop("sha256", None) != _checksum(tensors, header):
         raise StorageError(f"{source} is damaged: its checksum does not match")
-    if header["version"] not in map(str, range(_OLDEST, _VERSION + 1)):
+    if header.get("version", "none") not in map(str, range(_OLDEST, _VERSION + 1)):
         reads = f"{_OLDEST} to {_VERSION}"
-        raise StorageError(f"{source} has format version {header['version']}, this lapal_ext reads {reads}")
-    attributes: dict[str, Any] = json.loads(header["attributes"])
+        raise StorageError(f"{source} has format version {header.get('version')}, this lapal_ext reads {reads}")
+    try:
+        attributes: dict[str, Any] = json.loads(header["attributes"])
+    except (KeyError, ValueError) as error:
+        raise StorageError(f"{source} does not hold a posterior: its attributes are no JSON ({error})") from error
     return tensors, attributes
 
 
@@ -86,16 +80,3 @@ def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _flush(path: str) -> None:
-    """Ask the system to put a file on disk before its name is moved over the old one."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _umask() -> int:
-    """Permissions a plain ``open`` would withhold: mkstemp makes files that only their owner may read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -6,7 +6,9 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext._checks import check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
+from lapal_ext.likelihood import PSD_SLACK
 
+_RESOLUTION = 2.0**-7  # how much of 1 + a variance may be rounding
 _BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
 
 
@@ -64,19 +66,85 @@ def coefficients(
 
     Raises:
         ValueError: the logits, a variance or the steps overflow.
-        NotPSDError: the covariance is not, or no longer, positive semi-definite.
+        NotPSDError: the covariance is not, or no longer, positive semi-definite, or an observation shrinks it by so
+            much that what is left is rounding.
     """
     h, triangle, beta, weights = ops.update_coefficients(gram, logits, targets, gamma, step, curvature)
     if is_finite(gram, logits, h, beta):
+        check_resolution(weights, beta, name, rows)
         return h, triangle, beta, weights
     check_overflow(name, gram, logits)
     if not is_finite(beta):
-        row = int(rows[beta.isfinite().logical_not()][0])
-        raise NotPSDError(
-            f"covariance is not positive semi-definite along row {row} of {name}: refresh() the posterior, or use a "
-            "larger prior_precision or standardised features"
-        )
+        raise _not_psd(int(rows[beta.isfinite().logical_not()][0]), name)
     raise steps_overflow(h, gamma)
+
+
+def check_resolution(
+    weights: Tensor,  # s
+    beta: Tensor,  # s / (1 + s v)
+    name: str,
+    rows: Tensor,  # of the same shape
+) -> None:
+    """Raise NotPSDError where an observation divides the variance along itself by more than a subtraction can."""
+    lost = weights * (torch.finfo(weights.dtype).eps / _RESOLUTION) > beta
+    if bool(lost.any()):
+        raise _not_held(int(rows[lost][0]), name, weights.dtype)
+
+
+def check_variance(
+    variance: Tensor,  # [n]
+    inner: Tensor,  # [n, D]
+    covariance: Tensor,  # [D, D]
+    name: str,
+    first_row: int = 0,
+) -> None:
+    """Raise a typed error unless these are the variances phi^T Sigma phi of some rows, up to little rounding.
+
+    Every entry of Sigma is rounded, which moves the variance by about eps sqrt(sum_ij (phi_i Sigma_ij phi_j)^2), at
+    most eps |phi|^2 max_i Sigma_ii: far more than the variance itself where the features are large and so is Sigma in
+    other directions.
+
+    Raises:
+        ValueError: one is not finite.
+        NotPSDError: one is negative, or most of it is rounding.
+    """
+    check_overflow(name, variance)
+    eps = torch.finfo(variance.dtype).eps
+    squares = inner.square().sum(1)
+    allowed = (_RESOLUTION / eps) * (1.0 + variance.clamp(min=0.0))
+    suspects = (squares * covariance.diagonal().abs().max() > allowed) | (variance < 0.0)
+    if not bool(suspects.any()):
+        return
+    rows = suspects.nonzero()[:, 0]
+    negative = variance[rows] < -PSD_SLACK * eps * squares[rows] * covariance.norm()
+    if bool(negative.any()):
+        raise _not_psd(first_row + int(rows[negative][0]), name)
+    lost = _rounding(inner[rows], covariance) > allowed[rows]
+    if bool(lost.any()):
+        raise _not_held(first_row + int(rows[lost][0]), name, variance.dtype)
+
+
+def _rounding(
+    inner: Tensor,  # [n, D]
+    covariance: Tensor,  # [D, D]
+) -> Tensor:  # [n]
+    """sqrt(sum_ij (phi_i Sigma_ij phi_j)^2): the rounding of a variance, in units of eps."""
+    squares = inner.double().square()
+    return ((squares @ covariance.double().square()) * squares).sum(1).sqrt().to(inner.dtype)
+
+
+def _not_held(row: int, name: str, dtype: torch.dtype) -> NotPSDError:
+    return NotPSDError(
+        f"covariance cannot hold in {dtype} the variance along row {row} of {name}: use standardised features, a "
+        "larger prior_precision or float64"
+    )
+
+
+def _not_psd(row: int, name: str) -> NotPSDError:
+    return NotPSDError(
+        f"covariance is not positive semi-definite along row {row} of {name}: refresh() the posterior, or use a "
+        "larger prior_precision or standardised features"
+    )
 
 
 def steps_overflow(steps: Tensor, gamma: float) -> ValueError:
@@ -104,6 +172,9 @@ def _absorb_block(
             gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None]
         )
     )
+    # The variance of each row at its turn: T_tu = beta_u c_tu, for the rows u before it.
+    before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
+    check_variance(gram.diagonal() - before, x, covariance, "features", first_row)
     if x.shape[0] == 1:
         downdated, _ = ops.rank_one_update(covariance[None], x, weights)
         return torch.addmm(mean, h.T, columns), downdated[0], weights

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lapal_ext.ops import OPS
+from tests.campaigns.tally import lines
 from tests.draws import Draw
 
 
@@ -19,6 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     # The problems are small: on a busy machine, a second thread makes them many times slower, not faster.
     torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each campaign, with what it tried."""
+    if counts := lines():
+        terminalreporter.section("campaigns")
+        for line in counts:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -129,10 +129,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     posterior.save(tmp_path / "p")
     before = (tmp_path / "p").read_bytes()
 
-    def disk_full(_: str) -> None:
+    def disk_full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage, "_flush", disk_full)
+    monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="No space"):
         posterior.clone().save(tmp_path / "p")
     assert (tmp_path / "p").read_bytes() == before

@@ -15,6 +15,7 @@ from lapal_ext.study import experiment
 from lapal_ext.study.configuration import Configuration, Source, environment
 from lapal_ext.study.experiment import MismatchError, read_records, run_experiment, units
 from lapal_ext.study.run import one_thread
+from tests.campaigns.tally import count
 
 DIGITS = Source(None)
 ACTIVE = Configuration(
@@ -209,6 +210,7 @@ class TestKill:
             kill_at_random(tmp_path, start(tmp_path, draw.choice([1, 2])), draw)
         run_experiment(tmp_path, ACTIVE, DIGITS)
         assert results(tmp_path) == results(finished)
+        count("killed", "experiments killed at random, 3 times each, that ended with the identical file")
 
     @pytest.mark.slow
     def test_processes_give_the_same_file_as_one(self, finished, tmp_path):

@@ -11,6 +11,7 @@ from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
 from lapal_ext.likelihood import curvature_weight
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.updating import check_resolution, check_variance
 
 _OVERSAMPLING = 2  # rows that the forward pass takes per row that the backward pass leaves
 _TIE = 1e-9  # relative: of rows that it costs the same to put back, copies of each other for one, the last pick goes
@@ -81,8 +82,11 @@ class BaitScorer(PosteriorScorer):
         h, q = torch.empty_like(curvature), torch.empty_like(curvature)
         for rows, inner in pool.inner_tiles():
             h[rows] = ops.predictive_variance(inner, posterior.covariance)
+            check_variance(h[rows], inner, posterior.covariance, "pool", rows.start)
             q[rows] = ops.predictive_variance(inner, sandwich)
-        check_overflow("pool", curvature, h, q)
+        check_overflow("pool", curvature, q)
+        every_row = torch.arange(len(pool), device=h.device)
+        check_resolution(curvature, curvature / (1.0 + curvature * h), "pool", every_row)
         return _Objective(curvature, fisher, h, q)
 
     def _forward(self, objective: _Objective, count: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from lapal_ext.acquisition._scorer import best_first
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
 from lapal_ext.pool import Pool
 from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.updating import check_variance
 
 
 class UncertaintyScorer(LatentScorer):
@@ -47,17 +48,19 @@ class TiledUncertaintyScorer(PosteriorScorer):
         """See ``Scorer``."""
         utilities = self._posterior.mean.new_empty(len(self._pool))
         for rows, inner in self._pool.inner_tiles():
-            utilities[rows] = self._utilities(inner)
+            utilities[rows] = self._utilities(inner, rows.start)
         return best_first(utilities, self._taken, count, self._pool.shard)
 
     def _utilities(
         self,
         inner: Tensor,  # [n, D] or [n, D + 1]
+        first_row: int,
     ) -> Tensor:  # [n]
         posterior = self._posterior
         logits, variance = ops.inner_products(posterior.mean, inner).T, None
         if self._kind == "variance" or self._kappa > 0:
             variance = ops.predictive_variance(inner, posterior.covariance)
-        check_overflow("pool", logits, *(() if variance is None else (variance,)))
+            check_variance(variance, inner, posterior.covariance, "pool", first_row)
+        check_overflow("pool", logits)
         scale = inner.norm(dim=1) if self._kind == "gradient_norm" else None
         return ops.utility(logits, variance, scale, self._kind, self._kappa)

@@ -13,7 +13,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import ShapeSpec, check_choice, check_number, check_tensors
+from lapal_ext._checks import ShapeSpec, check_choice, check_index_range, check_number, check_tensors
 
 NAMESPACE = "lapal_ext"
 _RETURN_DTYPES = {"float64": torch.float64, "int64": torch.int64}
@@ -42,6 +42,7 @@ class Op(Generic[P, R]):
         mutates: Iterable[str],
         choices: Mapping[str, tuple[str, ...]],
         nonnegative: Iterable[str],
+        indices: Mapping[str, str],
         check: Callable[..., None] | None,
     ) -> None:
         functools.update_wrapper(self, reference)
@@ -52,6 +53,7 @@ class Op(Generic[P, R]):
         self._mutates = tuple(mutates)
         self._choices = choices
         self._nonnegative = tuple(nonnegative)
+        self._indices = indices
         self._check_together = check
         self._checked_together = tuple(inspect.signature(check).parameters) if check else ()
         self._signature = inspect.signature(reference)
@@ -71,12 +73,16 @@ class Op(Generic[P, R]):
 
     def _check(self, values: dict[str, Any]) -> None:
         given = {name: spec for name, spec in self.shapes.items() if name in values}
-        check_tensors(given, values)
+        sizes = check_tensors(given, values)
         for name, choices in self._choices.items():
             check_choice(name, values.get(name, self._signature.parameters[name].default), choices)
         for name in self._nonnegative:
             if name in values:
                 check_number(name, values[name], at_least=0.0)
+        for name, letter in self._indices.items():
+            # On the CPU alone: elsewhere it would make the host wait, and kernels give NaN for what is out of range.
+            if (index := values.get(name)) is not None and index.device.type == "cpu":
+                check_index_range(name, index, sizes[letter], f"[0, {sizes[letter]})")
         # The backward of an op that changes buffers in place would be wrong in silence, whichever input asks for it.
         for name in self.shapes if self._mutates else ():
             value = values.get(name)
@@ -107,6 +113,7 @@ def define(
     mutates: Iterable[str] = (),
     choices: Mapping[str, tuple[str, ...]] | None = None,
     nonnegative: Iterable[str] = (),
+    indices: Mapping[str, str] | None = None,
     check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Declare an op on its reference.
@@ -117,6 +124,7 @@ def define(
         mutates: arguments that are changed in place; such an op returns fresh tensors only.
         choices: allowed values per string argument.
         nonnegative: arguments that must be finite numbers, at least zero.
+        indices: per argument of indices, the letter of the size that they must stay below.
         check: raises where arguments do not go together; its parameters name those it wants to see.
     """
-    return lambda reference: Op(reference, shapes, returns, mutates, choices or {}, nonnegative, check)
+    return lambda reference: Op(reference, shapes, returns, mutates, choices or {}, nonnegative, indices or {}, check)

@@ -81,6 +81,10 @@ def _load_cuda() -> dict[str, Any]:
 
 _cuda = _load_cuda()
 
+if hasattr(os, "register_at_fork"):
+    # The threads of OpenMP do not survive a fork: a child that asks for them, in an op of torch too, waits for ever.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 
 def build_info() -> dict[str, Any]:
     """What was compiled, for which machine, and what runs.

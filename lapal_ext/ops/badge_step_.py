@@ -9,6 +9,12 @@ from lapal_ext.ops._rows import dot_rows
 _SAME_POINT = 16.0  # distances below this many eps of the norms they come from are rounding
 
 
+def _check(threshold: Tensor) -> None:
+    # On the CPU alone: elsewhere it would make the host wait.
+    if threshold.device.type == "cpu" and not 0.0 <= float(threshold) < 1.0:
+        raise ValueError(f"threshold must lie in [0, 1), got {float(threshold):g}")
+
+
 @define(
     shapes={
         "u": "[D]",
@@ -23,6 +29,7 @@ _SAME_POINT = 16.0  # distances below this many eps of the norms they come from 
     },
     returns=("int64 []",),
     mutates=("distance",),
+    check=_check,
 )
 def badge_step_(
     pool: Tensor,  # [N, D]

@@ -37,6 +37,7 @@ def _check(
     returns=("float64 [M]",),
     choices={"loss_kind": LOSSES},
     nonnegative=("kappa",),
+    indices={"batches": "N", "targets": "C"},
     check=_check,
 )
 def lookahead_loss(

@@ -12,6 +12,7 @@ from lapal_ext.ops._define import define
     returns=("[M, b, C]", "[M, b, b]", "[M, b]", "[M, b]"),
     choices={"step": STEPS, "curvature": CURVATURES},
     nonnegative=("gamma",),
+    indices={"targets": "C"},
 )
 def update_coefficients(
     gram: Tensor,  # [M, b, b]

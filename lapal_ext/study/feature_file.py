@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lapal_ext.errors import StorageError
+from lapal_ext.memory_map import NPY_DAMAGE
 
 # What zipfile raises, depending on the bit that is flipped.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, NotImplementedError, RuntimeError, OSError)
@@ -118,7 +119,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
             raise StorageError(f"{path} is damaged: {error}") from error
     try:
         return {key: np.lib.format.read_array(io.BytesIO(data), allow_pickle=False) for key, data in members.items()}
-    except ValueError as error:
+    except NPY_DAMAGE as error:
         raise StorageError(f"{path} is no feature set: {error}") from error
 
 

@@ -46,8 +46,12 @@ def bits(value: object) -> object:
         value.precision  # noqa: B018 - brings the buffer up to date
         return [bits(buffer) for buffer in value.buffers()], value.get_extra_state(), value.training
     if isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_nested):
-        return value.shape, value.dtype, value.detach().contiguous().view(-1).view(torch.uint8).tolist()
+        return value.shape, value.dtype, _bytes_of(value)
     return None
+
+
+def _bytes_of(value: Tensor) -> list[int]:
+    return value.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8).tolist()
 
 
 def check_error(call: Call, argument: str, bad: Bad) -> None:

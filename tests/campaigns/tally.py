@@ -1,0 +1,27 @@
+"""How many cases every campaign tried, printed in one line each when the tests end."""
+
+from collections import Counter
+
+_COUNTS: dict[str, Counter[str]] = {}
+_PER_FUNCTION: dict[str, Counter[str]] = {}
+
+
+def count(campaign: str, what: str, number: int = 1) -> None:
+    """Add to what the line of a campaign says."""
+    _COUNTS.setdefault(campaign, Counter())[what] += number
+
+
+def count_wrong(campaign: str, function: str, number: int = 1) -> int:
+    """Add wrong calls of one function, whose fewest the line of the campaign says; return how many it had."""
+    _PER_FUNCTION.setdefault(campaign, Counter())[function] += number
+    return _PER_FUNCTION[campaign][function]
+
+
+def lines() -> list[str]:
+    texts = []
+    for campaign, counts in sorted(_COUNTS.items()):
+        parts = [f"{number:,} {what}" for what, number in counts.items()]
+        if functions := _PER_FUNCTION.get(campaign):
+            parts.append(f"at least {min(functions.values()):,} wrong calls of each of {len(functions)} functions")
+        texts.append(f"{campaign}: {', '.join(parts)}")
+    return texts
