@@ -1,6 +1,7 @@
 """What the classes of a posterior are called."""
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 
 def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None:
@@ -12,7 +13,8 @@ def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None
     """
     if names is None:
         return None
-    if isinstance(names, str) or not isinstance(names, Iterable):
+    # A set has no order to number classes by.
+    if isinstance(names, (str, AbstractSet)) or not isinstance(names, Iterable):
         raise TypeError(f"class_names must be a sequence of str or None, got {type(names).__name__}")
     given = tuple(names)
     for name in given:

@@ -4,7 +4,10 @@ Everything here runs in float64 whatever the dtype of the features: it happens o
 inherits its error.
 """
 
+import importlib
 import math
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -17,6 +20,7 @@ from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import curvature_weight
 
 TILE_ROWS = 8192  # rows held in float64 at a time, 25 MB at D = 384
+_COMPILER = "torch._dynamo"
 _GRADIENT_TOLERANCE = 1e-6  # largest entry of the gradient of the summed objective
 _MAX_ITERATIONS = 2000
 
@@ -64,6 +68,7 @@ def map_weights(
     Warns:
         RuntimeWarning: the gradient is not within tolerance after the last iteration.
     """
+    _import_compiler()
     x = features.double()
     weight = torch.zeros(num_classes, x.shape[1], dtype=x.dtype, device=x.device)
     weight.grad = torch.zeros_like(weight)
@@ -93,6 +98,18 @@ def map_weights(
     if worst > 10 * _GRADIENT_TOLERANCE:
         warnings.warn(f"fit_map stopped with a gradient of {worst:.1e}", RuntimeWarning, stacklevel=3)
     return weight
+
+
+def _import_compiler() -> None:
+    """Import what torch's optimizers import at their first use, in a thread that has no frames of ours above it.
+
+    The import leaves a cycle through all frames above it, whose tensors, and process groups, would stay until the
+    garbage collector comes by.
+    """
+    if _COMPILER not in sys.modules:
+        thread = threading.Thread(target=importlib.import_module, args=(_COMPILER,))
+        thread.start()
+        thread.join()
 
 
 def precision_matrix(

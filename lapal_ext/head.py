@@ -121,7 +121,9 @@ class StandardizedLinear(nn.Module):
             TypeError, ValueError: the name does not fit; the posterior is as it was.
         """
         names = check_new_name(name, self._class_names)
-        self.mean = torch.cat([self.mean, self.mean.mean(0, keepdim=True)])
+        mean = torch.cat([self.mean, self.mean.mean(0, keepdim=True)])
+        check_overflow("mean", mean)
+        self.mean = mean
         self.class_names = names
         return self
 

@@ -65,8 +65,8 @@ def draw_labels(
 
 def _sampled(generator: torch.Generator | None, ranks: Alone | Ranks) -> LabelSource:
     def draw(scorer: Scorer, picks: Tensor) -> Tensor:
-        probabilities = scorer.predictive(picks)
-        return ranks.from_first(lambda: draw_labels(probabilities, generator), picks)
+        labels = draw_labels(scorer.predictive(picks), generator)  # by all, so that their generators stay alike
+        return ranks.from_first(lambda: labels, labels)
 
     return draw
 

@@ -1,7 +1,6 @@
 """The rows one may pick from: the only module that reads pool storage."""
 
 from collections.abc import Iterator
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from lapal_ext.arrays import Array
 from lapal_ext.memory_map import Features, as_tensor
 from lapal_ext.posterior import LastLayerLaplace
 from lapal_ext.ranks import Alone, Ranks
-from lapal_ext.shards import Shard, Whole
+from lapal_ext.shards import Shard, Whole, common_layout
 from lapal_ext.updating import check_variance
 
 _ALONE = Alone()
@@ -72,7 +71,7 @@ class Pool:
         if features.dtype not in allowed:
             raise TypeError(f"pool must be {' or '.join(map(str, allowed))}, got {features.dtype}")
         check_finite("pool", features)
-        bounds = [0, *accumulate(ranks.collect(torch.tensor(features.shape[0])).tolist())]
+        features, bounds = common_layout(ranks, features)
         self._first, self.size = bounds[ranks.rank], bounds[-1]
         self.rows_here = features.shape[0]
         self._posterior = posterior

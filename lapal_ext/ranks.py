@@ -41,7 +41,7 @@ class Alone:
         """See ``Ranks``."""
         return compute()
 
-    def agree(self, name: str, *values: object) -> None:
+    def agree(self, **values: object) -> None:
         """See ``Ranks``."""
 
 
@@ -76,7 +76,7 @@ class Ranks:
             self._meet(_DONE, 0)
         except RankError:
             raise
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:  # Ctrl-C in a notebook ends no process
             with suppress(RankError):
                 self._meet(_DONE, 0, error)
             raise
@@ -99,28 +99,27 @@ class Ranks:
         """What rank 0 computes, of the shape and the dtype of ``like``; the others do not call it."""
         return self.add(compute() if self.rank == 0 else torch.zeros_like(like))
 
-    def agree(self, name: str, *values: object) -> None:
-        """Raise ValueError on all ranks unless the tensors, and the texts of what is no tensor, are the same on all."""
-        digest = hashlib.sha256()
-        for value in values:
-            text = f"{value.dtype}{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            digest.update(text.encode())
-            if isinstance(value, Tensor):
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        number = int.from_bytes(digest.digest()[:8], "big", signed=True)
-        numbers = self.collect(torch.tensor(number)).tolist()
-        if others := [rank for rank in range(self.size) if numbers[rank] != numbers[0]]:
-            raise ValueError(f"{name} must be the same on every rank, rank {others[0]} has another than rank 0")
+    def agree(self, **values: object) -> None:
+        """Raise ValueError on all ranks unless the values are the same on all; the first that is not is named.
 
-    def _meet(self, kind: int, numel: int, error: Exception | None = None) -> None:
+        Tensors are compared by their bits, anything else by its text.
+        """
+        numbers = self.collect(torch.tensor([_digest(value) for value in values.values()]))  # [size, values]
+        for number, name in enumerate(values):
+            others = (numbers[:, number] != numbers[0, number]).nonzero()
+            if len(others) > 0:
+                raise ValueError(
+                    f"{name} must be the same on every rank, rank {int(others[0])} has another than rank 0"
+                )
+
+    def _meet(self, kind: int, numel: int, error: BaseException | None = None) -> None:
         """Wait until every rank is here, and raise RankError unless all are well and about to send the same."""
+        text = b"" if error is None else _text(error)
         states = self._gathered(torch.tensor([int(error is not None), kind, numel]))
         failed = states[:, 0].nonzero()[:, 0].tolist()
         if failed:
-            text = "" if error is None else f"{type(error).__name__}: {error}"
             letters = torch.zeros(_TEXT, dtype=torch.uint8)
-            encoded = text.encode()[:_TEXT]
-            letters[: len(encoded)] = torch.tensor(list(encoded), dtype=torch.uint8)
+            letters[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
             texts = self._gathered(letters)
             reasons = [
                 f"rank {rank} stopped with {bytes(texts[rank].tolist()).rstrip(bytes(1)).decode(errors='ignore')}"
@@ -135,6 +134,26 @@ class Ranks:
         with _lost_rank():
             distributed.all_gather(parts, value.to(self._device).contiguous(), group=self._group)
         return torch.stack(parts).to(value.device)
+
+
+def _digest(value: object) -> int:
+    """A number of 64 bits that is the same for equal values alone, as far as anybody will ever see."""
+    digest = hashlib.sha256()
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        digest.update(repr(value).encode(errors="replace"))
+    return int.from_bytes(digest.digest()[:8], "big", signed=True)
+
+
+def _text(error: BaseException) -> bytes:
+    """What the other ranks are told, at most as long as a message; an error may have no text that can be sent."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 whatever its __str__ raises
+        text = type(error).__name__
+    return text.encode(errors="replace")[:_TEXT]
 
 
 @contextmanager

@@ -88,10 +88,11 @@ def select_batch(
             compute them anew for every pick, a tile of rows at a time, O(N D C), the same up to rounding; ``bald`` and
             ``badge`` cannot.
         group: processes of ``torch.distributed`` that share the pool, each with some of its rows, or none; all call
-            this with the same arguments. ``pool``, and ``targets`` that are a tensor, are then those of this process;
+            this with the same arguments. ``pool``, and ``targets`` that are labels, are then those of this process;
             rows are counted over all of them, in rank order, in ``candidates``, in ``exclude`` and in the result, which
-            is the same everywhere and the one of a single process. Rank 0 draws, and asks a callable. ``typiclust`` and
-            ``probcover`` cannot. O(D + C) numbers per pick go from rank to rank.
+            is the same everywhere and the one of a single process. A callable ``acquisition`` sees the rows of its own
+            process; that of ``targets`` is called on rank 0, while the others wait, no longer than the timeout of the
+            group. ``typiclust`` and ``probcover`` cannot. O(D + C) numbers per pick go from rank to rank.
 
     Returns:
         The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go
@@ -129,14 +130,23 @@ def select_batch(
             _check_unlabelled(acquisition, link, update_every, batch_size)
             gamma = 0.0  # an update without a label moves the covariance alone
         state = (posterior.mean, posterior.covariance, posterior.centre, posterior.scale)
-        ranks.agree("posterior", *state, posterior.curvature, posterior.has_bias)
-        named = acquisition if isinstance(acquisition, str) else "a callable"
-        source = targets if isinstance(targets, str) or targets is None else type(targets).__name__
         ranks.agree(
-            "every argument but pool",
-            *(batch_size, named, source, step, gamma, update_every, link, candidates, labelled, exclude, memory),
+            posterior=torch.cat([part.flatten() for part in state]),
+            curvature=posterior.curvature,
+            batch_size=batch_size,
+            acquisition=acquisition if isinstance(acquisition, str) else "a callable",
+            targets=targets if isinstance(targets, str) or targets is None else callable(targets),
+            step=step,
+            gamma=gamma,
+            update_every=update_every,
+            link=link,
+            candidates=candidates,
+            labelled=labelled,
+            exclude=excluded,
+            memory=memory,
         )
-        seed = ranks.from_first(lambda: torch.tensor(choose_seed(acquisition, link, generator)), torch.tensor(0))
+        seed = torch.tensor(choose_seed(acquisition, link, generator))  # drawn by all, so that generators stay alike
+        seed = ranks.from_first(lambda: seed, seed)
         scorer = make_scorer(
             acquisition,
             posterior,

@@ -12,7 +12,30 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from lapal_ext.ranks import Ranks
+from lapal_ext._checks import STORAGE_DTYPES
+from lapal_ext.ranks import Alone, Ranks
+
+_NO_ROWS = -1
+
+
+def common_layout(
+    ranks: Alone | Ranks,
+    features: Tensor,  # [n, D] of a storage dtype
+) -> tuple[Tensor, list[int]]:
+    """The rows of this rank in the dtype of all, which one without rows takes over; and the first row of every rank.
+
+    Raises:
+        ValueError: the ranks have rows of several dtypes.
+    """
+    dtype = STORAGE_DTYPES.index(features.dtype) if len(features) > 0 else _NO_ROWS
+    counts, dtypes = ranks.collect(torch.tensor([len(features), dtype])).T.tolist()
+    first_ranks = {number: dtypes.index(number) for number in dtypes if number != _NO_ROWS}  # in the order of the ranks
+    if len(first_ranks) > 1:
+        rows = " and ".join(f"{STORAGE_DTYPES[number]} on rank {rank}" for number, rank in first_ranks.items())
+        raise ValueError(f"pool must have one dtype on all ranks, got {rows}")
+    for number in first_ranks:
+        features = features.to(STORAGE_DTYPES[number])
+    return features, [0, *accumulate(counts)]
 
 
 class Whole:

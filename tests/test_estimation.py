@@ -1,6 +1,8 @@
 """The prior precision: evidence against dense determinants, cross-validation against plain loops."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,3 +121,23 @@ def test_the_evidence_over_regularises() -> None:
     grid = torch.logspace(-2, 3, 11)
     values = LastLayerLaplace.fit_map(x, y, 10, best).log_marginal_likelihood(x, y, grid)
     assert float(grid[values.argmax()]) > best
+
+
+_RELEASED = """
+import gc, weakref
+import torch
+from lapal_ext import LastLayerLaplace
+
+gc.disable()
+features = torch.eye(6)
+kept = weakref.ref(features)
+def caller(features):
+    LastLayerLaplace.fit_map(features, torch.arange(6) % 2, 2)
+caller(features)
+del features
+assert kept() is None
+"""
+
+
+def test_the_first_fit_of_a_process_keeps_nothing() -> None:
+    subprocess.run([sys.executable, "-c", _RELEASED], check=True, timeout=120)

@@ -60,6 +60,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--memory", type=positive_number, metavar="MIB", help="for the logits of the pool (default: what they need)")
     add("--interactive", action="store_true", help="ask for labels on the terminal, one by one")
     add("--texts", type=Path, metavar="FILE", help="what a question shows of a row: its line in this file")
+    add("--alone", action="store_true", help="be one process, even where torchrun has started several")
     parser.set_defaults(run=_run)
 
 
@@ -67,8 +68,10 @@ def _run(options: argparse.Namespace) -> None:
     from lapal_ext.cli.processes import started_by_torchrun
     from lapal_ext.errors import NotPSDError, RankError
 
+    if not options.out.parent.is_dir():  # before the work, not after it
+        raise CommandError(f"--out must lie in an existing folder, got {options.out}")
     try:
-        with started_by_torchrun() as group:
+        with started_by_torchrun(alone=options.alone) as group:
             if not options.interactive:
                 _choose(options, group)
             elif group is None:

@@ -63,7 +63,7 @@ class TestErrors:
             (("--classes", "pool.npy"), "--classes must be a number or a file of names"),
             (("--acquisition", "luck"), "acquisition must be one of 'margin'"),
             (("--head", "nowhere.safetensors"), "--head must be a .safetensors file with weight and bias"),
-            (("--out", "nowhere/out.csv"), "cannot write nowhere/out.csv"),
+            (("--out", "nowhere/out.csv"), "--out must lie in an existing folder, got nowhere/out.csv"),
         ],
     )
     def test_options(self, options, message, capsys):

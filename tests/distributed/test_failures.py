@@ -51,10 +51,7 @@ def _other_step(call: Call):
 
 
 def _failing_annotator(_: Call):
-    def annotate(row: int) -> int:
-        raise KeyError(f"no label for row {row}")
-
-    return {"targets": annotate}
+    return {"targets": _raising(KeyError("no label"))}
 
 
 def _nan_on_one_rank(call: Call):
@@ -73,15 +70,56 @@ def _late_error(call: Call):
     return {"acquisition": acquisition, "batch_size": 5}
 
 
+def _other_targets(call: Call):
+    return {"targets": "predicted" if call.rank == 1 else "sampled"}
+
+
+def _interrupted(_: Call):
+    return {"targets": _raising(KeyboardInterrupt())}
+
+
+def _no_text(call: Call):
+    class NoTextError(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def acquisition(_, rows):
+        if call.rank == 1:
+            raise NoTextError
+        return torch.arange(float(len(rows)))
+
+    return {"acquisition": acquisition}
+
+
+def _text_of_another_alphabet(_: Call):
+    return {"targets": _raising(FileNotFoundError(os.fsdecode(b"caf\xe9")))}
+
+
+def _raising(error: BaseException):
+    def annotate(_: int) -> int:
+        raise error
+
+    return annotate
+
+
 # By name: what one rank (or all, None) raises, and what the others are told.
 FAILURES = {
     "not finite": (_not_finite, 2, "ValueError", "pool must be finite"),
     "candidates": (_unknown_candidates, 0, "ValueError", "candidates must lie in"),
-    "batch size": (_other_batch_size, None, "ValueError", "every argument but pool must be the same on every rank"),
+    "batch size": (
+        _other_batch_size,
+        None,
+        "ValueError",
+        "batch_size must be the same on every rank, rank 1 has another",
+    ),
     "posterior": (_other_posterior, None, "ValueError", "posterior must be the same on every rank, rank 1 has another"),
-    "step": (_other_step, None, "ValueError", "every argument but pool must be the same on every rank, rank 2"),
-    "annotator": (_failing_annotator, 0, "KeyError", "no label for row"),
+    "step": (_other_step, None, "ValueError", "step must be the same on every rank, rank 2"),
+    "annotator": (_failing_annotator, 0, "KeyError", "no label"),
     "utilities": (_nan_on_one_rank, 2, "ValueError", "gave a utility that is not a number"),
+    "targets": (_other_targets, None, "ValueError", "targets must be the same on every rank, rank 1 has another"),
+    "interrupted": (_interrupted, 0, "KeyboardInterrupt", ""),
+    "no text": (_no_text, 1, "NoTextError", ""),
+    "text": (_text_of_another_alphabet, 0, "FileNotFoundError", "caf"),
     "late": (_late_error, 0, "OSError", "the disk is gone"),
 }
 
@@ -95,11 +133,16 @@ def fail_all(group, rank):
         try:
             select_batch(made.posterior, pool, **{"batch_size": 3, "group": group, **spoil(Call(made, pool, rank))})
             errors[name] = None
-        except Exception as error:  # noqa: BLE001 whatever it is, it is what the test asks for
-            errors[name] = [type(error).__name__, str(error)]
+        except BaseException as error:  # noqa: BLE001 whatever it is, it is what the test asks for
+            errors[name] = [type(error).__name__, "" if "NoText" in type(error).__name__ else str(error)]
     made = problem()
     result = select_batch(made.posterior, shard_of(made.pool, rank, SIZE), 3, group=group)
     errors["afterwards"] = result.indices.tolist()
+    storage = torch.float16 if rank == 0 else torch.bfloat16
+    try:
+        select_batch(made.posterior, shard_of(made.pool, rank, SIZE).to(storage), 3, group=group)
+    except ValueError as error:
+        errors["dtypes"] = str(error)
     return errors
 
 
@@ -117,7 +160,7 @@ def test_an_error_on_one_rank_is_one_on_all(errors, name: str) -> None:
             assert text in raised[1]
         else:
             assert raised[0] == "RankError"
-            assert f"rank {culprit} stopped with {kind}: " in raised[1]
+            assert f"rank {culprit} stopped with {kind}" in raised[1]
             assert text in raised[1]
 
 
@@ -125,6 +168,13 @@ def test_the_group_works_on_after_errors(errors) -> None:
     made = problem()
     expected = select_batch(made.posterior, made.pool, 3).indices.tolist()
     assert [each["afterwards"] for each in errors] == [expected] * SIZE
+
+
+def test_rows_of_several_dtypes(errors) -> None:
+    """Not one of them the dtype of the shard without rows, which takes over that of the others."""
+    assert [each["dtypes"] for each in errors] == [
+        "pool must have one dtype on all ranks, got torch.float16 on rank 0 and torch.bfloat16 on rank 2"
+    ] * SIZE
 
 
 def lose_one(group, rank):

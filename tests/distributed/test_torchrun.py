@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lapal_ext.cli import main
 from tests.cli_select.conftest import data  # noqa: F401 a fixture
 from tests.cli_select.problem import NAMES, ROWS, fill, lines, select
 
@@ -52,6 +53,26 @@ def test_what_fails_on_one_rank_writes_nothing() -> None:
     assert done.returncode != 0
     assert "error: --pool must be an existing file, got part1.npy" in done.stderr
     assert not Path("shared.csv").exists()
+
+
+@pytest.mark.usefixtures("data")
+def test_files_for_more_processes_than_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """One process that read its own part alone would look as if it had chosen among all rows."""
+    for rank in range(2):
+        np.save(f"part{rank}.npy", np.load("pool.npy"))
+    assert main(["select", "--pool", "part{rank}.npy", *FILES, "--out", "shared.csv"]) == 1
+    assert "--pool has a file for process 1 too, part1.npy, and there are 1 (from 0)" in capsys.readouterr().err
+    assert not Path("shared.csv").exists()
+
+
+@pytest.mark.usefixtures("data")
+def test_one_process_of_several_may_select_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a script that torchrun has started may do; without the option it would wait for the others."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of the script")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert select("--alone", "--number", 3) == 0
+    assert len(lines()) == 3
 
 
 @pytest.mark.usefixtures("data")
