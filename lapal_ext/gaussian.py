@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,8 +75,25 @@ class GaussianLinear(StandardizedLinear):
     @property
     def precision(self) -> Tensor:  # [D, D]
         """Inverse of the covariance; updates queue their rows and the first read adds them."""
+        precision = self._buffers["precision"]
+        assert precision is not None
+        return precision
+
+    @property
+    def _buffers(self) -> dict[str, Tensor | None]:
+        """The buffers, the precision up to date: whoever lists, moves, saves or copies them reads it."""
         self._bring_precision_up_to_date()
-        return self._stored_precision
+        return self._stored_buffers
+
+    @_buffers.setter
+    def _buffers(self, buffers: dict[str, Tensor | None]) -> None:
+        self.__dict__["_buffers"] = buffers
+
+    @property
+    def _stored_buffers(self) -> dict[str, Tensor | None]:
+        """The buffers as they are, perhaps with a queue for the precision."""
+        stored: dict[str, Tensor | None] = self.__dict__["_buffers"]
+        return stored
 
     @torch.no_grad()
     def refresh(self) -> Self:
@@ -103,8 +120,8 @@ class GaussianLinear(StandardizedLinear):
         stored = precision.to(self.mean.dtype)
         check_overflow("features", stored)
         self.covariance = fitting.inverse(precision).to(self.mean.dtype)
-        self._buffers["precision"] = stored
         self._queue = None
+        self._buffers["precision"] = stored
         self.fitted = True
 
     def queue_observations(
@@ -114,7 +131,9 @@ class GaussianLinear(StandardizedLinear):
     ) -> None:
         """Note what the precision gains; the product itself waits for a reader or for as many rows as columns."""
         waiting = self._queue.observations if self._queue is not None else ()
-        self._queue = _Queue(self._stored_precision, (*waiting, (features, weights)))
+        precision = self._stored_buffers["precision"]
+        assert precision is not None
+        self._queue = _Queue(precision, (*waiting, (features, weights)))
         if sum(len(queued) for _, queued in self._queue.observations) > features.shape[1]:
             self._bring_precision_up_to_date()
 
@@ -129,19 +148,13 @@ class GaussianLinear(StandardizedLinear):
 
     @torch.no_grad()
     def _bring_precision_up_to_date(self) -> None:
-        queue = self._queue
+        queue: _Queue | None = self.__dict__.get("_queue")
         if queue is None:
             return
         features, weights = (torch.cat(parts) for parts in zip(*queue.observations, strict=True))
         # Another thread that is here too stores the same; one that finds no queue any more finds this.
-        self._buffers["precision"] = fitting.add_observations(queue.precision, features, weights)
+        self._stored_buffers["precision"] = fitting.add_observations(queue.precision, features, weights)
         self._queue = None
-
-    @property
-    def _stored_precision(self) -> Tensor:
-        stored = self._buffers["precision"]
-        assert stored is not None
-        return stored
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the posterior to one safetensors file with a checksum; atomic, and without pickle.
@@ -149,7 +162,6 @@ class GaussianLinear(StandardizedLinear):
         Raises:
             ValueError, TypeError: NaN, infinity or half precision in the posterior, which ``load`` would refuse.
         """
-        self._bring_precision_up_to_date()
         buffers = dict(self.named_buffers())
         check_tensors({"mean": ShapeSpec.parse("[C, inner]")}, {"mean": self.mean})
         for name, buffer in buffers.items():
@@ -195,22 +207,39 @@ class GaussianLinear(StandardizedLinear):
         for name in (*_ATTRIBUTES, *(name for name in _LATER_ATTRIBUTES if name in state)):
             setattr(self, name, state[name])
 
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._bring_precision_up_to_date()
-        super()._save_to_state_dict(*args, **kwargs)
-
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *messages: list[str]
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         """Load all of a state or, unlike torch's own method, nothing of it.
 
-        A state dict without a single name of this module goes torch's way: an error, or with ``strict=False`` none.
+        On its own it raises a typed error; as a part of another module it reports names that are missing or unknown,
+        and values that do not fit, in torch's way.
         """
         state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
-        if state:
-            self._check_state(state)
-            self._queue = None
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *messages)
+        own = (*self._buffers, "_extra_state")
+        missing = [name for name in own if name not in state]
+        if missing and (prefix or not state):
+            missing_keys += [prefix + name for name in missing]
+            unexpected_keys += [prefix + name for name in state if name not in own]
+            return
+        try:
+            self._check_state({name: state[name] for name in own} if prefix else state)
+        except (TypeError, ValueError) as error:
+            if not prefix:
+                raise
+            error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+            return
+        self._queue = None
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         _check_names("state_dict", state, (*self._buffers, "_extra_state"))
@@ -230,11 +259,6 @@ class GaussianLinear(StandardizedLinear):
         if check_flag("has_bias", attributes["has_bias"]) != self.has_bias:
             raise ValueError(f"has_bias must be {self.has_bias} as in this posterior, got {attributes['has_bias']}")
         check_class_names(attributes.get("class_names"), self.num_classes)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._bring_precision_up_to_date()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 def _check_names(what: str, given: Mapping[str, Any], expected: Sequence[str], optional: Sequence[str] = ()) -> None:

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from lapal_ext import LastLayerLaplace
 from lapal_ext.features import extract
 from tests.draws import Draw
+from tests.problems import make_problem
 
 D, C = 7, 4
 
@@ -204,3 +205,64 @@ def test_a_layer_that_computes_its_weight_is_refused(draw: Draw) -> None:
     with pytest.raises(TypeError, match=r"^out\.weight must be a torch\.nn\.Parameter, got one that is computed"):
         replaced.fc.to_linear(out=layer)
     assert torch.equal(layer(torch.ones(1, D, dtype=torch.float64)), before)
+
+
+class TestBuffers:
+    """Updates queue their rows; whoever looks at the buffers sees them in the precision."""
+
+    @staticmethod
+    def updated() -> LastLayerLaplace:
+        made = make_problem()
+        return made.posterior.update(made.pool[:8], made.labels[:8])
+
+    def test_copying_them_copies_the_posterior(self) -> None:
+        source, target = self.updated(), make_problem().posterior
+        for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+            mine.copy_(theirs)
+        assert target.precision.equal(source.precision)
+        assert target.drift() < 1e-9
+
+    def test_what_waits_in_the_target_does_not_come_on_top(self) -> None:
+        source, target = make_problem().posterior, self.updated()
+        for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
+            mine.copy_(theirs)
+        assert target.precision.equal(source.precision)
+
+    def test_through_a_parent(self) -> None:
+        source = self.updated()
+        named = dict(nn.Sequential(source).named_buffers())
+        assert named["0.precision"].equal(source.clone().precision)
+
+    def test_a_moving_average(self) -> None:
+        model = nn.Sequential(self.updated())
+        average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+        average.update_parameters(model)
+        assert average.module[0].drift() < 1e-9
+
+
+class TestLoadingIntoAParent:
+    """In torch's way: what is missing is reported, and what does not fit is said with the name of the part."""
+
+    @staticmethod
+    def parent() -> nn.Module:
+        return nn.Sequential(nn.Linear(12, 12, dtype=torch.float64), make_problem().posterior)
+
+    def test_a_state_of_the_layer_that_stood_here(self) -> None:
+        old = nn.Sequential(nn.Linear(12, 12, dtype=torch.float64), nn.Linear(12, 4, dtype=torch.float64))
+        new = self.parent()
+        before = new[1].mean.clone()
+        keys = new.load_state_dict(old.state_dict(), strict=False)
+        assert {"1.mean", "1.covariance", "1._extra_state"} <= set(keys.missing_keys)
+        assert new[0].weight.equal(old[0].weight)
+        assert new[1].mean.equal(before)
+        with pytest.raises(RuntimeError, match="Missing key"):
+            new.load_state_dict(old.state_dict())
+
+    def test_values_that_do_not_fit(self) -> None:
+        state = self.parent().state_dict()
+        state["1.mean"] = torch.cat([state["1.mean"], state["1.mean"][:1]])
+        new = self.parent()
+        before = new[1].mean.clone()
+        with pytest.raises(RuntimeError, match=r"1: state_dict.*mean.* must have shape"):
+            new.load_state_dict(state)
+        assert new[1].mean.equal(before)

@@ -10,11 +10,9 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
     Sampler,
+    SequentialSampler,
     Subset,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
 )
 
 from lapal_ext._checks import as_labels, shape_text
@@ -23,7 +21,6 @@ Data: TypeAlias = Tensor | Dataset[Any] | DataLoader[Any] | Iterable[Any]
 """Inputs [N, ...], a Dataset, a DataLoader, or an iterable of batches."""
 
 _LABELS = ("labels", "label")  # what batches of transformers call them
-_RANDOM = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class Batch(NamedTuple):
@@ -78,7 +75,7 @@ def count_rows(data: Data) -> int | None:
     if _has_rows(data):
         return len(data)  # type: ignore[arg-type]
     sampler = _sampler(data)
-    if not isinstance(sampler, BatchSampler):
+    if type(sampler) is not BatchSampler:  # one of the caller's own may give any rows
         return None
     try:
         rows = len(sampler.sampler)  # type: ignore[arg-type]
@@ -87,10 +84,12 @@ def count_rows(data: Data) -> int | None:
     return rows - rows % sampler.batch_size if sampler.drop_last else rows
 
 
-def comes_shuffled(data: Data) -> bool:
-    """Whether ``data`` is known to give its rows in another order each time."""
+def comes_in_order(data: Data) -> bool:
+    """Whether ``data`` has no sampler, or one that is known to give its rows in the same order each time."""
     sampler = _sampler(data)
-    return isinstance(getattr(sampler, "sampler", sampler), _RANDOM)
+    if type(sampler) is BatchSampler:
+        sampler = sampler.sampler  # type: ignore[assignment]
+    return sampler is None or type(sampler) is SequentialSampler
 
 
 def _sampler(data: Data) -> Sampler[Any] | None:

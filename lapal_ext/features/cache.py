@@ -29,19 +29,42 @@ _VERSION = 1
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the structure, the parameters and the buffers of a model, wherever they are.
+    """SHA-256 of the structure and the state of a model, wherever its tensors are.
 
     Raises:
-        ValueError: some of them hold no values.
+        ValueError: some of them hold no values, or the state holds what cannot be compared.
     """
     # What is printed of a function has its address in it, which is another one in each process.
     digest = hashlib.sha256(re.sub(r"0x[0-9a-fA-F]+", "", repr(model)).encode())
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta or nn.parameter.is_lazy(tensor):
-            raise ValueError(f"model must hold values, got none in {name!r}")
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    buffers = dict(model.named_buffers())  # some of which a state dict leaves out
+    for name, value in (buffers | dict(model.state_dict())).items():
+        _add_to(digest, name, value)
     return digest.hexdigest()
+
+
+def _add_to(digest: "hashlib._Hash", name: str, value: object) -> None:
+    """Add one entry of a state: a tensor, a plain value, or a collection of such."""
+    if isinstance(value, Tensor):
+        if value.is_meta or nn.parameter.is_lazy(value):
+            raise ValueError(f"model must hold values, got none in {name!r}")
+        if value.layout != torch.strided:
+            raise ValueError(f"model must hold dense tensors to be compared with path, got {value.layout} in {name!r}")
+        plain = value.detach().cpu()
+        plain = plain.dequantize() if plain.is_quantized else plain
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(plain.contiguous().view(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            _add_to(digest, f"{name}.{key}", part)
+    elif isinstance(value, (list, tuple)):
+        for number, part in enumerate(value):
+            _add_to(digest, f"{name}.{number}", part)
+    elif value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+        digest.update(f"{name} {value!r}".encode())
+    else:
+        raise ValueError(
+            f"model must hold tensors and plain values to be compared with path, got {type(value).__name__} in {name!r}"
+        )
 
 
 class FeatureCache:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lapal_ext._checks import STORAGE_DTYPES, check_choice, check_device, check_flag, check_integer, is_finite
 from lapal_ext.errors import StorageError
-from lapal_ext.features.batches import Batch, Data, comes_shuffled, count_rows, read_batches
+from lapal_ext.features.batches import Batch, Data, comes_in_order, count_rows, read_batches
 from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
 from lapal_ext.features.layers import TAKES, catch, find_head, layer_name
 
@@ -57,8 +57,8 @@ def extract(
             ``layer``, what the model itself returns.
         path: of a .npy or .safetensors file to keep the features in, with labels in ``PATH.targets.npy`` and a journal
             in ``PATH.json`` beside it. Rows that are done survive a kill, and the same call goes on behind them, or
-            maps the file where it is whole. What it checks is the model (structure and weights), layer, options and
-            number of rows; what the rows are of is up to the caller. All of the file is read for its checksum.
+            maps the file where it is whole. What it checks is the model (structure and ``state_dict``), layer, options
+            and number of rows; what the rows are of is up to the caller. All of the file is read for its checksum.
         batch_size: rows that run at once, where ``data`` does not come in batches. Memory grows with it; other sizes
             give the same features up to rounding.
         device: where the model runs; by default where it is.
@@ -170,10 +170,10 @@ def _cache(
 ) -> FeatureCache:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
-    if comes_shuffled(data):
+    if not comes_in_order(data):
         raise ValueError(
             "data must come in the same order each time to be kept in path: pass the Dataset itself, or a DataLoader "
-            "with shuffle=False"
+            "with shuffle=False and no sampler of its own"
         )
     origin = {
         "model": fingerprint(model),
@@ -216,8 +216,9 @@ def _evaluating(model: nn.Module, home: torch.device, place: torch.device) -> It
             model.to(place)
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module, mode in modes:  # parents first: train() reaches down, and may do more than set the mode
+            if module.training != mode:
+                module.train(mode)
         if place != home:
             model.to(home)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
 
 from lapal_ext import StorageError, select_batch
 from lapal_ext.features import extract
@@ -143,7 +144,17 @@ def test_deleting_the_features_begins_anew(path: Path) -> None:
     assert run(path, X).targets is None
 
 
-@pytest.mark.parametrize("sampler", [RandomSampler(DATA), WeightedRandomSampler([1.0] * N, N)])
+class Shuffling(Sampler[int]):
+    """One of the caller's own."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(N).tolist())
+
+    def __len__(self) -> int:
+        return N
+
+
+@pytest.mark.parametrize("sampler", [RandomSampler(DATA), WeightedRandomSampler([1.0] * N, N), Shuffling()])
 def test_rows_in_another_order_each_time_are_not_kept(path: Path, sampler: Any) -> None:
     for loader in (DataLoader(DATA, 4, sampler=sampler), DataLoader(DATA, None, sampler=sampler)):
         with pytest.raises(ValueError, match=r"^data must come in the same order each time to be kept in path: pass"):
@@ -214,3 +225,35 @@ def test_a_row_that_is_not_finite_leaves_those_before_it(path: Path) -> None:
     model = Counting()
     check(run(path, model=model))
     assert model.rows == N - 12
+
+
+class Scaling(torch.nn.Module):
+    """Keeps what it multiplies by where torch's parameters and buffers are not."""
+
+    def __init__(self, factor: object) -> None:
+        super().__init__()
+        self.fc, self.factor = torch.nn.Linear(X[0].numel(), 2), factor
+        for parameter in self.fc.parameters():
+            torch.nn.init.ones_(parameter)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.fc(inputs.flatten(1) * self.factor)
+
+    def get_extra_state(self) -> dict[str, object]:
+        return {"factor": [self.factor]}
+
+    def set_extra_state(self, state: dict[str, object]) -> None:
+        (self.factor,) = state["factor"]
+
+
+@pytest.mark.parametrize("factors", [(2.0, 3.0), (torch.tensor(2.0), torch.tensor(3.0))], ids=["number", "tensor"])
+def test_state_that_is_no_parameter_is_compared_too(path: Path, factors: tuple[object, object]) -> None:
+    extract(Scaling(factors[0]), X, path=path)
+    extract(Scaling(factors[0]), X, path=path)
+    with pytest.raises(StorageError, match="another model"):
+        extract(Scaling(factors[1]), X, path=path)
+
+
+def test_state_that_cannot_be_compared_is_refused(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"to be compared with path, got \w+ in '_extra_state.factor.0'"):
+        extract(Scaling(np.float32(2.0)), X, path=path)

@@ -311,3 +311,29 @@ def test_from_a_backbone_to_a_batch() -> None:
     after = (posterior.predict_proba(points.features).argmax(1) == points.targets).float().mean()
     assert before > 0.8
     assert after > before + 0.02
+
+
+class Merging(nn.Linear):
+    """As low-rank adapters do: evaluation merges the adapter into the weight, training takes it out again."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.adapter, self.merged = nn.Parameter(torch.ones(outputs, inputs)), False
+
+    def train(self, mode: bool = True) -> "Merging":
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.adapter if mode else self.adapter
+            self.merged = not mode
+        return self
+
+
+def test_a_module_that_does_more_than_set_its_mode_is_as_before() -> None:
+    model = nn.Sequential(nn.Flatten(), Merging(X[0].numel(), 3), nn.Dropout(), nn.Linear(3, 2))
+    model.train()
+    model[2].eval()  # one part in another mode
+    before = model[1].weight.detach().clone()
+    extract(model, X)
+    assert not model[1].merged
+    torch.testing.assert_close(model[1].weight, before)
+    assert [module.training for module in model] == [True, True, False, True]
