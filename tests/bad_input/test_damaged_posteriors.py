@@ -26,7 +26,7 @@ def damaged(name: str, value: float) -> LastLayerLaplace:
 @pytest.mark.parametrize("name", ["mean", "covariance", "precision", "centre", "scale"])
 def test_what_could_not_be_loaded_is_not_saved(name: str, tmp_path: Path) -> None:
     problem.posterior.save(tmp_path / "p")
-    with pytest.raises(ValueError, match=f"^{name} must be finite"):
+    with pytest.raises(ValueError, match=rf"^{name} must be finite"):
         damaged(name, math.nan).save(tmp_path / "p")
     with pytest.raises(TypeError, match=r"^mean must be float32 or float64, got torch\.float16"):
         problem.posterior.clone().half().save(tmp_path / "p")
@@ -34,10 +34,10 @@ def test_what_could_not_be_loaded_is_not_saved(name: str, tmp_path: Path) -> Non
 
 
 def test_no_layer_and_no_drift_of_what_is_not_finite() -> None:
-    with pytest.raises(ValueError, match="^mean must give results that are finite"):
+    with pytest.raises(ValueError, match=r"^mean must give results that are finite"):
         damaged("mean", math.inf).to_linear()
     for name in ("covariance", "precision"):
-        with pytest.raises(ValueError, match="^posterior must give results that are finite"):
+        with pytest.raises(ValueError, match=r"^posterior must give results that are finite"):
             damaged(name, math.nan).drift()
 
 
@@ -85,7 +85,7 @@ def test_an_observation_that_leaves_nothing_but_rounding(n_rows: int) -> None:
     rows = 1e4 * x / x.norm(dim=1, keepdim=True)
     model = LastLayerLaplace(torch.zeros(2, 4), curvature="gaussian").fit(torch.zeros(0, 4))
     before = bits(model)
-    with pytest.raises(NotPSDError, match=r"^covariance cannot hold in torch\.float32 the variance along row 0 of feat"):
+    with pytest.raises(NotPSDError, match=r"^covariance cannot hold in torch\.float32 the variance along row 0 of"):
         model.update(rows.float(), y)
     assert bits(model) == before
     wide = LastLayerLaplace(torch.zeros(2, 4).double(), curvature="gaussian").fit(torch.zeros(0, 4).double())
@@ -97,7 +97,7 @@ def test_a_variance_that_is_rounding() -> None:
     """Sigma is one in most directions and 1e-12 along the row, which its float32 entries cannot say."""
     row = 1e6 * torch.nn.functional.normalize(Draw(0).normal(1, 8)).float()
     model = LastLayerLaplace(torch.zeros(2, 8), curvature="gaussian").fit(row)
-    with pytest.raises(NotPSDError, match=r"^covariance cannot hold in torch\.float32 the variance along row 0 of feat"):
+    with pytest.raises(NotPSDError, match=r"^covariance cannot hold in torch\.float32 the variance along row 0 of"):
         model.predict_latent(row)
     exact = LastLayerLaplace(torch.zeros(2, 8).double(), curvature="gaussian").fit(row.double())
     assert exact.predict_latent(row.double()).variance.item() == pytest.approx(1.0, rel=1e-2)
