@@ -96,7 +96,7 @@ def tests_of(*paths: str) -> subprocess.CompletedProcess[str]:
         for name in ("libasan.so", "libubsan.so")
     ]
     preload = {"LD_PRELOAD": " ".join(str(library.resolve()) for library in libraries), "PYTHONPATH": str(COPY)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *paths]
     return run(command, ENVIRONMENT | preload)
 
 
