@@ -104,6 +104,11 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
                 array = np.load(path, allow_pickle=False)  # a matrix without entries cannot be mapped
     except NPY_DAMAGE as error:
         raise StorageError(f"{path} is damaged, or no .npy file of numbers: {error}") from error
+    if isinstance(array, np.memmap) and path.stat().st_size != array.offset + array.nbytes:
+        raise StorageError(
+            f"{path} is damaged, or holds more than one array: its header speaks of {array.nbytes} bytes behind the "
+            f"first {array.offset}, and the file has {path.stat().st_size}"
+        )
     return array
 
 

@@ -85,7 +85,8 @@ class LastLayerLaplace(EstimatedLinear):
         Raises:
             ValueError, TypeError: an argument does not fit, or overflows; the posterior is as it was.
             NotFittedError: ``fit`` has not been called.
-            NotPSDError: the covariance is no longer positive semi-definite; the posterior is as it was.
+            NotPSDError: the covariance is no longer positive semi-definite, or its dtype cannot hold what the labels
+                leave of it (features of norm 1e4 and more, not standardised, in float32); the posterior is as it was.
         """
         self.require_fitted()
         features = self.check_features(features)
@@ -118,7 +119,7 @@ class LastLayerLaplace(EstimatedLinear):
         Raises:
             ValueError, TypeError: ``features`` does not fit, or overflows.
             NotFittedError: ``fit`` has not been called.
-            NotPSDError: a variance is below zero by more than rounding.
+            NotPSDError: a variance is below zero by more than rounding, or is nothing but rounding.
         """
         self.require_fitted()
         features = self.check_features(features)

@@ -32,12 +32,13 @@ def absorb(
         NotPSDError: the covariance is not, or no longer, positive semi-definite.
     """
     weights = features.new_empty(features.shape[0])
+    squares = features.square().sum(1)
     for start in range(0, features.shape[0], _BLOCK):
         block = slice(start, start + _BLOCK)
         mean, covariance, weights[block] = _absorb_block(
-            mean, covariance, features[block], targets[block], step, gamma, curvature, start
+            mean, covariance, features[block], squares[block], targets[block], step, gamma, curvature, start
         )
-    check_overflow("features", mean, covariance, weights * features.square().sum(1))
+    check_overflow("features", mean, covariance, weights * squares)
     return mean, covariance, weights
 
 
@@ -109,12 +110,14 @@ def check_variance(
         NotPSDError: one is negative, or most of it is rounding.
     """
     check_overflow(name, variance)
-    eps = torch.finfo(variance.dtype).eps
+    if not variance.numel():
+        return
     squares = inner.square().sum(1)
+    if float(variance.amin()) >= 0.0 and _is_held(squares, covariance):
+        return
+    eps = torch.finfo(variance.dtype).eps
     allowed = (_RESOLUTION / eps) * (1.0 + variance.clamp(min=0.0))
     suspects = (squares * covariance.diagonal().abs().max() > allowed) | (variance < 0.0)
-    if not bool(suspects.any()):
-        return
     rows = suspects.nonzero()[:, 0]
     negative = variance[rows] < -PSD_SLACK * eps * squares[rows] * covariance.norm()
     if bool(negative.any()):
@@ -122,6 +125,14 @@ def check_variance(
     lost = _rounding(inner[rows], covariance) > allowed[rows]
     if bool(lost.any()):
         raise _not_held(first_row + int(rows[lost][0]), name, variance.dtype)
+
+
+def _is_held(
+    squares: Tensor,  # [n], |phi|^2
+    covariance: Tensor,  # [D, D]
+) -> bool:
+    """Whether rounding is little for certain, which is so in all but strange cases: the cheap question comes first."""
+    return float(squares.amax()) * float(covariance.diagonal().amax()) <= _RESOLUTION / torch.finfo(squares.dtype).eps
 
 
 def _rounding(
@@ -156,6 +167,7 @@ def _absorb_block(
     mean: Tensor,
     covariance: Tensor,
     x: Tensor,
+    squares: Tensor,
     targets: Tensor,
     step: str,
     gamma: float,
@@ -172,9 +184,10 @@ def _absorb_block(
             gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None]
         )
     )
-    # The variance of each row at its turn: T_tu = beta_u c_tu, for the rows u before it.
-    before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
-    check_variance(gram.diagonal() - before, x, covariance, "features", first_row)
+    if not _is_held(squares, covariance):
+        # The variance of each row at its turn: T_tu = beta_u c_tu, for the rows u before it.
+        before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
+        check_variance(gram.diagonal() - before, x, covariance, "features", first_row)
     if x.shape[0] == 1:
         downdated, _ = ops.rank_one_update(covariance[None], x, weights)
         return torch.addmm(mean, h.T, columns), downdated[0], weights

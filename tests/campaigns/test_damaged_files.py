@@ -156,6 +156,16 @@ def test_no_flipped_bit_changes_a_feature_set(tmp_path: Path, trials: int | None
         count(CAMPAIGN, "feature sets with a flipped bit that says nothing, such as a date")
 
 
+def test_a_header_that_promises_less_than_there_is(tmp_path: Path) -> None:
+    """A digit of the shape is another: a matrix that lacks its last rows must not pass for whole."""
+    np.save(tmp_path / "x.npy", np.zeros((11, 3), np.float32))
+    content = (tmp_path / "x.npy").read_bytes()
+    for changed in (content.replace(b"(11, 3)", b"(10, 3)"), content.replace(b"<f4", b"<f2"), content + b"\0"):
+        (tmp_path / "x.npy").write_bytes(changed)
+        with pytest.raises(StorageError, match="is damaged, or holds more than one array"):
+            as_tensor("pool", tmp_path / "x.npy")
+
+
 def test_a_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     header = json.dumps(
