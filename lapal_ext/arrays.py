@@ -38,6 +38,10 @@ def view(name: str, array: NDArray[Any]) -> Tensor:
     """
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array, whose mask would be lost: leave rows out, or exclude them")
+    if array.dtype.kind in "OSU":
+        raise TypeError(
+            f"{name} must hold numbers, got {array.dtype}: of texts, numpy.unique(..., return_inverse=True) makes some"
+        )
     if array.dtype.kind not in _KINDS or not array.dtype.isnative or array.dtype.itemsize > 8:
         raise TypeError(f"{name} must hold numbers that torch has, in this machine's byte order, got {array.dtype}")
     if any(stride < 0 for stride in array.strides):

@@ -127,6 +127,10 @@ class StandardizedLinear(nn.Module):
         self.class_names = names
         return self
 
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.num_features}, {self.num_classes}, bias={self.has_bias}, {self.mean.dtype}"
+
     def forward(
         self,
         features: Tensor,  # [..., D]

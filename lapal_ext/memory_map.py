@@ -103,6 +103,10 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
             except ValueError:
                 array = np.load(path, allow_pickle=False)  # a matrix without entries cannot be mapped
     except NPY_DAMAGE as error:
+        if "Object arrays" in str(error):
+            raise StorageError(
+                f"{path} holds Python objects, not numbers, and is not read: they might be code"
+            ) from error
         raise StorageError(f"{path} is damaged, or no .npy file of numbers: {error}") from error
     if isinstance(array, np.memmap) and path.stat().st_size != array.offset + array.nbytes:
         raise StorageError(

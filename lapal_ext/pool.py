@@ -69,7 +69,9 @@ class Pool:
             raise ValueError(f"pool must be on {mean.device} like the posterior, got {features.device}")
         allowed = (mean.dtype,) if mean.dtype == torch.float64 else (mean.dtype, torch.bfloat16, torch.float16)
         if features.dtype not in allowed:
-            raise TypeError(f"pool must be {' or '.join(map(str, allowed))}, got {features.dtype}")
+            raise TypeError(
+                f"pool must be {' or '.join(map(str, allowed))}, as the posterior is {mean.dtype}, got {features.dtype}"
+            )
         check_finite("pool", features)
         features, bounds = common_layout(ranks, features)
         self._first, self.size = bounds[ranks.rank], bounds[-1]

@@ -297,7 +297,7 @@ class TestErrors:
 
     def test_pickles_are_never_loaded(self, posterior, tmp_path):
         np.save(tmp_path / "pool.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-        with pytest.raises(StorageError, match=r"no \.npy file of numbers"):
+        with pytest.raises(StorageError, match=r"holds Python objects"):
             select_batch(posterior, tmp_path / "pool.npy", 1)
 
     def test_columns_first(self, posterior, tmp_path):

@@ -67,7 +67,7 @@ class LabelFile:
             raise CommandError(
                 f"{self.path} was changed by somebody else meanwhile and stays as it is: run the command again"
             )
-        columns = list(dict.fromkeys([*self._columns, *COLUMNS]))
+        columns = list(dict.fromkeys([*self._columns, *COLUMNS, *(name for line in lines for name in line.others)]))
 
         def fill(scratch: Path) -> None:
             with scratch.open("w", newline="", encoding=self._encoding) as file:
@@ -144,9 +144,15 @@ class LabelFile:
 
 
 def class_number(text: str, class_names: Sequence[str]) -> int | None:
-    """Class that a text names, by name or by number; None where it names none."""
+    """Class that a text names, by name or by number; None where it names none.
+
+    Spreadsheets like capitals: where no name is the same, the one that differs by them alone is meant.
+    """
     if text in class_names:
         return class_names.index(text)
+    alike = [number for number, name in enumerate(class_names) if name.casefold() == text.casefold()]
+    if len(alike) == 1:
+        return alike[0]
     number = _CLASS.fullmatch(text)
     return int(number[1]) if number and int(number[1]) < len(class_names) else None
 

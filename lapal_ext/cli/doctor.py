@@ -40,7 +40,7 @@ def _versions() -> list[str]:
     return [
         f"lapal_ext {lapal_ext.__version__}, Python {platform.python_version()}, {platform.platform()}",
         names,
-        f"{torch.get_num_threads()} threads; GPUs: {', '.join(devices) or 'none that torch sees'}",
+        f"threads: {torch.get_num_threads()}; GPUs: {', '.join(devices) or 'none that torch sees'}",
     ]
 
 
@@ -56,8 +56,10 @@ def _kernels() -> list[str]:
         if "LAPAL_EXT_BACKEND" in os.environ:
             lines.append("  LAPAL_EXT_BACKEND is set; without it, kernels are loaded where there are any")
         else:
-            lines.append("  To get them, install from source where there is a C++ compiler:")
-            lines.append("  LAPAL_EXT_REQUIRE_NATIVE=1 pip install --no-build-isolation --force-reinstall --no-deps .")
+            lines.append("  To get them, install a C++ compiler and, in a clone of the source, with its build tools:")
+            lines.append(
+                "  LAPAL_EXT_REQUIRE_NATIVE=1 pip install --no-build-isolation --force-reinstall --no-deps --editable ."
+            )
     cuda = info["cuda"]
     if cuda["loaded"]:
         lines.append(f"CUDA kernels: of CUDA {cuda['toolkit']}, for compute capability {cuda['architectures']}")

@@ -60,7 +60,12 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results, made if it is missing")
     add("--seeds", type=whole_number(1), default=10, metavar="N", help="repetitions (default: %(default)s)")
     add("--jobs", type=whole_number(1), default=1, metavar="N", help="processes, one thread each (default: 1)")
-    add("--arms", nargs="+", metavar="ARM", help="strategies to compare (default: all of this experiment)")
+    add(
+        "--arms",
+        nargs="+",
+        metavar="ARM",
+        help="strategies to compare (default: all of this experiment; a name that is none of them prints all)",
+    )
     add(
         "--prior-precisions",
         nargs="+",

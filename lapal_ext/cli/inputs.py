@@ -1,9 +1,10 @@
 """What the files of ``lapal-ext select`` hold beside the pool: labels, names of classes, a trained layer."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from lapal_ext.cli.errors import CommandError
 
@@ -27,7 +28,10 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
         raise CommandError(f"--labels must be an existing file, got {options.labels}")
     array = load_npy(options.labels)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise CommandError(f"--labels must be a vector of integers, got {array.dtype} {list(array.shape)}")
+        raise CommandError(
+            f"--labels must be a vector of integers, the numbers of classes, got {array.dtype} {list(array.shape)}: "
+            "--classes takes their names"
+        )
     highest = int(array.max()) if len(array) else 0
     if highest >= _MOST_CLASSES:
         raise CommandError(f"--labels must be numbers of classes, below {_MOST_CLASSES}, got {highest}")
@@ -52,6 +56,31 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
         if name.isdigit() and name != str(number):
             raise CommandError(f"{options.classes} must not call class {number} {name!r}, the number of another")
     return labels, names
+
+
+def check_texts(path: Path, n_rows: int) -> None:
+    """Raise CommandError unless a file of texts has one line for each row of the pool."""
+    with _opened(path) as file:
+        n_lines = sum(1 for _ in file)
+    if n_lines != n_rows:
+        raise CommandError(f"--texts must have one line for each of the {n_rows} rows of the pool, got {n_lines}")
+
+
+def texts_of(path: Path, rows: Sequence[int]) -> list[str]:
+    """Lines of a file of texts, in the order of the rows."""
+    wanted = set(rows)
+    with _opened(path) as file:
+        lines = {row: line.rstrip("\n") for row, line in enumerate(file) if row in wanted}
+    return [lines.get(row, "") for row in rows]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            yield file
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from error
 
 
 def make_posterior(

@@ -1,7 +1,6 @@
 """Asking a person for labels on the terminal: each question by the model that has absorbed all answers before it."""
 
 import io
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lapal_ext.cli import answers
 from lapal_ext.cli.answers import SKIP, LabelFile, Line
-from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.inputs import texts_of
 from lapal_ext.selector import SequentialSelector
 
 _LIKELY = 3  # classes that a question names with their probabilities
@@ -98,16 +97,8 @@ def _question(
         f"{class_names[number]} {100 * share:.0f} %"
         for number, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
     )
-    shown = "" if texts is None else f"  {_text(texts, row)}\n"
+    shown = "" if texts is None else f"  {texts_of(texts, [row])[0]}\n"
     return f"[{place}] row {row}; the model says {guesses}\n{shown}label: "
-
-
-def _text(path: Path, row: int) -> str:
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return next(itertools.islice(file, row, None), "").rstrip("\n")
-    except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _reply(question: str, class_names: Sequence[str]) -> str:

@@ -59,7 +59,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--seed", type=whole_number(0), default=0, metavar="N", help="of acquisitions that draw (default: 0)")
     add("--memory", type=positive_number, metavar="MIB", help="for the logits of the pool (default: what they need)")
     add("--interactive", action="store_true", help="ask for labels on the terminal, one by one")
-    add("--texts", type=Path, metavar="FILE", help="what a question shows of a row: its line in this file")
+    add("--texts", type=Path, metavar="FILE", help="what to show of a row: its line in this file")
+    add("--save", type=Path, metavar="FILE", help="where to keep the model with all answers, for LastLayerLaplace.load")
     add("--alone", action="store_true", help="be one process, even where torchrun has started several")
     parser.set_defaults(run=_run)
 
@@ -68,8 +69,9 @@ def _run(options: argparse.Namespace) -> None:
     from lapal_ext.cli.processes import started_by_torchrun
     from lapal_ext.errors import NotPSDError, RankError
 
-    if not options.out.parent.is_dir():  # before the work, not after it
-        raise CommandError(f"--out must lie in an existing folder, got {options.out}")
+    for name, path in (("--out", options.out), ("--save", options.save)):  # before the work, not after it
+        if path is not None and not path.parent.is_dir():
+            raise CommandError(f"{name} must lie in an existing folder, got {path}")
     try:
         with started_by_torchrun(alone=options.alone) as group:
             if not options.interactive:
@@ -102,6 +104,7 @@ def _labelled(options: argparse.Namespace, pool: "Tensor") -> "tuple[LastLayerLa
 
 def _ask(options: argparse.Namespace) -> None:
     """Ask for labels on the terminal."""
+    from lapal_ext.cli.inputs import check_texts
     from lapal_ext.cli.interview import interview
     from lapal_ext.memory_map import map_file
     from lapal_ext.selector import SequentialSelector
@@ -109,6 +112,8 @@ def _ask(options: argparse.Namespace) -> None:
     pool = map_file("--pool", options.pool)
     posterior, features, class_names = _labelled(options, pool)
     file = LabelFile(options.out, len(pool), class_names)
+    if options.texts is not None:
+        check_texts(options.texts, len(pool))
     selector = SequentialSelector(
         posterior,
         pool,
@@ -118,12 +123,15 @@ def _ask(options: argparse.Namespace) -> None:
         memory=_bytes(options),
     )
     interview(selector, pool, file, options.number, class_names, options.texts)
+    if options.save is not None:
+        selector.posterior.save(options.save)
 
 
 def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     """Absorb what was answered, and put new rows behind those of the label file."""
     import torch
 
+    from lapal_ext.cli.inputs import check_texts, texts_of
     from lapal_ext.cli.processes import map_shard
     from lapal_ext.pool import Pool
     from lapal_ext.ranks import join
@@ -137,6 +145,8 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
             buffer.copy_(ranks.from_first(buffer.clone, buffer))
         pool = Pool(posterior, shard, ranks=ranks)
         file = LabelFile(options.out, pool.size, class_names)
+        if options.texts is not None:
+            check_texts(options.texts, pool.size)
         lines, rows = file.lines, torch.tensor([line.row for line in file.lines], dtype=torch.int64)
         number = min(options.number, pool.size - len(lines))
         if number == 0:
@@ -145,6 +155,7 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         told = torch.tensor([line.label is not None for line in lines], dtype=torch.bool)
         if told.any():
             posterior.update(features[told], torch.tensor([line.label for line in lines if line.label is not None]))
+        answered = posterior.clone()
         for number_of_line, line in enumerate(lines):
             if line.waits:  # as within a batch: what is asked for already must not be asked for again in other words
                 row = features[number_of_line : number_of_line + 1]
@@ -163,9 +174,17 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     )
     if ranks.rank > 0:
         return
-    picks = zip(result.indices.tolist(), result.utilities.tolist(), strict=True)
-    file.write([*lines, *(Line(row, f"{utility:.6g}") for row, utility in picks)])
+    picks = result.indices.tolist()
+    others: list[dict[str, str]] = [{} for _ in picks]
+    if options.texts is not None:
+        others = [{"text": text} for text in texts_of(options.texts, picks)]
+    chosen = zip(picks, result.utilities.tolist(), others, strict=True)
+    file.write([*lines, *(Line(row, f"{utility:.6g}", others=more) for row, utility, more in chosen)])
+    if options.save is not None:
+        answered.save(options.save)
     print(f"Answers absorbed: {int(told.sum())}. Rows chosen: {number}. Fill in their labels in {file.path}.")
+    if number < options.number:
+        print(f"There are no more rows than these {number}.")
     if waiting := sum(line.waits for line in lines):
         print(f"Rows of the file that still wait for a label: {waiting}.")
 

@@ -49,7 +49,10 @@ class TestErrors:
             (("--pool", "nowhere.npy"), "--pool must be an existing file, got nowhere.npy"),
             (("--features", "nowhere.npy"), "--features must be an existing file"),
             (("--labels", "nowhere.npy"), "--labels must be an existing file"),
-            (("--labels", "pool.npy"), "--labels must be a vector of integers, got float16 [80, 6]"),
+            (
+                ("--labels", "pool.npy"),
+                "--labels must be a vector of integers, the numbers of classes, got float16 [80, 6]",
+            ),
             (("--labels", "several.npz"), "several.npz holds several arrays, as .npz files do"),
             (("--labels", "short.npy"), "--labels must hold one label for each of 30 features, got 29"),
             (("--labels", "huge.npy"), "--labels must be numbers of classes, below 1000000, got 4294967295"),

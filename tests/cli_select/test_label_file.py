@@ -147,3 +147,35 @@ class TestOtherPeoplesFiles:
         np.save("pool.npy", np.load("pool.npy").astype(pool))
         np.save("train.npy", np.load("train.npy").astype(features))
         assert select("--number", 1) == 0
+
+    def test_texts_stand_beside_the_rows(self):
+        assert select("--number", 4, "--texts", "texts.txt") == 0
+        assert [line["text"] for line in lines()] == [f"text of row {line['row']}" for line in lines()]
+        fill("ant", "skip")
+        assert select("--number", 2) == 0  # the column stays, without texts for what comes now
+        assert [bool(line["text"]) for line in lines()] == [True] * 4 + [False] * 2
+
+    @pytest.mark.parametrize("mode", [[], ["--interactive"]])
+    def test_texts_of_another_pool(self, mode, capsys):
+        Path("texts.txt").write_text("one\ntwo\n")
+        assert select("--texts", "texts.txt", *mode) == 1
+        assert f"--texts must have one line for each of the {ROWS} rows of the pool, got 2" in capsys.readouterr().err
+
+    def test_the_model_with_the_answers_is_kept(self, data):
+        pool, *_ = data
+        assert select("--number", 4) == 0
+        fill("ant", "BEE", "skip")
+        told = [line for line in lines() if line["label"] not in ("", "skip")]
+        assert select("--number", 1, "--save", "model.safetensors") == 0
+        expected = fitted(data)
+        expected.update(pool[[int(line["row"]) for line in told]].float(), torch.tensor([0, 1]))
+        assert LastLayerLaplace.load("model.safetensors").mean.equal(expected.mean)
+
+    def test_names_that_differ_by_capitals_alone(self):
+        Path("names.txt").write_text("Ant\nant\ncat\n")
+        assert select("--number", 3) == 0
+        fill("ant", "CAT")
+        assert select("--number", 1) == 0
+        assert [line["label"] for line in lines()][:2] == ["ant", "cat"]
+        fill("ANT")
+        assert select("--number", 1) == 1  # it might be either
