@@ -29,14 +29,16 @@ def absorb(
         ValueError: the features or gamma are so large that the result overflows.
         NotPSDError: the covariance is not, or no longer, positive semi-definite.
     """
-    weights = features.new_empty(features.shape[0])
-    for start in range(0, features.shape[0], _BLOCK):
-        block = slice(start, start + _BLOCK)
-        mean, covariance, weights[block] = _absorb_block(
-            mean, covariance, features[block], targets[block], step, gamma, curvature, start
-        )
-    check_overflow("features", mean, covariance, weights * features.square().sum(1))
-    return mean, covariance, weights
+    gained = []
+    for start in range(0, max(1, features.shape[0]), _BLOCK):  # of no rows, one empty block looks at the posterior
+        x, y = features[start : start + _BLOCK], targets[start : start + _BLOCK]
+        old_mean, old_covariance = mean, covariance
+        mean, covariance, weights, finite = ops.absorb_labels(old_mean, old_covariance, x, y, gamma, step, curvature)
+        if not finite:
+            _check_rows(old_mean, old_covariance, x, y, step, gamma, curvature, start)
+            check_overflow("features", mean, covariance, weights * x.square().sum(1))
+        gained.append(weights)
+    return mean, covariance, gained[0] if len(gained) == 1 else torch.cat(gained)
 
 
 def coefficients(
@@ -84,7 +86,7 @@ def steps_overflow(steps: Tensor, gamma: float) -> ValueError:
     return ValueError(f"gamma must leave the steps finite in {steps.dtype}, got {gamma:g}")
 
 
-def _absorb_block(
+def _check_rows(
     mean: Tensor,
     covariance: Tensor,
     x: Tensor,
@@ -93,19 +95,9 @@ def _absorb_block(
     gamma: float,
     curvature: str,
     first_row: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Two GEMMs around the recursion of ``update_coefficients``, whose docstring has the formulas."""
-    columns = ops.inner_products(x, covariance.mT)  # symmetric, and its transpose is what the kernel reads fastest
-    rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
+) -> None:
+    """Raise where one of ``x``, from row ``first_row`` of the features on, cannot be absorbed."""
+    columns = ops.inner_products(x, covariance.mT)
     gram, logits = ops.inner_products(columns, x), ops.inner_products(x, mean)
-    h, triangle, beta, weights = (
-        result[0]
-        for result in coefficients(
-            gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None]
-        )
-    )
-    if x.shape[0] == 1:
-        downdated, _ = ops.rank_one_update(covariance[None], x, weights)
-        return torch.addmm(mean, h.T, columns), downdated[0], weights
-    downdated = ops.rank_n_update(covariance, columns, -beta, triangle)
-    return torch.addmm(mean, h.T, columns), downdated, weights
+    rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
+    coefficients(gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None])
