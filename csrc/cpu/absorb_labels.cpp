@@ -6,9 +6,9 @@
 // Shapes: mean W [C, D], covariance Sigma [D, D], features X [b, D], targets [b] -> W' [C, D], Sigma' [D, D], s' [b],
 // finite [].
 //
-// The kernels of inner_products, update_coefficients and rank_n_update in a row, on memory of this call; parallel as they
-// are, with their bits. For ten labels at D = 384, five calls through Python and the dispatcher would take longer than
-// what they compute: that is why the five have an op in common.
+// The kernels of inner_products, update_coefficients and rank_n_update in a row, on memory of this call; parallel as
+// they are, with their bits. For ten labels at D = 384, five calls through Python and the dispatcher would take longer
+// than what they compute: that is why the five have an op in common.
 //
 // Limit: b D (D + b + 2 C) + b D^2 / 2 multiply-adds; for few labels memory, two reads of Sigma and one write.
 #include <torch/csrc/stable/library.h>
