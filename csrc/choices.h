@@ -9,6 +9,16 @@
 
 namespace lapal_ext {
 
+inline Step parse_step(const std::string& step, const char* op) {
+  STD_TORCH_CHECK(step == "line_search" || step == "newton", op, ": unknown step '", step, "'");
+  return step == "newton" ? Step::newton : Step::line_search;
+}
+
+inline Curvature parse_curvature(const std::string& curvature, const char* op) {
+  STD_TORCH_CHECK(curvature == "categorical" || curvature == "gaussian", op, ": unknown curvature '", curvature, "'");
+  return curvature == "gaussian" ? Curvature::gaussian : Curvature::categorical;
+}
+
 inline Loss parse_loss(const std::string& kind, const char* op) {
   if (kind == "cross_entropy") {
     return Loss::cross_entropy;

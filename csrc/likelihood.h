@@ -27,9 +27,10 @@ enum class Step { line_search, newton };
 enum class Loss { cross_entropy, zero_one, brier, expected_cross_entropy, expected_zero_one };
 enum class Utility { margin, entropy, least_confident, variance, gradient_norm };
 
-constexpr double kPsdSlack = 64.0;    // PSD_SLACK
-constexpr double kTolerance = 1e-12;  // of the line search, relative to the step length
-constexpr int kMaxIterations = 128;   // bisection alone needs 40 of them for kTolerance
+constexpr double kPsdSlack = 64.0;      // PSD_SLACK
+constexpr double kResolution = 0x1p-7;  // RESOLUTION
+constexpr double kTolerance = 1e-12;    // of the line search, relative to the step length
+constexpr int kMaxIterations = 128;     // bisection alone needs 40 of them for kTolerance
 
 // What a second pass must sum beside the exponentials of the losing classes themselves.
 enum class Moment {

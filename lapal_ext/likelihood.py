@@ -20,6 +20,7 @@ __all__ = [
     "LOSSES",
     "MEAN_FIELD_FACTOR",
     "PSD_SLACK",
+    "RESOLUTION",
     "STEPS",
     "UTILITIES",
     "curvature_weight",
@@ -39,6 +40,7 @@ UTILITIES = ("margin", "entropy", "least_confident", "variance", "gradient_norm"
 
 MEAN_FIELD_FACTOR = math.pi / 8  # kappa of MacKay (1992), the probit approximation of the expected softmax
 PSD_SLACK = 64.0  # a variance below -PSD_SLACK * eps * (variance before the updates) is more than rounding
+RESOLUTION = 2.0**-7  # how much of 1 + a variance may be rounding
 
 _TOLERANCE = 1e-12  # of the line search, relative to the step length
 _MAX_ITERATIONS = 128  # bisection alone needs 40 of them for _TOLERANCE; Newton usually 5

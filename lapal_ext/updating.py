@@ -6,9 +6,8 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext._checks import check_overflow, is_finite
 from lapal_ext.errors import NotPSDError
-from lapal_ext.likelihood import PSD_SLACK
+from lapal_ext.likelihood import PSD_SLACK, RESOLUTION
 
-_RESOLUTION = 2.0**-7  # how much of 1 + a variance may be rounding
 _BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
 
 
@@ -31,15 +30,17 @@ def absorb(
         ValueError: the features or gamma are so large that the result overflows.
         NotPSDError: the covariance is not, or no longer, positive semi-definite.
     """
-    weights = features.new_empty(features.shape[0])
-    squares = features.square().sum(1)
-    for start in range(0, features.shape[0], _BLOCK):
-        block = slice(start, start + _BLOCK)
-        mean, covariance, weights[block] = _absorb_block(
-            mean, covariance, features[block], squares[block], targets[block], step, gamma, curvature, start
-        )
-    check_overflow("features", mean, covariance, weights * squares)
-    return mean, covariance, weights
+    gained = []
+    for start in range(0, max(1, features.shape[0]), _BLOCK):  # of no rows, one empty block looks at the posterior
+        x, y = features[start : start + _BLOCK], targets[start : start + _BLOCK]
+        old_mean, old_covariance = mean, covariance
+        mean, covariance, weights, sound = ops.absorb_labels(old_mean, old_covariance, x, y, gamma, step, curvature)
+        if not sound:
+            squares = x.square().sum(1)
+            _check_rows(old_mean, old_covariance, x, squares, y, step, gamma, curvature, start)
+            check_overflow("features", mean, covariance, weights * squares)
+        gained.append(weights)
+    return mean, covariance, gained[0] if len(gained) == 1 else torch.cat(gained)
 
 
 def coefficients(
@@ -87,7 +88,7 @@ def check_resolution(
     rows: Tensor,  # of the same shape
 ) -> None:
     """Raise NotPSDError where an observation divides the variance along itself by more than a subtraction can."""
-    lost = weights * (torch.finfo(weights.dtype).eps / _RESOLUTION) > beta
+    lost = weights * (torch.finfo(weights.dtype).eps / RESOLUTION) > beta
     if bool(lost.any()):
         raise _not_held(int(rows[lost][0]), name, weights.dtype)
 
@@ -116,7 +117,7 @@ def check_variance(
     if float(variance.amin()) >= 0.0 and _is_held(squares, covariance):
         return
     eps = torch.finfo(variance.dtype).eps
-    allowed = (_RESOLUTION / eps) * (1.0 + variance.clamp(min=0.0))
+    allowed = (RESOLUTION / eps) * (1.0 + variance.clamp(min=0.0))
     suspects = (squares * covariance.diagonal().abs().max() > allowed) | (variance < 0.0)
     rows = suspects.nonzero()[:, 0]
     negative = variance[rows] < -PSD_SLACK * eps * squares[rows] * covariance.norm()
@@ -132,7 +133,7 @@ def _is_held(
     covariance: Tensor,  # [D, D]
 ) -> bool:
     """Whether rounding is little for certain, which is so in all but strange cases: the cheap question comes first."""
-    return float(squares.amax()) * float(covariance.diagonal().amax()) <= _RESOLUTION / torch.finfo(squares.dtype).eps
+    return float(squares.amax()) * float(covariance.diagonal().amax()) <= RESOLUTION / torch.finfo(squares.dtype).eps
 
 
 def _rounding(
@@ -163,7 +164,7 @@ def steps_overflow(steps: Tensor, gamma: float) -> ValueError:
     return ValueError(f"gamma must leave the steps finite in {steps.dtype}, got {gamma:g}")
 
 
-def _absorb_block(
+def _check_rows(
     mean: Tensor,
     covariance: Tensor,
     x: Tensor,
@@ -173,23 +174,18 @@ def _absorb_block(
     gamma: float,
     curvature: str,
     first_row: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Two GEMMs around the recursion of ``update_coefficients``, whose docstring has the formulas."""
-    columns = ops.inner_products(x, covariance.mT)  # symmetric, and its transpose is what the kernel reads fastest
-    rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
+) -> None:
+    """Raise where one of ``x``, from row ``first_row`` of the features on, cannot be absorbed."""
+    columns = ops.inner_products(x, covariance.mT)
     gram, logits = ops.inner_products(columns, x), ops.inner_products(x, mean)
-    h, triangle, beta, weights = (
+    rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
+    _, triangle, beta, _ = (
         result[0]
         for result in coefficients(
             gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None]
         )
     )
-    if not _is_held(squares, covariance):
+    if x.shape[0] > 0 and not _is_held(squares, covariance):
         # The variance of each row at its turn: T_tu = beta_u c_tu, for the rows u before it.
         before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
         check_variance(gram.diagonal() - before, x, covariance, "features", first_row)
-    if x.shape[0] == 1:
-        downdated, _ = ops.rank_one_update(covariance[None], x, weights)
-        return torch.addmm(mean, h.T, columns), downdated[0], weights
-    downdated = ops.rank_n_update(covariance, columns, -beta, triangle)
-    return torch.addmm(mean, h.T, columns), downdated, weights

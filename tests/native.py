@@ -10,6 +10,7 @@ from lapal_ext import ops
 # Per device; an op is added here by its name once its kernel is written.
 NATIVE_OPS = {
     "cpu": {
+        "absorb_labels",
         "badge_step_",
         "bait_step_",
         "expected_lookahead",

@@ -17,6 +17,8 @@
 // what AVX-512 gives on others, and in its results equal points may differ by rounding.
 //
 // Limit: arithmetic, N E D multiply-adds.
+#include "cpu/inner_products.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -41,20 +43,11 @@ constexpr int64_t kBlockGroups = 16;     // row groups of one task
 constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
 
 template <class T>
-struct Matrix {
-  const T* data;
-  int64_t n_rows;
-  int64_t row_stride;
-  int64_t feature_stride;
-};
-
-template <class T>
 struct Product {
   Matrix<T> rows;
   Matrix<T> points;
   int64_t depth;
   int64_t block_points;  // panels of a block times kPanel
-  bool dots;             // few rows with contiguous points
   T* out;                // [N, E]
 };
 
@@ -194,14 +187,14 @@ LAPAL_PRODUCT_KERNELS(float)
 LAPAL_PRODUCT_KERNELS(double)
 #undef LAPAL_PRODUCT_KERNELS
 
+// Whether rows meet points as dot products, which read both along the features.
+bool takes_dots(int64_t n_rows, int64_t point_stride) {
+  return n_rows <= kFewRows && point_stride != 1;
+}
+
 template <class T>
-void inner_products_impl(Product<T> product) {
+void multiply_panels(Product<T> product) {
   const int64_t n_rows = product.rows.n_rows, n_points = product.points.n_rows;
-  if (product.dots) {
-    torch::stable::parallel_for(0, n_points, 1 + kGrainWork / (n_rows * product.depth + 1),
-                                [&](int64_t begin, int64_t end) { few_rows_kernel(product, begin, end); });
-    return;
-  }
   const int group_rows = rows_of_group();
   const int64_t n_groups = (n_rows + group_rows - 1) / group_rows;
   const int64_t row_blocks = (n_groups + kBlockGroups - 1) / kBlockGroups;
@@ -237,6 +230,32 @@ void inner_products_impl(Product<T> product) {
   STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
 }
 
+}  // namespace
+
+namespace lapal_ext {
+
+template <class T>
+void multiply(const Matrix<T>& rows, const Matrix<T>& points, int64_t depth, T* out) {
+  if (rows.n_rows == 0 || points.n_rows == 0 || depth == 0) {
+    std::fill(out, out + rows.n_rows * points.n_rows, T(0));
+    return;
+  }
+  const Product<T> product{rows, points, depth, 0, out};
+  const bool contiguous = rows.feature_stride == 1 && points.feature_stride == 1;
+  if (!contiguous || !takes_dots(rows.n_rows, points.row_stride)) {
+    return multiply_panels(product);
+  }
+  torch::stable::parallel_for(0, points.n_rows, 1 + kGrainWork / (rows.n_rows * depth + 1),
+                              [&](int64_t begin, int64_t end) { few_rows_kernel(product, begin, end); });
+}
+
+template void multiply(const Matrix<float>&, const Matrix<float>&, int64_t, float*);
+template void multiply(const Matrix<double>&, const Matrix<double>&, int64_t, double*);
+
+}  // namespace lapal_ext
+
+namespace {
+
 template <class T>
 Matrix<T> matrix_of(const Tensor& tensor) {
   return {tensor.const_data_ptr<T>(), tensor.size(0), tensor.stride(0), tensor.stride(1)};
@@ -249,17 +268,13 @@ Tensor inner_products_cpu(const Tensor& rows, const Tensor& points) {
   check_shape(points, {kAnySize, depth}, kOp, "points");
   check_dtype(points, rows.scalar_type(), kOp, "points");
   const int64_t n_rows = rows.size(0), n_points = points.size(0);
-  if (n_rows == 0 || n_points == 0 || depth == 0) {
-    return torch::stable::new_zeros(rows, {n_rows, n_points});
-  }
   Tensor out = torch::stable::new_empty(rows, {n_rows, n_points});
-  const bool dots = n_rows <= kFewRows && points.stride(0) != 1;
+  const bool dots = takes_dots(n_rows, points.stride(0));
   const Tensor near_rows = dots ? torch::stable::contiguous(rows) : rows;
   const Tensor near_points = dots ? torch::stable::contiguous(points) : points;
   dispatch_floating(rows.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    inner_products_impl(Product<scalar_t>{matrix_of<scalar_t>(near_rows), matrix_of<scalar_t>(near_points), depth, 0,
-                                          dots, out.mutable_data_ptr<scalar_t>()});
+    multiply(matrix_of<scalar_t>(near_rows), matrix_of<scalar_t>(near_points), depth, out.mutable_data_ptr<scalar_t>());
   });
   return out;
 }

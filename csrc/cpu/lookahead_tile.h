@@ -1,6 +1,8 @@
 // The passes of lookahead_loss over one block of evaluation points, with points in lanes: class-major, [C][lane].
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/evaluation_tiles.h"
 #include "cpu/simd.h"
 
@@ -36,7 +38,8 @@ struct Softmaxes {
   alignas(kBlockBytes) LaneIndex<T> winners[kMaxTilePoints];  // as offsets, like LookaheadTile::targets; for hits
 };
 
-// moved[k][lane] = logits[k][lane] + sum_t columns_t[lane] H[t, k] for kClasses classes from `first`.
+// moved[k][lane] = logits[k][lane] + sum_t columns_t[lane] H[t, k] for kClasses classes from `first`; best[lane] meets
+// them. At least one t: around a loop that may not run, the compiler keeps the sums in memory instead of registers.
 template <int kClasses, class T>
 LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
                          const T* coefficients, int64_t first, T* moved, T* best) {
@@ -49,7 +52,8 @@ LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T*
       sums[k][lane] = logits[(first + k) * kL + lane];
     }
   }
-  for (int64_t t = 0; t < tile.batch_size; ++t) {
+  int64_t t = 0;
+  do {
     const T* column = columns + slots[t];
     const T* weights = coefficients + t * tile.n_classes + first;
     LAPAL_UNROLL
@@ -60,13 +64,13 @@ LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T*
         sums[k][lane] += column[lane] * weight;
       }
     }
-  }
-  meet_classes<kClasses>(&sums[0][0], best);
+  } while (++t < tile.batch_size);
   LAPAL_UNROLL
   for (int k = 0; k < kClasses; ++k) {
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
       moved[(first + k) * kL + lane] = sums[k][lane];
+      best[lane] = sums[k][lane] > best[lane] ? sums[k][lane] : best[lane];
     }
   }
 }
@@ -76,6 +80,11 @@ LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T*
 template <class T>
 LAPAL_HD void move_block(const LookaheadTile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
                          const T* coefficients, T* moved, T* best) {
+  if (tile.batch_size == 0) {
+    std::copy(logits, logits + tile.n_classes * kLanes<T>, moved);
+    find_largest(logits, tile.n_classes, best);
+    return;
+  }
   fill_lanes(T(-__builtin_inff()), best);
   const int64_t n_groups = (tile.n_classes + kGroup - 1) / kGroup;
   const int64_t small = tile.n_classes / n_groups;

@@ -14,6 +14,8 @@
 // order that b alone decides.
 //
 // Limit: arithmetic, b D^2 / 2 multiply-adds; for few rows memory, one read of half the matrix and one write of all.
+#include "cpu/rank_n_update.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -35,15 +37,8 @@ constexpr const char* kOp = "rank_n_update";
 constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
 
 template <class T>
-struct Update {
-  const T* matrix;
-  const T* rows;
-  const T* weights;
-  const T* triangle;  // null: the identity
-  int64_t size;
-  int64_t n_rows;
+struct Update : RankNUpdate<T> {
   T* panels;  // [panel][b][kPanel]
-  T* out;
 };
 
 // One panel of the rows; columns behind the last are zero.
@@ -229,8 +224,13 @@ void update_with_rows(Update<T> update) {
   STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
 }
 
+}  // namespace
+
+namespace lapal_ext {
+
 template <class T>
-void rank_n_update_impl(Update<T> update) {
+void update_matrix(const RankNUpdate<T>& given) {
+  Update<T> update{given, nullptr};
   if (update.triangle != nullptr || update.n_rows <= kDepth) {
     return update_with_rows(update);
   }
@@ -243,6 +243,13 @@ void rank_n_update_impl(Update<T> update) {
     update.weights += kDepth;
   }
 }
+
+template void update_matrix(const RankNUpdate<float>&);
+template void update_matrix(const RankNUpdate<double>&);
+
+}  // namespace lapal_ext
+
+namespace {
 
 Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor& weights,
                          const std::optional<Tensor>& triangle) {
@@ -267,10 +274,10 @@ Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor&
       triangle ? std::optional<Tensor>(torch::stable::contiguous(*triangle)) : std::nullopt;
   dispatch_floating(matrix.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    rank_n_update_impl(Update<scalar_t>{dense_matrix.const_data_ptr<scalar_t>(), dense_rows.const_data_ptr<scalar_t>(),
+    update_matrix(RankNUpdate<scalar_t>{dense_matrix.const_data_ptr<scalar_t>(), dense_rows.const_data_ptr<scalar_t>(),
                                         dense_weights.const_data_ptr<scalar_t>(),
                                         dense_triangle ? dense_triangle->const_data_ptr<scalar_t>() : nullptr, size,
-                                        n_rows, nullptr, out.mutable_data_ptr<scalar_t>()});
+                                        n_rows, out.mutable_data_ptr<scalar_t>()});
   });
   return out;
 }

@@ -17,6 +17,8 @@
 //
 // Limit: b^2 C multiply-adds (f and H) + b^3 / 6 (gram), and about 6 passes of C exponentials per line
 // search.
+#include "cpu/update_coefficients.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -27,6 +29,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "choices.h"
 #include "cpu/line_search.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
@@ -46,10 +49,8 @@ struct Work {
   int64_t batch_size;
   int64_t n_classes;
   int64_t row_size;  // n_classes rounded up to full blocks
-  double gamma;
-  double slack;  // kPsdSlack * eps of the inputs' dtype
-  Step step;
-  Curvature curvature;
+  double slack;      // kPsdSlack * eps of the inputs' dtype
+  UpdateRule rule;
   const int64_t* targets;  // [b]
   double* gram;            // [b, b], row t holds column t of the lower triangle; becomes beta_t c above the diagonal
   double* logits;          // [b, row_size]
@@ -117,7 +118,7 @@ LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, 
 }
 
 LAPAL_HD double weight_of(const Work& work, const double* logits) {
-  if (work.curvature == Curvature::gaussian) {
+  if (work.rule.curvature == Curvature::gaussian) {
     return 1.0;
   }
   return curvature_weight(losing_terms(logits, work.row_size, argmax(logits, work.n_classes), work.terms));
@@ -137,9 +138,10 @@ LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
 
     const double variance = column[t] >= -work.slack * work.variances[t] ? column[t] : kNaN;
     residual(f, work.n_classes, row_size, target, work.terms, work.residual);
-    const double length = work.step == Step::newton
-                              ? work.gamma / (1.0 + weight_of(work, f) * variance)
-                              : line_search(f, variance, work.residual, row_size, target, work.gamma, work.terms);
+    const double gamma = work.rule.gamma;
+    const double length = work.rule.step == Step::newton
+                              ? gamma / (1.0 + weight_of(work, f) * variance)
+                              : line_search(f, variance, work.residual, row_size, target, gamma, work.terms);
 #pragma omp simd
     for (int64_t k = 0; k < row_size; ++k) {
       step[k] = length * work.residual[k];
@@ -171,60 +173,56 @@ LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
   }
 }
 
-// What the launcher was given and what it returns, contiguous.
 template <class T>
-struct Arguments {
-  const T* gram;
-  const T* logits;
-  const int64_t* targets;
-  T* coefficients;
-  T* triangle;
-  T* beta;
-  T* weights;
-};
-
-template <class T>
-void absorb(const Arguments<T>& arguments, int64_t m, Work& work) {
+void absorb(const Hypotheses<T>& hypotheses, int64_t m, Work& work) {
   const int64_t b = work.batch_size, n_classes = work.n_classes;
-  const T* gram = arguments.gram + m * b * b;
+  const T* gram = hypotheses.gram + m * b * b;
   for (int64_t t = 0; t < b; ++t) {
     for (int64_t j = t; j < b; ++j) {
       work.gram[t * b + j] = double(gram[j * b + t]);
     }
     double* row = work.logits + t * work.row_size;
-    const T* logits = arguments.logits + (m * b + t) * n_classes;
+    const T* logits = hypotheses.logits + (m * b + t) * n_classes;
     std::copy(logits, logits + n_classes, row);
     std::fill(row + n_classes, row + work.row_size, -std::numeric_limits<double>::infinity());
   }
-  work.targets = arguments.targets + m * b;
+  work.targets = hypotheses.targets + m * b;
   update_coefficients_kernel(work);
-  T* triangle = arguments.triangle + m * b * b;
+  T* triangle = hypotheses.triangle + m * b * b;
   for (int64_t t = 0; t < b; ++t) {
     for (int64_t j = 0; j < t; ++j) {
       triangle[t * b + j] = T(work.gram[j * b + t]);
     }
     triangle[t * b + t] = T(1);
     std::fill(triangle + t * b + t + 1, triangle + (t + 1) * b, T(0));
-    T* coefficients = arguments.coefficients + (m * b + t) * n_classes;
+    T* coefficients = hypotheses.coefficients + (m * b + t) * n_classes;
     for (int64_t k = 0; k < n_classes; ++k) {
       coefficients[k] = T(work.steps[t * work.row_size + k]);
     }
-    arguments.beta[m * b + t] = T(work.beta[t]);
-    arguments.weights[m * b + t] = T(work.weights[t]);
+    hypotheses.beta[m * b + t] = T(work.beta[t]);
+    hypotheses.weights[m * b + t] = T(work.weights[t]);
   }
 }
 
+}  // namespace
+
+namespace lapal_ext {
+
 template <class T>
-void update_coefficients_impl(const Arguments<T>& arguments, int64_t n_hypotheses, const Work& settings) {
-  const int64_t b = settings.batch_size, row_size = settings.row_size;
+void find_coefficients(const Hypotheses<T>& hypotheses, const UpdateRule& rule) {
+  const int64_t b = hypotheses.batch_size, row_size = round_up(hypotheses.n_classes, kL);
   std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, n_hypotheses, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, hypotheses.count, 1, [&](int64_t begin, int64_t end) {
     const Scratch<double> gram(b * b), logits(b * row_size), steps(b * row_size), scalars(3 * b), rows(2 * row_size);
     if (!gram || !logits || !steps || !scalars || !rows) {
       out_of_memory = true;
       return;
     }
-    Work work = settings;
+    Work work{};
+    work.batch_size = b;
+    work.n_classes = hypotheses.n_classes;
+    work.row_size = row_size;
+    work.rule = rule;
     work.slack = kPsdSlack * double(std::numeric_limits<T>::epsilon());
     work.gram = gram.data();
     work.logits = logits.data();
@@ -235,11 +233,18 @@ void update_coefficients_impl(const Arguments<T>& arguments, int64_t n_hypothese
     work.residual = rows.data();
     work.terms = rows.data() + row_size;
     for (int64_t m = begin; m < end; ++m) {
-      absorb(arguments, m, work);
+      absorb(hypotheses, m, work);
     }
   });
   STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
 }
+
+template void find_coefficients(const Hypotheses<float>&, const UpdateRule&);
+template void find_coefficients(const Hypotheses<double>&, const UpdateRule&);
+
+}  // namespace lapal_ext
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor& gram, const Tensor& logits,
                                                                    const Tensor& targets, double gamma,
@@ -251,8 +256,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
   check_shape(targets, {n_hypotheses, batch_size}, kOp, "targets");
   check_dtype(logits, gram.scalar_type(), kOp, "logits");
   check_dtype(targets, ScalarType::Long, kOp, "targets");
-  STD_TORCH_CHECK(step == "line_search" || step == "newton", kOp, ": unknown step '", step, "'");
-  STD_TORCH_CHECK(curvature == "categorical" || curvature == "gaussian", kOp, ": unknown curvature '", curvature, "'");
+  const UpdateRule rule{gamma, parse_step(step, kOp), parse_curvature(curvature, kOp)};
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 
@@ -265,21 +269,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
   }
   const Tensor dense_gram = torch::stable::contiguous(gram);
   const Tensor dense_logits = torch::stable::contiguous(logits);
-  Work settings{};
-  settings.batch_size = batch_size;
-  settings.n_classes = n_classes;
-  settings.row_size = round_up(n_classes, kL);
-  settings.gamma = gamma;
-  settings.step = step == "newton" ? Step::newton : Step::line_search;
-  settings.curvature = curvature == "gaussian" ? Curvature::gaussian : Curvature::categorical;
   dispatch_floating(gram.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const Arguments<scalar_t> arguments{
-        dense_gram.const_data_ptr<scalar_t>(),   dense_logits.const_data_ptr<scalar_t>(),
-        dense_targets.const_data_ptr<int64_t>(), coefficients.mutable_data_ptr<scalar_t>(),
-        triangle.mutable_data_ptr<scalar_t>(),   beta.mutable_data_ptr<scalar_t>(),
-        weights.mutable_data_ptr<scalar_t>()};
-    update_coefficients_impl(arguments, n_hypotheses, settings);
+    const Hypotheses<scalar_t> hypotheses{n_hypotheses,
+                                          batch_size,
+                                          n_classes,
+                                          dense_gram.const_data_ptr<scalar_t>(),
+                                          dense_logits.const_data_ptr<scalar_t>(),
+                                          dense_targets.const_data_ptr<int64_t>(),
+                                          coefficients.mutable_data_ptr<scalar_t>(),
+                                          triangle.mutable_data_ptr<scalar_t>(),
+                                          beta.mutable_data_ptr<scalar_t>(),
+                                          weights.mutable_data_ptr<scalar_t>()};
+    find_coefficients(hypotheses, rule);
   });
   return {coefficients, triangle, beta, weights};
 }

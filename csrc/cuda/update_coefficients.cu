@@ -2,6 +2,7 @@
 #include <string>
 #include <tuple>
 
+#include "choices.h"
 #include "cuda/launch.cuh"
 #include "cuda/update_coefficients.cuh"
 
@@ -54,8 +55,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cuda(const Tensor
   check_dtype(targets, ScalarType::Long, kOp, "targets");
   check_same_device(logits, gram, kOp, "logits", "gram");
   check_same_device(targets, gram, kOp, "targets", "gram");
-  STD_TORCH_CHECK(step == "line_search" || step == "newton", kOp, ": unknown step '", step, "'");
-  STD_TORCH_CHECK(curvature == "categorical" || curvature == "gaussian", kOp, ": unknown curvature '", curvature, "'");
+  const Step rule = parse_step(step, kOp);
+  const Curvature weighting = parse_curvature(curvature, kOp);
 
   const Launch launch(gram);
   Tensor coefficients = torch::stable::new_empty(gram, {n_hypotheses, batch_size, n_classes});
@@ -79,8 +80,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cuda(const Tensor
     call.n_classes = n_classes;
     call.gamma = gamma;
     call.slack = kPsdSlack * double(std::numeric_limits<scalar_t>::epsilon());
-    call.step = step == "newton" ? Step::newton : Step::line_search;
-    call.curvature = curvature == "gaussian" ? Curvature::gaussian : Curvature::categorical;
+    call.step = rule;
+    call.curvature = weighting;
     call.coefficients = coefficients.mutable_data_ptr<scalar_t>();
     call.triangle = triangle.mutable_data_ptr<scalar_t>();
     call.beta = beta.mutable_data_ptr<scalar_t>();

@@ -2,6 +2,7 @@
 
 from lapal_ext.ops._define import OPS, Op
 from lapal_ext.ops._native import backend, build_info
+from lapal_ext.ops.absorb_labels import absorb_labels
 from lapal_ext.ops.badge_step_ import badge_step_
 from lapal_ext.ops.bait_step_ import bait_step_
 from lapal_ext.ops.expected_lookahead import expected_lookahead
@@ -19,6 +20,7 @@ from lapal_ext.ops.utility import utility
 __all__ = [
     "OPS",
     "Op",
+    "absorb_labels",
     "backend",
     "badge_step_",
     "bait_step_",

@@ -16,7 +16,7 @@ from torch import Tensor
 from lapal_ext._checks import ShapeSpec, check_choice, check_index_range, check_number, check_tensors
 
 NAMESPACE = "lapal_ext"
-_RETURN_DTYPES = {"float64": torch.float64, "int64": torch.int64}
+_RETURN_DTYPES = {"float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
 
 P = ParamSpec("P")
 R = TypeVar("R")

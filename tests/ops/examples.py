@@ -42,6 +42,18 @@ def _update_coefficients(draw: Draw, M: int, b: int, C: int, D: int, **_: int) -
     }
 
 
+def _absorb_labels(draw: Draw, b: int, C: int, D: int, **_: int) -> Arguments:
+    return {
+        "mean": draw.normal(C, D) / 2,
+        "covariance": draw.covariance(D),
+        "features": draw.normal(b, D),
+        "targets": draw.integers(C, b),
+        "gamma": 1.0,
+        "step": "line_search",
+        "curvature": "categorical",
+    }
+
+
 def _lookahead_loss(draw: Draw, N: int, E: int, C: int, b: int, M: int, **_: int) -> Arguments:
     return {
         "logits": draw.normal(C, E),
@@ -134,6 +146,10 @@ _PLUGIN = {"triangle": None, "beta": None, "variance": None}
 
 # op -> variant -> function of (draw, **sizes). The first variant passes every optional argument.
 EXAMPLES: dict[str, dict[str, Callable[..., Arguments]]] = {
+    "absorb_labels": {
+        "all": _with(_absorb_labels),
+        "newton-gaussian": _with(_absorb_labels, step="newton", curvature="gaussian"),
+    },
     "rank_one_update": {"all": _with(_rank_one_update)},
     "rank_n_update": {"all": _with(_rank_n_update), "identity": _with(_rank_n_update, triangle=None)},
     "inner_products": {"all": _with(_inner_products)},

@@ -77,6 +77,7 @@ def test_reference_is_loops(kind: str, link: str, C: int) -> None:
 SIZES = [
     {"C": 2, "E": 1, "b": 1, "M": 1},
     {"C": 3, "E": 67, "b": 2, "M": 5},
+    {"C": 9, "E": 35, "b": 0, "M": 2},  # what comes before any batch
     {"C": 10, "E": 129, "b": 10, "M": 19},
     {"C": 37, "E": 33, "b": 7, "M": 3},
     {"C": 150, "E": 21, "b": 17, "M": 2},

@@ -1,0 +1,60 @@
+"""A batch of labels absorbed into a mean and a covariance: a whole update in one call."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext.likelihood import CURVATURES, RESOLUTION, STEPS
+from lapal_ext.ops._define import define
+from lapal_ext.ops.inner_products import inner_products
+from lapal_ext.ops.rank_n_update import rank_n_update
+from lapal_ext.ops.update_coefficients import update_coefficients
+
+
+@define(
+    shapes={"mean": "[C, D]", "covariance": "[D, D]", "features": "[b, D]", "targets": "int64 [b]"},
+    returns=("[C, D]", "[D, D]", "[b]", "bool []"),
+    choices={"step": STEPS, "curvature": CURVATURES},
+    nonnegative=("gamma",),
+)
+def absorb_labels(
+    mean: Tensor,  # [C, D]
+    covariance: Tensor,  # [D, D]
+    features: Tensor,  # [b, D]
+    targets: Tensor,  # [b]
+    gamma: float,
+    step: str,
+    curvature: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two matrix products around the recursion of ``update_coefficients``, whose docstring has the formulas.
+
+    Five small calls in one: for a few labels a call through Python costs more than what it computes.
+
+    Args:
+        mean: W, [C, D].
+        covariance: Sigma, symmetric, [D, D].
+        features: X, the rows in the order in which they are absorbed, [b, D].
+        targets: their labels in [0, C), int64 [b].
+        gamma: trust in the labels, >= 0; 1 is Bayes.
+        step: ``line_search`` or ``newton``, see ``likelihood.step_length``.
+        curvature: ``categorical`` or ``gaussian``.
+
+    Returns:
+        The new mean [C, D] and covariance [D, D], symmetric to the bit; the curvature weight s' of each row [b], which
+        is what the precision gains along it; and a bool []: whether all is sound for certain. That is, the gram matrix
+        X Sigma X^T, the logits X W^T, the new mean and covariance, and each s' |x|^2 are finite, which they are not
+        where something overflows, nor where the covariance is not, or no longer, positive semi-definite; and rounding
+        is little: no row divides the variance along itself by more than ``RESOLUTION`` / eps, nor is
+        |x|^2 max_i Sigma_ii larger than that. O(b D (D + C) + b^2 (b + C + D)).
+    """
+    columns = inner_products(features, covariance.mT)  # symmetric, and its transpose is what the kernel reads fastest
+    gram, logits = inner_products(columns, features), inner_products(features, mean)
+    h, triangle, beta, weights = (
+        result[0] for result in update_coefficients(gram[None], logits[None], targets[None], gamma, step, curvature)
+    )
+    new_mean = torch.addmm(mean, h.T, columns)
+    new_covariance = rank_n_update(covariance, columns, -beta, triangle)
+    squares, limit = features.square().sum(1), RESOLUTION / torch.finfo(mean.dtype).eps
+    results = gram, logits, new_mean, new_covariance, weights * squares
+    conditions = [result.isfinite() for result in results]
+    conditions += [weights <= limit * beta, squares * covariance.diagonal().amax() <= limit]
+    return new_mean, new_covariance, weights, torch.stack([condition.all() for condition in conditions]).all()
