@@ -25,7 +25,8 @@ class Case(NamedTuple):
 def problem() -> Problem:
     """With copies of rows on different ranks, which tie."""
     made = make_problem(n_pool=N_POOL, dtype=torch.float32)
-    made.pool[90], made.pool[40] = made.pool[3], made.pool[70]
+    for copy, row in ((90, 3), (40, 70)):
+        made.pool[copy], made.labels[copy] = made.pool[row], made.labels[row]
     return made
 
 
