@@ -176,7 +176,7 @@ LAPAL_HD void sum_losers(const T* logits, int64_t n_classes, const T* largest, c
       if (kLinked) {
         shifted *= factor[lane];
       }
-      const T winner = shifted >= T(0) ? T(1) : T(0);  // NaN loses, so that it is seen
+      const T winner = shifted >= T(0) ? T(1) : T(0);     // NaN loses, so that it is seen
       const T other = exp_nonpositive(shifted) - winner;  // exactly zero for the winner
       sum[lane] += other;
       ties[lane] += winner;
