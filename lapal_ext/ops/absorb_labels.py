@@ -7,6 +7,7 @@ from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.ops._define import define
 from lapal_ext.ops.inner_products import inner_products
 from lapal_ext.ops.rank_n_update import rank_n_update
+from lapal_ext.ops.rank_one_update import rank_one_update
 from lapal_ext.ops.update_coefficients import update_coefficients
 
 
@@ -40,9 +41,9 @@ def absorb_labels(
 
     Returns:
         The new mean [C, D] and covariance [D, D], symmetric to the bit; the curvature weight s' of each row [b], which
-        is what the precision gains along it; and a bool []: whether the gram matrix X Sigma X^T, the logits X W^T, the
-        new mean and covariance, and each s' |x|^2 are finite. They are not where something overflows, nor where the
-        covariance is not, or no longer, positive semi-definite. O(b D (D + C) + b^2 (b + C + D)).
+        is what the precision gains along it; and a bool []: whether the gram matrix X Sigma X^T, the logits X W^T,
+        beta, the new mean and covariance, and each s' |x|^2 are finite. They are not where something overflows, nor
+        where the covariance is not, or no longer, positive semi-definite. O(b D (D + C) + b^2 (b + C + D)).
     """
     columns = inner_products(features, covariance.mT)  # symmetric, and its transpose is what the kernel reads fastest
     gram, logits = inner_products(columns, features), inner_products(features, mean)
@@ -50,7 +51,10 @@ def absorb_labels(
         result[0] for result in update_coefficients(gram[None], logits[None], targets[None], gamma, step, curvature)
     )
     new_mean = torch.addmm(mean, h.T, columns)
-    new_covariance = rank_n_update(covariance, columns, -beta, triangle)
-    results = gram, logits, new_mean, new_covariance, weights * features.square().sum(1)
+    if features.shape[0] == 1:
+        new_covariance = rank_one_update(covariance[None], features, weights)[0][0]
+    else:
+        new_covariance = rank_n_update(covariance, columns, -beta, triangle)
+    results = gram, logits, beta, new_mean, new_covariance, weights * features.square().sum(1)
     finite = torch.stack([result.isfinite().all() for result in results]).all()
     return new_mean, new_covariance, weights, finite
