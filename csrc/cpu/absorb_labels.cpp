@@ -6,9 +6,9 @@
 // Shapes: mean W [C, D], covariance Sigma [D, D], features X [b, D], targets [b] -> W' [C, D], Sigma' [D, D], s' [b],
 // sound [].
 //
-// The kernels of inner_products, update_coefficients and rank_n_update in a row, on memory of this call; parallel as
-// they are, with their bits. For ten labels at D = 384, five calls through Python and the dispatcher would take longer
-// than what they compute: that is why the five have an op in common.
+// The kernels of inner_products, update_coefficients and rank_n_update, or rank_one_update, in a row, on memory of this
+// call; parallel as they are, with their bits. For ten labels at D = 384, five calls through Python and the dispatcher
+// would take longer than what they compute: that is why the five have an op in common.
 //
 // Limit: b D (D + b + 2 C) + b D^2 / 2 multiply-adds; for few labels memory, two reads of Sigma and one write.
 #include <torch/csrc/stable/library.h>
@@ -25,6 +25,7 @@
 #include "cpu/dots.h"
 #include "cpu/inner_products.h"
 #include "cpu/rank_n_update.h"
+#include "cpu/rank_one_update.h"
 #include "cpu/simd.h"
 #include "cpu/update_coefficients.h"
 #include "dispatch.h"
@@ -130,11 +131,15 @@ bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
   multiply(Matrix<T>{coefficients.data(), n_classes, 1, n_classes}, Matrix<T>{columns.data(), size, 1, size}, b,
            batch.new_mean);
   add_kernel(batch.mean, n_classes * size, batch.new_mean);
-  const bool sound = observations_kernel(batch, beta.data());
-  std::transform(beta.data(), beta.data() + b, beta.data(), [](T value) { return -value; });
-  update_matrix(
-      RankNUpdate<T>{batch.covariance, columns.data(), beta.data(), triangle.data(), size, b, batch.new_covariance});
-  // Steps and beta are not looked at: one that is not finite makes a row of the mean, or all of Sigma', NaN.
+  const bool sound = observations_kernel(batch, beta.data()) && finite_kernel(beta.data(), b);
+  if (b == 1) {
+    update_matrices(batch.covariance, batch.features, batch.weights, 1, size, batch.new_covariance, columns.data());
+  } else {
+    std::transform(beta.data(), beta.data() + b, beta.data(), [](T value) { return -value; });
+    update_matrix(
+        RankNUpdate<T>{batch.covariance, columns.data(), beta.data(), triangle.data(), size, b, batch.new_covariance});
+  }
+  // The steps are not looked at: one that is not finite makes a row of the mean NaN.
   return sound && finite_kernel(gram.data(), b * b) && finite_kernel(logits.data(), b * n_classes) &&
          finite_kernel(batch.new_mean, n_classes * size) && finite_triangle(batch.new_covariance, size);
 }

@@ -12,6 +12,8 @@
 // do not depend on each other, so both give the same bits.
 //
 // Limit: memory, one read of Sigma (a second from cache while a matrix fits) and one write of Sigma'.
+#include "cpu/rank_one_update.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -86,9 +88,13 @@ T shrinkage_of(const T* features, const T* direction, int64_t size, T curvature)
   return scale > 0.0 ? T(double(curvature) / scale) : T(__builtin_nan(""));
 }
 
+}  // namespace
+
+namespace lapal_ext {
+
 template <class T>
-void rank_one_update_impl(const T* covariance, const T* features, const T* curvature, int64_t n_matrices, int64_t size,
-                          T* result, T* direction) {
+void update_matrices(const T* covariance, const T* features, const T* curvature, int64_t n_matrices, int64_t size,
+                     T* result, T* direction) {
   const int64_t area = size * size;
   const auto grain_of = [](int64_t work) { return 1 + kGrain / work; };
   if (n_matrices >= int64_t(torch::stable::get_num_threads())) {
@@ -114,6 +120,13 @@ void rank_one_update_impl(const T* covariance, const T* features, const T* curva
   }
 }
 
+template void update_matrices(const float*, const float*, const float*, int64_t, int64_t, float*, float*);
+template void update_matrices(const double*, const double*, const double*, int64_t, int64_t, double*, double*);
+
+}  // namespace lapal_ext
+
+namespace {
+
 std::tuple<Tensor, Tensor> rank_one_update_cpu(const Tensor& covariance, const Tensor& features,
                                                const Tensor& curvature) {
   check_dim(features, 2, kOp, "features");
@@ -133,9 +146,9 @@ std::tuple<Tensor, Tensor> rank_one_update_cpu(const Tensor& covariance, const T
   const Tensor dense_curvature = torch::stable::contiguous(curvature);
   dispatch_floating(covariance.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    rank_one_update_impl(dense_covariance.const_data_ptr<scalar_t>(), dense_features.const_data_ptr<scalar_t>(),
-                         dense_curvature.const_data_ptr<scalar_t>(), n_matrices, size,
-                         result.mutable_data_ptr<scalar_t>(), direction.mutable_data_ptr<scalar_t>());
+    update_matrices(dense_covariance.const_data_ptr<scalar_t>(), dense_features.const_data_ptr<scalar_t>(),
+                    dense_curvature.const_data_ptr<scalar_t>(), n_matrices, size, result.mutable_data_ptr<scalar_t>(),
+                    direction.mutable_data_ptr<scalar_t>());
   });
   return {result, direction};
 }

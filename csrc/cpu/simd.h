@@ -176,10 +176,10 @@ LAPAL_HD void sum_losers(const T* logits, int64_t n_classes, const T* largest, c
       if (kLinked) {
         shifted *= factor[lane];
       }
-      const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
-      const T other = losing_term(shifted, loses);
+      const T winner = shifted >= T(0) ? T(1) : T(0);     // NaN loses, so that it is seen
+      const T other = exp_nonpositive(shifted) - winner;  // exactly zero for the winner
       sum[lane] += other;
-      ties[lane] += loses ? T(0) : T(1);
+      ties[lane] += winner;
       second[lane] = add_moment<moment>(second[lane], other, shifted);
     }
   }

@@ -7,6 +7,7 @@ from lapal_ext.likelihood import CURVATURES, RESOLUTION, STEPS
 from lapal_ext.ops._define import define
 from lapal_ext.ops.inner_products import inner_products
 from lapal_ext.ops.rank_n_update import rank_n_update
+from lapal_ext.ops.rank_one_update import rank_one_update
 from lapal_ext.ops.update_coefficients import update_coefficients
 
 
@@ -41,9 +42,9 @@ def absorb_labels(
     Returns:
         The new mean [C, D] and covariance [D, D], symmetric to the bit; the curvature weight s' of each row [b], which
         is what the precision gains along it; and a bool []: whether all is sound for certain. That is, the gram matrix
-        X Sigma X^T, the logits X W^T, the new mean and covariance, and each s' |x|^2 are finite, which they are not
-        where something overflows, nor where the covariance is not, or no longer, positive semi-definite; and rounding
-        is little: no row divides the variance along itself by more than ``RESOLUTION`` / eps, nor is
+        X Sigma X^T, the logits X W^T, beta, the new mean and covariance, and each s' |x|^2 are finite, which they are
+        not where something overflows, nor where the covariance is not, or no longer, positive semi-definite; and
+        rounding is little: no row divides the variance along itself by more than ``RESOLUTION`` / eps, nor is
         |x|^2 max_i Sigma_ii larger than that. O(b D (D + C) + b^2 (b + C + D)).
     """
     columns = inner_products(features, covariance.mT)  # symmetric, and its transpose is what the kernel reads fastest
@@ -52,9 +53,12 @@ def absorb_labels(
         result[0] for result in update_coefficients(gram[None], logits[None], targets[None], gamma, step, curvature)
     )
     new_mean = torch.addmm(mean, h.T, columns)
-    new_covariance = rank_n_update(covariance, columns, -beta, triangle)
+    if features.shape[0] == 1:
+        new_covariance = rank_one_update(covariance[None], features, weights)[0][0]
+    else:
+        new_covariance = rank_n_update(covariance, columns, -beta, triangle)
     squares, limit = features.square().sum(1), RESOLUTION / torch.finfo(mean.dtype).eps
-    results = gram, logits, new_mean, new_covariance, weights * squares
+    results = gram, logits, beta, new_mean, new_covariance, weights * squares
     conditions = [result.isfinite() for result in results]
     conditions += [weights <= limit * beta, squares * covariance.diagonal().amax() <= limit]
     return new_mean, new_covariance, weights, torch.stack([condition.all() for condition in conditions]).all()

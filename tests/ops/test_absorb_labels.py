@@ -109,6 +109,10 @@ def overflowing(name: str, dtype: torch.dtype) -> Arguments:
         args["covariance"] = torch.eye(40, dtype=dtype) * torch.finfo(dtype).tiny
         args["mean"] = torch.zeros_like(args["mean"])
         args["features"][1, 3] = 4 * huge**0.5
+    elif name == "beta":  # of a variance of -1/2, which leaves 1 + s v positive; nothing else shows it
+        args |= {"features": torch.eye(1, 40, dtype=dtype), "gamma": 0.0, "curvature": "gaussian"}
+        args["targets"] = args["targets"][:1]
+        args["covariance"] = -0.5 * torch.eye(40, dtype=dtype)
     elif name == "not PSD":
         args["covariance"] = -torch.eye(40, dtype=dtype)
     else:
@@ -116,7 +120,7 @@ def overflowing(name: str, dtype: torch.dtype) -> Arguments:
     return args
 
 
-CAUSES = ["gram", "a losing logit", "mean", "covariance", "observation", "not PSD", "features"]
+CAUSES = ["gram", "a losing logit", "mean", "covariance", "observation", "beta", "not PSD", "features"]
 
 
 @pytest.mark.parametrize("cause", CAUSES)
