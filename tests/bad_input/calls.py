@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -41,12 +42,14 @@ def fresh(call: Call) -> dict[str, Any]:
 
 
 def bits(value: object) -> object:
-    """Everything in a tensor or a posterior, to the bit; None for what is neither."""
+    """Everything in a tensor, an array or a posterior, to the bit; None for what is none of them."""
     if isinstance(value, LastLayerLaplace):
         value.precision  # noqa: B018 - brings the buffer up to date
         return [bits(buffer) for buffer in value.buffers()], value.get_extra_state(), value.training
     if isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_nested):
         return value.shape, value.dtype, _bytes_of(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype, value.tobytes(), value.flags.writeable
     return None
 
 

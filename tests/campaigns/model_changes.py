@@ -18,6 +18,7 @@ from tests.campaigns.changes import (
     Options,
     entry,
     floats,
+    in_arrays,
     not_here,
     outside,
     pick,
@@ -133,12 +134,15 @@ def prior_precisions(good: Tensor, *, any_shape: bool = False) -> Argument:
         beyond = st.floats(max_value=0.0) | st.sampled_from([math.nan, math.inf, 1e-320, 1e309])
         options: Options = {
             **not_here(good),
+            **in_arrays(choose, good),
             "integers": (REFUSED, good.long),
             "outside": (REFUSED, lambda: entry(choose, good.double(), choose(beyond))),
             "extreme": (EITHER, lambda: entry(choose, good.double(), 10.0 ** choose(st.floats(-37.0, 37.0)))),
             "another dtype": (SAME, good.double),
         }
-        if not any_shape:
+        if any_shape:
+            options.pop("an array, 0-d", None)
+        else:
             options["a scalar"] = (REFUSED, lambda: good[0])
             options["a matrix"] = (REFUSED, lambda: good[None])
             options["none of them"] = (REFUSED, lambda: good[:0])

@@ -68,7 +68,7 @@ def wide(value: object) -> object:
         layer = nn.utils.skip_init(nn.Linear, value.in_features, value.out_features, has_bias, dtype=torch.float64)
         layer.load_state_dict(value.state_dict())
         return layer
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return value.astype(np.float64)
     return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else fresh(value)
 
