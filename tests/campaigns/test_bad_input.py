@@ -10,11 +10,18 @@ import torch
 from torch import Tensor
 
 from lapal_ext import LastLayerLaplace
-from tests.campaigns import posterior_functions, selection_functions
+from tests.campaigns import (
+    head_functions,
+    outer_functions,
+    posterior_functions,
+    selection_functions,
+    selector_functions,
+)
 from tests.campaigns.one_call import CAMPAIGN, try_calls
 from tests.campaigns.tally import count_wrong
 
-FUNCTIONS = posterior_functions.FUNCTIONS | selection_functions.FUNCTIONS
+ROOMS = (posterior_functions, head_functions, selection_functions, selector_functions, outer_functions)
+FUNCTIONS = {name: function for room in ROOMS for name, function in room.FUNCTIONS.items()}
 WANTED = 200
 
 

@@ -1,0 +1,327 @@
+"""What extraction and the classifier of scikit-learn accept, and what a campaign does to each argument."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from lapal_ext.features import extract
+from lapal_ext.interop.sklearn import LaplaceClassifier
+from lapal_ext.likelihood import CURVATURES, STEPS
+from tests.campaigns import arrays, changes, model_changes
+from tests.campaigns.changes import EITHER, REFUSED, SAME, Argument, Changed, Choose, Options, evenly, pick
+from tests.campaigns.head_functions import new_path, no_path
+from tests.campaigns.small import Arguments, Function, Small
+
+LAYERS = ("body", "act", "fc")
+
+
+class Network(nn.Sequential):
+    """Three layers, of which the last is the head."""
+
+    def __init__(self, n_features: int, n_classes: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name, shape in (("body", (n_features, 3)), ("fc", (3, n_classes))):
+            layer = nn.utils.skip_init(nn.Linear, *shape, dtype=dtype)
+            for parameter in layer.parameters():
+                values = torch.arange(parameter.numel(), dtype=dtype).sin()
+                parameter.data.copy_(values.view_as(parameter))
+            self.add_module(name, layer)
+            if name == "body":
+                self.add_module("act", nn.Sequential(nn.Tanh(), nn.Dropout()))
+
+
+def _seen(model: nn.Module, inputs: Tensor, layer: str, take: str) -> Tensor:
+    """What goes into a layer of the network or comes out of it, in float64 and without a hook."""
+    value = inputs.detach().double()
+    if (layer, take) == ("", "input"):
+        return value
+    for name, part in model.named_children():
+        if name == layer and take == "input":
+            return value
+        value = value.tanh() if name == "act" else value @ part.weight.double().T + part.bias.double()
+        if name == layer:
+            return value
+    return value
+
+
+class _Broken(nn.Module):
+    """A network that gives a row less than it was given."""
+
+    def __init__(self, n_features: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.fc = nn.utils.skip_init(nn.Linear, n_features, 2, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x[:0])
+
+
+def _other_model(p: Small) -> Callable[[Choose, Network], Changed]:
+    def change(choose: Choose, good: Network) -> Changed:
+        def with_nan() -> Network:
+            damaged = Network(p.x.shape[1], p.n_classes, p.x.dtype)
+            damaged.body.weight.data.fill_(evenly(choose, (math.nan, math.inf)))
+            return damaged
+
+        options: Options = {
+            "no model": (REFUSED, lambda: evenly(choose, (None, "x", 1, nn.Linear, lambda x: x, p.x))),
+            "a training one": (SAME, good.train),
+            # Where it is the features that are not finite, or the layer that is not there, the message says so.
+            "not finite": (EITHER, with_nan),
+            "fewer rows": (EITHER, lambda: _Broken(p.x.shape[1], p.x.dtype)),
+        }
+        return pick(choose, options)
+
+    return change
+
+
+def _other_data(p: Small) -> Callable[[Choose, object], Changed]:
+    x, y = p.x, p.y
+
+    def change(choose: Choose, _: object) -> Changed:
+        odd = evenly(choose, (y.double(), y > 0, y[:-1], y.tolist(), "x", y[None]))
+        return pick(
+            choose,
+            {
+                "no data": (REFUSED, lambda: evenly(choose, (None, 1, "x", b"x", {"x": x}, TensorDataset))),
+                "no rows": (REFUSED, lambda: evenly(choose, (x[:0], [], TensorDataset(x[:0])))),
+                "a scalar": (REFUSED, lambda: x[0, 0]),
+                "no batches": (REFUSED, lambda: [evenly(choose, (None, 1, "x", x.numpy(), {}, {"x": 1}, set()))]),
+                "three parts": (REFUSED, lambda: [(x, y, y)]),
+                "no labels": (REFUSED, lambda: [(x, odd)]),
+                "labels in some": (REFUSED, lambda: [(x, y), x]),
+                "inputs that are scalars": (REFUSED, lambda: [x[0, 0]]),
+                # A network may give what is finite of what is not.
+                "not finite": (EITHER, lambda: changes.entry(choose, x, evenly(choose, (math.nan, math.inf)))),
+                "batches": (SAME, lambda: [*x.split(2)]),
+                "a set of rows": (SAME, lambda: TensorDataset(x)),
+            },
+        )
+
+    return change
+
+
+def _other_layer(choose: Choose, _: object) -> Changed:
+    return pick(
+        choose,
+        {
+            "another type": (REFUSED, lambda: evenly(choose, (1, b"fc", ["fc"], nn.Linear, True, 1.5, object()))),
+            "a foreign layer": (REFUSED, nn.Identity),
+            "another name": (REFUSED, lambda: choose(st.text(min_size=1, max_size=5)) + "?"),
+            "a name in a layer": (REFUSED, lambda: "act.2"),
+            "another layer": (EITHER, lambda: evenly(choose, ("body", "act", "", "act.0", "act.1"))),
+        },
+    )
+
+
+def _extract(choose: Choose, p: Small) -> Arguments:
+    layer = choose(st.sampled_from([None, *LAYERS]))
+    file = new_path(choose(st.sampled_from([".npy", ".safetensors"])))
+    no_dtype = ("float32", None, torch.int64, torch.complex64, torch.bool, float, 32, np.float32)
+
+    def other_path(choose: Choose, _: object) -> Changed:
+        odd = {"another format": (REFUSED, lambda: evenly(choose, (file.with_suffix(".csv"), file.with_suffix(""))))}
+        return pick(choose, {**no_path(choose, file), **odd})
+
+    return {
+        "model": Argument(Network(p.x.shape[1], p.n_classes, p.x.dtype).eval(), _other_model(p)),
+        "data": Argument(p.x, _other_data(p)),
+        "layer": Argument(layer, _other_layer),
+        "take": changes.choice(choose(st.sampled_from(["input", "output"]))),
+        "path": Argument(choose(st.sampled_from([None, file])), other_path),
+        "batch_size": changes.integer(choose(st.integers(1, 3)), 1),
+        "device": Argument("cpu", _other_device),
+        "autocast": Argument(
+            None, lambda choose, _: Changed(choose(st.sampled_from(no_dtype[2:])), REFUSED, "no dtype of autocast")
+        ),
+        "dtype": Argument(
+            choose(st.sampled_from([torch.float32, torch.float64])),
+            lambda choose, _: Changed(choose(st.sampled_from(no_dtype)), REFUSED, "no dtype of features"),
+        ),
+        "progress": changes.flag(False),
+    }
+
+
+def _other_device(choose: Choose, _: object) -> Changed:
+    made = model_changes.device("cpu").change(choose, "cpu")
+    return made if made.value is not None else Changed(None, SAME, "None")
+
+
+def _extracted(model: nn.Module, data: Any, take: str, **rest: Any) -> object:
+    result = extract(model, data, take=take, **rest)
+    if isinstance(data, Tensor) and isinstance(model, Network) and result.layer in {*LAYERS, ""}:
+        expected = _seen(model, data, result.layer, take)
+        torch.testing.assert_close(result.features.double(), expected, rtol=1e-4, atol=1e-4)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return result.features, [] if result.targets is None else result.targets
+
+
+# The classifier
+
+
+def _features(x: NDArray[Any]) -> Argument:
+    def change(choose: Choose, good: NDArray[Any]) -> Changed:
+        not_finite = good.copy()
+        not_finite.flat[choose(st.integers(0, good.size - 1))] = evenly(choose, (math.nan, math.inf))
+        kind = evenly(choose, ("complex", "wider than torch", "0-d", "0-d of objects"))
+        seen = evenly(choose, sorted(arrays.SEEN))
+        options: Options = {
+            "not finite": (REFUSED, lambda: not_finite),
+            "flat": (REFUSED, lambda: good[:, 0]),
+            "a dimension more": (REFUSED, lambda: good[None]),
+            "no rows": (REFUSED, lambda: good[:0]),
+            "no columns": (REFUSED, lambda: good[:, :0]),
+            "another type": (REFUSED, lambda: evenly(choose, (None, "x", 1, {}, [], object(), [["x"]], {1}))),
+            "texts": (REFUSED, lambda: np.full(good.shape, "x")),
+            "objects": (REFUSED, lambda: np.full(good.shape, None, dtype=object)),
+            f"an array, {kind}": (REFUSED, lambda: arrays.REFUSED[kind](good)),
+            f"an array, {seen}": (SAME, lambda: arrays.SEEN[seen](good.copy())),
+            "a field of records": (SAME, lambda: arrays.REFUSED["a field of records"](good)),
+            "backwards": (SAME, lambda: good[::-1].copy()[::-1]),
+            "in the other byte order": (SAME, lambda: good.astype(good.dtype.newbyteorder())),
+            "a list": (EITHER, good.tolist),
+            "huge": (EITHER, lambda: good * float(np.finfo(good.dtype).max) ** choose(st.floats(0.1, 0.9))),
+        }
+        return pick(choose, options)
+
+    return Argument(x, change)
+
+
+def _targets(y: NDArray[Any], classes: NDArray[Any] | None) -> Argument:
+    def change(choose: Choose, good: NDArray[Any]) -> Changed:
+        options: Options = {
+            "one less": (REFUSED, lambda: good[1:]),
+            "one more": (REFUSED, lambda: np.append(good, good[:1])),
+            "a matrix": (REFUSED, lambda: np.stack([good, good], 1)),
+            "another type": (REFUSED, lambda: evenly(choose, (None, "x", 1, {}, object(), {1}))),
+            "measurements": (REFUSED, lambda: np.linspace(0.1, 0.7, len(good))),
+            "not finite": (REFUSED, lambda: np.full(len(good), evenly(choose, (math.nan, math.inf)))),
+            "a list": (SAME, good.tolist),
+            "read-only": (SAME, lambda: arrays.SEEN["read-only"](good.copy())),
+        }
+        if classes is None:
+            options["one class"] = (REFUSED, lambda: np.repeat(good[:1], len(good)))
+        else:
+            options["no class"] = (REFUSED, lambda: np.append(good[1:], type(good[0])(99)))
+        return pick(choose, options)
+
+    return Argument(y, change)
+
+
+def _other_classes(known: NDArray[Any]) -> Callable[[Choose, object], Changed]:
+    def change(choose: Choose, _: object) -> Changed:
+        return pick(
+            choose,
+            {
+                "one more": (REFUSED, lambda: np.append(known, known[:1] + known[-1:])),
+                "one less": (REFUSED, lambda: known[1:]),
+                "no classes": (REFUSED, lambda: evenly(choose, ([], 1, "x", {}, object(), [[1]], [None, None]))),
+                "the same, in another order": (SAME, lambda: known[::-1]),
+                "None": (SAME, lambda: None),
+            },
+        )
+
+    return change
+
+
+def _parameters(choose: Choose) -> Arguments:
+    return {
+        "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True),
+        "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
+        "fit_bias": changes.flag(choose(st.booleans())),
+        "standardize": changes.flag(choose(st.booleans())),
+    }
+
+
+def _of_updates(choose: Choose) -> Arguments:
+    return {
+        "step": changes.choice(choose(st.sampled_from(STEPS))),
+        "gamma": changes.number(choose(st.sampled_from([1.0, 0.5]))),
+        "link": changes.choice(choose(st.sampled_from(["plugin", "mean_field"]))),
+    }
+
+
+def _training(p: Small) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A row of every class, and those of the problem."""
+    rows = torch.cat([p.x, (torch.arange(p.n_classes, dtype=p.x.dtype)[:, None] + 1).expand(-1, p.x.shape[1])])
+    labels = torch.cat([p.y, torch.arange(p.n_classes)]).numpy()
+    return rows.numpy(), labels + 3
+
+
+def _fitted(choose: Choose, p: Small) -> LaplaceClassifier:
+    return LaplaceClassifier(prior_precision=choose(st.sampled_from([0.1, 10.0]))).fit(*_training(p))
+
+
+def _classifier(good: LaplaceClassifier) -> Argument:
+    return Argument(good, lambda *_: Changed(LaplaceClassifier(), REFUSED, "not fitted"))
+
+
+def _fit(choose: Choose, p: Small) -> Arguments:
+    X, y = _training(p)
+    classifier = _fitted(choose, p) if choose(st.booleans()) else LaplaceClassifier()
+    refit = Argument(classifier, lambda *_: Changed(LaplaceClassifier(gamma=0.5), EITHER, "another one"))
+    parameters = _parameters(choose) | _of_updates(choose)
+    return {"classifier": refit, "X": _features(X), "y": _targets(y, None), **parameters}
+
+
+def _partial_fit(choose: Choose, p: Small) -> Arguments:
+    classifier, y = _fitted(choose, p), p.y.numpy() + 3
+    known = classifier.classes_
+    return {
+        "classifier": Argument(classifier, lambda *_: Changed(LaplaceClassifier(), EITHER, "not fitted")),
+        "X": _features(p.x.numpy().copy()),
+        "y": _targets(y, known),
+        "classes": Argument(choose(st.sampled_from([None, known])), _other_classes(known)),
+        **_of_updates(choose),
+    }
+
+
+def _predict(choose: Choose, p: Small) -> Arguments:
+    made = {"classifier": _classifier(_fitted(choose, p)), "X": _features(p.x.numpy().copy())}
+    return made | {"link": _of_updates(choose)["link"]}
+
+
+@contextmanager
+def _with_parameters(classifier: LaplaceClassifier, parameters: Mapping[str, object]) -> Iterator[None]:
+    """The classifier with other parameters during a call, which are arguments as well."""
+    before = classifier.get_params()
+    try:
+        classifier.set_params(**parameters)
+        yield
+    finally:
+        classifier.set_params(**before)
+
+
+def _learned(name: str) -> Callable[..., object]:
+    """``fit`` or ``partial_fit``, and what is predicted behind it."""
+
+    def call(classifier: LaplaceClassifier, X: Any, y: Any, classes: Any = None, **parameters: Any) -> object:
+        with _with_parameters(classifier, parameters):
+            getattr(classifier, name)(X, y, **({} if name == "fit" else {"classes": classes}))
+        return classifier.posterior_
+
+    return call
+
+
+def _predicted(name: str) -> Callable[..., object]:
+    def call(classifier: LaplaceClassifier, X: Any, **parameters: Any) -> object:
+        with _with_parameters(classifier, parameters):
+            return torch.from_numpy(getattr(classifier, name)(X))
+
+    return call
+
+
+FUNCTIONS = {
+    "extract": Function(_extracted, _extract, draws=True),
+    "LaplaceClassifier.fit": Function(_learned("fit"), _fit, moves="classifier"),
+    "LaplaceClassifier.partial_fit": Function(_learned("partial_fit"), _partial_fit, moves="classifier"),
+    "LaplaceClassifier.predict_proba": Function(_predicted("predict_proba"), _predict),
+    "LaplaceClassifier.decision_function": Function(_predicted("decision_function"), _predict),
+}
