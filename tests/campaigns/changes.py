@@ -52,12 +52,6 @@ def pick(choose: Choose, options: Options) -> Changed:
     return Changed(make(), verdict, words)
 
 
-def other_types(choose: Choose) -> Changed:
-    """Something that no argument of this package is."""
-    values = (object(), 1j, b"x", {}, {1}, ..., int, lambda: None, [None], (), "", "x", [[1.0]])
-    return Changed(choose(st.sampled_from(values)), REFUSED, "another type")
-
-
 def entry(choose: Choose, tensor: Tensor, value: float) -> Tensor:
     changed = tensor.detach().clone(memory_format=torch.contiguous_format)
     changed.view(-1)[choose(st.integers(0, changed.numel() - 1))] = value
