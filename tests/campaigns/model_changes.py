@@ -181,7 +181,7 @@ def state(good: LastLayerLaplace) -> Argument:
     def change(choose: Choose, _: object) -> Changed:
         name = choose(st.sampled_from(tensors))
         rest = {key: value for key, value in saved.items() if key != name}
-        attribute = choose(st.sampled_from(sorted(saved["_extra_state"])))
+        attribute = choose(st.sampled_from(sorted(saved["_extra_state"].keys() - {"class_names"})))
         nonsense = choose(st.sampled_from([None, -1.0, "bogus", math.nan, [1], torch.zeros(1)]))
 
         def put(value: object) -> Callable[[], object]:
@@ -203,6 +203,12 @@ def state(good: LastLayerLaplace) -> Argument:
                     REFUSED,
                     lambda: saved | {"_extra_state": saved["_extra_state"] | {attribute: nonsense}},
                 ),
+                "wrong class names": (
+                    REFUSED,
+                    lambda: saved | {"_extra_state": saved["_extra_state"] | {"class_names": nonsense or "bogus"}},
+                ),
+                # Those of an older version have none.
+                "no class names": (SAME, lambda: saved | {"_extra_state": _without(saved, "class_names")}),
                 "the same": (SAME, lambda: dict(saved)),
             },
         )

@@ -27,7 +27,7 @@ CAMPAIGN = "bad input"
 TYPED = (ValueError, TypeError, KeyError, OSError, NotFittedError, NotPSDError)
 # What an error may name where a posterior is at fault, and the attributes that a state holds.
 OF_A_POSTERIOR = ("posterior", "mean", "centre", "scale", "covariance", "precision", "gamma", "utility")
-OF_A_STATE = ("prior_precision", "curvature", "has_bias", "fitted")
+OF_A_STATE = ("prior_precision", "curvature", "has_bias", "fitted", "class_names")
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-7}  # relative to the largest entry; without an outlier in 15,000
 
 
