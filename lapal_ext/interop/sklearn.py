@@ -225,5 +225,5 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 def _seen(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
     """The same values in memory that torch can see: not run backwards, and no field of records."""
     if any(step < 0 or step % features.itemsize for step in features.strides):
-        return np.ascontiguousarray(features)
+        return features.copy()  # numpy.ascontiguousarray leaves a single row as it is
     return features

@@ -44,7 +44,7 @@ class PathInBytes:
 
 def no_path(choose: Choose, file: Path) -> Options:
     return {
-        "no path": (REFUSED, lambda: evenly(choose, (None, 1, 1.5, [], {}, True, object(), b"x", torch.zeros(1)))),
+        "no path": (REFUSED, lambda: evenly(choose, (1, 1.5, [], {}, True, object(), b"x", torch.zeros(1)))),
         "a path in bytes": (REFUSED, PathInBytes),
         "a null character": (REFUSED, lambda: f"{file}\0"),
         "a name that cannot be written": (REFUSED, lambda: f"{file}\ud800"),
@@ -72,6 +72,7 @@ def _saved(choose: Choose, p: Small) -> Argument:
             choose,
             {
                 **no_path(choose, good),
+                "None": (REFUSED, lambda: None),
                 "no file": (REFUSED, lambda: folder() / "missing"),
                 "under a file": (REFUSED, lambda: good / "x"),
                 "a text": (SAME, lambda: str(good)),
@@ -99,6 +100,7 @@ def _save(_: Choose, p: Small) -> Arguments:
 
     def change(choose: Choose, good: Path) -> Changed:
         outside = {"in no folder": (REFUSED, lambda: good / "x" / "y"), "a text": (SAME, lambda: str(good))}
+        outside["None"] = (REFUSED, lambda: None)
         return pick(choose, no_path(choose, good) | outside)
 
     return {"posterior": model_changes.model(p.posterior, fitted=False), "path": Argument(file, change)}
@@ -239,7 +241,7 @@ def _forward(_: Choose, p: Small) -> Arguments:
     def change(choose: Choose, good: Tensor) -> Changed:
         options = {**changes.floats(choose, good), **changes.shapes_of(good, keep=True)}
         options |= {
-            "half": (REFUSED, good.half),
+            "half": (EITHER, good.half),  # of a posterior in half precision as well
             "None": (REFUSED, lambda: None),
             "a vector": (SAME if len(good) == 1 else EITHER, lambda: good[0]),
         }

@@ -238,5 +238,7 @@ class TestWrongCalls:
         other = REFUSED[kind](X)
         expected, classifier = LaplaceClassifier().fit(X, y), LaplaceClassifier().fit(other, y)
         np.testing.assert_array_equal(classifier.predict_proba(other), expected.predict_proba(X))
+        single = REFUSED[kind](X[:1])
+        np.testing.assert_array_equal(classifier.predict_proba(single), expected.predict_proba(X[:1]))
         again = classifier.partial_fit(other, y).predict_proba(X)
         np.testing.assert_array_equal(again, expected.partial_fit(X, y).predict_proba(X))
