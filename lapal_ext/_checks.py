@@ -7,9 +7,11 @@ dimension. A letter stands for one size throughout a call, so one specification 
 import math
 import numbers
 import operator
+import os
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,6 +207,27 @@ def check_generator(name: str, value: object, device: torch.device | None = None
         raise TypeError(f"{name} must be a torch.Generator or None, got {type(value).__name__}")
     if device is not None and value.device != device:
         raise ValueError(f"{name} must be on {device}, got {value.device}")
+
+
+def check_path(name: str, value: object) -> Path:
+    """Return ``value`` as a path that a file may have.
+
+    Raises:
+        TypeError: no text and nothing that stands for one.
+        ValueError: a text that no file can be called.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a str or an os.PathLike, got {type(value).__name__}")
+    given = os.fspath(value)
+    if not isinstance(given, str):
+        raise TypeError(f"{name} must be a str or stand for one, got {type(value).__name__}, which stands for bytes")
+    if "\0" in given:
+        raise ValueError(f"{name} must not hold a null character, got {given!r}")
+    try:
+        os.fsencode(given)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be a name that a file can have, got {given!r}: {error}") from None
+    return Path(given)
 
 
 def check_device(name: str, value: object) -> torch.device:

@@ -45,7 +45,7 @@ def view(name: str, array: NDArray[Any]) -> Tensor:
     if array.dtype.kind not in _KINDS or not array.dtype.isnative or array.dtype.itemsize > 8:
         raise TypeError(f"{name} must hold numbers that torch has, in this machine's byte order, got {array.dtype}")
     if any(stride < 0 for stride in array.strides):
-        raise TypeError(f"{name} must not run backwards in memory: pass numpy.ascontiguousarray of it")
+        raise TypeError(f"{name} must not run backwards in memory: pass copy() of it")
     if any(stride % array.itemsize for stride in array.strides):
-        raise TypeError(f"{name} must not be a field of records: pass numpy.ascontiguousarray of it")
+        raise TypeError(f"{name} must not be a field of records: pass copy() of it")
     return torch.from_numpy(np.asarray(array if array.flags.writeable else _Owner(array)))

@@ -16,7 +16,10 @@ def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None
     # A set has no order to number classes by.
     if isinstance(names, (str, AbstractSet)) or not isinstance(names, Iterable):
         raise TypeError(f"class_names must be a sequence of str or None, got {type(names).__name__}")
-    given = tuple(names)
+    try:
+        given = tuple(names)
+    except TypeError as error:  # an array of no dimensions
+        raise TypeError(f"class_names must be a sequence of str or None, got {type(names).__name__}: {error}") from None
     for name in given:
         if not isinstance(name, str):
             raise TypeError(f"class_names must hold str, got {type(name).__name__}")

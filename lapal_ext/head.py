@@ -11,6 +11,7 @@ from lapal_ext._checks import (
     ShapeSpec,
     as_dense,
     as_labels,
+    check_dense,
     check_finite,
     check_labels,
     check_overflow,
@@ -139,12 +140,21 @@ class StandardizedLinear(nn.Module):
 
         Gradients reach the features, and stop at the posterior, which has no parameters. Values are not looked at: NaN
         in gives NaN out, unlike in ``predict_logits``.
+
+        Raises:
+            TypeError: no dense tensor, or of another dtype than ``mean`` outside ``torch.autocast``.
+            ValueError: it has not D columns, or is on another device.
         """
+        features = check_dense("features", features)
         if features.shape[-1:] != (self.num_features,):
             raise ValueError(
                 f"features must have shape (..., {self.num_features}) to match mean {shape_text(self.mean.shape)}, got "
                 f"{shape_text(features.shape)}"
             )
+        if features.device != self.mean.device:
+            raise ValueError(f"features must be on {self.mean.device} like mean, got {features.device}")
+        if features.dtype != self.mean.dtype and not torch.is_autocast_enabled(features.device.type):
+            raise TypeError(f"features must be {self.mean.dtype} like mean, got {features.dtype}")
         weights, offsets = self.fold(self.mean)
         return nn.functional.linear(features, weights, offsets)
 
@@ -251,6 +261,9 @@ class StandardizedLinear(nn.Module):
                 raise TypeError(
                     f"out.{name} must be a torch.nn.Parameter, got one that is computed: remove_parametrizations"
                 )
+            if isinstance(value, nn.UninitializedParameter):
+                raise ValueError(f"out.{name} must have a shape, got a lazy one that no forward pass has given one yet")
+            check_dense(f"out.{name}", value)
             if value.dtype != self.mean.dtype:
                 raise TypeError(f"out.{name} must be {self.mean.dtype} like mean, got {value.dtype}")
             if value.shape != shape:
@@ -260,6 +273,10 @@ class StandardizedLinear(nn.Module):
                 )
             if value.is_meta:
                 raise ValueError(f"out.{name} must hold values, got a tensor on the meta device")
+            if value.is_inference() and not torch.is_inference_mode_enabled():
+                raise ValueError(f"out.{name} must take other values, got one made in torch.inference_mode()")
+            if any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
+                raise ValueError(f"out.{name} must have memory for each of its values, got an expanded one")
 
     def check_features(self, features: Array, *, name: str = "features", nonempty: bool = False) -> Tensor:  # [N, D]
         """Return ``features`` as a tensor or raise a typed error unless they fit this layer.

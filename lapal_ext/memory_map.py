@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lapal_ext._checks import STORAGE_DTYPES, shape_text
+from lapal_ext._checks import STORAGE_DTYPES, check_path, shape_text
 from lapal_ext.arrays import Array, view
 from lapal_ext.errors import StorageError
 
@@ -53,7 +53,7 @@ def as_tensor(name: str, value: Features) -> Tensor:
     if isinstance(value, np.ndarray):
         return view(name, value)
     if isinstance(value, (str, os.PathLike)):
-        return map_file(name, Path(value))
+        return map_file(name, check_path(name, value))
     raise TypeError(f"{name} must be a torch.Tensor, an array or the path of a file, got {type(value).__name__}")
 
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lapal_ext._checks import check_path
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.errors import StorageError
 
@@ -25,7 +25,7 @@ _OLDEST = 1  # without names of the classes
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
     """Write atomically: whatever stood at ``path`` stays whole until the new file is complete on disk."""
-    target = _as_path(path)
+    target = check_path("path", path)
     if target.is_dir():
         raise IsADirectoryError(f"path must name a file, got the folder {target}")
     if not target.parent.is_dir():
@@ -43,7 +43,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         FileNotFoundError: no such file.
         StorageError: damaged, foreign, or written by a newer version.
     """
-    source = _as_path(path)
+    source = check_path("path", path)
     if not source.is_file():
         raise FileNotFoundError(f"path must name a saved posterior, got {source}")
     try:
@@ -64,14 +64,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
     except (KeyError, ValueError) as error:
         raise StorageError(f"{source} does not hold a posterior: its attributes are no JSON ({error})") from error
     return tensors, attributes
-
-
-def _as_path(path: object) -> Path:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
-    if "\0" in os.fspath(path):
-        raise ValueError(f"path must not hold a null character, got {path!r}")
-    return Path(path)
 
 
 def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

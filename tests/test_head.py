@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,23 @@ def test_features_of_any_shape_as_a_layer_takes_them(draw: Draw, shape: tuple[in
 def test_features_of_another_length(draw: Draw, features: Tensor) -> None:
     _, replaced, _ = pair(draw, torch.float64)
     with pytest.raises(ValueError, match=rf"^features must have shape \(\.\.\., {D}\) to match mean \(4, 8\), got \("):
+        replaced.fc(features)
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "says"),
+    [
+        (torch.zeros(3, D), TypeError, r"must be torch\.float64 like mean, got torch\.float32"),
+        (torch.zeros(3, D, dtype=torch.int64), TypeError, r"must be torch\.float64 like mean, got torch\.int64"),
+        (np.zeros((3, D)), TypeError, r"must be a torch\.Tensor, got ndarray"),
+        (None, TypeError, r"must be a torch\.Tensor, got NoneType"),
+        (torch.zeros(3, D).to_sparse(), TypeError, r"must be a dense tensor, got layout torch\.sparse_coo"),
+        (torch.zeros(3, D, device="meta"), ValueError, "must be on cpu like mean, got meta"),
+    ],
+)
+def test_features_that_no_layer_takes(draw: Draw, features: Any, error: type[Exception], says: str) -> None:
+    _, replaced, _ = pair(draw, torch.float64)
+    with pytest.raises(error, match=f"^features {says}$"):
         replaced.fc(features)
 
 
@@ -205,6 +223,45 @@ def test_a_layer_that_computes_its_weight_is_refused(draw: Draw) -> None:
     with pytest.raises(TypeError, match=r"^out\.weight must be a torch\.nn\.Parameter, got one that is computed"):
         replaced.fc.to_linear(out=layer)
     assert torch.equal(layer(torch.ones(1, D, dtype=torch.float64)), before)
+
+
+def expanded(layer: nn.Linear, name: str) -> nn.Linear:
+    value = getattr(layer, name).detach()
+    setattr(layer, name, nn.Parameter(value[:1].expand_as(value)))
+    return layer
+
+
+@torch.inference_mode()
+def inferred(layer: nn.Linear) -> nn.Linear:
+    layer.bias = nn.Parameter(layer.bias.clone())
+    return layer
+
+
+def sparse(layer: nn.Linear) -> nn.Linear:
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (lambda layer: expanded(layer, "weight"), ValueError, "weight must have memory for each of its values"),
+        (lambda layer: expanded(layer, "bias"), ValueError, "bias must have memory for each of its values"),
+        (inferred, ValueError, r"bias must take other values, got one made in torch\.inference_mode"),
+        (sparse, TypeError, "weight must be a dense tensor"),
+        (lambda _: nn.LazyLinear(C), ValueError, "weight must have a shape, got a lazy one"),
+    ],
+)
+def test_a_layer_that_cannot_be_written_to_is_refused(
+    draw: Draw, change: Callable[[nn.Linear], nn.Linear], error: type[Exception], says: str
+) -> None:
+    """Before its first entry is written: a weight without its bias would be half a layer."""
+    plain, replaced, _ = pair(draw, torch.float64)
+    layer = change(copy.deepcopy(plain.fc))
+    with pytest.raises(error, match=rf"^out\.{says}"):
+        replaced.fc.to_linear(out=layer)
+    if not isinstance(layer, nn.LazyLinear):
+        assert torch.equal(layer.weight.to_dense()[0], plain.fc.weight[0])
 
 
 class TestBuffers:

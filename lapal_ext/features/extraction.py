@@ -4,13 +4,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lapal_ext._checks import STORAGE_DTYPES, check_choice, check_device, check_flag, check_integer, is_finite
+from lapal_ext._checks import (
+    STORAGE_DTYPES,
+    check_choice,
+    check_device,
+    check_flag,
+    check_integer,
+    check_path,
+    is_finite,
+)
 from lapal_ext.errors import StorageError
 from lapal_ext.features.batches import Batch, Data, comes_in_order, count_rows, read_batches
 from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
@@ -168,8 +175,7 @@ def _cache(
     dtype: torch.dtype,
     rows: int | None,
 ) -> FeatureCache:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a str or an os.PathLike, got {type(path).__name__}")
+    file = check_path("path", path)
     if not comes_in_order(data):
         raise ValueError(
             "data must come in the same order each time to be kept in path: pass the Dataset itself, or a DataLoader "
@@ -182,7 +188,7 @@ def _cache(
         "dtype": str(dtype),
         "rows": rows,
     }
-    return FeatureCache(Path(path), origin, layer, dtype)
+    return FeatureCache(file, origin, layer, dtype)
 
 
 def _result(store: "_Memory | FeatureCache") -> ExtractedFeatures:

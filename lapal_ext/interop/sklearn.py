@@ -1,5 +1,7 @@
 """A scikit-learn classifier that learns further labels in closed form."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -89,10 +91,11 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Raises:
             ValueError: an argument does not fit.
         """
-        features, y = self._check_labelled(X, y, dtype=DTYPES, reset=True)
-        encoder = LabelEncoder()
-        labels = encoder.fit_transform(y)
-        self._fit(features, labels, encoder.classes_, "y")
+        with self._all_or_nothing():
+            features, y = self._check_labelled(X, y, dtype=DTYPES, reset=True)
+            encoder = LabelEncoder()
+            labels = encoder.fit_transform(y)
+            self._fit(features, labels, encoder.classes_, "y")
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
@@ -110,22 +113,8 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Raises:
             ValueError: an argument does not fit; a label that is no class, for one.
         """
-        first = not hasattr(self, "posterior_")
-        if classes is None and first:
-            raise ValueError("classes must be passed on the first call to partial_fit.")
-        dtype = DTYPES if first else self.posterior_.mean.numpy().dtype
-        features, y = self._check_labelled(X, y, dtype=dtype, reset=first)
-        encoder = LabelEncoder().fit(self.classes_ if classes is None else classes)
-        if not first and not np.array_equal(encoder.classes_, self.classes_):
-            raise ValueError(
-                f"classes must be {self.classes_.tolist()} as in the first fit, got {encoder.classes_.tolist()}"
-            )
-        labels = encoder.transform(y)
-        if first:
-            self._fit(features, labels, encoder.classes_, "classes")
-        else:
-            self._check_parameters()
-            self.posterior_.update(features, labels, self.step, self.gamma)
+        with self._all_or_nothing():
+            self._partial_fit(X, y, classes)
         return self
 
     def decision_function(self, X: Any) -> NDArray[Any]:
@@ -170,10 +159,28 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Logits after the link."""
         check_is_fitted(self)
         self._check_parameters()
-        features = validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False)
+        features = _seen(validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False))
         if self.link == "plugin":
             return self.posterior_.predict_logits(features)
         return mean_field(*self.posterior_.predict_latent(features))
+
+    def _partial_fit(self, X: Any, y: Any, classes: Any) -> None:
+        first = not hasattr(self, "posterior_")
+        if classes is None and first:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        dtype = DTYPES if first else self.posterior_.mean.numpy().dtype
+        features, y = self._check_labelled(X, y, dtype=dtype, reset=first)
+        encoder = LabelEncoder().fit(self.classes_ if classes is None else classes)
+        if not first and not np.array_equal(encoder.classes_, self.classes_):
+            raise ValueError(
+                f"classes must be {self.classes_.tolist()} as in the first fit, got {encoder.classes_.tolist()}"
+            )
+        labels = encoder.transform(y)
+        if first:
+            self._fit(features, labels, encoder.classes_, "classes")
+        else:
+            self._check_parameters()
+            self.posterior_.update(features, labels, self.step, self.gamma)
 
     def _fit(self, features: NDArray[Any], labels: NDArray[Any], classes: NDArray[Any], name: str) -> None:
         self._check_parameters()
@@ -190,6 +197,19 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         )
         self.classes_ = classes
 
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Leave the classifier as it was where the body fails: scikit-learn notes the columns of X before it is done.
+
+        The posterior itself is not kept, for an update of it is all or nothing, and a fit makes another one.
+        """
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
     def _check_parameters(self) -> None:
         """Raise a typed error about the parameters that only later calls use; ``fit_map`` looks at the others."""
         check_choice("step", self.step, STEPS)
@@ -199,4 +219,11 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def _check_labelled(self, X: Any, y: Any, *, dtype: Any, reset: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         features, y = validate_data(self, X, y, dtype=dtype, reset=reset)
         check_classification_targets(y)
-        return features, column_or_1d(y)
+        return _seen(features), column_or_1d(y)
+
+
+def _seen(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
+    """The same values in memory that torch can see: not run backwards, and no field of records."""
+    if any(step < 0 or step % features.itemsize for step in features.strides):
+        return features.copy()  # numpy.ascontiguousarray leaves a single row as it is
+    return features

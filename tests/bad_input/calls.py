@@ -1,14 +1,17 @@
 """Calling a function with one argument wrong: the right error, and nothing changed."""
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from sklearn.base import BaseEstimator
+from torch import Tensor, nn
 
-from lapal_ext import LastLayerLaplace
+from lapal_ext import LastLayerLaplace, SequentialSelector
 from tests.bad_input.values import Bad, Table
 
 
@@ -41,13 +44,36 @@ def fresh(call: Call) -> dict[str, Any]:
 
 
 def bits(value: object) -> object:
-    """Everything in a tensor or a posterior, to the bit; None for what is neither."""
+    """Everything in a tensor, an array, a posterior or a selector, to the bit; None for what is none of them."""
     if isinstance(value, LastLayerLaplace):
         value.precision  # noqa: B018 - brings the buffer up to date
         return [bits(buffer) for buffer in value.buffers()], value.get_extra_state(), value.training
+    if isinstance(value, nn.UninitializedParameter):
+        return None
     if isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_nested):
         return value.shape, value.dtype, _bytes_of(value)
+    if isinstance(value, nn.Module):
+        state = [(name, bits(part)) for name, part in (*value.named_parameters(), *value.named_buffers())]
+        return state, [(module.training, len(module._forward_hooks)) for module in value.modules()]
+    if isinstance(value, BaseEstimator):
+        return {name: bits(part) or part for name, part in vars(value).items()}
+    if isinstance(value, SequentialSelector):
+        return _of_selector(value)
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype, value.tobytes(), value.flags.writeable
     return None
+
+
+def _of_selector(selector: SequentialSelector) -> object:
+    """What was answered, what waits for an answer, and all that would be asked from here on."""
+    state = selector.state_dict()
+    copied = copy.deepcopy(selector)
+    left = len(copied._pool) - len(copied._closed())
+    try:
+        questions = bits(copied.ask(left)) if left else None
+    except (ValueError, ArithmeticError) as error:  # over a posterior that is damaged
+        questions = str(error)
+    return [bits(state[name]) for name in sorted(state)], bits(selector._initial), bits(selector._asked), questions
 
 
 def _bytes_of(value: Tensor) -> list[int]:

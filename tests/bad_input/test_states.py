@@ -121,6 +121,11 @@ def test_a_path_of_the_wrong_type(call: Callable[[object], object], path: object
         call(path)
 
 
+class PathInBytes:
+    def __fspath__(self) -> bytes:
+        return b"posterior"
+
+
 def test_paths_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match=r"^path must name a file, got the folder"):
         problem.posterior.save(tmp_path)
@@ -129,6 +134,10 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
     for call in (problem.posterior.save, LastLayerLaplace.load):
         with pytest.raises(ValueError, match=r"^path must not hold a null character"):
             call("a\0b")
+        with pytest.raises(ValueError, match=r"^path must be a name that a file can have, got"):
+            call(f"{tmp_path}/\ud800")
+        with pytest.raises(TypeError, match=r"^path must be a str or stand for one, got PathInBytes"):
+            call(PathInBytes())
     assert list(tmp_path.iterdir()) == []
 
 

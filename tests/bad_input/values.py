@@ -179,6 +179,7 @@ def class_names(n_classes: int) -> Table:
     return {
         "a text": Bad("".join("abcdefghijkl"[:n_classes]), TypeError, "must be a sequence of str or None, got str"),
         "a number": Bad(n_classes, TypeError, "must be a sequence of str or None, got int"),
+        "0-d": Bad(np.array("abc"), TypeError, "must be a sequence of str or None, got ndarray"),
         "numbers": Bad(list(range(n_classes)), TypeError, "must hold str, got int"),
         "bytes": Bad([name.encode() for name in names], TypeError, "must hold str, got bytes"),
         "one too few": Bad(names[:-1], ValueError, f"must hold {n_classes} names, one per class, got {n_classes - 1}"),

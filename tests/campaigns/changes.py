@@ -15,6 +15,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.campaigns import arrays
 from tests.layouts import LAYOUTS
 
 REFUSED, SAME, EITHER = "refused", "same", "either"
@@ -49,12 +50,6 @@ def pick(choose: Choose, options: Options) -> Changed:
     words = evenly(choose, sorted(options))
     verdict, make = options[words]
     return Changed(make(), verdict, words)
-
-
-def other_types(choose: Choose) -> Changed:
-    """Something that no argument of this package is."""
-    values = (object(), 1j, b"x", {}, {1}, ..., int, lambda: None, [None], (), "", "x", [[1.0]])
-    return Changed(choose(st.sampled_from(values)), REFUSED, "another type")
 
 
 def entry(choose: Choose, tensor: Tensor, value: float) -> Tensor:
@@ -93,11 +88,20 @@ def not_here(tensor: Tensor) -> Options:
     }
 
 
+def in_arrays(choose: Choose, tensor: Tensor) -> Options:
+    seen, refused = evenly(choose, sorted(arrays.SEEN)), evenly(choose, sorted(arrays.REFUSED))
+    return {
+        f"an array, {seen}": (SAME, lambda: arrays.SEEN[seen](arrays.as_array(tensor))),
+        f"an array, {refused}": (REFUSED, lambda: arrays.REFUSED[refused](arrays.as_array(tensor))),
+    }
+
+
 def floats(choose: Choose, x: Tensor) -> Options:
     wrong = [dtype for dtype in (torch.float32, torch.float64) if dtype != x.dtype]
     wrong += [torch.int64, torch.uint8, torch.bool, torch.complex64]
     options: Options = {
         **not_here(x),
+        **in_arrays(choose, x),
         "another dtype": (REFUSED, lambda: x.to(choose(st.sampled_from(wrong)))),
         "a parameter": (SAME, lambda: nn.Parameter(x.clone())),
         **{f"{name} memory": (SAME, lambda lay=lay: lay(x)) for name, lay in LAYOUTS.items()},
@@ -125,13 +129,12 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
     return (x.double() * factor).clamp(-largest, largest).to(x.dtype)
 
 
-def features(x: Tensor, *, half: bool = False, arrays: bool = False, optional: bool = False) -> Argument:
+def features(x: Tensor, *, half: bool = False, optional: bool = False) -> Argument:
     """A matrix of features [N, D] that must have D columns.
 
     Args:
         x: accepted.
         half: whether half precision is storage for it.
-        arrays: whether it may be an array.
         optional: whether it may be None.
     """
 
@@ -139,7 +142,6 @@ def features(x: Tensor, *, half: bool = False, arrays: bool = False, optional: b
         options = {**floats(choose, good), **shapes_of(good, keep=True)}
         storage = EITHER if half and good.dtype == torch.float32 else REFUSED
         options["half"] = (storage, lambda: good.to(one_of(choose, torch.float16, torch.bfloat16)))
-        options["an array"] = (SAME if arrays else REFUSED, lambda: good.numpy().copy())
         if not optional:
             options["None"] = (REFUSED, lambda: None)
         return pick(choose, options)
@@ -175,6 +177,7 @@ def labels(y: Tensor, n_classes: int, *, optional: bool = False) -> Argument:
     def change(choose: Choose, good: Tensor) -> Changed:
         options = {
             **not_here(good),
+            **in_arrays(choose, good),
             **shapes_of(good, keep=False),
             "another kind": (
                 REFUSED,
@@ -205,6 +208,7 @@ def rows(indices: Tensor, size: int, *, optional: bool = True) -> Argument:
             shapes.pop(width, None)
         options = {
             **not_here(good),
+            **in_arrays(choose, good),
             **shapes,
             "another kind": (
                 REFUSED,

@@ -18,6 +18,7 @@ from tests.campaigns.changes import (
     Options,
     entry,
     floats,
+    in_arrays,
     not_here,
     outside,
     pick,
@@ -133,12 +134,15 @@ def prior_precisions(good: Tensor, *, any_shape: bool = False) -> Argument:
         beyond = st.floats(max_value=0.0) | st.sampled_from([math.nan, math.inf, 1e-320, 1e309])
         options: Options = {
             **not_here(good),
+            **in_arrays(choose, good),
             "integers": (REFUSED, good.long),
             "outside": (REFUSED, lambda: entry(choose, good.double(), choose(beyond))),
             "extreme": (EITHER, lambda: entry(choose, good.double(), 10.0 ** choose(st.floats(-37.0, 37.0)))),
             "another dtype": (SAME, good.double),
         }
-        if not any_shape:
+        if any_shape:
+            options.pop("an array, 0-d", None)
+        else:
             options["a scalar"] = (REFUSED, lambda: good[0])
             options["a matrix"] = (REFUSED, lambda: good[None])
             options["none of them"] = (REFUSED, lambda: good[:0])
@@ -177,7 +181,7 @@ def state(good: LastLayerLaplace) -> Argument:
     def change(choose: Choose, _: object) -> Changed:
         name = choose(st.sampled_from(tensors))
         rest = {key: value for key, value in saved.items() if key != name}
-        attribute = choose(st.sampled_from(sorted(saved["_extra_state"])))
+        attribute = choose(st.sampled_from(sorted(saved["_extra_state"].keys() - {"class_names"})))
         nonsense = choose(st.sampled_from([None, -1.0, "bogus", math.nan, [1], torch.zeros(1)]))
 
         def put(value: object) -> Callable[[], object]:
@@ -199,6 +203,12 @@ def state(good: LastLayerLaplace) -> Argument:
                     REFUSED,
                     lambda: saved | {"_extra_state": saved["_extra_state"] | {attribute: nonsense}},
                 ),
+                "wrong class names": (
+                    REFUSED,
+                    lambda: saved | {"_extra_state": saved["_extra_state"] | {"class_names": nonsense or "bogus"}},
+                ),
+                # Those of an older version have none.
+                "no class names": (SAME, lambda: saved | {"_extra_state": _without(saved, "class_names")}),
                 "the same": (SAME, lambda: dict(saved)),
             },
         )

@@ -1,9 +1,12 @@
 """One call of a public function with some of its arguments changed, and what must be true of it."""
 
+import copy
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,18 +14,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lapal_ext import LastLayerLaplace, NotFittedError, NotPSDError, SelectionResult
+from lapal_ext import LastLayerLaplace, NotFittedError, NotPSDError, SelectionResult, StorageError
+from lapal_ext.interop.sklearn import LaplaceClassifier
 from lapal_ext.ops import OPS
 from tests.bad_input.calls import bits
 from tests.campaigns.changes import REFUSED, SAME, Choose, evenly
+from tests.campaigns.selector_functions import Restartable
 from tests.campaigns.small import Function, small
 from tests.campaigns.tally import count, count_wrong
 
 CAMPAIGN = "bad input"
-TYPED = (ValueError, TypeError, KeyError, NotFittedError, NotPSDError)
+TYPED = (ValueError, TypeError, KeyError, OSError, NotFittedError, NotPSDError)
 # What an error may name where a posterior is at fault, and the attributes that a state holds.
 OF_A_POSTERIOR = ("posterior", "mean", "centre", "scale", "covariance", "precision", "gamma", "utility")
-OF_A_STATE = ("prior_precision", "curvature", "has_bias", "fitted")
+OF_A_STATE = ("prior_precision", "curvature", "has_bias", "fitted", "class_names")
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-7}  # relative to the largest entry; without an outlier in 15,000
 
 
@@ -56,6 +61,10 @@ def fresh(value: object) -> object:
     """A copy of what a call changes or uses up."""
     if isinstance(value, LastLayerLaplace):
         return value.clone()
+    if isinstance(value, Restartable):
+        return value.again(fresh)
+    if isinstance(value, LaplaceClassifier):
+        return copy.deepcopy(value)
     return value.clone_state() if isinstance(value, torch.Generator) else value
 
 
@@ -63,12 +72,18 @@ def wide(value: object) -> object:
     """The same in float64."""
     if isinstance(value, LastLayerLaplace):
         return value.clone().double()
+    if isinstance(value, Restartable):
+        return value.again(wide)
+    if isinstance(value, LaplaceClassifier):
+        copied = copy.deepcopy(value)
+        vars(copied).update({name: wide(part) for name, part in vars(value).items() if name == "posterior_"})
+        return copied
     if isinstance(value, nn.Linear):
         has_bias = value.bias is not None
         layer = nn.utils.skip_init(nn.Linear, value.in_features, value.out_features, has_bias, dtype=torch.float64)
         layer.load_state_dict(value.state_dict())
         return layer
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return value.astype(np.float64)
     return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else fresh(value)
 
@@ -81,6 +96,8 @@ def agree(result: object, expected: object, tolerance: float) -> bool:
                 return False
             if row != wanted:
                 return True
+    if isinstance(result, LastLayerLaplace) and result.class_names != expected.class_names:
+        return False
     return all(
         _close(value, wanted, tolerance) for value, wanted in zip(tensors(result), tensors(expected), strict=True)
     )
@@ -133,7 +150,7 @@ def _computed(result: object, given: object) -> list[Tensor]:
     if not isinstance(given, LastLayerLaplace) or not isinstance(result, LastLayerLaplace):
         return tensors(result)
     kept = [
-        bool(torch.allclose(new, old, rtol=0.0, atol=0.0, equal_nan=True))
+        new.shape == old.shape and bool(torch.allclose(new, old, rtol=0.0, atol=0.0, equal_nan=True))
         for new, old in zip(tensors(result), tensors(given), strict=True)
     ]
     kept[-1] |= not bool(given.precision.isfinite().all())  # an update adds to it, and computes nothing from it
@@ -149,8 +166,16 @@ def _outcome(function: Function, values: Mapping[str, object]) -> tuple[object, 
 
 def _names(error: Exception, arguments: Mapping[str, object]) -> bool:
     """Whether the message has the name of one of these, or of a part of it."""
-    names = [*arguments]
-    names += OF_A_POSTERIOR if "posterior" in names else []
+    file = getattr(arguments.get("path"), "value", None)
+    if isinstance(error, (StorageError, OSError)) and file is not None and str(Path(file)) in str(error):
+        return True  # it names the file itself
+    frames = (frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__))
+    if any(name.startswith("sklearn.") for name in frames):
+        return True  # in the words of scikit-learn, which are not ours
+    names = [*arguments, *(["features"] if "X" in arguments else [])]
+    names += ["classes"] if "classifier" in names else []  # the first call needs them
+    names += OF_A_POSTERIOR if {"posterior", "selector"} & {*names} else []
+    names += ["undo"] if "selector" in names else []  # there may be nothing to undo
     names += OF_A_STATE if "state_dict" in names else []
     return any(re.search(rf"\b{name}\b", str(error.args[0])) for name in names)
 

@@ -16,6 +16,7 @@ from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.ops import OPS
 from tests.campaigns import changes, model_changes
 from tests.campaigns.changes import Choose
+from tests.campaigns.head_functions import class_names
 from tests.campaigns.small import Arguments, Function, Small
 
 
@@ -61,6 +62,7 @@ def _constructor(choose: Choose, p: Small) -> Arguments:
         "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True),
         "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
         "bias": model_changes.bias(weight[:, 0].clone()),
+        "class_names": class_names(choose, p.n_classes),
     }
 
 
@@ -71,6 +73,7 @@ def _from_linear(choose: Choose, p: Small) -> Arguments:
         "prior_precision": changes.number(1.0, above_zero=True),
         "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
         "standardize": changes.flag(choose(st.booleans())),
+        "class_names": class_names(choose, p.n_classes),
     }
 
 
@@ -88,6 +91,7 @@ def _fit_map(choose: Choose, p: Small) -> Arguments:
     return _labelled(choose, p) | {
         "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True),
         "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
+        "class_names": class_names(choose, p.n_classes),
     }
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import distributed
 
 import lapal_ext
 from lapal_ext import SequentialSelector
 from lapal_ext.acquisition import ACQUISITIONS, draws
 from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, STEPS, UTILITIES
 from tests.campaigns import changes, model_changes
-from tests.campaigns.changes import Choose
+from tests.campaigns.changes import REFUSED, Argument, Changed, Choose
 from tests.campaigns.small import Arguments, Function, Small
 
 
@@ -20,7 +21,7 @@ def _picking(choose: Choose, p: Small) -> Arguments:
     candidates = torch.tensor(choose(st.permutations(range(n_rows)))[: choose(st.integers(1, n_rows))])
     return {
         "posterior": model_changes.model(p.posterior, foreign=True),
-        "pool": changes.features(p.x, half=True, arrays=True),
+        "pool": changes.features(p.x, half=True),
         "step": changes.choice(choose(st.sampled_from(STEPS))),
         "gamma": changes.number(choose(st.sampled_from([1.0, 0.5]))),
         "link": changes.choice(choose(st.sampled_from(["plugin", "mean_field"]))),
@@ -37,6 +38,11 @@ def _selection(choose: Choose, p: Small, acquisition: str) -> Arguments:
     return arguments
 
 
+def _no_group(choose: Choose, _: object) -> Changed:
+    values = (0, 1, "", "gloo", False, True, [], object(), torch.zeros(0), distributed.ProcessGroup)
+    return Changed(choose(st.sampled_from(values)), REFUSED, "no group")
+
+
 def _select_batch(acquisition: str) -> Callable[[Choose, Small], Arguments]:
     def arguments(choose: Choose, p: Small) -> Arguments:
         made = _selection(choose, p, acquisition)
@@ -47,6 +53,7 @@ def _select_batch(acquisition: str) -> Callable[[Choose, Small], Arguments]:
             "update_every": changes.integer(choose(st.integers(1, batch_size)), 1, batch_size),
             "targets": model_changes.label_source(choose, p.y, p.n_classes),
             "progress": changes.flag(False),
+            "group": Argument(None, _no_group),
         }
 
     return arguments
@@ -86,7 +93,7 @@ def _look_ahead(choose: Choose, p: Small) -> Arguments:
 def _expected_error(choose: Choose, p: Small) -> Arguments:
     return {
         "posterior": model_changes.model(p.posterior, foreign=True),
-        "pool": changes.features(p.x, half=True, arrays=True),
+        "pool": changes.features(p.x, half=True),
         "eval_features": changes.features(p.points),
         "loss": changes.choice(choose(st.sampled_from(EXPECTED_LOSSES))),
         "step": changes.choice(choose(st.sampled_from(STEPS))),

@@ -4,17 +4,35 @@ pytest -m slow tests/campaigns/test_bad_input.py   # 200 and more wrong calls of
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lapal_ext import LastLayerLaplace
-from tests.campaigns import posterior_functions, selection_functions
+from lapal_ext import LastLayerLaplace, SequentialSelector
+from lapal_ext.interop.sklearn import LaplaceClassifier
+from tests.campaigns import (
+    classifier_functions,
+    extract_function,
+    head_functions,
+    posterior_functions,
+    selection_functions,
+    selector_functions,
+)
 from tests.campaigns.one_call import CAMPAIGN, try_calls
 from tests.campaigns.tally import count_wrong
 
-FUNCTIONS = posterior_functions.FUNCTIONS | selection_functions.FUNCTIONS
+ROOMS = (
+    posterior_functions,
+    head_functions,
+    selection_functions,
+    selector_functions,
+    extract_function,
+    classifier_functions,
+)
+FUNCTIONS = {name: function for room in ROOMS for name, function in room.FUNCTIONS.items()}
 WANTED = 200
 
 
@@ -68,19 +86,40 @@ def _crashes(posterior: LastLayerLaplace, features: Tensor, **rest: object) -> o
     return posterior.condition_on(features=features[:, :], **rest)
 
 
+def _closes_before_it_looks(selector: SequentialSelector, indices: Any, labels: Any) -> object:
+    picks = selector._as_picks("indices", indices)
+    selector._close(picks, None)
+    return selector.tell(indices, labels)
+
+
+def _writes_the_weight_first(posterior: LastLayerLaplace, out: Any) -> nn.Linear:
+    if isinstance(out, nn.Linear) and not isinstance(out, nn.LazyLinear):
+        with suppress(RuntimeError):
+            out.weight.data.zero_()
+    return posterior.to_linear(out)
+
+
+def _notes_columns_first(classifier: LaplaceClassifier, **rest: object) -> object:
+    classifier.n_features_in_ = 99
+    return FUNCTIONS["LaplaceClassifier.fit"].call(classifier, **rest)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "found"),
+    ("name", "fault", "found"),
     [
-        (_takes_any_label, "must be refused"),
-        (_moves_and_raises, "changed something"),
-        (_names_nothing, "must be named"),
-        (_gives_nan, "not finite"),
-        (_reads_memory_as_if_contiguous, "and not"),
-        (_crashes, "indices|subscriptable"),
+        ("condition_on", _takes_any_label, "must be refused"),
+        ("condition_on", _moves_and_raises, "changed something"),
+        ("condition_on", _names_nothing, "must be named"),
+        ("condition_on", _gives_nan, "not finite"),
+        ("condition_on", _reads_memory_as_if_contiguous, "and not"),
+        ("condition_on", _crashes, "indices|subscriptable"),
+        ("SequentialSelector.tell", _closes_before_it_looks, "changed something"),
+        ("to_linear (out)", _writes_the_weight_first, "changed something"),
+        ("LaplaceClassifier.fit", _notes_columns_first, "changed something"),
     ],
 )
-def test_a_planted_fault_is_found(fault: Callable[..., object], found: str) -> None:
-    faulty = FUNCTIONS["condition_on"]._replace(call=fault)
+def test_a_planted_fault_is_found(name: str, fault: Callable[..., object], found: str) -> None:
+    faulty = FUNCTIONS[name]._replace(call=fault)
     with pytest.raises((AssertionError, TypeError, IndexError), match=found):
         try_calls(faulty, fault.__name__, 1500, "bad input, planted faults")

@@ -19,6 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lapal_ext import LastLayerLaplace
 from lapal_ext.interop.sklearn import LaplaceClassifier
+from tests.campaigns.arrays import REFUSED
 from tests.problems import Problem, make_problem
 
 NAMES = np.array(["cat", "dog", "eel", "fox"])
@@ -215,3 +216,29 @@ class TestCompany:
         X, y = data
         calibrated = CalibratedClassifierCV(LaplaceClassifier(), cv=3).fit(X, y)
         assert calibrated.score(X, y) > 0.8
+
+
+class TestWrongCalls:
+    def test_a_fit_that_fails_leaves_the_classifier_as_it_was(self, data: Any) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X, y)
+        before, expected = dict(vars(classifier)), classifier.predict_proba(X)
+        with pytest.raises(ValueError, match="at least two classes"):
+            classifier.fit(X[:, :5], np.repeat(y[:1], len(y)))
+        assert vars(classifier) == before
+        np.testing.assert_array_equal(classifier.predict_proba(X), expected)
+        unfitted = LaplaceClassifier()
+        with pytest.raises(ValueError, match="previously unseen labels"):
+            unfitted.partial_fit(X, y, classes=["ape", "bat"])
+        assert vars(unfitted) == vars(LaplaceClassifier())
+
+    @pytest.mark.parametrize("kind", ["backwards", "a field of records"])
+    def test_memory_that_torch_cannot_see(self, data: Any, kind: str) -> None:
+        X, y = data
+        other = REFUSED[kind](X)
+        expected, classifier = LaplaceClassifier().fit(X, y), LaplaceClassifier().fit(other, y)
+        np.testing.assert_array_equal(classifier.predict_proba(other), expected.predict_proba(X))
+        single = REFUSED[kind](X[:1])
+        np.testing.assert_array_equal(classifier.predict_proba(single), expected.predict_proba(X[:1]))
+        again = classifier.partial_fit(other, y).predict_proba(X)
+        np.testing.assert_array_equal(again, expected.partial_fit(X, y).predict_proba(X))
