@@ -1,5 +1,6 @@
 """What the classifier of scikit-learn accepts, and what a campaign does to it and to each argument."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,16 +67,16 @@ def _targets(y: NDArray[Any], classes: NDArray[Any] | None) -> Argument:
     return Argument(y, change)
 
 
-def _other_classes(known: NDArray[Any]) -> Callable[[Choose, object], Changed]:
+def _other_classes(known: NDArray[Any], *, first: bool) -> Callable[[Choose, object], Changed]:
     def change(choose: Choose, _: object) -> Changed:
         return pick(
             choose,
             {
-                "one more": (REFUSED, lambda: np.append(known, known[:1] + known[-1:])),
-                "one less": (REFUSED, lambda: known[1:]),
+                "one more": (EITHER if first else REFUSED, lambda: np.append(known, known[:1] + known[-1:])),
+                "one less": (EITHER if first else REFUSED, lambda: known[1:]),
                 "no classes": (REFUSED, lambda: evenly(choose, ([], 1, "x", {}, object(), [[1]], [None, None]))),
                 "the same, in another order": (SAME, lambda: known[::-1]),
-                "None": (SAME, lambda: None),
+                "None": (REFUSED if first else SAME, lambda: None),
             },
         )
 
@@ -124,12 +125,18 @@ def _fit(choose: Choose, p: Small) -> Arguments:
 
 def _partial_fit(choose: Choose, p: Small) -> Arguments:
     classifier, y = _fitted(choose, p), p.y.numpy() + 3
-    known = classifier.classes_
+    known, first = classifier.classes_, choose(st.booleans())
+    if first:
+        classifier = LaplaceClassifier()
     return {
-        "classifier": Argument(classifier, lambda *_: Changed(LaplaceClassifier(), EITHER, "not fitted")),
+        "classifier": Argument(
+            classifier, lambda _, good: Changed(copy.deepcopy(good).set_params(fit_bias=False), EITHER, "another one")
+        ),
         "X": _features(p.x.numpy().copy()),
         "y": _targets(y, known),
-        "classes": Argument(choose(st.sampled_from([None, known])), _other_classes(known)),
+        "classes": Argument(
+            known if first else choose(st.sampled_from([None, known])), _other_classes(known, first=first)
+        ),
         **_of_updates(choose),
     }
 

@@ -69,7 +69,7 @@ def fresh(value: object) -> object:
 
 
 def wide(value: object) -> object:
-    """The same in float64."""
+    """The same in float64, and in contiguous memory."""
     if isinstance(value, LastLayerLaplace):
         return value.clone().double()
     if isinstance(value, Restartable):
@@ -84,8 +84,12 @@ def wide(value: object) -> object:
         layer.load_state_dict(value.state_dict())
         return layer
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return value.astype(np.float64)
-    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else fresh(value)
+        return value.astype(np.float64, order="C")
+    return (
+        value.detach().double().contiguous()
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else fresh(value)
+    )
 
 
 def agree(result: object, expected: object, tolerance: float) -> bool:
@@ -173,7 +177,6 @@ def _names(error: Exception, arguments: Mapping[str, object]) -> bool:
     if any(name.startswith("sklearn.") for name in frames):
         return True  # in the words of scikit-learn, which are not ours
     names = [*arguments, *(["features"] if "X" in arguments else [])]
-    names += ["classes"] if "classifier" in names else []  # the first call needs them
     names += OF_A_POSTERIOR if {"posterior", "selector"} & {*names} else []
     names += ["undo"] if "selector" in names else []  # there may be nothing to undo
     names += OF_A_STATE if "state_dict" in names else []
