@@ -179,7 +179,7 @@ class Pool:
         logits = self._posterior.mean.new_empty(self._posterior.num_classes, len(self))
         variance = self._posterior.mean.new_empty(len(self)) if with_variance else None
         for rows, inner in self.inner_tiles():
-            logits[:, rows] = ops.inner_products(self._posterior.mean, inner)  # copies of a row tie, to the bit
+            logits[:, rows] = ops.inner_products(inner, self._posterior.mean).T  # copies of a row tie, to the bit
             if variance is not None:
                 variance[rows] = ops.predictive_variance(inner, self._posterior.covariance)
                 check_variance(variance[rows], inner, self._posterior.covariance, "pool", rows.start)

@@ -74,6 +74,10 @@ class Ranks:
         try:
             yield
             self._meet(_DONE, 0)
+            # The threads of gloo still let go of the last message, for which they need the interpreter. Whoever ends
+            # the process now would make them abort it: a barrier, which has no tensors, waits without holding that.
+            with _lost_rank():
+                distributed.barrier(self._group)
         except RankError:
             raise
         except (Exception, KeyboardInterrupt) as error:  # Ctrl-C in a notebook ends no process

@@ -21,7 +21,7 @@ def test_backend_tells_which_ops_are_compiled(name: str) -> None:
 
 @pytest.mark.parametrize("op", ["nothing", "", [], None, 3])
 def test_an_op_that_is_none(op: object) -> None:
-    with pytest.raises(ValueError, match="op must be one of 'badge_step_'"):
+    with pytest.raises(ValueError, match="op must be one of 'absorb_labels'"):
         lapal_ext.backend(op)
 
 

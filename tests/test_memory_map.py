@@ -23,6 +23,7 @@ from lapal_ext import (
 from lapal_ext.likelihood import UTILITIES
 from lapal_ext.memory_map import as_tensor
 from lapal_ext.pool import Pool
+from tests.native import require_native
 
 ROWS, FEATURES, CLASSES = 300, 12, 4
 
@@ -141,6 +142,7 @@ class TestNoCopy:
         All rows but forty are far from any boundary, so that no two of the best tie within rounding: the matrix
         products of torch, too, take another way where memory is short.
         """
+        require_native("selection_step_", "cpu")  # the references of the ops make temporaries
         generator = torch.Generator().manual_seed(0)
         pool = torch.randn(300_000, 384, generator=generator)
         pool[:, 0] += 30.0

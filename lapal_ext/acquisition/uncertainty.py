@@ -57,7 +57,7 @@ class TiledUncertaintyScorer(PosteriorScorer):
         first_row: int,
     ) -> Tensor:  # [n]
         posterior = self._posterior
-        logits, variance = ops.inner_products(posterior.mean, inner).T, None
+        logits, variance = ops.inner_products(inner, posterior.mean), None
         if self._kind == "variance" or self._kappa > 0:
             variance = ops.predictive_variance(inner, posterior.covariance)
             check_variance(variance, inner, posterior.covariance, "pool", first_row)

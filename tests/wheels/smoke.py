@@ -67,6 +67,11 @@ def picks():
         selector.tell(row, labels[40 + row])
         found.setdefault("one label at a time", []).append(int(row))
 
+    # Within an update it is called by ``absorb_labels`` alone.
+    inner = model.inner_features(pool[:1])
+    _, direction = lapal_ext.ops.rank_one_update(model.covariance[None], inner, torch.full((1,), 0.25))
+    found["rank_one_update"] = [int(direction[0].abs().argmax())]
+
     batches = torch.stack([torch.randperm(len(pool), generator=draw)[:4] for _ in range(50)])
     guesses = selector.posterior.predict_proba(pool).argmax(dim=1)
     losses = lapal_ext.look_ahead(selector.posterior, pool, batches, guesses, eval_features=points)
