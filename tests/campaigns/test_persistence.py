@@ -24,7 +24,7 @@ CAMPAIGN = "persistence"
 PREDICT = """
 import sys, torch, lapal_ext
 from tests.problems import make_problem
-assert lapal_ext.build_info()["native"] == (sys.argv[3] == "auto")
+assert lapal_ext.build_info()["native"] <= (sys.argv[3] == "auto")  # "auto" has none where none are built
 posterior = lapal_ext.LastLayerLaplace.load(sys.argv[1])
 pool = torch.load(sys.argv[2], weights_only=True)
 torch.save([posterior.predict_proba(pool), *posterior.predict_latent(pool)], sys.argv[2])
