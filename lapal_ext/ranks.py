@@ -74,8 +74,8 @@ class Ranks:
         try:
             yield
             self._meet(_DONE, 0)
-            # The threads of gloo still let go of the last message, for which they need the interpreter. Whoever ends
-            # the process now would make them abort it: a barrier, which has no tensors, waits without holding that.
+            # The threads of gloo still let go of the last message, for which they need the interpreter, and whoever
+            # ends the process now may make them abort it: a barrier, without tensors, waits without holding that.
             with _lost_rank():
                 distributed.barrier(self._group)
         except RankError:

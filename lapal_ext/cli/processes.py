@@ -1,5 +1,7 @@
 """Processes that torchrun has started for one command, and the part of the pool that each of them reads."""
 
+import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +23,7 @@ _RANK = "{rank}"  # in a file name, where every process has a file of its own
 
 @contextmanager
 def started_by_torchrun(*, alone: bool) -> "Iterator[ProcessGroup | None]":
-    """The group of all processes for the time of the body; None where torchrun has started none, or ``alone``."""
+    """The group of all processes for the body, after which this one ends; None without torchrun, or ``alone``."""
     from torch import distributed
 
     if alone or not distributed.is_available() or not distributed.is_torchelastic_launched():
@@ -32,6 +34,11 @@ def started_by_torchrun(*, alone: bool) -> "Iterator[ProcessGroup | None]":
         yield distributed.group.WORLD
     finally:
         distributed.destroy_process_group()
+    # All is written. The threads of gloo may still let go of a message, for which they need the interpreter, and would
+    # abort the process if that ended first: so it does not end, the process does.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def map_shard(name: str, path: Path, ranks: Alone | Ranks) -> Tensor:  # [n, D]
