@@ -267,9 +267,9 @@ class EstimatedLinear(GaussianLinear):
             prior_precisions = torch.tensor(self.prior_precision, dtype=torch.float64)
         grid = check_prior_precisions("prior_precisions", prior_precisions, self.mean.dtype).to(self.mean.device)
         tiles = (self.inner_features(tile) for tile in fitting.tiles(features))
-        values = evidence.log_evidence(tiles, labels, self.mean, grid.flatten(), self.curvature)
+        values = evidence.log_evidence(tiles, labels, self.mean, grid.flatten(), self.curvature).to(self.mean.dtype)
         check_overflow("features", values)
-        return values.view(grid.shape).to(self.mean.dtype)
+        return values.view(grid.shape)
 
 
 def check_prior_precisions(

@@ -123,6 +123,12 @@ def test_the_evidence_over_regularises() -> None:
     assert float(grid[values.argmax()]) > best
 
 
+def test_an_evidence_that_float32_cannot_hold() -> None:
+    model = LastLayerLaplace(torch.full((2, 3), 1e19)).fit(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match=r"^features must give results that are finite in torch\.float32"):
+        model.log_marginal_likelihood(torch.eye(3), torch.tensor([0, 1, 0]), torch.tensor([1.0, 1e3]))
+
+
 _RELEASED = """
 import gc, weakref
 import torch

@@ -4,7 +4,8 @@
 //   update_coefficients with the gram matrix X Sigma X^T and the logits X W^T.
 //
 // Shapes: mean W [C, D], covariance Sigma [D, D], features X [b, D], targets [b] -> W' [C, D], Sigma' [D, D], s' [b],
-// sound [].
+// sound []: all of these and the gram matrix, logits, beta and s' |x|^2 are finite, s' <= limit beta for each row, and
+// |x|^2 max_i Sigma_ii <= limit = 2^-7 / eps.
 //
 // The kernels of inner_products, update_coefficients and rank_n_update, or rank_one_update, in a row, on memory of this
 // call; parallel as they are, with their bits. For ten labels at D = 384, five calls through Python and the dispatcher
@@ -68,8 +69,8 @@ LAPAL_HD bool all_finite(const T* values, int64_t size) {
 template <class T>
 LAPAL_HD bool sound_observations(const Batch<T>& batch, const T* beta) {
   const T limit = T(kResolution) / std::numeric_limits<T>::epsilon();
-  T largest = batch.covariance[0];
-  for (int64_t i = 1; i < batch.n_features; ++i) {
+  T largest = 0;
+  for (int64_t i = 0; i < batch.n_features; ++i) {
     largest = std::max(largest, batch.covariance[i * (batch.n_features + 1)]);
   }
   bool sound = true;

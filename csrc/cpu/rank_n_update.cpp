@@ -230,6 +230,9 @@ namespace lapal_ext {
 
 template <class T>
 void update_matrix(const RankNUpdate<T>& given) {
+  if (given.size == 0) {
+    return;
+  }
   Update<T> update{given, nullptr};
   if (update.triangle != nullptr || update.n_rows <= kDepth) {
     return update_with_rows(update);
@@ -264,9 +267,6 @@ Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor&
     check_dtype(*triangle, matrix.scalar_type(), kOp, "triangle");
   }
   Tensor out = torch::stable::new_empty(matrix, {size, size});
-  if (size == 0) {
-    return out;
-  }
   const Tensor dense_matrix = torch::stable::contiguous(matrix);
   const Tensor dense_rows = torch::stable::contiguous(rows);
   const Tensor dense_weights = torch::stable::contiguous(weights);

@@ -95,6 +95,9 @@ namespace lapal_ext {
 template <class T>
 void update_matrices(const T* covariance, const T* features, const T* curvature, int64_t n_matrices, int64_t size,
                      T* result, T* direction) {
+  if (n_matrices == 0 || size == 0) {
+    return;
+  }
   const int64_t area = size * size;
   const auto grain_of = [](int64_t work) { return 1 + kGrain / work; };
   if (n_matrices >= int64_t(torch::stable::get_num_threads())) {
@@ -138,9 +141,6 @@ std::tuple<Tensor, Tensor> rank_one_update_cpu(const Tensor& covariance, const T
 
   Tensor result = torch::stable::new_empty(covariance, {n_matrices, size, size});
   Tensor direction = torch::stable::new_empty(covariance, {n_matrices, size});
-  if (n_matrices == 0 || size == 0) {
-    return {result, direction};
-  }
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
   const Tensor dense_features = torch::stable::contiguous(features);
   const Tensor dense_curvature = torch::stable::contiguous(curvature);

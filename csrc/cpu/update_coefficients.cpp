@@ -210,6 +210,9 @@ namespace lapal_ext {
 
 template <class T>
 void find_coefficients(const Hypotheses<T>& hypotheses, const UpdateRule& rule) {
+  if (hypotheses.count == 0 || hypotheses.batch_size == 0) {
+    return;
+  }
   const int64_t b = hypotheses.batch_size, row_size = round_up(hypotheses.n_classes, kL);
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, hypotheses.count, 1, [&](int64_t begin, int64_t end) {
@@ -264,9 +267,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
   Tensor triangle = torch::stable::new_empty(gram, {n_hypotheses, batch_size, batch_size});
   Tensor beta = torch::stable::new_empty(gram, {n_hypotheses, batch_size});
   Tensor weights = torch::stable::new_empty(gram, {n_hypotheses, batch_size});
-  if (n_hypotheses == 0 || batch_size == 0) {
-    return {coefficients, triangle, beta, weights};
-  }
   const Tensor dense_gram = torch::stable::contiguous(gram);
   const Tensor dense_logits = torch::stable::contiguous(logits);
   dispatch_floating(gram.scalar_type(), kOp, [&](auto tag) {

@@ -82,11 +82,8 @@ class BadgeScorer(LatentScorer):
         gather = self._pool.shard.gather
         for start in range(0, len(self._centres) - 1, _CENTRES):
             centres = self._centres[start : min(start + _CENTRES, len(self._centres) - 1)]
-            inner, its_gradient, its_norms = (
-                self._pool.inner(centres),
-                gather(gradient, centres),
-                gather(norms, centres),
-            )
+            inner, its_gradient = self._pool.inner(centres), gather(gradient, centres)
+            its_norms = gather(norms, centres)
             for rows, tile in self._pool.inner_tiles():
                 product = (gradient[rows] @ its_gradient.T) * (tile @ inner.T)
                 total = norms[rows, None] + its_norms

@@ -60,5 +60,5 @@ def absorb_labels(
     squares, limit = features.square().sum(1), RESOLUTION / torch.finfo(mean.dtype).eps
     results = gram, logits, beta, new_mean, new_covariance, weights * squares
     conditions = [result.isfinite() for result in results]
-    conditions += [weights <= limit * beta, squares * covariance.diagonal().amax() <= limit]
+    conditions += [weights <= limit * beta, torch.outer(squares, covariance.diagonal()) <= limit]
     return new_mean, new_covariance, weights, torch.stack([condition.all() for condition in conditions]).all()

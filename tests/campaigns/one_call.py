@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from lapal_ext import LastLayerLaplace, NotFittedError, NotPSDError, SelectionRe
 from lapal_ext.interop.sklearn import LaplaceClassifier
 from lapal_ext.ops import OPS
 from tests.bad_input.calls import bits
-from tests.campaigns.changes import REFUSED, SAME, Choose, evenly
+from tests.campaigns.changes import REFUSED, SAME, Choose, evenly, the_same_every_time
 from tests.campaigns.selector_functions import Restartable
 from tests.campaigns.small import Function, small
 from tests.campaigns.tally import count, count_wrong
@@ -186,15 +186,7 @@ def _names(error: Exception, arguments: Mapping[str, object]) -> bool:
 def try_calls(function: Function, name: str, examples: int, campaign: str = CAMPAIGN) -> None:
     """Try ``examples`` calls, the same ones every time; the smallest that fails is shown."""
 
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        report_multiple_bugs=False,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )
+    @the_same_every_time(examples)
     @given(st.data())
     def tried(data: st.DataObject) -> None:
         with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,7 +18,18 @@ from lapal_ext.ops import OPS, Op
 from tests.bad_input.calls import bits
 from tests.budget import error_of, mutated_names, outcome
 from tests.campaigns import changes
-from tests.campaigns.changes import EITHER, REFUSED, SAME, Changed, Choose, Options, evenly, one_of, pick
+from tests.campaigns.changes import (
+    EITHER,
+    REFUSED,
+    SAME,
+    Changed,
+    Choose,
+    Options,
+    evenly,
+    one_of,
+    pick,
+    the_same_every_time,
+)
 from tests.campaigns.tally import count, count_wrong
 from tests.draws import Arguments, cast
 from tests.layouts import LAYOUTS
@@ -163,15 +174,7 @@ def check_value(value: Tensor, reference: Tensor, exact: Tensor, tolerance: floa
 
 
 def try_calls(op: Op, examples: int) -> None:
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        report_multiple_bugs=False,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )
+    @the_same_every_time(examples)
     @given(st.data())
     def tried(data: st.DataObject) -> None:
         one_call(data.draw, op)

@@ -152,3 +152,25 @@ def test_labels_outside_the_classes_never_pass(wrong: int, device: str, kernels_
     assert passed is None if kernels_raise else not passed
     assert torch.equal(bytes_of(args["mean"]), before[0])
     assert torch.equal(bytes_of(args["covariance"]), before[1])
+
+
+def test_no_features(device: str) -> None:
+    """Nothing is read behind the end of an empty matrix, for its largest variance say."""
+    args = cast(op, example("absorb_labels", D=0), torch.float32, device=device)
+    for function in (op, op.reference):
+        mean, covariance, weights, sound = function(**args)
+        assert (mean.shape[1], covariance.shape) == (0, (0, 0))
+        assert weights.isfinite().all()
+        assert sound.item() is True
+
+
+@pytest.mark.parametrize("large", ["feature", "covariance"])
+def test_rounding_that_may_be_much_is_not_sound(large: str, dtype: torch.dtype, device: str) -> None:
+    args = cast(op, example("absorb_labels", b=2, C=5, D=40), dtype, device=device)
+    assert op(**args)[3].item() is True
+    if large == "feature":
+        args["features"][1, 7] = 2.0 / torch.finfo(dtype).eps ** 0.5
+    else:
+        args["covariance"][9, 9] = 1.0 / torch.finfo(dtype).eps
+    for function in (op, op.reference):
+        assert function(**args)[3].item() is False
