@@ -113,7 +113,7 @@ def check_variance(
     check_overflow(name, variance)
     if not variance.numel():
         return
-    squares = inner.square().sum(1)
+    squares = torch.linalg.vector_norm(inner, dim=1).square()  # without a matrix of squares
     if float(variance.amin()) >= 0.0 and _is_held(squares, covariance):
         return
     eps = torch.finfo(variance.dtype).eps
