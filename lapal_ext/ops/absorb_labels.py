@@ -16,6 +16,7 @@ from lapal_ext.ops.update_coefficients import update_coefficients
     returns=("[C, D]", "[D, D]", "[b]", "bool []"),
     choices={"step": STEPS, "curvature": CURVATURES},
     nonnegative=("gamma",),
+    indices={"targets": "C"},
 )
 def absorb_labels(
     mean: Tensor,  # [C, D]

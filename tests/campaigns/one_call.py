@@ -151,6 +151,8 @@ def one_call(choose: Choose, function: Function, name: str, campaign: str) -> No
 
 def _computed(result: object, given: object) -> list[Tensor]:
     """What of a result is not merely what a posterior that came in holds, be that NaN."""
+    if isinstance(result, SelectionResult):
+        return [result.utilities, *_computed(result.posterior, given)]
     if not isinstance(given, LastLayerLaplace) or not isinstance(result, LastLayerLaplace):
         return tensors(result)
     kept = [
