@@ -23,6 +23,7 @@ from lapal_ext.arrays import Array
 from lapal_ext.class_names import check_class_names
 from lapal_ext.gaussian import GaussianLinear
 from lapal_ext.head import check_layer
+from lapal_ext.softmax_regression import map_weights
 
 _TYPICAL_SQUARE = (0.1, 10.0)  # of a standardised feature; outside it the prior means something else than meant
 
@@ -97,7 +98,8 @@ class EstimatedLinear(GaussianLinear):
     ) -> Self:
         """Fit the layer itself, then the covariance around it.
 
-        Minimises sum_n cross_entropy(W phi_n, y_n) + lambda / 2 |W|^2, bias included, by L-BFGS to convergence.
+        Minimises sum_n cross_entropy(W phi_n, y_n) + lambda / 2 |W|^2, bias included, to convergence by a
+        trust-region Newton method.
 
         Args:
             features: [N, D], N >= 1.
@@ -210,7 +212,7 @@ class EstimatedLinear(GaussianLinear):
         if standardize:
             posterior.standardize(features)
         inner = posterior.inner_features(features)
-        weights = fitting.map_weights(inner, labels, num_classes, posterior.prior_precision)
+        weights = map_weights(inner, labels, num_classes, posterior.prior_precision)
         posterior.mean = weights.to(features.dtype)
         return posterior
 

@@ -1,14 +1,9 @@
-"""Fitting without a posterior in hand: standardising, the MAP weights, the precision matrix and its inverse.
+"""Fitting without a posterior in hand: standardising, the precision matrix and its inverse.
 
 Everything here runs in float64 whatever the dtype of the features: it happens once per model, and every later update
 inherits its error.
 """
 
-import importlib
-import math
-import sys
-import threading
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -20,9 +15,6 @@ from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import curvature_weight
 
 TILE_ROWS = 8192  # rows held in float64 at a time, 25 MB at D = 384
-_COMPILER = "torch._dynamo"
-_GRADIENT_TOLERANCE = 1e-6  # largest entry of the gradient of the summed objective
-_MAX_ITERATIONS = 2000
 
 
 def tiles(
@@ -49,67 +41,6 @@ def standardization(
     scale = torch.where(deviation > 0, deviation.reciprocal(), 1.0).to(features.dtype)
     check_overflow("features", deviation, scale)
     return centre.to(features.dtype), scale
-
-
-def map_weights(
-    features: Tensor,  # [N, D]
-    targets: Tensor,  # [N] int64
-    num_classes: int,
-    prior_precision: float,
-) -> Tensor:  # [C, D]
-    """Minimise sum_n cross_entropy(W phi_n, y_n) + prior_precision / 2 |W|^2 by L-BFGS, to convergence.
-
-    Returns:
-        Float64 weights [C, D]; every column is penalised alike, a constant feature (the bias) too.
-
-    Raises:
-        ValueError: the objective overflows.
-
-    Warns:
-        RuntimeWarning: the gradient is not within tolerance after the last iteration.
-    """
-    _import_compiler()
-    x = features.double()
-    weight = torch.zeros(num_classes, x.shape[1], dtype=x.dtype, device=x.device)
-    weight.grad = torch.zeros_like(weight)
-    optimizer = torch.optim.LBFGS(
-        [weight],
-        max_iter=_MAX_ITERATIONS,
-        max_eval=2 * _MAX_ITERATIONS,
-        tolerance_grad=_GRADIENT_TOLERANCE,
-        tolerance_change=0.0,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-    rows = torch.arange(len(targets), device=x.device)
-
-    def objective() -> Tensor:
-        log_p = (x @ weight.T).log_softmax(1)
-        gap = log_p.exp()
-        gap[rows, targets] -= 1.0
-        torch.addmm(weight, gap.T, x, beta=prior_precision, out=weight.grad)
-        return 0.5 * prior_precision * weight.square().sum() - log_p[rows, targets].sum()
-
-    optimizer.step(objective)
-    objective()
-    worst = float(weight.grad.abs().max())
-    if not math.isfinite(worst):
-        raise ValueError("features or prior_precision must be smaller, got values with which the fit overflows")
-    if worst > 10 * _GRADIENT_TOLERANCE:
-        warnings.warn(f"fit_map stopped with a gradient of {worst:.1e}", RuntimeWarning, stacklevel=3)
-    return weight
-
-
-def _import_compiler() -> None:
-    """Import what torch's optimizers import at their first use, in a thread that has no frames of ours above it.
-
-    The import leaves a cycle through all frames above it, whose tensors, and process groups, would stay until the
-    garbage collector comes by.
-    """
-    if _COMPILER not in sys.modules:
-        thread = threading.Thread(target=importlib.import_module, args=(_COMPILER,))
-        thread.start()
-        thread.join()
 
 
 def precision_matrix(

@@ -16,7 +16,8 @@ ROOT = "__init__"  # what ``import lapal_ext`` loads
 # The rooms of the package from left to right. A new module gets its place here first; some do not exist yet.
 ORDER = [
     "errors", "arrays", "_checks", "class_names", "likelihood", "ops", "clustering", "atomic_file",
-    "fitting", "evidence", "storage", "memory_map", "updating", "head", "gaussian", "estimation", "posterior",
+    "fitting", "evidence", "storage", "memory_map", "updating", "head", "gaussian", "softmax_regression",
+    "estimation", "posterior",
     "ranks", "shards", "pool", "baselines", "acquisition", "labels",
     "selection", "selector", "lookahead", "proposals", "error_reduction", "batch_search",
     ROOT,

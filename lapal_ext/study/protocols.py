@@ -1,7 +1,7 @@
 """The experiments, as functions of a split and a seed that yield one outcome per model. No input or output.
 
 All strategies of a seed are paired: they see the same split, the same initial labels and, for each query, candidates
-of the same draw. Everywhere, "refit" is ``LastLayerLaplace.fit_map`` on all labels, by L-BFGS to convergence.
+of the same draw. Everywhere, "refit" is ``LastLayerLaplace.fit_map`` on all labels, to convergence.
 """
 
 import time

@@ -20,7 +20,7 @@ from lapal_ext.study.run import DEMO_ACTIVE, DEMO_UPDATING
 UPDATING_NOTES = """\
 [1] gaussian curvature, newton step, gamma = 10 (arXiv 2210.06112)
 [2] categorical curvature, line search, gamma = 1: nothing to tune
-[3] fit_map, L-BFGS to convergence, on all labels, old and new
+[3] fit_map to convergence on all labels, old and new
 *   best mean without a refit
 All at prior precision 10, from the same fitted mean. Time: of the update or the
 refit alone, median of 3 runs per seed. Log-likelihood: mean per test row, of

@@ -52,8 +52,8 @@ def check_threads(rounds: int) -> None:
     together, start, faults = calls(), threading.Barrier(THREADS), []
 
     def work(number: int) -> None:
-        # Until it is asked, a new thread has OpenMP's default and not what set_num_threads said, and the bits of a matrix
-        # product of torch, which is all there is without kernels, depend on it.
+        # Until it is asked, a new thread has OpenMP's default and not what set_num_threads said, and the bits of a
+        # matrix product of torch, which is all there is without kernels, depend on it.
         assert torch.get_num_threads() == 1
         names = list(together)
         start.wait()

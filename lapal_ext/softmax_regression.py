@@ -1,0 +1,181 @@
+"""The MAP weights of a softmax regression, by a trust-region Newton method.
+
+The objective and its gradient are evaluated in float64, some twenty times. The step between two evaluations comes from
+conjugate gradients, whose products with the Hessian are the bulk of the work; a step need not be exact, so they run in
+float32, and in float64 only where that does not help any more.
+
+Source: Steihaug, "The conjugate gradient method and trust regions in large scale optimization", SIAM J. Numer. Anal.
+20 (1983); for logistic regression Lin, Weng, Keerthi, "Trust region Newton method for large-scale logistic
+regression", JMLR 9 (2008).
+"""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lapal_ext import ops
+
+_GRADIENT_TOLERANCE = 1e-6  # largest entry of the gradient of the summed objective
+_MAX_STEPS = 500
+_MAX_PRODUCTS = 500, 20_000  # with the Hessian: for one step, and in all
+_PATIENCE = 60  # steps in float32; with features that it can resolve, 10 to 40 are enough
+_FORCING = 0.5, 0.03  # residual of a step, relative to the gradient: far from the minimum, and near it
+_WRONG, _HOLDS = 0.25, 0.75  # actual over predicted decrease: below one the model is wrong, above the other it holds
+_SHORTER, _LONGER = 0.3, 2.0  # the radius in lengths of the last step, then
+_RESOLVED = 1e-10  # a decrease relative to the objective: below it, the difference of two values is rounding
+
+
+class _Point(NamedTuple):
+    weight: Tensor  # [C, D] float64
+    value: float
+    gradient: Tensor  # [C, D] float64
+    probabilities: Tensor  # [n, C] float64
+
+    @property
+    def slope(self) -> float:
+        return float(self.gradient.norm())
+
+    @property
+    def worst(self) -> float:
+        return float(self.gradient.abs().max())
+
+
+class _Step(NamedTuple):
+    direction: Tensor  # [C, D] float64
+    decrease: float  # of the objective, as the quadratic model predicts it
+    products: int  # that it took
+
+
+def map_weights(
+    features: Tensor,  # [n, D]
+    targets: Tensor,  # [n] int64
+    num_classes: int,
+    prior_precision: float,
+) -> Tensor:  # [C, D]
+    """Minimise sum_n cross_entropy(W phi_n, y_n) + prior_precision / 2 |W|^2, to convergence.
+
+    Returns:
+        Float64 weights [C, D]; every column is penalised alike, a constant feature (the bias) too.
+
+    Raises:
+        ValueError: the objective overflows.
+
+    Warns:
+        RuntimeWarning: the gradient is not within tolerance after the last step.
+    """
+    objective = _Objective(features, targets, prior_precision)
+    zero = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
+    point = _minimise(objective, objective.at(zero))
+    if not math.isfinite(point.value) or not math.isfinite(point.slope):
+        raise ValueError("features or prior_precision must be smaller, got values with which the fit overflows")
+    if point.worst > 10 * _GRADIENT_TOLERANCE:
+        warnings.warn(f"fit_map stopped with a gradient of {point.worst:.1e}", RuntimeWarning, stacklevel=4)
+    return point.weight
+
+
+class _Objective:
+    def __init__(self, features: Tensor, targets: Tensor, prior_precision: float) -> None:
+        self._x = features.double()
+        self._targets = targets
+        self._rows = torch.arange(len(targets), device=features.device)
+        self._prior_precision = prior_precision
+
+    def at(self, weight: Tensor) -> _Point:
+        log_p = (self._x @ weight.T).log_softmax(1)
+        probabilities = log_p.exp()
+        gap = probabilities.clone()
+        gap[self._rows, self._targets] -= 1.0
+        gradient = torch.addmm(weight, gap.T, self._x, beta=self._prior_precision)
+        value = 0.5 * self._prior_precision * weight.square().sum() - log_p[self._rows, self._targets].sum()
+        return _Point(weight, float(value), gradient, probabilities)
+
+    def curvature(self, dtype: torch.dtype) -> "_Curvature":
+        return _Curvature(self._x, self._prior_precision, dtype)
+
+
+class _Curvature:
+    """The Hessian over size^2: V -> (p * (Z - sum_k p_k Z_k)) X + prior_precision V, with Z = V X^T, classes in rows.
+
+    ``size`` is that of the largest feature, so that nothing overflows in float32.
+    """
+
+    def __init__(self, x: Tensor, prior_precision: float, dtype: torch.dtype) -> None:
+        largest = float(x.abs().max()) if x.numel() else 0.0
+        self.size = largest if math.isfinite(largest) and largest > 0.0 else 1.0
+        self.dtype = dtype
+        self._rows = (x / self.size).to(dtype)  # [n, D]
+        self._columns = self._rows.T.contiguous()  # [D, n]
+        self._prior_precision = prior_precision / self.size / self.size
+
+    def times(
+        self,
+        probabilities: Tensor,  # [C, n]
+        direction: Tensor,  # [C, D]
+    ) -> Tensor:  # [C, D]
+        logits = ops.inner_products(direction, self._rows).mul_(probabilities)
+        logits -= probabilities * logits.sum(0)
+        return ops.inner_products(logits, self._columns).add_(direction, alpha=self._prior_precision)
+
+
+def _minimise(objective: _Objective, point: _Point) -> _Point:
+    curvature, radius, first = objective.curvature(torch.float32), math.inf, point.slope
+    products = 0
+    for count in range(_MAX_STEPS):
+        if not math.isfinite(point.slope) or point.worst <= _GRADIENT_TOLERANCE or products >= _MAX_PRODUCTS[1]:
+            break
+        if count == _PATIENCE and curvature.dtype == torch.float32:
+            curvature, radius = objective.curvature(torch.float64), math.inf
+        forcing = max(min(_FORCING[0], math.sqrt(point.slope / first)), _FORCING[1])
+        step = _steihaug(curvature, point, radius, forcing)
+        products += step.products
+        reached = objective.at(point.weight + step.direction)
+        if step.decrease > _RESOLVED * abs(point.value):
+            agreement = (point.value - reached.value) / step.decrease
+        else:
+            agreement = 1.0 if reached.slope < point.slope else 0.0
+            if agreement == 0.0 and curvature.dtype == torch.float64:
+                break  # as near as float64 gets
+        length = float(step.direction.norm())
+        if not agreement >= _WRONG:  # NaN too
+            radius = _SHORTER * length
+        elif agreement > _HOLDS:
+            radius = max(radius, _LONGER * length)
+        if agreement > 0.0:
+            point = reached
+    return point
+
+
+def _steihaug(curvature: _Curvature, point: _Point, radius: float, forcing: float) -> _Step:
+    """Minimise the quadratic model within the trust region, by conjugate gradients up to a residual or the boundary."""
+    slope, unit = point.slope, point.slope / curvature.size / curvature.size  # of the step found below
+    downhill = (-point.gradient / slope).to(curvature.dtype)
+    probabilities = point.probabilities.T.to(curvature.dtype).contiguous()
+    step, residual, direction = torch.zeros_like(downhill), downhill, downhill
+    square = float(residual.square().sum())
+    for products in range(1, _MAX_PRODUCTS[0] + 1):  # noqa: B007 - read after the loop
+        bent = curvature.times(probabilities, direction)
+        along = float((direction * bent).sum())
+        if not along > 0.0:  # rounding: the Hessian is positive definite
+            break
+        longer = step + (square / along) * direction
+        if float(longer.norm()) * unit >= radius:
+            share = _to_boundary(step, direction, radius / unit)
+            step, residual = step + share * direction, residual - share * bent
+            break
+        step, residual = longer, residual - (square / along) * bent
+        before, square = square, float(residual.square().sum())
+        if math.sqrt(square) <= forcing:
+            break
+        direction = residual + (square / before) * direction
+    decrease = 0.5 * slope * unit * float(((downhill + residual).double() * step.double()).sum())
+    return _Step(step.double() * unit, decrease, products)
+
+
+def _to_boundary(step: Tensor, direction: Tensor, radius: float) -> float:
+    """The share of a direction that leads from within a ball to its surface."""
+    square, product = float(direction.square().sum()), float((step * direction).sum())
+    missing = max(radius * radius - float(step.square().sum()), 0.0)
+    return missing / (product + math.sqrt(product * product + square * missing))
