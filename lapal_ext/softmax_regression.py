@@ -126,7 +126,7 @@ def _minimise(objective: _Objective, point: _Point) -> _Point:
     for count in range(_MAX_STEPS):
         if not math.isfinite(point.slope) or point.worst <= _GRADIENT_TOLERANCE or products >= _MAX_PRODUCTS[1]:
             break
-        if count == _PATIENCE and curvature.dtype == torch.float32:
+        if count == _PATIENCE:
             curvature, radius = objective.curvature(torch.float64), math.inf
         forcing = max(min(_FORCING[0], math.sqrt(point.slope / first)), _FORCING[1])
         step = _steihaug(curvature, point, radius, forcing)
@@ -171,11 +171,14 @@ def _steihaug(curvature: _Curvature, point: _Point, radius: float, forcing: floa
             break
         direction = residual + (square / before) * direction
     decrease = 0.5 * slope * unit * float(((downhill + residual).double() * step.double()).sum())
-    return _Step(step.double() * unit, decrease, products)
+    # The minimum has rows that sum to zero. Along their sum there is the prior alone, too flat for float32.
+    step = step.double()
+    return _Step((step - step.mean(0)) * unit, decrease, products)
 
 
 def _to_boundary(step: Tensor, direction: Tensor, radius: float) -> float:
     """The share of a direction that leads from within a ball to its surface."""
     square, product = float(direction.square().sum()), float((step * direction).sum())
     missing = max(radius * radius - float(step.square().sum()), 0.0)
-    return missing / (product + math.sqrt(product * product + square * missing))
+    root = product + math.sqrt(product * product + square * missing)
+    return missing / root if root > 0.0 else 0.0

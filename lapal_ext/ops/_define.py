@@ -6,7 +6,10 @@ checks that those shapes imply, so that no signature is ever stated twice. C++ o
 """
 
 import functools
+import importlib
 import inspect
+import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -16,6 +19,7 @@ from torch import Tensor
 from lapal_ext._checks import ShapeSpec, check_choice, check_index_range, check_number, check_tensors
 
 NAMESPACE = "lapal_ext"
+_COMPILER = "torch._dynamo"
 _RETURN_DTYPES = {"float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
 
 P = ParamSpec("P")
@@ -61,6 +65,7 @@ class Op(Generic[P, R]):
         definition = torch.library.custom_op(f"{NAMESPACE}::{self.name}", mutates_args=self._mutates)(reference)
         definition.register_fake(self._fake)
         self._overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
+        self._called = False
         OPS[self.name] = self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,6 +73,9 @@ class Op(Generic[P, R]):
         # While torch.compile traces, the fake and the kernels' own checks stand in for these.
         if not torch.compiler.is_compiling():
             self._check(self._signature.bind(*args, **kwargs).arguments)
+            if not self._called:
+                _import_compiler(f"{NAMESPACE}::{self.name}")
+                self._called = True
         result: R = self._overload(*args, **kwargs)
         return result
 
@@ -104,6 +112,18 @@ class Op(Generic[P, R]):
             for spec in self._returns
         )
         return results if len(results) > 1 else results[0]
+
+
+def _import_compiler(op: str) -> None:
+    """Import what torch imports before the first call of a reference, in a thread that has no frames of ours above it.
+
+    The import leaves a cycle through all frames above it, whose tensors, and process groups, would stay until the
+    garbage collector comes by. With a kernel for the CPU, nothing imports it.
+    """
+    if _COMPILER not in sys.modules and not torch._C._dispatch_has_kernel_for_dispatch_key(op, "CPU"):
+        thread = threading.Thread(target=importlib.import_module, args=(_COMPILER,))
+        thread.start()
+        thread.join()
 
 
 def define(
