@@ -15,9 +15,12 @@ from lapal_ext._checks import (
 )
 from lapal_ext.arrays import Array
 from lapal_ext.estimation import EstimatedLinear
-from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS
+from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS, curvature_weight
+from lapal_ext.softmax_regression import map_weights_from
 from lapal_ext.updating import absorb, check_variance
 
+UPDATE_STEPS = (*STEPS, "joint")
+_JOINT = UPDATE_STEPS[-1]
 _DEFAULT_SAMPLES = 1000
 
 
@@ -76,7 +79,9 @@ class LastLayerLaplace(EstimatedLinear):
         Args:
             features: [N, D].
             targets: labels in [0, C), [N].
-            step: ``line_search`` (needs no tuning) or ``newton`` (the paper's), see ``likelihood.step_length``.
+            step: ``line_search`` (needs no tuning) or ``newton`` (the paper's), see ``likelihood.step_length``, absorb
+                one label after another in closed form; ``joint`` finds the mode of all of them together, by a small
+                fit, and is nearer to a refit the more labels come at once. Its cost is that of a few D^3.
             gamma: trust in the new labels, >= 0; 1 is Bayes.
 
         Returns:
@@ -91,12 +96,30 @@ class LastLayerLaplace(EstimatedLinear):
         self.require_fitted()
         features = self.check_features(features)
         labels = self.check_targets(targets, features.shape[0])
-        check_choice("step", step, STEPS)
+        check_choice("step", step, UPDATE_STEPS)
         gamma = check_number("gamma", gamma, at_least=0.0)
         inner = self.inner_features(features)
+        if step == _JOINT:
+            if gamma > 0.0 and features.shape[0] > 0:
+                return self._absorb_jointly(inner, labels, gamma)
+            step = STEPS[0]  # where no label moves the mean, all steps are the same
         mean, covariance, weights = absorb(self.mean, self.covariance, inner, labels, step, gamma, self.curvature)
         self.mean, self.covariance = mean, covariance
         self.queue_observations(inner, weights)
+        return self
+
+    def _absorb_jointly(
+        self,
+        inner: Tensor,  # [N, D]
+        labels: Tensor,  # [N]
+        gamma: float,
+    ) -> "LastLayerLaplace":
+        weight = map_weights_from(self.mean, self.covariance, inner, labels, gamma)
+        mean, x = weight.to(self.mean.dtype), inner.double()
+        check_overflow("features", mean)
+        curvature = curvature_weight(x @ weight.T, self.curvature)
+        self.set_precision(fitting.add_observations(self.precision.double(), x, curvature))
+        self.mean = mean
         return self
 
     def condition_on(

@@ -1,4 +1,4 @@
-"""The MAP weights of a softmax regression, by a trust-region Newton method.
+"""The MAP weights of a softmax regression, from nothing or from a Gaussian, by a trust-region Newton method.
 
 The objective and its gradient are evaluated in float64, some twenty times. The step between two evaluations comes from
 conjugate gradients, whose products with the Hessian are the bulk of the work; a step need not be exact, so they run in
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext.errors import NotPSDError
 
 _GRADIENT_TOLERANCE = 1e-6  # largest entry of the gradient of the summed objective
 _MAX_STEPS = 500
@@ -42,6 +43,10 @@ class _Point(NamedTuple):
     def worst(self) -> float:
         return float(self.gradient.abs().max())
 
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value) and math.isfinite(self.slope)
+
 
 class _Step(NamedTuple):
     direction: Tensor  # [C, D] float64
@@ -66,25 +71,84 @@ def map_weights(
     Warns:
         RuntimeWarning: the gradient is not within tolerance after the last step.
     """
-    objective = _Objective(features, targets, prior_precision)
-    zero = torch.zeros(num_classes, features.shape[1], dtype=torch.float64, device=features.device)
-    point = _minimise(objective, objective.at(zero))
-    if not math.isfinite(point.value) or not math.isfinite(point.slope):
+    offset = torch.zeros(features.shape[0], num_classes, dtype=torch.float64, device=features.device)
+    point = _minimise(_Objective(features, targets, offset, prior_precision))
+    if not point.is_finite:
         raise ValueError("features or prior_precision must be smaller, got values with which the fit overflows")
-    if point.worst > 10 * _GRADIENT_TOLERANCE:
-        warnings.warn(f"fit_map stopped with a gradient of {point.worst:.1e}", RuntimeWarning, stacklevel=4)
+    _warn_unless_converged(point, "fit_map", stacklevel=5)
     return point.weight
 
 
+def map_weights_from(
+    mean: Tensor,  # [C, D]
+    covariance: Tensor,  # [D, D]
+    features: Tensor,  # [n, D]
+    targets: Tensor,  # [n] int64
+    gamma: float,
+) -> Tensor:  # [C, D]
+    """Minimise gamma sum_n cross_entropy(W phi_n, y_n) + 1/2 sum_k (W - M)_k Sigma^-1 (W - M)_k, to convergence.
+
+    That is the mode of all labels together under the Gaussian that is the present posterior, in whatever order they
+    come. With Sigma = R R^T and W = M + V R^T it is a fit of V to the features X R, at a prior precision of 1 / gamma,
+    whose logits begin at X M^T.
+
+    Args:
+        mean: M, [C, D].
+        covariance: Sigma, [D, D].
+        features: X, [n, D].
+        targets: labels in [0, C), [n].
+        gamma: trust in the labels, > 0.
+
+    Returns:
+        Float64 weights [C, D].
+
+    Raises:
+        NotPSDError: the covariance is not positive definite.
+        ValueError: the objective overflows.
+
+    Warns:
+        RuntimeWarning: the gradient is not within tolerance after the last step.
+    """
+    factor, info = torch.linalg.cholesky_ex(covariance.double())
+    if int(info) != 0:
+        raise NotPSDError(
+            "covariance is not positive definite: refresh() the posterior, or use a larger prior_precision or "
+            "standardised features"
+        )
+    old, x = mean.double(), features.double()
+    point = _minimise(_Objective(x @ factor, targets, x @ old.T, 1.0 / gamma))
+    if not point.is_finite:
+        raise ValueError("features or gamma must be smaller, got values with which the update overflows")
+    _warn_unless_converged(point, "update", stacklevel=6)
+    return torch.addmm(old, point.weight, factor.T)
+
+
+def _warn_unless_converged(point: _Point, what: str, stacklevel: int) -> None:
+    if point.worst > 10 * _GRADIENT_TOLERANCE:
+        warnings.warn(f"{what} stopped with a gradient of {point.worst:.1e}", RuntimeWarning, stacklevel)
+
+
 class _Objective:
-    def __init__(self, features: Tensor, targets: Tensor, prior_precision: float) -> None:
+    """sum_n cross_entropy(offset_n + W phi_n, y_n) + prior_precision / 2 |W|^2."""
+
+    def __init__(
+        self,
+        features: Tensor,  # [n, D]
+        targets: Tensor,  # [n]
+        offset: Tensor,  # [n, C] float64
+        prior_precision: float,
+    ) -> None:
         self._x = features.double()
+        self._offset = offset
         self._targets = targets
         self._rows = torch.arange(len(targets), device=features.device)
         self._prior_precision = prior_precision
 
+    def start(self) -> _Point:
+        return self.at(self._x.new_zeros(self._offset.shape[1], self._x.shape[1]))
+
     def at(self, weight: Tensor) -> _Point:
-        log_p = (self._x @ weight.T).log_softmax(1)
+        log_p = torch.addmm(self._offset, self._x, weight.T).log_softmax(1)
         probabilities = log_p.exp()
         gap = probabilities.clone()
         gap[self._rows, self._targets] -= 1.0
@@ -120,7 +184,8 @@ class _Curvature:
         return ops.inner_products(logits, self._columns).add_(direction, alpha=self._prior_precision)
 
 
-def _minimise(objective: _Objective, point: _Point) -> _Point:
+def _minimise(objective: _Objective) -> _Point:
+    point = objective.start()
     curvature, radius, first = objective.curvature(torch.float32), math.inf, point.slope
     products = 0
     for count in range(_MAX_STEPS):
@@ -171,7 +236,7 @@ def _steihaug(curvature: _Curvature, point: _Point, radius: float, forcing: floa
             break
         direction = residual + (square / before) * direction
     decrease = 0.5 * slope * unit * float(((downhill + residual).double() * step.double()).sum())
-    # The minimum has rows that sum to zero. Along their sum there is the prior alone, too flat for float32.
+    # The rows of a minimum sum to zero. Along their sum there is the prior alone, too flat for float32.
     step = step.double()
     return _Step((step - step.mean(0)) * unit, decrease, products)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from lapal_ext._checks import check_choice, check_number
-from lapal_ext.likelihood import STEPS, mean_field
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.likelihood import mean_field
+from lapal_ext.posterior import UPDATE_STEPS, LastLayerLaplace
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -39,7 +39,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     Args:
         prior_precision: lambda > 0, of all weights and the bias.
         curvature: ``categorical`` or ``gaussian``.
-        step: of ``partial_fit``, ``line_search`` or ``newton``, see ``likelihood.step_length``.
+        step: of ``partial_fit``, ``line_search``, ``newton`` or ``joint``, see ``LastLayerLaplace.update``.
         gamma: of ``partial_fit``, trust in its labels, >= 0; 1 is Bayes.
         fit_bias: whether there is a bias.
         standardize: centre X and scale it by one number, so that ``prior_precision`` means the same on every data set.
@@ -212,7 +212,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _check_parameters(self) -> None:
         """Raise a typed error about the parameters that only later calls use; ``fit_map`` looks at the others."""
-        check_choice("step", self.step, STEPS)
+        check_choice("step", self.step, UPDATE_STEPS)
         check_number("gamma", self.gamma, at_least=0.0)
         check_choice("link", self.link, _LINKS)
 

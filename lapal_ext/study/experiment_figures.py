@@ -33,6 +33,7 @@ _LOOKS = {
     "base": ("#7F7F7F", ""),
     "refit": ("#000000", "D"),
     "line_search": ("#0072B2", "o"),
+    "joint": ("#000075", "*"),
     "newton": ("#56B4E9", "v"),
     "first_order_0.001": ("#F0E442", "P"),
     "first_order_0.005": ("#E69F00", "P"),

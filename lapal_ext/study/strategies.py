@@ -26,6 +26,7 @@ UPDATE_RULES = {
     **{f"official_{gamma}": UpdateRule("gaussian", "newton", float(gamma)) for gamma in (1, 3, 10, 30)},
     "newton": UpdateRule("categorical", "newton", 1.0),
     "line_search": UpdateRule("categorical", "line_search", 1.0),
+    "joint": UpdateRule("categorical", "joint", 1.0),
 }
 # Both with the two ends of what arXiv 2210.06112 has for gamma.
 FIRST_ORDER = {f"first_order_{gamma}": gamma for gamma in (0.001, 0.005)}
