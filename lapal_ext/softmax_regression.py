@@ -163,12 +163,12 @@ class _Objective:
 class _Curvature:
     """The Hessian over size^2: V -> (p * (Z - sum_k p_k Z_k)) X + prior_precision V, with Z = V X^T, classes in rows.
 
-    ``size`` is that of the largest feature, so that nothing overflows in float32.
+    ``size`` is that of the largest feature or of the prior, so that nothing overflows in float32.
     """
 
     def __init__(self, x: Tensor, prior_precision: float, dtype: torch.dtype) -> None:
         largest = float(x.abs().max()) if x.numel() else 0.0
-        self.size = largest if math.isfinite(largest) and largest > 0.0 else 1.0
+        self.size = math.hypot(largest, math.sqrt(prior_precision)) if math.isfinite(largest) else 1.0
         self.dtype = dtype
         self._rows = (x / self.size).to(dtype)  # [n, D]
         self._columns = self._rows.T.contiguous()  # [D, n]

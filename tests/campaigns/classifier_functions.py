@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lapal_ext.interop.sklearn import LaplaceClassifier
-from lapal_ext.likelihood import CURVATURES, STEPS
+from lapal_ext.likelihood import CURVATURES
+from lapal_ext.posterior import UPDATE_STEPS
 from tests.campaigns import arrays, changes
 from tests.campaigns.changes import EITHER, REFUSED, SAME, Argument, Changed, Choose, Options, evenly, pick
 from tests.campaigns.small import Arguments, Function, Small
@@ -94,7 +95,7 @@ def _parameters(choose: Choose) -> Arguments:
 
 def _of_updates(choose: Choose) -> Arguments:
     return {
-        "step": changes.choice(choose(st.sampled_from(STEPS))),
+        "step": changes.choice(choose(st.sampled_from(UPDATE_STEPS))),
         "gamma": changes.number(choose(st.sampled_from([1.0, 0.5]))),
         "link": changes.choice(choose(st.sampled_from(["plugin", "mean_field"]))),
     }

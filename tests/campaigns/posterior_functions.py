@@ -12,8 +12,9 @@ from torch import Tensor
 
 import lapal_ext
 from lapal_ext import LastLayerLaplace, baselines
-from lapal_ext.likelihood import CURVATURES, STEPS
+from lapal_ext.likelihood import CURVATURES
 from lapal_ext.ops import OPS
+from lapal_ext.posterior import UPDATE_STEPS
 from tests.campaigns import changes, model_changes
 from tests.campaigns.changes import Choose
 from tests.campaigns.head_functions import class_names
@@ -25,7 +26,7 @@ def _update(choose: Choose, p: Small) -> Arguments:
         "posterior": model_changes.model(p.posterior),
         "features": changes.features(p.x),
         "targets": changes.labels(p.y, p.n_classes),
-        "step": changes.choice(choose(st.sampled_from(STEPS))),
+        "step": changes.choice(choose(st.sampled_from(UPDATE_STEPS))),
         "gamma": changes.number(choose(st.sampled_from([1.0, 0.5, 0.0]))),
     }
 
