@@ -27,7 +27,7 @@ Accuracy, expected calibration error (ECE) and differences of accuracy in percen
 Time: of the update or the refit alone, median of 3. Monte Carlo has no weights: its probabilities are means over
 samples (less sure than a plugin's, with or without new labels), and its time is that of the prediction.
 "Gap closed" is the share of the way from base to refit in mean accuracy, shown where that is more than two standard
-errors long. First-order, Monte Carlo and official rules have a γ to tune, newton and line search have none.
+errors long. First-order, Monte Carlo and official rules have a γ to tune, newton, line search and joint have none.
 """,
     False: """\
 AULC is the mean test accuracy over the curve in percent; accuracy, NLL (nats), ECE (percent) and Brier are those at its
