@@ -19,7 +19,8 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.errors import NotPSDError
 
-_GRADIENT_TOLERANCE = 1e-6  # largest entry of the gradient of the summed objective
+_GRADIENT_TOLERANCE = 1e-8  # largest entry of the gradient of the summed objective, at which a fit ends
+_GRADIENT_WARNING = 1e-5  # and above which it warns, where float64 gets no nearer
 _MAX_STEPS = 500
 _MAX_PRODUCTS = 500, 20_000  # with the Hessian: for one step, and in all
 _PATIENCE = 60  # steps in float32; with features that it can resolve, 10 to 40 are enough
@@ -126,7 +127,7 @@ def map_weights_from(
 
 
 def _warn_unless_converged(point: _Point, what: str, stacklevel: int) -> None:
-    if point.worst > 10 * _GRADIENT_TOLERANCE:
+    if point.worst > _GRADIENT_WARNING:
         warnings.warn(f"{what} stopped with a gradient of {point.worst:.1e}", RuntimeWarning, stacklevel)
 
 
@@ -205,6 +206,9 @@ def _minimise(objective: _Objective) -> _Point:
             agreement = 1.0 if reached.slope < point.slope else 0.0
             if agreement == 0.0 and curvature.dtype == torch.float64:
                 break  # as near as float64 gets
+            if agreement == 0.0:
+                curvature, radius = objective.curvature(torch.float64), math.inf
+                continue
         length = float(step.direction.norm())
         if not agreement >= _WRONG:  # NaN too
             radius = _SHORTER * length

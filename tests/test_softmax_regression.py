@@ -1,6 +1,5 @@
 """The fit of the layer itself: the gradient vanishes, whatever the features, and who looks for it says so if not."""
 
-import math
 import warnings
 
 import pytest
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lapal_ext import LastLayerLaplace, softmax_regression
-from lapal_ext.softmax_regression import map_weights
+from lapal_ext.softmax_regression import _Objective, map_weights
 from tests.draws import Draw
 
 
@@ -74,7 +73,8 @@ def test_steps_are_found_in_float64_where_float32_does_not_help(draw: Draw, monk
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         map_weights(x, y, 2, 65.0)
-    monkeypatch.setattr(softmax_regression, "_PATIENCE", math.inf)
+    curvature = _Objective.curvature
+    monkeypatch.setattr(_Objective, "curvature", lambda self, _: curvature(self, torch.float32))
     with pytest.warns(RuntimeWarning, match="stopped with a gradient of"):
         map_weights(x, y, 2, 65.0)
 

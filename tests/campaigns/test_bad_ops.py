@@ -144,6 +144,10 @@ def one_call(choose: Choose, op: Op) -> None:
     unread = {name: bits(value) for name, value in again.items() if name not in mutated}
     assert unread == {name: before[name] for name in unread}, f"{words} changed what is not its to change"
     huge = any("huge" in change.words for change in changed.values())  # and what cancels there is rounding
+    if op.name == "absorb_labels" and not result["result 3"]:
+        result = {}  # which says that the rest may be wrong
+    if sizes["C"] == 1 and any(change.words == "not finite" for change in changed.values()):
+        result = {}  # of a single class, some are sure whatever its logit is
     for name, value in result.items():
         check_value(value, reference[name], exact[name], math.inf if huge else TOLERANCE[dtype], f"{words}, {name}")
     count(CAMPAIGN, "results equal to the reference")
@@ -214,4 +218,4 @@ def _writes_to_its_input(logits: Tensor, variance: Tensor | None, kappa: float) 
 def test_a_planted_fault_is_found(fault: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OPS["predictive"], "_overload", fault)
     with pytest.raises(AssertionError, match=r"predictive \("):
-        try_calls(OPS["predictive"], 1000)
+        try_calls(OPS["predictive"], 3000)
