@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext import LastLayerLaplace, backend, select_batch
 from lapal_ext.likelihood import CURVATURES
 from tests.acquisition.dense import first_largest, information, trace
 from tests.problems import make_problem
@@ -57,7 +57,9 @@ def test_picks_are_those_of_the_definition(n_classes: int, curvature: str, name:
         values += [gain for pick, gain in zip(group, gains, strict=True) if pick in kept]
         picks += kept
         posterior = posterior.condition_on(pool[kept], labels[kept])
-    assert result.indices.tolist() == picks
+    assert pool[result.indices].equal(pool[picks])
+    if backend("inner_products", "cpu") == "native":  # torch's products of matrices may tell copies of a row apart
+        assert result.indices.tolist() == picks
     torch.testing.assert_close(result.utilities, torch.tensor(values, dtype=torch.float64), rtol=1e-6, atol=0)
 
 

@@ -114,6 +114,11 @@ def test_weights_that_standardising_makes_overflow() -> None:
         LastLayerLaplace.from_linear(head, 1e30 * ROWS, curvature="gaussian", standardize=True)
 
 
-def test_a_prior_with_which_the_fit_overflows() -> None:
+def test_features_with_which_the_fit_overflows() -> None:
     with pytest.raises(ValueError, match=r"^features or prior_precision must be smaller"):
-        LastLayerLaplace.fit_map(ROWS.double(), LABELS, 3, prior_precision=1e300)
+        LastLayerLaplace.fit_map(1e200 * ROWS.double(), LABELS, 3, standardize=False)
+
+
+def test_a_prior_that_leaves_nothing_to_fit() -> None:
+    model = LastLayerLaplace.fit_map(ROWS.double(), LABELS, 3, prior_precision=1e300)
+    assert 0.0 < float(model.mean.abs().max()) < 1e-299

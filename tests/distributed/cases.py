@@ -11,6 +11,7 @@ from tests.problems import Problem, make_problem
 
 N_POOL = 97
 BATCH = 7
+COPIES_ALONE = "badge, copies alone are left"
 SHARDS = {1: [97], 2: [0, 97], 3: [60, 0, 37], 4: [1, 50, 3, 43]}  # rows of each rank, by the number of ranks
 SHARDABLE = [name for name in ACQUISITIONS if name not in ("typiclust", "probcover")]
 
@@ -64,7 +65,7 @@ def _cases() -> dict[str, Case]:
     cases["rows in arrays"] = Case(
         lambda _: {"candidates": np.array([80, 2, 61, 60, 96, 5, 0, 33, 59, 47, 46]), "exclude": np.array([60, 33])}
     )
-    cases["badge, copies alone are left"] = Case(
+    cases[COPIES_ALONE] = Case(
         lambda _: {
             "acquisition": "badge",
             "candidates": torch.tensor([3, 90, 40, 70]),
