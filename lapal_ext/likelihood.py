@@ -56,7 +56,8 @@ class _TopTerms(NamedTuple):
 def _top_terms(logits: Tensor) -> _TopTerms:
     winner = logits.argmax(-1)
     shifted = logits - logits.gather(-1, winner[..., None])
-    others = shifted.exp().scatter(-1, winner[..., None], 0.0)
+    zero = shifted.gather(-1, winner[..., None])  # NaN where a logit is infinite, which is no way of being sure
+    others = shifted.exp().scatter(-1, winner[..., None], zero)
     return _TopTerms(winner, shifted, others, others.sum(-1))
 
 

@@ -190,11 +190,13 @@ class _Curvature:
 def _minimise(objective: _Objective) -> _Point:
     point = objective.start()
     curvature, radius, first = objective.curvature(torch.float32), math.inf, point.slope
-    products = 0
+    products, exact = 0, False
     for count in range(_MAX_STEPS):
         if not math.isfinite(point.slope) or point.worst <= _GRADIENT_TOLERANCE or products >= _MAX_PRODUCTS[1]:
             break
         if count == _PATIENCE:
+            exact = True
+        if exact and curvature.dtype != torch.float64:
             curvature, radius = objective.curvature(torch.float64), math.inf
         forcing = max(min(_FORCING[0], math.sqrt(point.slope / first)), _FORCING[1])
         step = _steihaug(curvature, point, radius, forcing)
@@ -202,13 +204,13 @@ def _minimise(objective: _Objective) -> _Point:
         reached = objective.at(point.weight + step.direction)
         if step.decrease > _RESOLVED * abs(point.value):
             agreement = (point.value - reached.value) / step.decrease
+        elif reached.slope < point.slope:
+            agreement = 1.0
+        elif curvature.dtype == torch.float64:
+            break  # as near as float64 gets
         else:
-            agreement = 1.0 if reached.slope < point.slope else 0.0
-            if agreement == 0.0 and curvature.dtype == torch.float64:
-                break  # as near as float64 gets
-            if agreement == 0.0:
-                curvature, radius = objective.curvature(torch.float64), math.inf
-                continue
+            exact = True
+            continue
         length = float(step.direction.norm())
         if not agreement >= _WRONG:  # NaN too
             radius = _SHORTER * length

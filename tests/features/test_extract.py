@@ -12,17 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.features import extract
-from tests.features.models import TinyCNN, TinyTransformer, digits, features_of, seeded, trained_cnn
-
-IMAGES, LABELS = digits()
-X, Y = IMAGES[:50], LABELS[:50]
-MODEL = seeded(TinyCNN).train()  # in the mode that gives other features
-INPUT_IDS = torch.arange(40).view(10, 4) % 50
-MASK = (torch.arange(4) < 1 + torch.arange(10)[:, None] % 4).long()
-
-
-def expected(model: Any = MODEL) -> Tensor:
-    return features_of(model, X)
+from tests.features.examples import IMAGES, INPUT_IDS, LABELS, MASK, MODEL, X, Y, expected
+from tests.features.models import TinyTransformer, seeded, trained_cnn
 
 
 class Stream(IterableDataset[tuple[Tensor, Tensor]]):

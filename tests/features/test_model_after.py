@@ -8,17 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lapal_ext.features import extract
-from tests.features.models import TinyCNN, digits, features_of, seeded
-
-IMAGES, LABELS = digits()
-X, Y = IMAGES[:50], LABELS[:50]
-MODEL = seeded(TinyCNN).train()  # in the mode that gives other features
-INPUT_IDS = torch.arange(40).view(10, 4) % 50
-MASK = (torch.arange(4) < 1 + torch.arange(10)[:, None] % 4).long()
-
-
-def expected(model: Any = MODEL) -> Tensor:
-    return features_of(model, X)
+from tests.features.examples import X, expected
+from tests.features.models import TinyCNN, seeded
 
 
 class Failing(TinyCNN):

@@ -87,3 +87,13 @@ def test_not_a_number_stays_in_its_row(kind: str, dtype: torch.dtype, device: st
     args["variance"][3] = float("nan")
     value = assert_within_budget(op, args, dtype, device=device).values["result 0"]
     assert value.isnan().tolist() == [False, True, False, True, False]
+
+
+@softmax_kinds
+@pytest.mark.parametrize("C", [2, 9])
+@pytest.mark.parametrize("call", [op, op.reference])
+def test_an_infinite_logit_is_no_way_of_being_sure(call, kind: str, C: int) -> None:
+    """NaN for its row, and for no other."""
+    args = cast(op, example("utility", C=C, N=3), torch.float32) | {"kind": kind, "variance": None}
+    args["logits"][1, 0] = float("inf")
+    assert call(**args).isfinite().tolist() == [True, False, True]
