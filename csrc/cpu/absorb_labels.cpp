@@ -27,6 +27,7 @@
 #include "cpu/inner_products.h"
 #include "cpu/rank_n_update.h"
 #include "cpu/rank_one_update.h"
+#include "cpu/recycled_memory.h"
 #include "cpu/simd.h"
 #include "cpu/update_coefficients.h"
 #include "dispatch.h"
@@ -124,7 +125,7 @@ bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
   const Matrix<T> rows{batch.features, b, size, 1};
   // Sigma is read as its transpose, whose rows lie as the product's panels do.
   multiply(rows, Matrix<T>{batch.covariance, size, 1, size}, size, columns.data());
-  multiply(Matrix<T>{columns.data(), b, size, 1}, rows, size, gram.data());
+  multiply(Matrix<T>{columns.data(), b, size, 1}, rows, size, gram.data(), Part::lower);
   multiply(rows, Matrix<T>{batch.mean, n_classes, size, 1}, size, logits.data());
   find_coefficients(Hypotheses<T>{1, b, n_classes, gram.data(), logits.data(), batch.targets, coefficients.data(),
                                   triangle.data(), beta.data(), batch.weights},
@@ -141,7 +142,7 @@ bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
         RankNUpdate<T>{batch.covariance, columns.data(), beta.data(), triangle.data(), size, b, batch.new_covariance});
   }
   // The steps are not looked at: one that is not finite makes a row of the mean NaN.
-  return sound && finite_kernel(gram.data(), b * b) && finite_kernel(logits.data(), b * n_classes) &&
+  return sound && finite_triangle(gram.data(), b) && finite_kernel(logits.data(), b * n_classes) &&
          finite_kernel(batch.new_mean, n_classes * size) && finite_triangle(batch.new_covariance, size);
 }
 
@@ -162,8 +163,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean,
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 
-  Tensor new_mean = torch::stable::new_empty(mean, {n_classes, size});
-  Tensor new_covariance = torch::stable::new_empty(mean, {size, size});
+  Tensor new_mean = recycled_empty(mean, {n_classes, size});
+  Tensor new_covariance = recycled_empty(mean, {size, size});
   Tensor weights = torch::stable::new_empty(mean, {n_rows});
   Tensor sound = torch::stable::new_empty(mean, {}, ScalarType::Bool);
   const Tensor dense_mean = torch::stable::contiguous(mean);

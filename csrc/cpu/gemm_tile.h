@@ -24,45 +24,93 @@ inline int rows_of_group() {
   return has_wide_registers() ? kWideRows : kNarrowRows;
 }
 
-// An odd number of cache lines between the rows of a group: they would otherwise share a few sets.
+// Between the rows of a group, one chunk of the depth wide. An odd number of cache lines: they would otherwise share a
+// few sets. A constant: as a variable, it takes a pointer per row, more than there are registers for.
 template <class T>
-constexpr int64_t group_stride(int64_t depth) {
-  return round_up(depth, kPanel<T>) + kLanes<T>;
+constexpr int64_t kGroupStride = round_up(kDepth, kPanel<T>) + kLanes<T>;
+
+// Where chunk `start / kDepth` of a group of rows begins: chunks lie one behind another, each as [row][kGroupStride].
+template <int kRows, class T>
+constexpr int64_t group_offset(int64_t start) {
+  return start / kDepth * kRows * kGroupStride<T>;
 }
+
+// Numbers that a group of rows takes.
+template <class T>
+int64_t group_size(int64_t rows, int64_t depth) {
+  return (depth + kDepth - 1) / kDepth * rows * kGroupStride<T>;
+}
+
+// The sums of a tile, in registers.
+template <int kRows, class T>
+struct TileSums {
+  T left[kRows][kLanes<T>];
+  T right[kRows][kLanes<T>];
+
+  LAPAL_HD TileSums() {  // an initialiser would clear memory, and load it
+    LAPAL_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes<T>; ++lane) {
+        left[row][lane] = T(0);
+        right[row][lane] = T(0);
+      }
+    }
+  }
+
+  LAPAL_HD void add(const T* rows, int64_t stride, const T* panel, int64_t panel_stride, int64_t depth) {
+    constexpr int kL = kLanes<T>;
+    for (int64_t i = 0; i < depth; ++i) {
+      const T* weights = panel + i * panel_stride;
+      LAPAL_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        const T factor = rows[row * stride + i];
+#pragma omp simd
+        for (int lane = 0; lane < kL; ++lane) {
+          left[row][lane] += factor * weights[lane];
+        }
+#pragma omp simd
+        for (int lane = 0; lane < kL; ++lane) {
+          right[row][lane] += factor * weights[kL + lane];
+        }
+      }
+    }
+  }
+
+  LAPAL_HD void store(T* tile) const {
+    constexpr int kL = kLanes<T>;
+    LAPAL_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        tile[row * kPanel<T> + lane] = left[row][lane];
+      }
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        tile[row * kPanel<T> + kL + lane] = right[row][lane];
+      }
+    }
+  }
+};
 
 // tile[row][j] = sum_i rows[row][i] panel[i][j]. The lines of a panel that was not packed lie `panel_stride` apart.
 template <int kRows, class T>
 LAPAL_HD void multiply_panel(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile,
                              int64_t panel_stride = kPanel<T>) {
-  constexpr int kL = kLanes<T>;
-  T left[kRows][kL] = {};
-  T right[kRows][kL] = {};
-  for (int64_t i = 0; i < depth; ++i) {
-    const T* weights = panel + i * panel_stride;
-    LAPAL_UNROLL
-    for (int row = 0; row < kRows; ++row) {
-      const T factor = rows[row * stride + i];
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        left[row][lane] += factor * weights[lane];
-      }
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        right[row][lane] += factor * weights[kL + lane];
-      }
-    }
+  TileSums<kRows, T> sums;
+  sums.add(rows, stride, panel, panel_stride, depth);
+  sums.store(tile);
+}
+
+// The same for a packed group of rows of any depth.
+template <int kRows, class T>
+LAPAL_HD void multiply_group(const T* group, const T* panel, int64_t depth, T* tile) {
+  TileSums<kRows, T> sums;
+  for (int64_t start = 0; start < depth; start += kDepth) {
+    sums.add(group + group_offset<kRows, T>(start), kGroupStride<T>, panel + start * kPanel<T>, kPanel<T>,
+             std::min(kDepth, depth - start));
   }
-  LAPAL_UNROLL
-  for (int row = 0; row < kRows; ++row) {
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      tile[row * kPanel<T> + lane] = left[row][lane];
-    }
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      tile[row * kPanel<T> + kL + lane] = right[row][lane];
-    }
-  }
+  sums.store(tile);
 }
 
 }  // namespace lapal_ext

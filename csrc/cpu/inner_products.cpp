@@ -27,6 +27,7 @@
 
 #include "checks.h"
 #include "cpu/dots.h"
+#include "cpu/gemm_packing.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
@@ -40,6 +41,7 @@ constexpr const char* kOp = "inner_products";
 constexpr int64_t kFewRows = 14;         // up to here, packing the points costs more than it saves
 constexpr int64_t kBlockPanels = 8;      // at most; 384 KiB of packed points, a fraction of a second-level cache
 constexpr int64_t kBlockGroups = 16;     // row groups of one task
+constexpr int kHeightStep = 4;           // between the heights of tiles: 2, 6, 10 and all 14 rows
 constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
 
 template <class T>
@@ -47,6 +49,7 @@ struct Product {
   Matrix<T> rows;
   Matrix<T> points;
   int64_t depth;
+  Part part;
   int64_t block_points;  // panels of a block times kPanel
   T* out;                // [N, E]
 };
@@ -57,50 +60,6 @@ struct Buffers {
   T* panels;
   T* group;
 };
-
-// Points [first, first + kPanel) as [depth][kPanel], zeros behind the last of them; features [start, start + depth).
-template <class T>
-LAPAL_HD void pack_panel(const Matrix<T>& points, int64_t first, int64_t start, int64_t depth, T* panel) {
-  const int64_t valid = std::min<int64_t>(kPanel<T>, points.n_rows - first);
-  if (valid < kPanel<T>) {
-    std::fill(panel, panel + depth * kPanel<T>, T(0));
-  }
-  const T* from = points.data + first * points.row_stride + start * points.feature_stride;
-  if (points.row_stride == 1) {  // a transposed matrix lies as its panels do
-    for (int64_t i = 0; i < depth; ++i) {
-#pragma omp simd
-      for (int64_t j = 0; j < valid; ++j) {
-        panel[i * kPanel<T> + j] = from[i * points.feature_stride + j];
-      }
-    }
-    return;
-  }
-  // A cache line of each point at a time: the lines that they go to stay near until they are full.
-  for (int64_t chunk = 0; chunk < depth; chunk += kLanes<T>) {
-    const int64_t stop = std::min<int64_t>(chunk + kLanes<T>, depth);
-    for (int64_t j = 0; j < valid; ++j) {
-      const T* point = from + j * points.row_stride;
-      for (int64_t i = chunk; i < stop; ++i) {
-        panel[i * kPanel<T> + j] = point[i * points.feature_stride];
-      }
-    }
-  }
-}
-
-template <int kRows, class T>
-LAPAL_HD void pack_group(const Matrix<T>& rows, int64_t first, int64_t start, int64_t depth, int64_t stride, T* group) {
-  for (int64_t row = 0; row < kRows; ++row) {
-    T* to = group + row * stride;
-    if (first + row >= rows.n_rows) {
-      std::fill(to, to + depth, T(0));
-      continue;
-    }
-    const T* from = rows.data + (first + row) * rows.row_stride + start * rows.feature_stride;
-    for (int64_t i = 0; i < depth; ++i) {
-      to[i] = from[i * rows.feature_stride];
-    }
-  }
-}
 
 // Sets or adds one tile; rows and points behind the last are left out.
 template <int kRows, class T>
@@ -124,37 +83,67 @@ LAPAL_HD void store_tile(const Product<T>& product, const T* tile, int64_t row, 
   }
 }
 
+// A block of points, and the features that are met at a time.
+struct Chunk {
+  int64_t first_point;
+  int64_t first_packed;  // points before it are met where they are
+  int64_t last_point;
+  int64_t start;
+  int64_t depth;
+
+  // Where the panel of a packed point lies.
+  LAPAL_HD int64_t offset(int64_t point) const {
+    return (point - first_packed) * depth;
+  }
+};
+
+// Products of the `height` rows from `row` on with one chunk. A last group that is not full is computed by the smallest
+// tile that holds it: of 100 rows, 14 at a time would make 112.
+template <int kRows, class T>
+LAPAL_HD void multiply_rows(const Product<T>& product, const Chunk& chunk, int64_t row, int64_t height,
+                            const Buffers<T>& buffers) {
+  if constexpr (kRows > kHeightStep) {
+    if (height <= kRows - kHeightStep) {
+      return multiply_rows<kRows - kHeightStep>(product, chunk, row, height, buffers);
+    }
+  }
+  const Matrix<T>& points = product.points;
+  pack_group<kRows>(product.rows, row, chunk.start, chunk.depth, buffers.group);
+  const int64_t last_point = product.part == Part::lower ? std::min(chunk.last_point, row + height) : chunk.last_point;
+  for (int64_t point = chunk.first_point; point < last_point; point += kPanel<T>) {
+    alignas(kBlockBytes) T tile[kRows * kPanel<T>];
+    if (point < chunk.first_packed) {
+      const T* panel = points.data + point + chunk.start * points.feature_stride;
+      multiply_panel<kRows>(buffers.group, kGroupStride<T>, panel, chunk.depth, tile, points.feature_stride);
+    } else {
+      multiply_panel<kRows>(buffers.group, kGroupStride<T>, buffers.panels + chunk.offset(point), chunk.depth, tile);
+    }
+    store_tile<kRows>(product, tile, row, point, chunk.start == 0);
+  }
+}
+
 // Products of row groups [begin, end) with one block of points.
 template <int kRows, class T>
 LAPAL_HD void multiply_block(const Product<T>& product, int64_t block, int64_t begin, int64_t end,
                              const Buffers<T>& buffers) {
   const Matrix<T>& points = product.points;
-  const int64_t stride = group_stride<T>(kDepth);
-  const int64_t first_point = block * product.block_points;
-  const int64_t last_point = std::min(first_point + product.block_points, points.n_rows);
+  Chunk chunk;
+  chunk.first_point = block * product.block_points;
+  chunk.last_point = std::min(chunk.first_point + product.block_points, points.n_rows);
   // Points that lie as panels do are packed only where they are met often.
-  const int64_t in_place_end = points.row_stride == 1 && (end - begin) * kRows <= kFewRows ? points.n_rows : 0;
-  for (int64_t start = 0; start < product.depth; start += kDepth) {
-    const int64_t depth = std::min(kDepth, product.depth - start);
-    const auto packed = [&](int64_t point) { return buffers.panels + (point - first_point) * depth; };
-    const auto in_place = [&](int64_t point) { return point + kPanel<T> <= in_place_end; };
-    for (int64_t point = first_point; point < last_point; point += kPanel<T>) {
-      if (!in_place(point)) {
-        pack_panel(points, point, start, depth, packed(point));
-      }
+  const bool in_place = points.row_stride == 1 && (end - begin) * kRows <= kFewRows;
+  const int64_t whole_panels = (chunk.last_point - chunk.first_point) / kPanel<T>;
+  chunk.first_packed = chunk.first_point + (in_place ? whole_panels * kPanel<T> : 0);
+  for (chunk.start = 0; chunk.start < product.depth; chunk.start += kDepth) {
+    chunk.depth = std::min(kDepth, product.depth - chunk.start);
+    if (points.row_stride == 1) {
+      pack_lines(points, chunk.first_packed, chunk.last_point, chunk.start, chunk.depth, buffers.panels);
+    } else {
+      pack_points(points, chunk.first_packed, chunk.last_point, chunk.start, chunk.depth, buffers.panels);
     }
     for (int64_t group = begin; group < end; ++group) {
-      pack_group<kRows>(product.rows, group * kRows, start, depth, stride, buffers.group);
-      for (int64_t point = first_point; point < last_point; point += kPanel<T>) {
-        alignas(kBlockBytes) T tile[kRows * kPanel<T>];
-        if (in_place(point)) {
-          const T* panel = points.data + point + start * points.feature_stride;
-          multiply_panel<kRows>(buffers.group, stride, panel, depth, tile, points.feature_stride);
-        } else {
-          multiply_panel<kRows>(buffers.group, stride, packed(point), depth, tile);
-        }
-        store_tile<kRows>(product, tile, group * kRows, point, start == 0);
-      }
+      const int64_t height = std::min<int64_t>(kRows, product.rows.n_rows - group * kRows);
+      multiply_rows<kRows>(product, chunk, group * kRows, height, buffers);
     }
   }
 }
@@ -208,7 +197,7 @@ void multiply_panels(Product<T> product) {
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, n_tasks, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
     const int64_t depth = std::min(kDepth, product.depth);
-    const Scratch<T> panels(block_points * depth), group(group_rows * group_stride<T>(kDepth));
+    const Scratch<T> panels(block_points * depth), group(group_rows * kGroupStride<T>);
     if (!panels || !group) {
       out_of_memory = true;
       return;
@@ -235,12 +224,12 @@ void multiply_panels(Product<T> product) {
 namespace lapal_ext {
 
 template <class T>
-void multiply(const Matrix<T>& rows, const Matrix<T>& points, int64_t depth, T* out) {
+void multiply(const Matrix<T>& rows, const Matrix<T>& points, int64_t depth, T* out, Part part) {
   if (rows.n_rows == 0 || points.n_rows == 0 || depth == 0) {
     std::fill(out, out + rows.n_rows * points.n_rows, T(0));
     return;
   }
-  const Product<T> product{rows, points, depth, 0, out};
+  const Product<T> product{rows, points, depth, part, 0, out};
   const bool contiguous = rows.feature_stride == 1 && points.feature_stride == 1;
   if (!contiguous || !takes_dots(rows.n_rows, points.row_stride)) {
     return multiply_panels(product);
@@ -249,17 +238,12 @@ void multiply(const Matrix<T>& rows, const Matrix<T>& points, int64_t depth, T* 
                               [&](int64_t begin, int64_t end) { few_rows_kernel(product, begin, end); });
 }
 
-template void multiply(const Matrix<float>&, const Matrix<float>&, int64_t, float*);
-template void multiply(const Matrix<double>&, const Matrix<double>&, int64_t, double*);
+template void multiply(const Matrix<float>&, const Matrix<float>&, int64_t, float*, Part);
+template void multiply(const Matrix<double>&, const Matrix<double>&, int64_t, double*, Part);
 
 }  // namespace lapal_ext
 
 namespace {
-
-template <class T>
-Matrix<T> matrix_of(const Tensor& tensor) {
-  return {tensor.const_data_ptr<T>(), tensor.size(0), tensor.stride(0), tensor.stride(1)};
-}
 
 Tensor inner_products_cpu(const Tensor& rows, const Tensor& points) {
   check_dim(rows, 2, kOp, "rows");

@@ -1,6 +1,8 @@
 // The product behind inner_products, for kernels that need it on memory of their own.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+
 #include <cstdint>
 
 namespace lapal_ext {
@@ -13,8 +15,15 @@ struct Matrix {
   int64_t feature_stride;
 };
 
-// out [N, E] = rows points^T, contiguous.
 template <class T>
-void multiply(const Matrix<T>& rows, const Matrix<T>& points, int64_t depth, T* out);
+Matrix<T> matrix_of(const torch::stable::Tensor& tensor) {
+  return {tensor.const_data_ptr<T>(), tensor.size(0), tensor.stride(0), tensor.stride(1)};
+}
+
+enum class Part { all, lower };
+
+// out [N, E] = rows points^T, contiguous; of the lower part, what lies above the diagonal may stay as it was.
+template <class T>
+void multiply(const Matrix<T>& rows, const Matrix<T>& points, int64_t depth, T* out, Part part = Part::all);
 
 }  // namespace lapal_ext

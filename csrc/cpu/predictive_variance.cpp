@@ -24,6 +24,7 @@
 
 #include "checks.h"
 #include "cpu/dots.h"
+#include "cpu/gemm_packing.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
@@ -45,10 +46,7 @@ constexpr int64_t panel_offset(int64_t panel) {
 
 template <class T>
 struct Form {
-  const T* features;
-  int64_t row_stride;
-  int64_t feature_stride;
-  int64_t n_rows;
+  Matrix<T> rows;
   int64_t n_features;
   const T* triangle;  // packed
   T* variance;        // [N]
@@ -98,39 +96,39 @@ LAPAL_HD void pack_panels(const T* covariance, int64_t size, int64_t begin, int6
 
 // variance[row] += sum_j phi_j sum_i phi_i U_ij over one panel; `length` rows of it are not all zero.
 template <int kRows, class T>
-LAPAL_HD void add_panel(const T* rows, int64_t stride, const T* panel, int64_t length, T (*variance)[kLanes<T>]) {
+LAPAL_HD void add_panel(const T* group, const T* panel, int64_t length, T (*variance)[kLanes<T>]) {
   constexpr int kL = kLanes<T>;
+  static_assert(kDepth % kPanel<T> == 0);  // the features of a panel lie in one chunk
   alignas(kBlockBytes) T tile[kRows * kPanel<T>];
-  multiply_panel<kRows>(rows, stride, panel, length, tile);
-  const T* last = rows + length - kPanel<T>;
+  multiply_group<kRows>(group, panel, length, tile);
+  const int64_t first = length - kPanel<T>;
+  const T* features = group + group_offset<kRows, T>(first) + first % kDepth;
   for (int row = 0; row < kRows; ++row) {
     const T* sums = tile + row * kPanel<T>;
+    const T* own = features + row * kGroupStride<T>;
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
-      variance[row][lane] += sums[lane] * last[row * stride + lane];
-      variance[row][lane] += sums[kL + lane] * last[row * stride + kL + lane];
+      variance[row][lane] += sums[lane] * own[lane];
+      variance[row][lane] += sums[kL + lane] * own[kL + lane];
     }
   }
 }
 
-// Groups [begin, end) of kRows rows; `buffer` holds kRows padded rows.
+// Groups [begin, end) of kRows rows; `group` holds `size` numbers.
 template <int kRows, class T>
-LAPAL_HD void variance_groups(const Form<T>& form, int64_t begin, int64_t end, int64_t stride, T* buffer) {
-  std::fill(buffer, buffer + kRows * stride, T(0));
-  for (int64_t group = begin; group < end; ++group) {
-    const int64_t first = group * kRows;
-    const int64_t valid = std::min<int64_t>(kRows, form.n_rows - first);
-    for (int64_t row = 0; row < valid; ++row) {
-      const T* from = form.features + (first + row) * form.row_stride;
-      for (int64_t j = 0; j < form.n_features; ++j) {
-        buffer[row * stride + j] = from[j * form.feature_stride];
-      }
+LAPAL_HD void variance_groups(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {
+  std::fill(group, group + size, T(0));
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t first = index * kRows;
+    for (int64_t start = 0; start < form.n_features; start += kDepth) {
+      const int64_t depth = std::min(kDepth, form.n_features - start);
+      pack_group<kRows>(form.rows, first, start, depth, group + group_offset<kRows, T>(start));
     }
     alignas(kBlockBytes) T variance[kRows][kLanes<T>] = {};
     for (int64_t panel = 0; panel * kPanel<T> < form.n_features; ++panel) {
-      add_panel<kRows>(buffer, stride, form.triangle + panel_offset<T>(panel), (panel + 1) * kPanel<T>, variance);
+      add_panel<kRows>(group, form.triangle + panel_offset<T>(panel), (panel + 1) * kPanel<T>, variance);
     }
-    for (int64_t row = 0; row < valid; ++row) {
+    for (int64_t row = 0; row < std::min<int64_t>(kRows, form.rows.n_rows - first); ++row) {
       form.variance[first + row] = fold(variance[row]);
     }
   }
@@ -141,7 +139,7 @@ template <class T>
 LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {
   const int64_t size = form.n_features;
   for (int64_t n = begin; n < end; ++n) {
-    const T* row = form.features + n * size;
+    const T* row = form.rows.data + n * size;
     double sum = 0.0;
     for (int64_t j = 0; j < size; ++j) {
       sum += double(row[j]) * double(dot(covariance + j * size, row, size));
@@ -150,18 +148,18 @@ LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t be
   }
 }
 
-#define LAPAL_VARIANCE_KERNELS(T)                                                                               \
-  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) {   \
-    pack_panels(covariance, size, begin, end, triangle);                                                        \
-  }                                                                                                             \
-  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {     \
-    variance_rows(form, covariance, begin, end);                                                                \
-  }                                                                                                             \
-  LAPAL_CLONES void wide_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t stride, T* buffer) {   \
-    variance_groups<kWideRows>(form, begin, end, stride, buffer);                                               \
-  }                                                                                                             \
-  LAPAL_CLONES void narrow_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t stride, T* buffer) { \
-    variance_groups<kNarrowRows>(form, begin, end, stride, buffer);                                             \
+#define LAPAL_VARIANCE_KERNELS(T)                                                                             \
+  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) { \
+    pack_panels(covariance, size, begin, end, triangle);                                                      \
+  }                                                                                                           \
+  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {   \
+    variance_rows(form, covariance, begin, end);                                                              \
+  }                                                                                                           \
+  LAPAL_CLONES void wide_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {    \
+    variance_groups<kWideRows>(form, begin, end, size, group);                                                \
+  }                                                                                                           \
+  LAPAL_CLONES void narrow_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {  \
+    variance_groups<kNarrowRows>(form, begin, end, size, group);                                              \
   }
 LAPAL_VARIANCE_KERNELS(float)
 LAPAL_VARIANCE_KERNELS(double)
@@ -177,19 +175,19 @@ void predictive_variance_impl(Form<T> form, const T* covariance) {
   torch::stable::parallel_for(0, n_panels, kGrainWork / (packed_work + 1) + 1, [&](int64_t begin, int64_t end) {
     pack_kernel(covariance, form.n_features, begin, end, triangle.data());
   });
-  const int64_t stride = group_stride<T>(form.n_features);
   const int rows = rows_of_group();
+  const int64_t size = group_size<T>(rows, form.n_features);
   std::atomic<bool> out_of_memory{false};
-  const int64_t n_groups = (form.n_rows + rows - 1) / rows;
+  const int64_t n_groups = (form.rows.n_rows + rows - 1) / rows;
   const int64_t grain = kGrainWork / (rows * form.n_features * form.n_features / 2 + 1) + 1;
   torch::stable::parallel_for(0, n_groups, grain, [&](int64_t begin, int64_t end) {
-    const Scratch<T> buffer(rows * stride);
-    if (!buffer) {
+    const Scratch<T> group(size);
+    if (!group) {
       out_of_memory = true;
     } else if (rows == kWideRows) {
-      wide_kernel(form, begin, end, stride, buffer.data());
+      wide_kernel(form, begin, end, size, group.data());
     } else {
-      narrow_kernel(form, begin, end, stride, buffer.data());
+      narrow_kernel(form, begin, end, size, group.data());
     }
   });
   STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
@@ -206,12 +204,7 @@ Tensor predictive_variance_cpu(const Tensor& features, const Tensor& covariance)
   Tensor variance = torch::stable::new_empty(features, {n_rows});
   dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const Form<scalar_t> form{near_features.const_data_ptr<scalar_t>(),
-                              near_features.stride(0),
-                              near_features.stride(1),
-                              n_rows,
-                              n_features,
-                              nullptr,
+    const Form<scalar_t> form{matrix_of<scalar_t>(near_features), n_features, nullptr,
                               variance.mutable_data_ptr<scalar_t>()};
     const scalar_t* sigma = dense_covariance.const_data_ptr<scalar_t>();
     if (few) {

@@ -25,6 +25,7 @@
 
 #include "checks.h"
 #include "cpu/gemm_tile.h"
+#include "cpu/recycled_memory.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -100,14 +101,19 @@ LAPAL_HD void prepare_panels(const Update<T>& update, int64_t begin, int64_t end
   }
 }
 
-// Columns [first, first + kRows) of the weighted u as rows, [row][b]; zeros behind the last.
+// Columns [first, first + kRows) of the weighted u as a group of rows; zeros behind the last.
 template <int kRows, class T>
-LAPAL_HD void pack_group(const Update<T>& update, int64_t first, int64_t stride, T* group) {
-  for (int64_t row = 0; row < kRows; ++row) {
-    const int64_t column = first + row;
-    const T* from = update.panels + column / kPanel<T> * update.n_rows * kPanel<T> + column % kPanel<T>;
-    for (int64_t t = 0; t < update.n_rows; ++t) {
-      group[row * stride + t] = column < update.size ? update.weights[t] * from[t * kPanel<T>] : T(0);
+LAPAL_HD void pack_group(const Update<T>& update, int64_t first, T* group) {
+  for (int64_t start = 0; start < update.n_rows; start += kDepth) {
+    const int64_t stop = std::min(start + kDepth, update.n_rows);
+    T* chunk = group + group_offset<kRows, T>(start);
+    for (int64_t row = 0; row < kRows; ++row) {
+      const int64_t column = first + row;
+      const T* from = update.panels + column / kPanel<T> * update.n_rows * kPanel<T> + column % kPanel<T>;
+      for (int64_t t = start; t < stop; ++t) {
+        const T value = column < update.size ? update.weights[t] * from[t * kPanel<T>] : T(0);
+        chunk[row * kGroupStride<T> + t - start] = value;
+      }
     }
   }
 }
@@ -137,23 +143,29 @@ LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column,
   }
 }
 
+// Calls for what a tile will be added to and stored over, while its sums are still being made: the rows of a matrix lie
+// too far apart for the hardware to see a pattern.
 template <int kRows, class T>
-LAPAL_HD void update_group(const Update<T>& update, int64_t group, int64_t stride, T* buffer) {
-  const int64_t first = group * kRows;
-  pack_group<kRows>(update, first, stride, buffer);
-  for (int64_t column = 0; column < std::min(first + kRows, update.size); column += kPanel<T>) {
-    const T* panel = update.panels + column * update.n_rows;
-    alignas(kBlockBytes) T tile[kRows * kPanel<T>];
-    multiply_panel<kRows>(buffer, stride, panel, std::min(kDepth, update.n_rows), tile);
-    for (int64_t start = kDepth; start < update.n_rows; start += kDepth) {
-      alignas(kBlockBytes) T chunk[kRows * kPanel<T>];
-      const int64_t depth = std::min(kDepth, update.n_rows - start);
-      multiply_panel<kRows>(buffer + start, stride, panel + start * kPanel<T>, depth, chunk);
-#pragma omp simd
-      for (int i = 0; i < kRows * kPanel<T>; ++i) {
-        tile[i] += chunk[i];
-      }
+LAPAL_HD void prefetch_tile(const Update<T>& update, int64_t first, int64_t column) {
+  for (int64_t row = first; row < first + kRows; ++row) {
+    for (int64_t j = column; j < column + kPanel<T>; j += kLanes<T>) {
+      __builtin_prefetch(update.matrix + row * update.size + j);
+      __builtin_prefetch(update.out + row * update.size + j, 1);
     }
+  }
+  for (int64_t row = column; row < column + kPanel<T>; ++row) {
+    __builtin_prefetch(update.out + row * update.size + first, 1);
+  }
+}
+
+template <int kRows, class T>
+LAPAL_HD void update_group(const Update<T>& update, int64_t index, T* group) {
+  const int64_t first = index * kRows;
+  pack_group<kRows>(update, first, group);
+  for (int64_t column = 0; column < std::min(first + kRows, update.size); column += kPanel<T>) {
+    alignas(kBlockBytes) T tile[kRows * kPanel<T>];
+    prefetch_tile<kRows>(update, first, column);
+    multiply_group<kRows>(group, update.panels + column * update.n_rows, update.n_rows, tile);
     if (column + kPanel<T> <= first && first + kRows <= update.size) {
       store_tile<kRows, true>(update, first, column, tile);
     } else {
@@ -164,28 +176,28 @@ LAPAL_HD void update_group(const Update<T>& update, int64_t group, int64_t strid
 
 // Pairs [begin, end) of row groups: one from each end.
 template <int kRows, class T>
-LAPAL_HD void update_pairs(const Update<T>& update, int64_t begin, int64_t end, int64_t stride, T* buffer) {
+LAPAL_HD void update_pairs(const Update<T>& update, int64_t begin, int64_t end, T* group) {
   const int64_t n_groups = (update.size + kRows - 1) / kRows;
   for (int64_t pair = begin; pair < end; ++pair) {
-    update_group<kRows>(update, pair, stride, buffer);
-    if (n_groups - 1 - pair > pair) {
-      update_group<kRows>(update, n_groups - 1 - pair, stride, buffer);
+    const int64_t partner = n_groups - 1 - pair;
+    for (int64_t index = pair; index <= partner; index += std::max<int64_t>(partner - pair, 1)) {
+      update_group<kRows>(update, index, group);
     }
   }
 }
 
-#define LAPAL_UPDATE_KERNELS(T)                                                                                     \
-  LAPAL_CLONES void wide_panels(const Update<T>& update, int64_t begin, int64_t end) {                              \
-    prepare_panels<kWideRows>(update, begin, end);                                                                  \
-  }                                                                                                                 \
-  LAPAL_CLONES void narrow_panels(const Update<T>& update, int64_t begin, int64_t end) {                            \
-    prepare_panels<kNarrowRows>(update, begin, end);                                                                \
-  }                                                                                                                 \
-  LAPAL_CLONES void wide_kernel(const Update<T>& update, int64_t begin, int64_t end, int64_t stride, T* buffer) {   \
-    update_pairs<kWideRows>(update, begin, end, stride, buffer);                                                    \
-  }                                                                                                                 \
-  LAPAL_CLONES void narrow_kernel(const Update<T>& update, int64_t begin, int64_t end, int64_t stride, T* buffer) { \
-    update_pairs<kNarrowRows>(update, begin, end, stride, buffer);                                                  \
+#define LAPAL_UPDATE_KERNELS(T)                                                                    \
+  LAPAL_CLONES void wide_panels(const Update<T>& update, int64_t begin, int64_t end) {             \
+    prepare_panels<kWideRows>(update, begin, end);                                                 \
+  }                                                                                                \
+  LAPAL_CLONES void narrow_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
+    prepare_panels<kNarrowRows>(update, begin, end);                                               \
+  }                                                                                                \
+  LAPAL_CLONES void wide_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {   \
+    update_pairs<kWideRows>(update, begin, end, group);                                            \
+  }                                                                                                \
+  LAPAL_CLONES void narrow_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
+    update_pairs<kNarrowRows>(update, begin, end, group);                                          \
   }
 LAPAL_UPDATE_KERNELS(float)
 LAPAL_UPDATE_KERNELS(double)
@@ -211,14 +223,13 @@ void update_with_rows(Update<T> update) {
   const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile costs as much as 8 rows without any
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, (n_groups + 1) / 2, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
-    const int64_t stride = group_stride<T>(update.n_rows);
-    const Scratch<T> buffer(group_rows * stride);
-    if (!buffer) {
+    const Scratch<T> group(group_size<T>(group_rows, update.n_rows));
+    if (!group) {
       out_of_memory = true;
     } else if (group_rows == kWideRows) {
-      wide_kernel(update, begin, end, stride, buffer.data());
+      wide_kernel(update, begin, end, group.data());
     } else {
-      narrow_kernel(update, begin, end, stride, buffer.data());
+      narrow_kernel(update, begin, end, group.data());
     }
   });
   STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
@@ -266,7 +277,7 @@ Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor&
     check_shape(*triangle, {n_rows, n_rows}, kOp, "triangle");
     check_dtype(*triangle, matrix.scalar_type(), kOp, "triangle");
   }
-  Tensor out = torch::stable::new_empty(matrix, {size, size});
+  Tensor out = recycled_empty(matrix, {size, size});
   const Tensor dense_matrix = torch::stable::contiguous(matrix);
   const Tensor dense_rows = torch::stable::contiguous(rows);
   const Tensor dense_weights = torch::stable::contiguous(weights);

@@ -21,6 +21,7 @@
 
 #include "checks.h"
 #include "cpu/dots.h"
+#include "cpu/recycled_memory.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -139,7 +140,7 @@ std::tuple<Tensor, Tensor> rank_one_update_cpu(const Tensor& covariance, const T
   check_dtype(features, covariance.scalar_type(), kOp, "features");
   check_dtype(curvature, covariance.scalar_type(), kOp, "curvature");
 
-  Tensor result = torch::stable::new_empty(covariance, {n_matrices, size, size});
+  Tensor result = recycled_empty(covariance, {n_matrices, size, size});
   Tensor direction = torch::stable::new_empty(covariance, {n_matrices, size});
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
   const Tensor dense_features = torch::stable::contiguous(features);

@@ -7,11 +7,10 @@
 // Shapes: gram [M, b, b], logits [M, b, C], targets [M, b] -> H [M, b, C], T [M, b, b], beta [M, b], s' [M,
 // b].
 //
-// All of it runs in float64. Row t of the work matrix is column t of the gram matrix's lower triangle, [t,
-// b), so that the downdate runs along contiguous memory; once t is absorbed the row is final. That is why f_t
-// is computed when it is needed, as logits_t + sum over s < t of c_t^(s) g_s, with the classes in registers,
-// instead of updating every later row at each t: the same sum in the same order, without writing b^2 C
-// numbers.
+// All of it runs in float64. Row t of the work matrix is column t of the gram matrix's lower triangle, [t, b), so that
+// the downdate runs along contiguous memory, in full blocks, whose surplus nobody reads; once t is absorbed the row is
+// final. That is why f_t is computed when it is needed, as logits_t + sum over s < t of c_t^(s) g_s, with the classes
+// in registers, instead of updating every later row at each t: without writing b^2 C numbers.
 //
 // Parallel over hypotheses; one hypothesis is a chain and runs on one thread.
 //
@@ -52,7 +51,8 @@ struct Work {
   double slack;      // kPsdSlack * eps of the inputs' dtype
   UpdateRule rule;
   const int64_t* targets;  // [b]
-  double* gram;            // [b, b], row t holds column t of the lower triangle; becomes beta_t c above the diagonal
+  int64_t gram_stride;     // b rounded up to full blocks
+  double* gram;            // [b, gram_stride], row t is column t of the lower triangle; beta_t c above the diagonal
   double* logits;          // [b, row_size]
   double* steps;           // [b, row_size], becomes H
   double* beta;            // [b]
@@ -62,58 +62,65 @@ struct Work {
   double* terms;           // [row_size]
 };
 
-// out = sign * sum_j coefficients[j * stride] * rows[j] + out, over full blocks; the sum of j stays in
-// registers.
-LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
-                       int64_t row_size, double* out) {
-  constexpr int kBlocks = 4;
-  int64_t k = 0;
-  for (; k + kBlocks * kL <= row_size; k += kBlocks * kL) {
-    double sums[kBlocks][kL];
-    LAPAL_UNROLL
-    for (int block = 0; block < kBlocks; ++block) {
+// out += sign * sum_j coefficients[j * stride] * rows[j], for kBlocks blocks. The sums stay in registers, and those of
+// few blocks in several chains: one multiply-add would wait for the other.
+template <int kBlocks>
+LAPAL_HD void add_blocks(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
+                         int64_t row_size, double* out) {
+  constexpr int kChains = 8 / kBlocks;
+  double sums[kChains][kBlocks * kL];
+  LAPAL_UNROLL
+  for (int chain = 0; chain < kChains; ++chain) {
 #pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[block][lane] = out[k + block * kL + lane];
-      }
+    for (int lane = 0; lane < kBlocks * kL; ++lane) {
+      sums[chain][lane] = chain == 0 ? out[lane] : 0.0;
     }
-    for (int64_t j = 0; j < count; ++j) {
-      const double factor = sign * coefficients[j * stride];
-      const double* row = rows + j * row_size + k;
-      LAPAL_UNROLL
-      for (int block = 0; block < kBlocks; ++block) {
-#pragma omp simd
-        for (int lane = 0; lane < kL; ++lane) {
-          sums[block][lane] += factor * row[block * kL + lane];
-        }
-      }
-    }
+  }
+  int64_t j = 0;
+  for (; j + kChains <= count; j += kChains) {
     LAPAL_UNROLL
-    for (int block = 0; block < kBlocks; ++block) {
+    for (int chain = 0; chain < kChains; ++chain) {
+      const double factor = sign * coefficients[(j + chain) * stride];
+      const double* row = rows + (j + chain) * row_size;
 #pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        out[k + block * kL + lane] = sums[block][lane];
+      for (int lane = 0; lane < kBlocks * kL; ++lane) {
+        sums[chain][lane] += factor * row[lane];
       }
     }
   }
-  for (; k < row_size; k += kL) {
-    double sums[kL];
+  for (; j < count; ++j) {
+    const double factor = sign * coefficients[j * stride];
 #pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      sums[lane] = out[k + lane];
+    for (int lane = 0; lane < kBlocks * kL; ++lane) {
+      sums[0][lane] += factor * rows[j * row_size + lane];
     }
-    for (int64_t j = 0; j < count; ++j) {
-      const double factor = sign * coefficients[j * stride];
-      const double* row = rows + j * row_size + k;
+  }
+  LAPAL_UNROLL
+  for (int chain = 1; chain < kChains; ++chain) {
 #pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[lane] += factor * row[lane];
-      }
+    for (int lane = 0; lane < kBlocks * kL; ++lane) {
+      sums[0][lane] += sums[chain][lane];
     }
+  }
 #pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      out[k + lane] = sums[lane];
-    }
+  for (int lane = 0; lane < kBlocks * kL; ++lane) {
+    out[lane] = sums[0][lane];
+  }
+}
+
+// The same over all blocks of a row.
+LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
+                       int64_t row_size, double* out) {
+  int64_t k = 0;
+  for (; k + 4 * kL <= row_size; k += 4 * kL) {
+    add_blocks<4>(coefficients, stride, sign, rows + k, count, row_size, out + k);
+  }
+  if (k + 2 * kL <= row_size) {
+    add_blocks<2>(coefficients, stride, sign, rows + k, count, row_size, out + k);
+    k += 2 * kL;
+  }
+  if (k < row_size) {
+    add_blocks<1>(coefficients, stride, sign, rows + k, count, row_size, out + k);
   }
 }
 
@@ -125,16 +132,16 @@ LAPAL_HD double weight_of(const Work& work, const double* logits) {
 }
 
 LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
-  const int64_t b = work.batch_size, row_size = work.row_size;
+  const int64_t b = work.batch_size, row_size = work.row_size, gram_stride = work.gram_stride;
   for (int64_t t = 0; t < b; ++t) {
-    work.variances[t] = work.gram[t * b + t];
+    work.variances[t] = work.gram[t * gram_stride + t];
   }
   for (int64_t t = 0; t < b; ++t) {
     double* f = work.logits + t * row_size;
     double* step = work.steps + t * row_size;
-    double* column = work.gram + t * b;
+    double* column = work.gram + t * gram_stride;
     const int64_t target = work.targets[t];
-    add_rows(work.gram + t, b, 1.0, work.steps, t, row_size, f);
+    add_rows(work.gram + t, gram_stride, 1.0, work.steps, t, row_size, f);
 
     const double variance = column[t] >= -work.slack * work.variances[t] ? column[t] : kNaN;
     residual(f, work.n_classes, row_size, target, work.terms, work.residual);
@@ -153,22 +160,24 @@ LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
     work.weights[t] = weight;
     work.beta[t] = beta;
     for (int64_t k = t + 1; k < b; ++k) {
-      double* row = work.gram + k * b;
+      double* row = work.gram + k * gram_stride;
       const double factor = column[k];
+      for (int64_t block = k / kL * kL; block < gram_stride; block += kL) {
 #pragma omp simd
-      for (int64_t j = k; j < b; ++j) {
-        row[j] -= (beta * column[j]) * factor;
+        for (int lane = 0; lane < kL; ++lane) {
+          row[block + lane] -= (beta * column[block + lane]) * factor;
+        }
       }
     }
   }
   for (int64_t t = 0; t < b; ++t) {
-    double* column = work.gram + t * b;
+    double* column = work.gram + t * gram_stride;
     for (int64_t j = t + 1; j < b; ++j) {
       column[j] *= work.beta[t];
     }
   }
   for (int64_t t = b - 2; t >= 0; --t) {
-    add_rows(work.gram + t * b + t + 1, 1, -1.0, work.steps + (t + 1) * row_size, b - 1 - t, row_size,
+    add_rows(work.gram + t * gram_stride + t + 1, 1, -1.0, work.steps + (t + 1) * row_size, b - 1 - t, row_size,
              work.steps + t * row_size);
   }
 }
@@ -178,8 +187,10 @@ void absorb(const Hypotheses<T>& hypotheses, int64_t m, Work& work) {
   const int64_t b = work.batch_size, n_classes = work.n_classes;
   const T* gram = hypotheses.gram + m * b * b;
   for (int64_t t = 0; t < b; ++t) {
+    double* column = work.gram + t * work.gram_stride;
+    std::fill(column, column + work.gram_stride, 0.0);
     for (int64_t j = t; j < b; ++j) {
-      work.gram[t * b + j] = double(gram[j * b + t]);
+      column[j] = double(gram[j * b + t]);
     }
     double* row = work.logits + t * work.row_size;
     const T* logits = hypotheses.logits + (m * b + t) * n_classes;
@@ -191,7 +202,7 @@ void absorb(const Hypotheses<T>& hypotheses, int64_t m, Work& work) {
   T* triangle = hypotheses.triangle + m * b * b;
   for (int64_t t = 0; t < b; ++t) {
     for (int64_t j = 0; j < t; ++j) {
-      triangle[t * b + j] = T(work.gram[j * b + t]);
+      triangle[t * b + j] = T(work.gram[j * work.gram_stride + t]);
     }
     triangle[t * b + t] = T(1);
     std::fill(triangle + t * b + t + 1, triangle + (t + 1) * b, T(0));
@@ -213,10 +224,11 @@ void find_coefficients(const Hypotheses<T>& hypotheses, const UpdateRule& rule) 
   if (hypotheses.count == 0 || hypotheses.batch_size == 0) {
     return;
   }
-  const int64_t b = hypotheses.batch_size, row_size = round_up(hypotheses.n_classes, kL);
+  const int64_t b = hypotheses.batch_size, row_size = round_up(hypotheses.n_classes, kL), gram_stride = round_up(b, kL);
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, hypotheses.count, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<double> gram(b * b), logits(b * row_size), steps(b * row_size), scalars(3 * b), rows(2 * row_size);
+    const Scratch<double> gram(b * gram_stride), logits(b * row_size), steps(b * row_size), scalars(3 * b),
+        rows(2 * row_size);
     if (!gram || !logits || !steps || !scalars || !rows) {
       out_of_memory = true;
       return;
@@ -227,6 +239,7 @@ void find_coefficients(const Hypotheses<T>& hypotheses, const UpdateRule& rule) 
     work.row_size = row_size;
     work.rule = rule;
     work.slack = kPsdSlack * double(std::numeric_limits<T>::epsilon());
+    work.gram_stride = gram_stride;
     work.gram = gram.data();
     work.logits = logits.data();
     work.steps = steps.data();
