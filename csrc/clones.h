@@ -8,7 +8,13 @@
     ((defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && __GNUC__ >= 12))
 #define LAPAL_HAS_CLONES 1
 #define LAPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// Where registers of 64 bytes want other code: a function for machines that have them, and one for all others, to be
+// chosen by has_wide_registers().
+#define LAPAL_WIDE __attribute__((target("arch=x86-64-v4")))
+#define LAPAL_NARROW __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define LAPAL_HAS_CLONES 0
 #define LAPAL_CLONES
+#define LAPAL_WIDE
+#define LAPAL_NARROW
 #endif

@@ -53,8 +53,10 @@ LAPAL_HD T fold(const T* values) {
 #endif
 }
 
+constexpr int kParts = 4;  // running sums of a product: one would wait for itself
+
 // One step of dots() for one register of the row, the chunk's register number kPart.
-template <int kPart, int kParts, int kVectors, class From, class T>
+template <int kPart, int kVectors, class From, class T>
 LAPAL_HD void add_products(const From* row, const T* const (&vectors)[kVectors], int64_t i,
                            T (*sums)[kParts][kLanes<T>]) {
   constexpr int kL = kLanes<T>;
@@ -73,7 +75,6 @@ LAPAL_HD void add_products(const From* row, const T* const (&vectors)[kVectors],
 template <int kVectors, class From, class T>
 LAPAL_HD void dots(const From* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
   constexpr int kL = kLanes<T>;
-  constexpr int kParts = 4;  // running sums of each: one would wait for itself
   alignas(kBlockBytes) T sums[kVectors][kParts][kL];
   LAPAL_UNROLL
   for (int k = 0; k < kVectors; ++k) {  // an initialiser would be a call to clear memory

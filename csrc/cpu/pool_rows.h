@@ -14,36 +14,13 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/dots.h"
+#include "cpu/pool_products.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
 namespace lapal_ext {
 
 constexpr int64_t kMaxTileRows = 512;  // long enough runs in every class, short enough to balance threads
-
-// How far ahead of the row in work the pool is called for: left alone, the hardware stops at every page and while a
-// tile is scored. Half-precision pools out of cache gained a quarter.
-constexpr int64_t kPrefetchBytes = 1 << 14;
-
-// Kernels are plain functions, since clones need one, for every pair of compute and storage types.
-#define LAPAL_FOR_POOL_TYPES(KERNEL) \
-  KERNEL(float, float)               \
-  KERNEL(float, double)              \
-  KERNEL(float, Bfloat16Bits)        \
-  KERNEL(float, Float16Bits)         \
-  KERNEL(double, float)              \
-  KERNEL(double, double)             \
-  KERNEL(double, Bfloat16Bits)       \
-  KERNEL(double, Float16Bits)
-
-// Rows are contiguous, and may lie apart.
-template <class S>
-struct PoolRows {
-  const S* data;
-  int64_t stride;
-  int64_t n_features;
-};
 
 inline torch::stable::Tensor with_contiguous_rows(const torch::stable::Tensor& pool) {
   return pool.size(1) <= 1 || pool.stride(1) == 1 ? pool : torch::stable::contiguous(pool);
@@ -52,39 +29,6 @@ inline torch::stable::Tensor with_contiguous_rows(const torch::stable::Tensor& p
 template <class S>
 PoolRows<Bits<S>> rows_of(const torch::stable::Tensor& pool) {
   return {reinterpret_cast<const Bits<S>*>(pool.const_data_ptr<S>()), pool.stride(0), pool.size(1)};
-}
-
-// A vector that rows are multiplied with, and what bias and centring add to the product.
-template <class T>
-struct Direction {
-  const T* vector;
-  T offset;
-};
-
-// products[k][i] = row_i . vector_k + offset_k for `rows` rows from `start`; lines of `products` are `stride` apart.
-// A row is read to its end before the next one: two at a time share the vectors, but out of cache took half as long
-// again.
-template <int kDirections, class T, class S>
-LAPAL_HD void multiply_rows(const PoolRows<S>& pool, int64_t start, int64_t rows,
-                            const Direction<T> (&directions)[kDirections], T* products, int64_t stride) {
-  const int64_t row_bytes = pool.n_features * int64_t(sizeof(S));
-  const int64_t ahead = pool.stride * (kPrefetchBytes / (row_bytes + 1) + 1);
-  const T* vectors[kDirections];
-  for (int k = 0; k < kDirections; ++k) {
-    vectors[k] = directions[k].vector;
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    const S* row = pool.data + (start + i) * pool.stride;
-    const char* later = reinterpret_cast<const char*>(row + ahead);
-    for (int64_t byte = 0; byte < row_bytes; byte += kBlockBytes) {
-      __builtin_prefetch(later + byte);
-    }
-    T found[kDirections];
-    dots<kDirections>(row, vectors, pool.n_features, found);
-    for (int k = 0; k < kDirections; ++k) {
-      products[k * stride + i] = found[k] + directions[k].offset;
-    }
-  }
 }
 
 // The first `valid` of a block's values, zeros behind them: what lies there is harmless, but slow where subnormal.

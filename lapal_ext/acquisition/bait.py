@@ -75,14 +75,15 @@ class BaitScorer(PosteriorScorer):
         curvature = mean.new_empty(len(pool))
         fisher = mean.new_zeros(mean.shape[1], mean.shape[1])
         for rows, inner in pool.inner_tiles():
-            curvature[rows] = curvature_weight(inner @ mean.T, "categorical")
+            curvature[rows] = curvature_weight(ops.inner_products(inner, mean), "categorical")
             fisher = fitting.add_observations(fisher, inner, curvature[rows])
         fisher = pool.shard.add(fisher) / max(pool.shard.total, 1)
-        sandwich = fitting.symmetric(posterior.covariance @ fisher @ posterior.covariance)
+        covariance = posterior.covariance  # symmetric, as is the Fisher matrix: rows are columns
+        sandwich = fitting.symmetric(ops.inner_products(ops.inner_products(covariance, fisher), covariance))
         h, q = torch.empty_like(curvature), torch.empty_like(curvature)
         for rows, inner in pool.inner_tiles():
-            h[rows] = ops.predictive_variance(inner, posterior.covariance)
-            check_variance(h[rows], inner, posterior.covariance, "pool", rows.start)
+            h[rows] = ops.predictive_variance(inner, covariance)
+            check_variance(h[rows], inner, covariance, "pool", rows.start)
             q[rows] = ops.predictive_variance(inner, sandwich)
         check_overflow("pool", curvature, q)
         every_row = torch.arange(len(pool), device=h.device)
