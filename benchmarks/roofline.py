@@ -27,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.problems import make_problem
 from benchmarks.timing import seconds
-from lapal_ext import ops
+from lapal_ext import ops, select_batch
 from tests.draws import cast
 from tests.ops.examples import example
 
@@ -136,9 +136,20 @@ def kernels(machine: Machine) -> list[Kernel]:
 
 
 def _calls(machine: Machine) -> list[Kernel]:
-    """W1 beside the multiply-adds of all its products, and W4's largest product."""
+    """W1 and BAIT beside the multiply-adds of all their products and BAIT's passes, and W4's largest product."""
     found = []
     b = 100
+    problem = make_problem(384, 10)
+    passes = b * seconds(problem.pool.sum)  # in cache, where the machine has one that holds 15 MB
+    products = 3 * len(problem.pool) * 384**2 / 2 * machine.fma  # the Fisher matrix and two variances
+    found.append(
+        Kernel(
+            f"W6 BAIT, {b} of 10,000 at 384/10",
+            lambda p=problem: select_batch(p.posterior, p.pool, b, "bait", None, update_every=b),
+            passes + products,
+            "read + fma",
+        )
+    )
     for D, C in ((384, 10), (768, 100)):
         problem = make_problem(D, C)
         found.append(

@@ -94,12 +94,19 @@ def _summed_losses(
     distinct, local = batches.unique(return_inverse=True)
     inner = pool.inner(distinct)
     directions = ops.inner_products(inner, posterior.covariance.mT)
-    logits = inner @ posterior.mean.T
-    gram = directions[local] @ inner[local].mT
+    logits = ops.inner_products(inner, posterior.mean)
+    gram = torch.einsum("mbd,mcd->mbc", *(_rows_of_batches(rows, local) for rows in (directions, inner)))
     h, triangle, beta, _ = coefficients(
         gram, logits[local], labels, gamma, step, posterior.curvature, name="pool", rows=batches
     )
     return sum_losses(posterior, directions, local, (h, triangle, beta), eval_features, eval_targets, loss, link)
+
+
+def _rows_of_batches(
+    rows: Tensor,  # [n, D]
+    batches: Tensor,  # [m, b] int64
+) -> Tensor:  # [m, b, D]
+    return rows.index_select(0, batches.flatten()).view(*batches.shape, -1)  # three times as fast as rows[batches]
 
 
 def sum_losses(

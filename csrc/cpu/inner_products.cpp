@@ -29,6 +29,7 @@
 #include "cpu/dots.h"
 #include "cpu/gemm_packing.h"
 #include "cpu/gemm_tile.h"
+#include "cpu/recycled_memory.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
 
@@ -252,7 +253,7 @@ Tensor inner_products_cpu(const Tensor& rows, const Tensor& points) {
   check_shape(points, {kAnySize, depth}, kOp, "points");
   check_dtype(points, rows.scalar_type(), kOp, "points");
   const int64_t n_rows = rows.size(0), n_points = points.size(0);
-  Tensor out = torch::stable::new_empty(rows, {n_rows, n_points});
+  Tensor out = recycled_empty(rows, {n_rows, n_points});
   const bool dots = takes_dots(n_rows, points.stride(0));
   const Tensor near_rows = dots ? torch::stable::contiguous(rows) : rows;
   const Tensor near_points = dots ? torch::stable::contiguous(points) : points;

@@ -1,4 +1,4 @@
-// Memory for results that take the place of earlier ones: the covariance of a posterior, above all.
+// Memory for results that take the place of earlier ones: the covariance of a posterior, the products of a tile.
 //
 // A fresh result of some megabytes can be fresh pages: the C library asks the system for them, gives them back when the
 // result before is dropped, and the first touch of each is a fault. Where it does, at D = 768, that took six times as
