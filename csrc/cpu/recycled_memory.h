@@ -6,8 +6,8 @@
 // gone, and goes out again for one of the same size.
 //
 // A block is either on its way, owned by one result, or waits here; few wait, and the oldest makes room. Any thread may
-// drop a tensor: one that finds another at work here, or a child of a fork that finds its lock held by nobody, goes to
-// the system instead of waiting.
+// drop a tensor: one that finds another at work here, or in the child of a fork a lock whose holder is not there, goes
+// to the system instead of waiting.
 //
 // Limit: kKeptBytes that are held and not used.
 #pragma once
