@@ -141,6 +141,21 @@ class GaussianLinear(StandardizedLinear):
         """Return a copy that shares no memory with this one."""
         return copy.deepcopy(self)
 
+    def _successor(self) -> Self:
+        """Return a copy on the same matrices, for an update of it, which makes new ones.
+
+        The precision alone stays shared, until someone reads the new one. No method changes a buffer in place, so
+        neither of the two sees what becomes of the other. A ``clone`` copies the matrices, for as long as it takes to
+        absorb ten labels.
+        """
+        copied = type(self).__new__(type(self))
+        for name, value in self.__dict__.items():
+            copied.__dict__[name] = value.copy() if isinstance(value, (dict, list, set)) else value
+        for name, buffer in self._stored_buffers.items():
+            if buffer is not None and buffer.dim() < 2:
+                copied._stored_buffers[name] = buffer.clone()
+        return copied
+
     def require_fitted(self) -> None:
         """Raise NotFittedError before ``fit``."""
         if not self.fitted:
@@ -237,6 +252,8 @@ class GaussianLinear(StandardizedLinear):
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
             return
         self._queue = None
+        # torch would fill those there are, and a successor may share one.
+        self._buffers = {name: None if old is None else torch.empty_like(old) for name, old in self._buffers.items()}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

@@ -130,7 +130,7 @@ class LastLayerLaplace(EstimatedLinear):
         gamma: float = 1.0,
     ) -> "LastLayerLaplace":
         """Return a new posterior that has absorbed the labels; this one stays as it is. See ``update``."""
-        return self.clone().update(features, targets, step, gamma)
+        return self._successor().update(features, targets, step, gamma)
 
     @torch.no_grad()
     def predict_latent(

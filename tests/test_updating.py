@@ -1,11 +1,14 @@
 """Absorbing labels: against dense precision algebra, however the labels are grouped."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor
 
 from lapal_ext import LastLayerLaplace, NotPSDError
 from lapal_ext.likelihood import CURVATURES, STEPS
+from lapal_ext.posterior import UPDATE_STEPS
 from tests.draws import Draw
 from tests.ops.dense_posterior import DensePosterior
 
@@ -96,6 +99,31 @@ def test_condition_on_leaves_the_posterior_alone(draw: Draw) -> None:
     assert torch.equal(after.mean, posterior.clone().update(x, y).mean)
     theirs = {buffer.data_ptr() for buffer in posterior.buffers()}
     assert theirs.isdisjoint(buffer.data_ptr() for buffer in after.buffers())
+
+
+@pytest.mark.parametrize("step", UPDATE_STEPS)
+def test_neither_of_two_posteriors_sees_what_becomes_of_the_other(draw: Draw, step: str) -> None:
+    """They share a matrix until the precision of the new one is read."""
+    posterior, another = (make_posterior(draw, 3, 6, "categorical") for _ in range(2))
+    x, y = draw.normal(5, 6), draw.integers(3, 5)
+    first, second = posterior.clone().state_dict(), another.state_dict()
+    expected = posterior.clone().update(x, y, step).state_dict()
+    after, replaced = (posterior.condition_on(x, y, step) for _ in range(2))
+    replaced.load_state_dict(second)
+    assert_equal_states(posterior.state_dict(), first)
+    posterior.load_state_dict(second)
+    assert_equal_states(after.state_dict(), expected)
+    calls: list[object] = []
+    after.register_forward_hook(lambda *arguments: calls.append(arguments))
+    posterior(x)
+    assert not calls
+
+
+def assert_equal_states(state: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    assert state.keys() == expected.keys()
+    for name, value in state.items():
+        same = torch.equal(value, expected[name]) if isinstance(value, Tensor) else value == expected[name]
+        assert same, name
 
 
 @pytest.mark.parametrize("bad_row", [0, 3, 280], ids=["single", "in a block", "in the second block"])
