@@ -119,20 +119,28 @@ class GaussianLinear(StandardizedLinear):
         """Make this the precision and its inverse the covariance; the posterior counts as fitted from here on."""
         stored = precision.to(self.mean.dtype)
         check_overflow("features", stored)
-        self.covariance = fitting.inverse(precision).to(self.mean.dtype)
+        covariance = fitting.inverse(precision).to(self.mean.dtype)
         self._queue = None
-        self._buffers["precision"] = stored
+        self._stored_buffers.update(covariance=covariance, precision=stored)
         self.fitted = True
 
-    def queue_observations(
+    def set_updated(
         self,
+        mean: Tensor,  # [C, D], inner
+        covariance: Tensor,  # [D, D]
         features: Tensor,  # [n, D], inner
         weights: Tensor,  # [n]
     ) -> None:
-        """Note what the precision gains; the product itself waits for a reader or for as many rows as columns."""
+        """Make these the mean and the covariance, and note what the precision gains from n observations.
+
+        That product itself waits for a reader, or for as many rows as columns.
+        """
+        buffers = self._stored_buffers
         waiting = self._queue.observations if self._queue is not None else ()
-        precision = self._stored_buffers["precision"]
+        precision = buffers["precision"]
         assert precision is not None
+        # Not as attributes, which torch sets by way of ``_buffers``.
+        buffers.update(mean=mean, covariance=covariance)
         self._queue = _Queue(precision, (*waiting, (features, weights)))
         if sum(len(queued) for _, queued in self._queue.observations) > features.shape[1]:
             self._bring_precision_up_to_date()

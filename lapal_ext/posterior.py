@@ -104,8 +104,7 @@ class LastLayerLaplace(EstimatedLinear):
                 return self._absorb_jointly(inner, labels, gamma)
             step = STEPS[0]  # where no label moves the mean, all steps are the same
         mean, covariance, weights = absorb(self.mean, self.covariance, inner, labels, step, gamma, self.curvature)
-        self.mean, self.covariance = mean, covariance
-        self.queue_observations(inner, weights)
+        self.set_updated(mean, covariance, inner, weights)
         return self
 
     def _absorb_jointly(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext import LastLayerLaplace, NotPSDError
+from lapal_ext import LastLayerLaplace, NotPSDError, fitting
 from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.posterior import UPDATE_STEPS
 from tests.draws import Draw
@@ -99,6 +99,24 @@ def test_condition_on_leaves_the_posterior_alone(draw: Draw) -> None:
     assert torch.equal(after.mean, posterior.clone().update(x, y).mean)
     theirs = {buffer.data_ptr() for buffer in posterior.buffers()}
     assert theirs.isdisjoint(buffer.data_ptr() for buffer in after.buffers())
+
+
+def test_updates_leave_the_precision_to_its_reader(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows as the posterior has columns wait for him, and no more."""
+    posterior, products = make_posterior(draw, 3, 6, "categorical"), []
+    every_time = posterior.clone()
+    add = fitting.add_observations
+    monkeypatch.setattr(fitting, "add_observations", lambda *args: products.append(len(args[1])) or add(*args))
+    for _ in range(3):
+        x, y = draw.normal(2, 6), draw.integers(3, 2)
+        posterior = posterior.update(x, y).condition_on(x[:0], y[:0])
+        assert every_time.update(x, y).precision.isfinite().all()
+        assert products.pop() == 2
+        assert not products
+    torch.testing.assert_close(posterior.precision, every_time.precision)
+    assert products == [6]
+    posterior.update(draw.normal(7, 6), draw.integers(3, 7))
+    assert products == [6, 7]
 
 
 @pytest.mark.parametrize("step", UPDATE_STEPS)
