@@ -58,13 +58,15 @@ struct TileSums {
     }
   }
 
-  LAPAL_HD void add(const T* rows, int64_t stride, const T* panel, int64_t panel_stride, int64_t depth) {
+  // Adds sum_i rows[row][i] panel[i][j]; the strides lie between rows, between i in a row, and between i in the panel.
+  LAPAL_HD void add(const T* rows, int64_t row_stride, int64_t factor_stride, const T* panel, int64_t panel_stride,
+                    int64_t depth) {
     constexpr int kL = kLanes<T>;
     for (int64_t i = 0; i < depth; ++i) {
       const T* weights = panel + i * panel_stride;
       LAPAL_UNROLL
       for (int row = 0; row < kRows; ++row) {
-        const T factor = rows[row * stride + i];
+        const T factor = rows[row * row_stride + i * factor_stride];
 #pragma omp simd
         for (int lane = 0; lane < kL; ++lane) {
           left[row][lane] += factor * weights[lane];
@@ -98,7 +100,7 @@ template <int kRows, class T>
 LAPAL_HD void multiply_panel(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile,
                              int64_t panel_stride = kPanel<T>) {
   TileSums<kRows, T> sums;
-  sums.add(rows, stride, panel, panel_stride, depth);
+  sums.add(rows, stride, 1, panel, panel_stride, depth);
   sums.store(tile);
 }
 
@@ -107,9 +109,21 @@ template <int kRows, class T>
 LAPAL_HD void multiply_group(const T* group, const T* panel, int64_t depth, T* tile) {
   TileSums<kRows, T> sums;
   for (int64_t start = 0; start < depth; start += kDepth) {
-    sums.add(group + group_offset<kRows, T>(start), kGroupStride<T>, panel + start * kPanel<T>, kPanel<T>,
+    sums.add(group + group_offset<kRows, T>(start), kGroupStride<T>, 1, panel + start * kPanel<T>, kPanel<T>,
              std::min(kDepth, depth - start));
   }
+  sums.store(tile);
+}
+
+// Between the lines of a group that lies as [depth][row], which may be written as whole vectors.
+template <int kRows>
+constexpr int64_t kColumnStride = kRows <= 4 ? 4 : 16;
+
+// The same for such a group.
+template <int kRows, class T>
+LAPAL_HD void multiply_columns(const T* group, const T* panel, int64_t depth, T* tile) {
+  TileSums<kRows, T> sums;
+  sums.add(group, 1, kColumnStride<kRows>, panel, kPanel<T>, depth);
   sums.store(tile);
 }
 

@@ -7,7 +7,7 @@
 // Layout: the rows are packed in panels [panel][b][kPanel]. The triangle is solved for within a panel, kSolved rows at
 // a time: what they take from all rows before is a product (gemm_tile.h), what they take from each other a short
 // recursion. Then the lower triangle of the result is worked off in tiles, half the arithmetic of a general product:
-// groups of its rows, weighted and transposed to [row][b], against panels. Every tile is added to the matrix, stored,
+// groups of a few columns of the weighted u, [b][column], against panels. Every tile is added to the matrix, stored,
 // and stored again as its mirror image, so both triangles hold the same bits.
 //
 // Parallel over pairs of row groups, one from each end, which together are as long as any other pair. Every sum has an
@@ -24,6 +24,7 @@
 #include <optional>
 
 #include "checks.h"
+#include "cpu/gemm_packing.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/recycled_memory.h"
 #include "cpu/simd.h"
@@ -41,23 +42,6 @@ template <class T>
 struct Update : RankNUpdate<T> {
   T* panels;  // [panel][b][kPanel]
 };
-
-// One panel of the rows; columns behind the last are zero.
-template <class T>
-LAPAL_HD void pack_panel(const Update<T>& update, int64_t first, T* panel) {
-  const int64_t valid = std::min<int64_t>(kPanel<T>, update.size - first);
-  for (int64_t t = 0; t < update.n_rows; ++t) {
-    const T* from = update.rows + t * update.size + first;
-    T* to = panel + t * kPanel<T>;
-#pragma omp simd
-    for (int64_t j = 0; j < valid; ++j) {
-      to[j] = from[j];
-    }
-    for (int64_t j = valid; j < kPanel<T>; ++j) {
-      to[j] = T(0);
-    }
-  }
-}
 
 // Forward substitution in one panel.
 template <int kSolved, class T>
@@ -92,27 +76,36 @@ LAPAL_HD void solve_panel(const Update<T>& update, T* panel) {
 // Panels [begin, end) of u.
 template <int kSolved, class T>
 LAPAL_HD void prepare_panels(const Update<T>& update, int64_t begin, int64_t end) {
-  for (int64_t index = begin; index < end; ++index) {
-    T* panel = update.panels + index * update.n_rows * kPanel<T>;
-    pack_panel(update, index * kPanel<T>, panel);
-    if (update.triangle != nullptr) {
-      solve_panel<kSolved>(update, panel);
-    }
+  const int64_t panel_size = update.n_rows * kPanel<T>;
+  pack_lines(Matrix<T>{update.rows, update.size, 1, update.size}, begin * kPanel<T>,
+             std::min(end * kPanel<T>, update.size), 0, update.n_rows, update.panels + begin * panel_size);
+  for (int64_t index = begin; index < end && update.triangle != nullptr; ++index) {
+    solve_panel<kSolved>(update, update.panels + index * panel_size);
   }
 }
 
-// Columns [first, first + kRows) of the weighted u as a group of rows; zeros behind the last.
+// Columns [first, first + kRows) of the weighted u, as [b][kColumnStride]. They lie in one panel or in two, and are
+// copied by whole vectors: what is too much of one is overwritten by the next, or belongs to no column.
 template <int kRows, class T>
-LAPAL_HD void pack_group(const Update<T>& update, int64_t first, T* group) {
-  for (int64_t start = 0; start < update.n_rows; start += kDepth) {
-    const int64_t stop = std::min(start + kDepth, update.n_rows);
-    T* chunk = group + group_offset<kRows, T>(start);
-    for (int64_t row = 0; row < kRows; ++row) {
-      const int64_t column = first + row;
-      const T* from = update.panels + column / kPanel<T> * update.n_rows * kPanel<T> + column % kPanel<T>;
-      for (int64_t t = start; t < stop; ++t) {
-        const T value = column < update.size ? update.weights[t] * from[t * kPanel<T>] : T(0);
-        chunk[row * kGroupStride<T> + t - start] = value;
+LAPAL_HD void pack_columns(const Update<T>& update, int64_t first, T* group) {
+  constexpr int64_t kWidth = kColumnStride<kRows>;
+  const int64_t panel_size = update.n_rows * kPanel<T>;
+  const int64_t offset = first % kPanel<T>;
+  const int64_t in_panel = kPanel<T> - offset;
+  const bool goes_on = in_panel < kRows && first + in_panel < update.size;
+  const T* panel = update.panels + first / kPanel<T> * panel_size;
+  for (int64_t t = 0; t < update.n_rows; ++t) {
+    const T weight = update.weights[t];
+    const T* from = panel + t * kPanel<T>;
+    T* to = group + t * kWidth;
+#pragma omp simd
+    for (int64_t row = 0; row < kWidth; ++row) {
+      to[row] = weight * from[offset + row];
+    }
+    if (goes_on) {
+#pragma omp simd
+      for (int64_t row = 0; row < kWidth; ++row) {
+        to[in_panel + row] = weight * from[panel_size + row];
       }
     }
   }
@@ -161,11 +154,11 @@ LAPAL_HD void prefetch_tile(const Update<T>& update, int64_t first, int64_t colu
 template <int kRows, class T>
 LAPAL_HD void update_group(const Update<T>& update, int64_t index, T* group) {
   const int64_t first = index * kRows;
-  pack_group<kRows>(update, first, group);
+  pack_columns<kRows>(update, first, group);
   for (int64_t column = 0; column < std::min(first + kRows, update.size); column += kPanel<T>) {
     alignas(kBlockBytes) T tile[kRows * kPanel<T>];
     prefetch_tile<kRows>(update, first, column);
-    multiply_group<kRows>(group, update.panels + column * update.n_rows, update.n_rows, tile);
+    multiply_columns<kRows>(group, update.panels + column * update.n_rows, update.n_rows, tile);
     if (column + kPanel<T> <= first && first + kRows <= update.size) {
       store_tile<kRows, true>(update, first, column, tile);
     } else {
@@ -207,7 +200,7 @@ LAPAL_UPDATE_KERNELS(double)
 template <class T>
 void update_with_rows(Update<T> update) {
   const int64_t n_panels = (update.size + kPanel<T> - 1) / kPanel<T>;
-  const Scratch<T> panels(n_panels * update.n_rows * kPanel<T>);
+  const Scratch<T> panels(n_panels * update.n_rows * kPanel<T> + kColumnStride<kWideRows>);
   STD_TORCH_CHECK(bool(panels), kOp, ": out of memory");
   update.panels = panels.data();
   const int group_rows = rows_of_group();
@@ -223,7 +216,7 @@ void update_with_rows(Update<T> update) {
   const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile costs as much as 8 rows without any
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, (n_groups + 1) / 2, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
-    const Scratch<T> group(group_size<T>(group_rows, update.n_rows));
+    const Scratch<T> group((update.n_rows + 1) * kColumnStride<kWideRows>);
     if (!group) {
       out_of_memory = true;
     } else if (group_rows == kWideRows) {
