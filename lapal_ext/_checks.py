@@ -123,16 +123,16 @@ def _match_shape(
     owner: dict[str, str],
     values: Mapping[str, object],
 ) -> None:
-    known = dict(sizes)
-    fits = value.dim() == len(spec.dims)
-    for dim, size in zip(spec.dims, value.shape, strict=False):
-        expected = int(dim) if dim.isdigit() else known.setdefault(dim, size)
-        fits = fits and size == expected
-    if fits:
-        for dim in known.keys() - sizes.keys():
-            owner[dim] = name
-        sizes.update(known)
-        return
+    if value.dim() == len(spec.dims):
+        for dim, size in zip(spec.dims, value.shape, strict=True):
+            if dim not in sizes and not dim.isdigit():
+                sizes[dim], owner[dim] = size, name
+            elif size != (sizes[dim] if dim in sizes else int(dim)):
+                break
+        else:
+            return
+    for dim in [dim for dim, whose in owner.items() if whose == name]:  # known from nobody else
+        del sizes[dim], owner[dim]
     wanted = [sizes.get(dim, dim) for dim in spec.dims]
     partners = dict.fromkeys(owner[dim] for dim in spec.dims if dim in owner)
     because = " and ".join(f"{p} {_shape_of(values[p])}" for p in partners)

@@ -61,6 +61,9 @@ class Op(Generic[P, R]):
         self._check_together = check
         self._checked_together = tuple(inspect.signature(check).parameters) if check else ()
         self._signature = inspect.signature(reference)
+        parameters = self._signature.parameters.values()
+        self._names = {parameter.name: None for parameter in parameters}  # in order
+        self._required = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
         self._like = next(name for name, spec in self.shapes.items() if spec.kind == "compute")
         definition = torch.library.custom_op(f"{NAMESPACE}::{self.name}", mutates_args=self._mutates)(reference)
         definition.register_fake(self._fake)
@@ -72,12 +75,19 @@ class Op(Generic[P, R]):
         """Check the arguments, then let the dispatcher choose the kernel."""
         # While torch.compile traces, the fake and the kernels' own checks stand in for these.
         if not torch.compiler.is_compiling():
-            self._check(self._signature.bind(*args, **kwargs).arguments)
+            self._check(self._bind(args, kwargs))
             if not self._called:
                 _import_compiler(f"{NAMESPACE}::{self.name}")
                 self._called = True
         result: R = self._overload(*args, **kwargs)
         return result
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, or the error of ``inspect``, which takes too long to be asked every time."""
+        values = dict(zip(self._names, args, strict=False)) | kwargs
+        if self._required <= values.keys() <= self._names.keys() and len(values) == len(args) + len(kwargs):
+            return values
+        return self._signature.bind(*args, **kwargs).arguments
 
     def _check(self, values: dict[str, Any]) -> None:
         given = {name: spec for name, spec in self.shapes.items() if name in values}
