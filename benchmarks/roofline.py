@@ -1,6 +1,6 @@
 """What the machine can do, and the fraction of it that each kernel reaches: ``python -m benchmarks.roofline``.
 
-One thread. The limits are measured in the same run:
+One thread, and of every call the fastest of many. The limits are measured in the same run:
 
 - copy and read bandwidth, out of cache: ``copy_`` and ``sum`` of 300 MB; for the updates of a matrix, ``copy_`` of one
   of its size;
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import make_problem
-from benchmarks.timing import seconds
+from benchmarks.timing import fastest
 from lapal_ext import ops, select_batch
 from tests.draws import cast
 from tests.ops.examples import example
@@ -55,16 +55,16 @@ def measure_machine() -> Machine:
     source = torch.randn(75_000_000)
     target = torch.empty_like(source)
     square = torch.randn(1536, 1536)
-    flop = seconds(lambda: square @ square) / (2 * 1536**3)
-    copied = seconds(lambda: target.copy_(source), 5) / (8 * len(source))
-    read = seconds(source.sum, 5) / (4 * len(source))
+    flop = fastest(lambda: square @ square) / (2 * 1536**3)
+    copied = fastest(lambda: target.copy_(source)) / (8 * len(source))
+    read = fastest(source.sum) / (4 * len(source))
     return Machine(copied, read, flop, *(_probe() or (2 * flop, _torch_exp())))
 
 
 def _torch_exp() -> float:
     values = torch.randn(32_768)
     target = torch.empty_like(values)
-    return seconds(lambda: [torch.exp(values, out=target) for _ in range(100)]) / (100 * len(values))
+    return fastest(lambda: [torch.exp(values, out=target) for _ in range(100)]) / (100 * len(values))
 
 
 def _probe() -> tuple[float, float] | None:
@@ -83,8 +83,8 @@ def _probe() -> tuple[float, float] | None:
         code.exponential.restype = ctypes.c_float
         values = -5.0 * torch.rand(2048)
         rounds = 100_000
-        fma = seconds(lambda: code.multiply_add(rounds)) / (rounds * 12 * 16)
-        exp = seconds(lambda: code.exponential(values.data_ptr(), 2048, 1000)) / (2048 * 1000)
+        fma = fastest(lambda: code.multiply_add(rounds)) / (rounds * 12 * 16)
+        exp = fastest(lambda: code.exponential(values.data_ptr(), 2048, 1000)) / (2048 * 1000)
     return fma, exp
 
 
@@ -103,9 +103,9 @@ def kernels(machine: Machine) -> list[Kernel]:
 
     matrices = torch.randn(16, 768, 768)
     copies = torch.empty_like(matrices)
-    found = [of_op("rank_one_update", seconds(lambda: copies.copy_(matrices), 5), "copy", B=16, D=768)]
+    found = [of_op("rank_one_update", fastest(lambda: copies.copy_(matrices)), "copy", B=16, D=768)]
     for b in (10, 100):
-        copied = 0.75 * seconds(lambda: copies[0].copy_(matrices[0]))  # half of the matrix is read, all is written
+        copied = 0.75 * fastest(lambda: copies[0].copy_(matrices[0]))  # half of the matrix is read, all is written
         products = (b * 768**2 / 2 + b**2 * 768 / 2) * machine.fma
         found.append(of_op("rank_n_update", max(products, copied), "fma or copy", b=b, D=768))
     for N, E in ((100, 768), (1000, 8000)):
@@ -140,7 +140,7 @@ def _calls(machine: Machine) -> list[Kernel]:
     found = []
     b = 100
     problem = make_problem(384, 10)
-    passes = b * seconds(problem.pool.sum)  # in cache, where the machine has one that holds 15 MB
+    passes = b * fastest(problem.pool.sum)  # in cache, where the machine has one that holds 15 MB
     products = 3 * len(problem.pool) * 384**2 / 2 * machine.fma  # the Fisher matrix and two variances
     found.append(
         Kernel(
@@ -154,7 +154,7 @@ def _calls(machine: Machine) -> list[Kernel]:
         problem = make_problem(D, C)
         found.append(
             Kernel(
-                f"W1, {b} updates at {D}/{C}, clone included",
+                f"W1, {b} updates at {D}/{C}, into a new posterior",
                 lambda p=problem: p.posterior.condition_on(p.pool[:b], p.labels[:b], "newton"),
                 # Columns, half of Sigma; half of the Gram matrix, the triangle; logits and mean.
                 (1.5 * b * D**2 + b**2 * D + 2 * b * C * D) * machine.fma,
@@ -180,7 +180,7 @@ def main() -> None:
     print(f"sgemm {1e-9 / machine.flop:.0f} GFLOP/s, fma {1e9 * machine.fma:.3f} ns, exp {1e9 * machine.exp:.3f} ns")
     print("\n| kernel | ms | limit, ms | bound by | of the limit |\n|---|---:|---:|---|---:|")
     for kernel in kernels(machine):
-        took = seconds(kernel.call, 5)
+        took = fastest(kernel.call)
         share = f"{kernel.limit / took:.0%}"
         print(f"| {kernel.name} | {1e3 * took:.3g} | {1e3 * kernel.limit:.3g} | {kernel.bound} | {share} |", flush=True)
 
