@@ -136,18 +136,18 @@ class GaussianLinear(StandardizedLinear):
         That product itself waits for a reader, or for as many rows as columns.
         """
         buffers = self._stored_buffers
-        waiting = self._queue.observations if self._queue is not None else ()
         precision = buffers["precision"]
         assert precision is not None
+        queue = self._queue or _Queue(precision, ())
         # Not as attributes, which torch sets by way of ``_buffers``.
         buffers.update(mean=mean, covariance=covariance)
-        self._queue = _Queue(precision, (*waiting, (features, weights)))
+        self._queue = queue._replace(observations=(*queue.observations, (features, weights)))
         if sum(len(queued) for _, queued in self._queue.observations) > features.shape[1]:
             self._bring_precision_up_to_date()
 
     def clone(self) -> Self:
         """Return a copy that shares no memory with this one."""
-        return copy.deepcopy(self)
+        return copy.deepcopy(self._successor())
 
     def _successor(self) -> Self:
         """Return a copy on the same matrices, for an update of it, which makes new ones.
@@ -157,8 +157,10 @@ class GaussianLinear(StandardizedLinear):
         absorb ten labels.
         """
         copied = type(self).__new__(type(self))
+        queue = self._queue  # before the buffers: another thread may read the precision, and then there is none
         for name, value in self.__dict__.items():
             copied.__dict__[name] = value.copy() if isinstance(value, (dict, list, set)) else value
+        copied.__dict__["_queue"] = queue
         for name, buffer in self._stored_buffers.items():
             if buffer is not None and buffer.dim() < 2:
                 copied._stored_buffers[name] = buffer.clone()

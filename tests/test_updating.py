@@ -1,6 +1,6 @@
 """Absorbing labels: against dense precision algebra, however the labels are grouped."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -11,6 +11,9 @@ from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.posterior import UPDATE_STEPS
 from tests.draws import Draw
 from tests.ops.dense_posterior import DensePosterior
+
+NO_ROWS, NO_LABELS = torch.zeros(0, 6, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
+Copy = Callable[[LastLayerLaplace], LastLayerLaplace]
 
 # The bounds that the project promises, relative, of mean and covariance alike.
 LIMITS = {(torch.float64, "any"): 1e-11, (torch.float32, "bayes"): 2e-5, (torch.float32, "bold"): 2e-4}
@@ -135,6 +138,26 @@ def test_neither_of_two_posteriors_sees_what_becomes_of_the_other(draw: Draw, st
     after.register_forward_hook(lambda *arguments: calls.append(arguments))
     posterior(x)
     assert not calls
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    "copied", [LastLayerLaplace.clone, lambda posterior: posterior.condition_on(NO_ROWS, NO_LABELS)]
+)
+def test_another_thread_may_read_the_precision_of_what_is_copied(draw: Draw, moment: str, copied: Copy) -> None:
+    """Which brings it up to date, here just before and just after the buffers are looked at."""
+    posterior = make_posterior(draw, 3, 6, "categorical").update(draw.normal(2, 6), draw.integers(3, 2))
+    expected = posterior.clone().precision
+
+    class Watched(dict[str, Tensor]):
+        def copy(self) -> dict[str, Tensor]:
+            buffers = super().copy()
+            assert posterior.precision.shape == (6, 6)
+            return super().copy() if moment == "before" else buffers
+
+    posterior.__dict__["_buffers"] = Watched(posterior.__dict__["_buffers"])
+    torch.testing.assert_close(copied(posterior).precision, expected, rtol=1e-14, atol=0)
+    torch.testing.assert_close(posterior.precision, expected, rtol=1e-14, atol=0)
 
 
 def assert_equal_states(state: Mapping[str, object], expected: Mapping[str, object]) -> None:
