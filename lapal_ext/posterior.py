@@ -128,7 +128,10 @@ class LastLayerLaplace(EstimatedLinear):
         step: str = "line_search",
         gamma: float = 1.0,
     ) -> "LastLayerLaplace":
-        """Return a new posterior that has absorbed the labels; this one stays as it is. See ``update``."""
+        """Return a new posterior that has absorbed the labels; this one stays as it is. See ``update``.
+
+        It costs what ``update`` does: the two share the precision, as the new one's is made when it is first read.
+        """
         return self._successor().update(features, targets, step, gamma)
 
     @torch.no_grad()
