@@ -142,7 +142,9 @@ def test_neither_of_two_posteriors_sees_what_becomes_of_the_other(draw: Draw, st
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
-    "copied", [LastLayerLaplace.clone, lambda posterior: posterior.condition_on(NO_ROWS, NO_LABELS)]
+    "copied",
+    [LastLayerLaplace.clone, lambda posterior: posterior.condition_on(NO_ROWS, NO_LABELS)],
+    ids=["clone", "condition_on"],
 )
 def test_another_thread_may_read_the_precision_of_what_is_copied(draw: Draw, moment: str, copied: Copy) -> None:
     """Which brings it up to date, here just before and just after the buffers are looked at."""
