@@ -1,8 +1,9 @@
 // The register tile of a matrix product: a few rows against a panel that is two vectors wide.
 //
 // A panel lies as [depth][kPanel], a group of rows as [row][depth] at a stride, both padded with zeros, so the loops
-// have no tails. Every sum is one chain of multiply-adds over the depth, and where the depth is cut into chunks of
-// kDepth, one addition per chunk: its order depends on the depth alone, not on where in a matrix the element lies.
+// have no tails; or the group as [depth][row], where its rows are columns of other panels. Every sum is one chain of
+// multiply-adds over the depth, and where the depth is cut into chunks of kDepth, one addition per chunk: its order
+// depends on the depth alone, not on where in a matrix the element lies.
 //
 // Limit: arithmetic, kRows * kPanel multiply-adds for kRows + 2 loads.
 #pragma once
@@ -119,7 +120,7 @@ LAPAL_HD void multiply_group(const T* group, const T* panel, int64_t depth, T* t
 template <int kRows>
 constexpr int64_t kColumnStride = kRows <= 4 ? 4 : 16;
 
-// The same for such a group.
+// multiply_panel for such a group, of any depth.
 template <int kRows, class T>
 LAPAL_HD void multiply_columns(const T* group, const T* panel, int64_t depth, T* tile) {
   TileSums<kRows, T> sums;
