@@ -262,8 +262,8 @@ class GaussianLinear(StandardizedLinear):
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
             return
         self._queue = None
-        # torch would fill those there are, and a successor may share one.
-        self._buffers = {name: None if old is None else torch.empty_like(old) for name, old in self._buffers.items()}
+        # torch fills those there are, and a successor may share one. With their values, for the case that it fails.
+        self._buffers = {name: None if old is None else old.clone() for name, old in self._buffers.items()}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
