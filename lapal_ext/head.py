@@ -231,8 +231,11 @@ class StandardizedLinear(nn.Module):
         if inner is None:
             inner = features.new_empty(features.shape[0], self.mean.shape[1], dtype=self.mean.dtype)
         outer = inner[:, : self.num_features]
-        # Half precision less the centre would first be copied to another tensor of the wider dtype.
-        outer.copy_(features.detach()).sub_(self.centre).mul_(self.scale)
+        if features.dtype == inner.dtype:
+            torch.sub(features.detach(), self.centre, out=outer)
+        else:  # a difference of two dtypes would first copy the features to another tensor
+            outer.copy_(features.detach()).sub_(self.centre)
+        outer.mul_(self.scale)
         if self.has_bias:
             inner[:, -1] = 1.0
         return inner

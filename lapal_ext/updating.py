@@ -71,7 +71,7 @@ def coefficients(
         NotPSDError: the covariance is not, or no longer, positive semi-definite, or an observation shrinks it by so
             much that what is left is rounding.
     """
-    h, triangle, beta, weights = ops.update_coefficients(gram, logits, targets, gamma, step, curvature)
+    h, triangle, beta, weights = ops.update_coefficients.unchecked(gram, logits, targets, gamma, step, curvature)
     if is_finite(gram, logits, h, beta):
         check_resolution(weights, beta, name, rows)
         return h, triangle, beta, weights

@@ -59,10 +59,13 @@ class LatentScorer:
                 rows=self._pool.to_rows(picks)[None],
             )
         )
-        u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
+        u, steps = columns, h
+        if len(picks) > 1:  # else the triangle is a one
+            u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
+            steps = triangle.T @ h
         self._directions = torch.cat([self._directions, u])
         self._beta = torch.cat([self._beta, beta])
-        self._steps = torch.cat([self._steps, triangle.T @ h])
+        self._steps = torch.cat([self._steps, steps])
 
     def predictive(self, picks: Tensor) -> Tensor:
         """See ``Scorer``."""
@@ -112,7 +115,7 @@ class LatentScorer:
             direction, g, beta = mean.new_zeros(1, mean.shape[1]), mean.new_zeros(mean.shape[0]), mean.new_zeros(())
         self._applied = len(self._beta)
         weights, offsets = self._posterior.fold(direction)
-        return ops.selection_step_(
+        return ops.selection_step_.unchecked(
             self._pool.storage,
             weights[0],
             offsets[0],

@@ -105,7 +105,9 @@ class BadgeScorer(LatentScorer):
         weights, offsets = self._posterior.fold(pool.inner(last))
         g, norm = gather(gradient, last)[0], gather(norms, last)[0]
         while True:
-            row = ops.badge_step_(pool.storage, weights[0], offsets[0], gradient, g, norms, norm, threshold, distance)
+            row = ops.badge_step_.unchecked(
+                pool.storage, weights[0], offsets[0], gradient, g, norms, norm, threshold, distance
+            )
             pick = last.new_tensor([pool.shard.draw(row, distance, threshold)])
             if int(pick) < 0:
                 return best_first(torch.zeros_like(norms), self._taken, 1, pool.shard)

@@ -109,7 +109,7 @@ class BaitScorer(PosteriorScorer):
         fisher_norm = beta = zero
         picks, gains = [], []
         for t in range(count):
-            index, gain = ops.bait_step_(
+            index, gain = ops.bait_step_.unchecked(
                 self._pool.storage,
                 weights[0],
                 offsets[0],
