@@ -8,15 +8,6 @@
 
 #include "cpu/simd.h"
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define LAPAL_HAS_SHUFFLE 1
-#endif
-#endif
-#ifndef LAPAL_HAS_SHUFFLE
-#define LAPAL_HAS_SHUFFLE 0
-#endif
-
 namespace lapal_ext {
 
 // Sum of a register's lanes, halving: lane + lane + width / 2, and so on.

@@ -5,6 +5,7 @@
 
 #include "cpu/gemm_tile.h"
 #include "cpu/inner_products.h"
+#include "cpu/transpose.h"
 
 namespace lapal_ext {
 
@@ -45,14 +46,14 @@ LAPAL_HD void pack_points(const Matrix<T>& points, int64_t begin, int64_t end, i
     if (valid < kPanel<T>) {
       std::fill(panel, panel + depth * kPanel<T>, T(0));
     }
-    // A cache line of each point at a time: the lines that they go to stay near until they are full.
-    for (int64_t chunk = 0; chunk < depth; chunk += kLanes<T>) {
-      const int64_t stop = std::min<int64_t>(chunk + kLanes<T>, depth);
+    const T* from = points.data + point * points.row_stride + start * points.feature_stride;
+    if (points.feature_stride == 1) {
+      transpose(from, points.row_stride, valid, depth, panel, kPanel<T>);
+      continue;
+    }
+    for (int64_t i = 0; i < depth; ++i) {
       for (int64_t j = 0; j < valid; ++j) {
-        const T* from = points.data + (point + j) * points.row_stride + start * points.feature_stride;
-        for (int64_t i = chunk; i < stop; ++i) {
-          panel[i * kPanel<T> + j] = from[i * points.feature_stride];
-        }
+        panel[i * kPanel<T> + j] = from[j * points.row_stride + i * points.feature_stride];
       }
     }
   }

@@ -6,7 +6,7 @@
 //
 // Layout: points lie in lanes. A block of points is packed in panels [panel][depth][kPanel] that stay in the
 // second-level cache while groups of rows pass over them (gemm_tile.h); a group is copied to a padded buffer, which
-// makes every layout one. For up to kFewRows rows packing the points would not pay: they are met where they are, as
+// makes every layout one. For few rows packing the points would not pay: they are met where they are, as
 // panels where they lie like them (a transposed matrix), else as dot products.
 //
 // Parallel over pairs (block of points, block of row groups); each worker packs the points it meets. Every sum has an
@@ -39,7 +39,8 @@ using namespace lapal_ext;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "inner_products";
-constexpr int64_t kFewRows = 14;         // up to here, packing the points costs more than it saves
+constexpr int64_t kDotRows = 10;         // up to here, packing points that lie like the rows costs more than it saves
+constexpr int64_t kInPlaceRows = 14;     // and here, points that lie as panels do
 constexpr int64_t kBlockPanels = 8;      // at most; 384 KiB of packed points, a fraction of a second-level cache
 constexpr int64_t kBlockGroups = 16;     // row groups of one task
 constexpr int kHeightStep = 4;           // between the heights of tiles: 2, 6, 10 and all 14 rows
@@ -132,7 +133,7 @@ LAPAL_HD void multiply_block(const Product<T>& product, int64_t block, int64_t b
   chunk.first_point = block * product.block_points;
   chunk.last_point = std::min(chunk.first_point + product.block_points, points.n_rows);
   // Points that lie as panels do are packed only where they are met often.
-  const bool in_place = points.row_stride == 1 && (end - begin) * kRows <= kFewRows;
+  const bool in_place = points.row_stride == 1 && (end - begin) * kRows <= kInPlaceRows;
   const int64_t whole_panels = (chunk.last_point - chunk.first_point) / kPanel<T>;
   chunk.first_packed = chunk.first_point + (in_place ? whole_panels * kPanel<T> : 0);
   for (chunk.start = 0; chunk.start < product.depth; chunk.start += kDepth) {
@@ -179,7 +180,7 @@ LAPAL_PRODUCT_KERNELS(double)
 
 // Whether rows meet points as dot products, which read both along the features.
 bool takes_dots(int64_t n_rows, int64_t point_stride) {
-  return n_rows <= kFewRows && point_stride != 1;
+  return n_rows <= kDotRows && point_stride != 1;
 }
 
 template <class T>

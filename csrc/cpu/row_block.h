@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 namespace lapal_ext {
 
@@ -19,6 +20,9 @@ LAPAL_HD void read_rows(const T* rows, int64_t row_stride, int64_t class_stride,
     }
     return;
   }
+  if (class_stride == 1 && valid == kL) {
+    return transpose(rows, row_stride, kL, n_classes, block, kL);
+  }
   for (int lane = 0; lane < kL; ++lane) {
     const T* row = rows + (lane < valid ? lane : valid - 1) * row_stride;
     for (int64_t k = 0; k < n_classes; ++k) {
@@ -29,11 +33,9 @@ LAPAL_HD void read_rows(const T* rows, int64_t row_stride, int64_t class_stride,
 
 template <class T>
 LAPAL_HD void write_rows(const T* block, int64_t n_classes, int64_t valid, T* rows) {
-  for (int64_t lane = 0; lane < valid; ++lane) {
-    T* row = rows + lane * n_classes;
-    for (int64_t k = 0; k < n_classes; ++k) {
-      row[k] = block[k * kLanes<T> + lane];
-    }
+  for (int64_t lane = 0; lane < valid; lane += 4) {  // few rows at a time, so that each is written from end to end
+    transpose(block + lane, kLanes<T>, n_classes, std::min<int64_t>(4, valid - lane), rows + lane * n_classes,
+              n_classes);
   }
 }
 

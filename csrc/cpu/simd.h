@@ -23,6 +23,16 @@
 #define LAPAL_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Whether vectors of the compiler can be shuffled.
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define LAPAL_HAS_SHUFFLE 1
+#endif
+#endif
+#ifndef LAPAL_HAS_SHUFFLE
+#define LAPAL_HAS_SHUFFLE 0
+#endif
+
 namespace lapal_ext {
 
 constexpr int kBlockBytes = 64;  // one AVX-512 register, one cache line
