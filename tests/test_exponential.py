@@ -1,9 +1,11 @@
-"""The exponential of csrc/likelihood.h, which every kernel with a softmax takes: within 2 ulp on every exponent."""
+"""The exponentials of csrc/likelihood.h and csrc/cpu/wide_softmax.h, one of which every softmax takes, within 2 ulp."""
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +18,53 @@ _MACHINES = {
     "baseline": [],
     "this processor": ["-march=native"],
 }  # without and, on most machines, with fused multiply-add
-_DTYPES = {"float": np.float32, "double": np.float64}
-_SMALLEST = {"float": -87.33, "double": -708.39}
+_DTYPES = {"float": np.float32, "double": np.float64, "wide": np.float32}  # wide: in the instructions of AVX-512
+_SMALLEST = {"float": -87.33, "double": -708.39, "wide": -87.33}
 _PER_EXPONENT = 4096
+_CASES = [(machine, name) for machine in _MACHINES for name in ("float", "double")] + [("baseline", "wide")]
+
+Call = Callable[[np.ndarray], np.ndarray]
 
 
-@pytest.fixture(scope="module", params=_MACHINES)
-def code(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
+    """The code, compiled for one of the machines."""
     compiler = shutil.which("c++")
     if compiler is None or not _CSRC.is_dir():
         reason = "no C++ compiler, or no csrc/ to compile"
         if os.environ.get("LAPAL_EXT_REQUIRE_NATIVE") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    library = tmp_path_factory.mktemp("exponential") / "exponential.so"
-    command = [compiler, *_FLAGS, *_MACHINES[request.param], f"-I{_CSRC}", str(_HERE / "exponential.cpp")]
-    subprocess.run([*command, "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+
+    @functools.cache
+    def compile_for(machine: str) -> ctypes.CDLL:
+        library = tmp_path_factory.mktemp("exponential") / "exponential.so"
+        command = [compiler, *_FLAGS, *_MACHINES[machine], f"-I{_CSRC}", str(_HERE / "exponential.cpp")]
+        subprocess.run([*command, "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))
+
+    return compile_for
 
 
-def call(code: ctypes.CDLL, name: str, x: np.ndarray) -> np.ndarray:
-    x = np.ascontiguousarray(x, dtype=_DTYPES[name])
-    out = np.empty_like(x)
-    getattr(code, f"exponentials_{name}")(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data), len(x))
-    return out
+@pytest.fixture(params=_CASES, ids=[f"{name} on {machine}" for machine, name in _CASES])
+def case(request: pytest.FixtureRequest, compiled: Callable[[str], ctypes.CDLL]) -> tuple[str, Call]:
+    """The name of an exponential, and the function from arrays to arrays."""
+    machine, name = request.param
+    code = compiled(machine)
+    if name == "wide" and not hasattr(code, "exponentials_wide"):
+        pytest.skip("this compiler makes no code for several instruction sets")
+
+    def call(x: np.ndarray) -> np.ndarray:
+        x = np.ascontiguousarray(x, dtype=_DTYPES[name])
+        out = np.empty_like(x)
+        function = getattr(code, f"exponentials_{name}")
+        function.restype = ctypes.c_bool if name == "wide" else None
+        ran = function(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data), len(x))
+        if name == "wide" and not ran:
+            pytest.skip("this processor has no AVX-512")
+        return out
+
+    return name, call
 
 
 def every_exponent(name: str) -> np.ndarray:
@@ -54,23 +79,23 @@ def every_exponent(name: str) -> np.ndarray:
     return x[(x <= 0) & (x >= dtype(_SMALLEST[name]))]
 
 
-@pytest.mark.parametrize("name", _DTYPES)
-def test_within_two_ulp_on_every_exponent(code: ctypes.CDLL, name: str) -> None:
+def test_within_two_ulp_on_every_exponent(case: tuple[str, Call]) -> None:
+    name, call = case
     x = every_exponent(name)
     exact = np.exp(x.astype(np.longdouble))
-    values = call(code, name, x)
+    values = call(x)
     ulp = np.spacing(exact.astype(_DTYPES[name])).astype(np.longdouble)
     error = np.abs(values - exact) / ulp
     assert error.max() <= 2, f"{error.max():.2f} ulp at exp({x[error.argmax()]})"
 
 
-@pytest.mark.parametrize("name", _DTYPES)
-def test_ends_of_the_range(code: ctypes.CDLL, name: str) -> None:
+def test_ends_of_the_range(case: tuple[str, Call]) -> None:
+    name, call = case
     dtype = _DTYPES[name]
     tiny = np.finfo(dtype).tiny
     at = dtype(_SMALLEST[name])
     zero, last, below, far, nowhere, unknown = call(
-        code, name, np.array([0.0, at, np.nextafter(at, dtype(-np.inf)), -1e30, -np.inf, np.nan])
+        np.array([0.0, at, np.nextafter(at, dtype(-np.inf)), -1e30, -np.inf, np.nan])
     )
     assert zero == 1
     assert tiny <= last < 1.01 * tiny

@@ -39,7 +39,7 @@ using torch::stable::Tensor;
 constexpr const char* kOp = "lookahead_loss";
 constexpr int64_t kTileBytes = 1 << 20;  // of columns and logits: half of a common second-level cache
 
-template <class T>
+template <bool kWide, class T>
 LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, int64_t end, double* sums) {
   constexpr int kL = kLanes<T>;
   const int64_t b = tile.batch_size;
@@ -69,21 +69,36 @@ LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, i
       if (tile.variance != nullptr) {
         link_block(tile, tile.columns + start, slots, tile.triangle + m * b * b, tile.beta + m * b,
                    tile.variance + start, z, link);
-        softmax_block_for_loss<true>(tile, moved, best, link, start, softmaxes);
+        softmax_block_for_loss<kWide, true>(tile, moved, best, link, start, softmaxes);
       } else {
-        softmax_block_for_loss<false>(tile, moved, best, link, start, softmaxes);
+        softmax_block_for_loss<kWide, false>(tile, moved, best, link, start, softmaxes);
       }
     }
     sums[m] = sum_losses_of_kind(tile, softmaxes);
   }
 }
 
-LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
-  lookahead_loss_tile(tile, begin, end, sums);
+#if LAPAL_HAS_CLONES
+LAPAL_WIDE void wide_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
+  lookahead_loss_tile<true>(tile, begin, end, sums);
+}
+#endif
+
+LAPAL_NARROW void narrow_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
+  lookahead_loss_tile<false>(tile, begin, end, sums);
+}
+
+void lookahead_loss_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
+#if LAPAL_HAS_CLONES
+  if (has_wide_registers()) {
+    return wide_kernel(tile, begin, end, sums);
+  }
+#endif
+  narrow_kernel(tile, begin, end, sums);
 }
 
 LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<double>& tile, int64_t begin, int64_t end, double* sums) {
-  lookahead_loss_tile(tile, begin, end, sums);
+  lookahead_loss_tile<false>(tile, begin, end, sums);
 }
 
 // Where the columns of every hypothesis lie: offsets into `columns`, and into the packed columns of the last tile,

@@ -5,6 +5,7 @@
 
 #include "cpu/evaluation_tiles.h"
 #include "cpu/simd.h"
+#include "cpu/wide_softmax.h"
 
 namespace lapal_ext {
 
@@ -159,11 +160,17 @@ LAPAL_HD void link_block(const LookaheadTile<T>& tile, const T* columns, const i
 }
 
 // Softmax of one block, into the places of its lanes.
-template <Moment moment, bool kLinked, class T>
+template <bool kWide, Moment moment, bool kLinked, class T>
 LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const T* best, const T* link, int64_t start,
                             Softmaxes<T>& softmaxes) {
   constexpr int kL = kLanes<T>;
-  sum_losers<moment, kLinked>(moved, tile.n_classes, best, link, softmaxes.rest + start, softmaxes.moments + start);
+  T* rest = softmaxes.rest + start;
+  T* moments = softmaxes.moments + start;
+  if constexpr (kWide) {
+    wide_sum_losers<moment, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+  } else {
+    sum_losers<moment, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+  }
   if (tile.targets != nullptr) {
     const LaneIndex<T>* targets = tile.targets + start;
     T* shifted = softmaxes.targets + start;
@@ -180,17 +187,17 @@ LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const 
   }
 }
 
-template <bool kLinked, class T>
+template <bool kWide, bool kLinked, class T>
 LAPAL_HD void softmax_block_for_loss(const LookaheadTile<T>& tile, const T* moved, const T* best, const T* link,
                                      int64_t start, Softmaxes<T>& softmaxes) {
   switch (tile.kind) {
     case Loss::cross_entropy:
     case Loss::expected_zero_one:
-      return softmax_block<Moment::none, kLinked>(tile, moved, best, link, start, softmaxes);
+      return softmax_block<kWide, Moment::none, kLinked>(tile, moved, best, link, start, softmaxes);
     case Loss::expected_cross_entropy:
-      return softmax_block<Moment::energy, kLinked>(tile, moved, best, link, start, softmaxes);
+      return softmax_block<kWide, Moment::energy, kLinked>(tile, moved, best, link, start, softmaxes);
     case Loss::brier:
-      return softmax_block<Moment::squares, kLinked>(tile, moved, best, link, start, softmaxes);
+      return softmax_block<kWide, Moment::squares, kLinked>(tile, moved, best, link, start, softmaxes);
     case Loss::zero_one:
       return;  // the winner says it all
   }

@@ -25,6 +25,7 @@
 #include "checks.h"
 #include "cpu/row_block.h"
 #include "cpu/simd.h"
+#include "cpu/wide_softmax.h"
 #include "dispatch.h"
 
 namespace {
@@ -93,45 +94,63 @@ LAPAL_HD void draw_sample(const Block<T>& block, const T* noise, Running<T>& run
   }
 }
 
-// The drawn logits become exponentials relative to the largest, and their sums join the entropy.
+// The drawn logits become exponentials relative to the largest; of these, the sum of all but the largest, and the sum
+// times the shifted logits.
 template <class T>
-LAPAL_HD void take_softmax(const Block<T>& block, Running<T>& running) {
+LAPAL_HD void take_exponentials(T* drawn, int64_t n_classes, const T* largest, T* rest, T* energy) {
   constexpr int kL = kLanes<T>;
   alignas(kBlockBytes) T best[kL];
   alignas(kBlockBytes) T total[kL];
-  alignas(kBlockBytes) T energy[kL];
+  alignas(kBlockBytes) T products[kL];
   alignas(kBlockBytes) T ties[kL];  // classes as large as the largest, beyond the first
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
-    best[lane] = running.best[lane];
+    best[lane] = largest[lane];
     total[lane] = T(0);
-    energy[lane] = T(0);
+    products[lane] = T(0);
     ties[lane] = T(-1);
   }
-  for (int64_t k = 0; k < block.n_classes; ++k) {
-    T* drawn = block.drawn + k * kL;
+  for (int64_t k = 0; k < n_classes; ++k) {
+    T* row = drawn + k * kL;
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
-      const T shifted = drawn[lane] - best[lane];
+      const T shifted = row[lane] - best[lane];
       const T term = exp_nonpositive(shifted);
       const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
-      drawn[lane] = term;
+      row[lane] = term;
       total[lane] += loses ? term : T(0);
       ties[lane] += loses ? T(0) : T(1);
-      energy[lane] += term * shifted;
+      products[lane] += term * shifted;
     }
   }
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
-    const T rest = total[lane] + ties[lane];
-    const T inverse = T(1) / (T(1) + rest);
-    running.inverse[lane] = inverse;
-    running.energy[lane] += energy[lane] * inverse;
-    running.beyond[lane] += rest + running.beyond[lane] * rest;
+    rest[lane] = total[lane] + ties[lane];
+    energy[lane] = products[lane];
   }
 }
 
-template <class T>
+// The sample in `drawn` is weighted for its probabilities, and joins the entropy.
+template <bool kWide, class T>
+LAPAL_HD void take_softmax(const Block<T>& block, Running<T>& running) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T rest[kL];
+  alignas(kBlockBytes) T energy[kL];
+  if constexpr (kWide) {
+    wide_take_exponentials(block.drawn, block.n_classes, running.best, rest, energy);
+  } else {
+    take_exponentials(block.drawn, block.n_classes, running.best, rest, energy);
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    const T inverse = T(1) / (T(1) + rest[lane]);
+    running.inverse[lane] = inverse;
+    running.energy[lane] += energy[lane] * inverse;
+    running.beyond[lane] += rest[lane] + running.beyond[lane] * rest[lane];
+  }
+}
+
+template <bool kWide, class T>
 LAPAL_HD void average_samples(const Block<T>& block, int64_t n_samples) {
   constexpr int kL = kLanes<T>;
   const int64_t size = block.n_classes * kL;
@@ -150,7 +169,7 @@ LAPAL_HD void average_samples(const Block<T>& block, int64_t n_samples) {
       fill_lanes(T(0), running.beyond);
       fill_lanes(T(0), running.energy);
       for (int64_t s = first; s < last; ++s) {
-        take_softmax(block, running);
+        take_softmax<kWide>(block, running);
         const int64_t next = std::min(s + 1, n_samples - 1);  // behind the last one, drawn in vain
         draw_sample<true>(block, block.noise + next * block.n_classes, running);
       }
@@ -170,12 +189,27 @@ LAPAL_HD void average_samples(const Block<T>& block, int64_t n_samples) {
   }
 }
 
-LAPAL_CLONES void mc_predictive_kernel(const Block<float>& block, int64_t n_samples) {
-  average_samples(block, n_samples);
+#if LAPAL_HAS_CLONES
+LAPAL_WIDE void wide_kernel(const Block<float>& block, int64_t n_samples) {
+  average_samples<true>(block, n_samples);
+}
+#endif
+
+LAPAL_NARROW void narrow_kernel(const Block<float>& block, int64_t n_samples) {
+  average_samples<false>(block, n_samples);
+}
+
+void mc_predictive_kernel(const Block<float>& block, int64_t n_samples) {
+#if LAPAL_HAS_CLONES
+  if (has_wide_registers()) {
+    return wide_kernel(block, n_samples);
+  }
+#endif
+  narrow_kernel(block, n_samples);
 }
 
 LAPAL_CLONES void mc_predictive_kernel(const Block<double>& block, int64_t n_samples) {
-  average_samples(block, n_samples);
+  average_samples<false>(block, n_samples);
 }
 
 // Tensors of a call; logits and variance with their strides, the rest contiguous.
