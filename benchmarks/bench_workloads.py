@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import authors, best_torch, refit
+from benchmarks.machine import Work
 from benchmarks.problems import PRIOR_PRECISION, Problem, make_problem
 from benchmarks.workload import Picks, Prepare, TimeWorkload, public_call
 from lapal_ext import SequentialSelector, expected_error_reduction, look_ahead, ops, select_batch
@@ -80,6 +81,8 @@ def time_update(
             **public_call(absorb),
         },
         targets=targets,
+        # Columns, half of the covariance; half of the Gram matrix, the triangle; logits and mean.
+        work=Work(fmas=150 * n_features**2 + 100**2 * n_features + 200 * n_classes * n_features),
     )
 
 
@@ -96,6 +99,7 @@ def bench_w2a_mean_field(time_workload: TimeWorkload, n_features: int, n_classes
             **public_call(lambda n: lambda: posterior.predict_proba(pool[:n])),
         },
         targets=targets,
+        work=Work(fmas=10_000 * n_features * (n_features / 2 + n_classes), exps=10_000 * n_classes),
     )
 
 
@@ -120,6 +124,7 @@ def bench_w2b_monte_carlo_bald(time_workload: TimeWorkload) -> None:
         checked=256,
         arms={"authors": lambda n: lambda: authors.bald(logits[:n], variance[:n], noise), **public_call(bald)},
         targets={"authors": 60},
+        work=Work(fmas=1000 * 10_000 * 10 * 10, exps=1000 * 10_000 * 10),
         rounds={"authors": 1, "torch": 1, "native": 3},
     )
 
@@ -144,6 +149,7 @@ def bench_w3_sequential_margin(time_workload: TimeWorkload) -> None:
             **public_call(select),
         },
         targets={"authors": 4},
+        work=Work(passes=(100, problem.pool)),
         rounds={"authors": 3, "torch": 3},
     )
 
@@ -183,6 +189,7 @@ def bench_w3_large_pool(time_workload: TimeWorkload, storage: str) -> None:
         },
         targets={"read once": 1 / 1.5} if storage == "f32" else {"native f32": 1.5},
         incomparable={"read once"},
+        work=Work(bytes_read=10 * pools[storage].nbytes),
         rounds={"read once": 5, "native f32": 5, "native": 5},
     )
 
@@ -215,6 +222,10 @@ def bench_w4_look_ahead(time_workload: TimeWorkload, n_features: int, n_classes:
             **public_call(call),
         },
         targets=targets,
+        # The columns and logits of all points, then each hypothesis.
+        work=Work(
+            fmas=10_000 * ((1000 + n_classes) * n_features + 300 * 10 * n_classes), exps=10_000 * 300 * n_classes
+        ),
         rounds={"authors": 1, "best torch": 3, "torch": 2, "refit": 1},
         timed={"refit": 30},
         incomparable={"refit"},
@@ -243,6 +254,7 @@ def bench_w5_expected_error(time_workload: TimeWorkload, n_classes: int, targets
             **public_call(lambda n: lambda: expected_error_reduction(posterior, problem.pool[:n], evaluation)),
         },
         targets=targets,
+        work=Work(fmas=1000 * 1000 * (384 + 15 * n_classes), exps=1000 * 1000 * n_classes),
         rounds={"O(C²) form": 3, "torch": 1, "native": 5},
         timed={"O(C²) form": timed},
     )
@@ -274,6 +286,7 @@ def bench_w6_badge(time_workload: TimeWorkload) -> None:
             ),
         },
         targets={"authors": 25},
+        work=Work(fmas=10_000 * 10 * 384, exps=10_000 * 10, passes=(100, pool)),
         rounds={"authors": 1},
     )
 
@@ -294,6 +307,7 @@ def bench_w6_bait(time_workload: TimeWorkload) -> None:
             **public_call(lambda n: lambda: select_batch(posterior, pool, n, "bait", None, update_every=n).indices),
         },
         targets={"authors": 250},
+        work=Work(fmas=3 * 10_000 * 384**2 / 2, passes=(100, pool)),  # the Fisher matrix and two variances
         rounds={"authors": 1},
         timed={"authors": 20},
     )

@@ -1,38 +1,90 @@
 // Two rates of this machine that no torch call shows: multiply-adds in registers, and exponentials in the first-level
-// cache. roofline.py compiles this for the processor it runs on.
-#include "likelihood.h"
+// cache. machine.py compiles this as the kernels are compiled, and the same clones run.
+#include "cpu/simd.h"
+#include "cpu/wide_softmax.h"
 
-typedef float Vector __attribute__((vector_size(64)));
+namespace {
+
+using namespace lapal_ext;
+
 constexpr int kChains = 12;  // independent, enough to hide the latency of two units
 
-extern "C" float multiply_add(long rounds) {  // rounds * kChains * 16 multiply-adds
+template <int kBytes>
+struct VectorOf {
+  typedef float Type __attribute__((vector_size(kBytes)));
+};
+
+template <int kBytes>
+LAPAL_HD float multiply_add_in_chains(long rounds) {
+  using Vector = typename VectorOf<kBytes>::Type;
   Vector sums[kChains];
+  LAPAL_UNROLL
   for (int k = 0; k < kChains; ++k) {
     sums[k] = Vector{} + static_cast<float>(k);  // chains that start alike would be computed once
   }
   Vector factor = Vector{} + 0.5f, term = Vector{} + 1.0f;
   for (long i = 0; i < rounds; ++i) {
-#pragma GCC unroll 12
+    __asm__ volatile("" : "+m"(factor), "+m"(term));  // or the loop has a closed form
+    const Vector near_factor = factor, near_term = term;
+    LAPAL_UNROLL
     for (int k = 0; k < kChains; ++k) {
-      sums[k] = sums[k] * factor + term;
+      sums[k] = sums[k] * near_factor + near_term;
     }
-    __asm__ volatile("" : "+v"(factor), "+v"(term));  // or the loop has a closed form
   }
   Vector total = {};
+  LAPAL_UNROLL
   for (int k = 0; k < kChains; ++k) {
     total += sums[k];
   }
   return total[0];
 }
 
-extern "C" float exponential(const float* values, long size, long rounds) {  // rounds * size exponentials
+LAPAL_WIDE float wide_multiply_add(long rounds) {
+  return multiply_add_in_chains<64>(rounds);
+}
+
+LAPAL_NARROW float narrow_multiply_add(long rounds) {
+  return multiply_add_in_chains<32>(2 * rounds);
+}
+
+LAPAL_NARROW float exponential_kernel(const float* values, long size, long rounds) {
   float sum = 0.0f;
   for (long i = 0; i < rounds; ++i) {
 #pragma omp simd reduction(+ : sum)
     for (long j = 0; j < size; ++j) {
-      sum += lapal_ext::exp_nonpositive(values[j]);
+      sum += exp_nonpositive(values[j]);
     }
     __asm__ volatile("" ::: "memory");
   }
   return sum;
+}
+
+#if LAPAL_HAS_CLONES
+LAPAL_WIDE float wide_exponential_kernel(const float* values, long size, long rounds) {
+  const WideExp exp;
+  __m512 sum = _mm512_setzero_ps();
+  for (long i = 0; i < rounds; ++i) {
+    for (long j = 0; j < size; j += kLanes<float>) {
+      const __m512 x = _mm512_loadu_ps(values + j);
+      sum = _mm512_mask_add_ps(sum, wide_counts(__mmask16(-1), x), sum, exp.in_range(x));
+    }
+    __asm__ volatile("" ::: "memory");
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+#endif
+
+}  // namespace
+
+extern "C" float multiply_add(long rounds) {  // rounds * kChains * 16 multiply-adds
+  return has_wide_registers() ? wide_multiply_add(rounds) : narrow_multiply_add(rounds);
+}
+
+extern "C" float exponential(const float* values, long size, long rounds) {  // rounds * size, a multiple of the lanes
+#if LAPAL_HAS_CLONES
+  if (has_wide_registers()) {
+    return wide_exponential_kernel(values, size, rounds);
+  }
+#endif
+  return exponential_kernel(values, size, rounds);
 }

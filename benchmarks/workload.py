@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from benchmarks.machine import Work
 from benchmarks.reference_arm import references_only
 
 
@@ -38,6 +39,7 @@ class TimeWorkload(Protocol):
         rounds: dict[str, int] = ...,
         timed: dict[str, int] = ...,
         incomparable: Collection[str] = ...,
+        work: Work | None = ...,
         note: str = ...,
     ) -> None: ...
 
@@ -75,6 +77,7 @@ class Timer:
         rounds: dict[str, int] | None = None,
         timed: dict[str, int] | None = None,
         incomparable: Collection[str] = (),
+        work: Work | None = None,
         note: str = "",
     ) -> None:
         """Compare and time.
@@ -89,6 +92,7 @@ class Timer:
             rounds: of an arm that is too slow for the usual number.
             timed: units of an arm that is too slow to be timed in full; the table scales it, and marks it.
             incomparable: arms whose result is another one on purpose.
+            work: what the whole workload cannot do without, for the limit beside its time.
             note: to print beside the row.
         """
         label = f"{name} {size}"
@@ -100,6 +104,8 @@ class Timer:
         self._benchmark.extra_info.update(
             workload=name, size=size, arm=self._arm, scale=units / count, targets=targets, note=note
         )
+        if self._arm == "native" and work is not None:
+            self._benchmark.extra_info["limit"] = work.limit()
         prepare = arms[self._arm]
         n_rounds = (rounds or {}).get(self._arm, 11)
         if n_rounds < 3:
