@@ -176,6 +176,20 @@ def test_wrong_size(name: str, argument: str) -> None:
 
 
 @every_tensor
+def test_kernels_refuse_the_wrong_sizes_that_nobody_checked(name: str, argument: str) -> None:
+    require_native(name, "cpu")
+    args = cast(OPS[name], example(name), torch.float32)
+    if "scale" in args:
+        args["kind"] = "gradient_norm"  # the one that reads it
+    letters = [letter for spec in OPS[name].shapes.values() for letter in spec.dims]
+    for dim, letter in enumerate(OPS[name].shapes[argument].dims):
+        shorter = args[argument].narrow(dim, 0, 1).clone()
+        if letters.count(letter) > 1 and shorter.shape != args[argument].shape:
+            with pytest.raises(RuntimeError, match=rf"{name}\b.*must"):
+                OPS[name].unchecked(**args | {argument: shorter})
+
+
+@every_tensor
 def test_wrong_dtype(name: str, argument: str) -> None:
     args = cast(OPS[name], example(name), torch.float32)
     kind = OPS[name].shapes[argument].kind
