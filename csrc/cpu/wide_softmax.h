@@ -3,7 +3,7 @@
 //   exp(x) = T (1 + r + r^2 / 2 + r^3 / 6),  T = 2^(n / 16),  r = x - n log(2) / 16,  n = round(16 x / log 2).
 //
 // The sixteen roots of two lie in one register that a permutation looks up, which leaves a polynomial of three terms
-// for the five of exp_in_range(): 11 instructions instead of 13, and a chain of 9 instead of 11. Masks stand for the
+// for the five of exp_in_range(): 11 instructions instead of 13, and a chain of 7 instead of 10. Masks stand for the
 // winner and for what is too small, where the loops of simd.h blend: a class costs 16 instructions instead of 21.
 //
 // Not always_inline, since templates without this target stand between a kernel and these.
