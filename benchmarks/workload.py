@@ -1,5 +1,6 @@
 """How the arms of a workload are compared and timed."""
 
+import time
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
@@ -89,7 +90,7 @@ class Timer:
             arms: name -> function of a number of units.
             targets: how many times faster than which arm the native one has to be.
             checked: units that the comparison takes, all by default.
-            rounds: of an arm that is too slow for the usual number.
+            rounds: of an arm that is too slow for the usual number, what half a second holds, 11 to 101.
             timed: units of an arm that is too slow to be timed in full; the table scales it, and marks it.
             incomparable: arms whose result is another one on purpose.
             work: what the whole workload cannot do without, for the limit beside its time.
@@ -107,7 +108,7 @@ class Timer:
         if self._arm == "native" and work is not None:
             self._benchmark.extra_info["limit"] = work.limit()
         prepare = arms[self._arm]
-        n_rounds = (rounds or {}).get(self._arm, 11)
+        n_rounds = (rounds or {}).get(self._arm) or _rounds_for(prepare(count))
         if n_rounds < 3:
             prepare(min(count, checked or count))()  # too slow for a warm-up in full
         self._benchmark.pedantic(
@@ -116,6 +117,14 @@ class Timer:
             rounds=n_rounds,
             warmup_rounds=0 if n_rounds < 3 else 1,
         )
+
+
+def _rounds_for(call: Callable[[], Result]) -> int:
+    """A call of less than a millisecond takes dozens to reach the speed at which it stays; all arms get them."""
+    call()
+    start = time.perf_counter()
+    call()
+    return min(101, max(11, int(0.5 / (time.perf_counter() - start))))
 
 
 def _compare(label: str, arms: dict[str, Prepare], units: int) -> None:
