@@ -10,13 +10,8 @@ using namespace lapal_ext;
 constexpr int kChains = 12;  // independent, enough to hide the latency of two units
 
 template <int kBytes>
-struct VectorOf {
-  typedef float Type __attribute__((vector_size(kBytes)));
-};
-
-template <int kBytes>
 LAPAL_HD float multiply_add_in_chains(long rounds) {
-  using Vector = typename VectorOf<kBytes>::Type;
+  using Vector = typename VectorOf<float, kBytes>::Type;
   Vector sums[kChains];
   LAPAL_UNROLL
   for (int k = 0; k < kChains; ++k) {

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, Protocol
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -43,6 +44,19 @@ class TimeWorkload(Protocol):
         work: Work | None = ...,
         note: str = ...,
     ) -> None: ...
+
+
+SIZES = [(384, 10), (768, 100)]
+
+
+def sizes(*targets: dict[str, float]) -> Callable[..., object]:
+    """Both sizes, each with its own targets."""
+    rows = [pytest.param(*size, target, id=f"{size[0]}-{size[1]}") for size, target in zip(SIZES, targets, strict=True)]
+    return pytest.mark.parametrize(("n_features", "n_classes", "targets"), rows)
+
+
+def arms(*names: str) -> Callable[..., object]:
+    return pytest.mark.parametrize("arm", names)
 
 
 def public_call(prepare: Prepare) -> dict[str, Prepare]:

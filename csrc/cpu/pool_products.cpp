@@ -25,11 +25,6 @@ namespace {
 // tile is scored. Half-precision pools out of cache gained a quarter; four times as far, those in cache lose a tenth.
 constexpr int64_t kPrefetchBytes = 1 << 12;
 
-template <class T, int kBytes>
-struct VectorOf {
-  typedef T Type __attribute__((vector_size(kBytes)));
-};
-
 template <class T, int kCount>
 using Vector = typename VectorOf<T, kCount* int(sizeof(T))>::Type;
 

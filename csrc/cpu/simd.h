@@ -40,6 +40,12 @@ constexpr int kBlockBytes = 64;  // one AVX-512 register, one cache line
 template <class T>
 constexpr int kLanes = kBlockBytes / int(sizeof(T));
 
+// A vector of the compiler.
+template <class T, int kBytes>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kBytes)));
+};
+
 // An integer as wide as T, so that both fill a register with the same number of lanes.
 template <class T>
 using LaneIndex = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;

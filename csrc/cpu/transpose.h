@@ -12,15 +12,10 @@
 namespace lapal_ext {
 
 #if LAPAL_HAS_SHUFFLE
-template <class T>
-struct FourOf {
-  typedef T Vector __attribute__((vector_size(4 * sizeof(T))));
-};
-
 // to[j][i] = from[i][j] for i, j < 4; the strides lie between lines.
 template <class T>
 LAPAL_HD void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-  using Vector = typename FourOf<T>::Vector;
+  using Vector = typename VectorOf<T, 4 * int(sizeof(T))>::Type;
   Vector a, b, c, d;
   std::memcpy(&a, from, sizeof(a));
   std::memcpy(&b, from + from_stride, sizeof(b));
