@@ -1,4 +1,7 @@
-"""The exponentials of csrc/likelihood.h and csrc/cpu/wide_softmax.h, one of which every softmax takes, within 2 ulp."""
+"""The exponentials of csrc/likelihood.h and csrc/cpu/wide_softmax.h, one of which every softmax takes, within 2 ulp.
+
+The latter is 2^x, of logits in units of log 2, in the instructions of AVX-512.
+"""
 
 import ctypes
 import functools
@@ -18,8 +21,9 @@ _MACHINES = {
     "baseline": [],
     "this processor": ["-march=native"],
 }  # without and, on most machines, with fused multiply-add
-_DTYPES = {"float": np.float32, "double": np.float64, "wide": np.float32}  # wide: in the instructions of AVX-512
-_SMALLEST = {"float": -87.33, "double": -708.39, "wide": -87.33}
+_DTYPES = {"float": np.float32, "double": np.float64, "wide": np.float32}
+_EXACT = {"float": np.exp, "double": np.exp, "wide": np.exp2}
+_SMALLEST = {"float": -87.33, "double": -708.39, "wide": -126.0}
 _PER_EXPONENT = 4096
 _CASES = [(machine, name) for machine in _MACHINES for name in ("float", "double")] + [("baseline", "wide")]
 
@@ -73,16 +77,18 @@ def every_exponent(name: str) -> np.ndarray:
     generator = np.random.default_rng(0)
     exponents = np.arange(-np.finfo(dtype).nmant - 4, 10)
     mantissas = 1 + generator.random((len(exponents), _PER_EXPONENT))
-    powers = np.arange(0, -_SMALLEST[name] / np.log(2), 0.5)  # and the halves, where n changes
-    near = (powers[:, None] + 1e-3 * generator.standard_normal((len(powers), 64))) * np.log(2)
+    octave = 1.0 if name == "wide" else np.log(2)
+    powers = np.arange(0, -_SMALLEST[name] / octave, 0.5)  # and the halves, where n changes
+    near = (powers[:, None] + 1e-3 * generator.standard_normal((len(powers), 64))) * octave
     x = -np.concatenate([(np.ldexp(mantissas, exponents[:, None])).ravel(), near.ravel()]).astype(dtype)
-    return x[(x <= 0) & (x >= dtype(_SMALLEST[name]))]
+    x = x[(x <= 0) & (x >= dtype(_SMALLEST[name]))]
+    return np.concatenate([x, -x]) if name == "wide" else x  # which also takes logits above the reference
 
 
 def test_within_two_ulp_on_every_exponent(case: tuple[str, Call]) -> None:
     name, call = case
     x = every_exponent(name)
-    exact = np.exp(x.astype(np.longdouble))
+    exact = _EXACT[name](x.astype(np.longdouble))
     values = call(x)
     ulp = np.spacing(exact.astype(_DTYPES[name])).astype(np.longdouble)
     error = np.abs(values - exact) / ulp

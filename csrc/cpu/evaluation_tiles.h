@@ -37,14 +37,14 @@ struct Tiling {
   }
 };
 
-// Tiles that take `bytes` where each point has `values_per_point` numbers, in full blocks.
+// Tiles that take `bytes` where each point has `values_per_point` numbers, in pairs of full blocks.
 template <class T>
 Tiling tiling_of(int64_t n_eval, int64_t values_per_point, int64_t bytes) {
   constexpr int kL = kLanes<T>;
-  const int64_t fitting = bytes / (int64_t(sizeof(T)) * values_per_point) / kL * kL;
+  const int64_t fitting = bytes / (int64_t(sizeof(T)) * values_per_point) / (2 * kL) * (2 * kL);
   Tiling tiling{};
   tiling.n_eval = n_eval;
-  tiling.tile_points = std::clamp<int64_t>(fitting, kL, kMaxTilePoints);
+  tiling.tile_points = std::clamp<int64_t>(fitting, 2 * kL, kMaxTilePoints);
   tiling.n_full_points = n_eval / kL * kL;
   tiling.n_full_tiles = (tiling.n_full_points + tiling.tile_points - 1) / tiling.tile_points;
   tiling.n_tiles = tiling.n_full_tiles + (tiling.n_full_points < n_eval);

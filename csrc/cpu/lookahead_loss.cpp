@@ -10,12 +10,13 @@
 // each is used), the logits of a tile of points are packed as [block][C][lane]. A tile is small enough for its columns
 // to stay in the second-level cache while all hypotheses pass over it; points beyond the last full block are a tile of
 // their own, with packed columns. Within a block, a group of classes is accumulated in registers over the b columns,
-// then two passes take the softmax from a buffer [C][lane]. What the softmax leaves of each point is kept until the
-// tile is done: the logarithms of many points together are limited by throughput, one by one by latency.
+// then two passes take the softmax from a buffer [C][lane]; float32 with AVX-512 needs one pass (wide_lookahead.h).
+// What the softmax leaves of each point is kept until the tile is done: the logarithms of many points together are
+// limited by throughput, one by one by latency.
 //
 // Parallel over pairs (tile, hypothesis), see evaluation_tiles.h.
 //
-// Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds and about 20 operations of softmax.
+// Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds and 12 to 20 operations of softmax.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -28,6 +29,7 @@
 #include "cpu/evaluation_tiles.h"
 #include "cpu/lookahead_tile.h"
 #include "cpu/simd.h"
+#include "cpu/wide_lookahead.h"
 #include "dispatch.h"
 
 namespace {
@@ -39,67 +41,69 @@ using torch::stable::Tensor;
 constexpr const char* kOp = "lookahead_loss";
 constexpr int64_t kTileBytes = 1 << 20;  // of columns and logits: half of a common second-level cache
 
-template <bool kWide, class T>
+template <class T>
 LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, int64_t end, double* sums) {
   constexpr int kL = kLanes<T>;
   const int64_t b = tile.batch_size;
   T* moved = tile.buffer;
   T* z = moved + tile.n_classes * kL;
   Softmaxes<T> softmaxes;
+  alignas(kBlockBytes) T link[kL];
+  fill_lanes(T(1), link);
   for (int64_t m = begin; m < end; ++m) {
     const int64_t* slots = tile.slots + m * b;
     // The columns of a hypothesis lie on b pages: those of the next one are called for while this one is computed.
     const int64_t* next_slots = m + 1 < end ? slots + b : slots;
     const T* coefficients = tile.coefficients + m * b * tile.n_classes;
     for (int64_t start = 0; start < tile.points; start += kL) {
-      alignas(kBlockBytes) T link[kL];
       alignas(kBlockBytes) T best[kL];
       for (int64_t t = 0; t < b; ++t) {
         __builtin_prefetch(tile.columns + start + next_slots[t]);
       }
       move_block(tile, tile.logits + start * tile.n_classes, tile.columns + start, slots, coefficients, moved, best);
-      if (needs_hits(tile.kind)) {
-        LaneIndex<T>* winners = softmaxes.winners + start;
-        find_winner(moved, tile.n_classes, best, winners);
-#pragma omp simd
-        for (int lane = 0; lane < kL; ++lane) {
-          winners[lane] = winners[lane] * kL + lane;
-        }
-      }
       if (tile.variance != nullptr) {
         link_block(tile, tile.columns + start, slots, tile.triangle + m * b * b, tile.beta + m * b,
                    tile.variance + start, z, link);
-        softmax_block_for_loss<kWide, true>(tile, moved, best, link, start, softmaxes);
+        softmax_block_for_loss<true>(tile, moved, best, link, start, softmaxes);
       } else {
-        softmax_block_for_loss<kWide, false>(tile, moved, best, link, start, softmaxes);
+        softmax_block_for_loss<false>(tile, moved, best, link, start, softmaxes);
       }
+      take_labels(tile, moved, best, link, start, softmaxes);
     }
     sums[m] = sum_losses_of_kind(tile, softmaxes);
   }
 }
 
-#if LAPAL_HAS_CLONES
-LAPAL_WIDE void wide_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
-  lookahead_loss_tile<true>(tile, begin, end, sums);
-}
-#endif
-
 LAPAL_NARROW void narrow_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
-  lookahead_loss_tile<false>(tile, begin, end, sums);
+  lookahead_loss_tile(tile, begin, end, sums);
 }
 
 void lookahead_loss_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
 #if LAPAL_HAS_CLONES
   if (has_wide_registers()) {
-    return wide_kernel(tile, begin, end, sums);
+    return wide_lookahead_tile(tile, begin, end, sums);
   }
 #endif
   narrow_kernel(tile, begin, end, sums);
 }
 
 LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<double>& tile, int64_t begin, int64_t end, double* sums) {
-  lookahead_loss_tile<false>(tile, begin, end, sums);
+  lookahead_loss_tile(tile, begin, end, sums);
 }
+
+// Logits of a tile, [block][C][lane], as its kernel takes them.
+void prepare_logits([[maybe_unused]] int64_t points, [[maybe_unused]] int64_t n_classes,
+                    [[maybe_unused]] float* logits) {
+#if LAPAL_HAS_CLONES
+  if (has_wide_registers()) {
+    for (int64_t start = 0; start < points; start += kLanes<float>) {
+      wide_prepare_logits(n_classes, logits + start * n_classes);
+    }
+  }
+#endif
+}
+
+void prepare_logits(int64_t, int64_t, double*) {}
 
 // Where the columns of every hypothesis lie: offsets into `columns`, and into the packed columns of the last tile,
 // which holds only the rows that occur, in order of appearance.
@@ -142,7 +146,7 @@ struct Worker {
         columns(int64_t(slots.rows.size()) * kLanes<T>),
         variance(tile_points),
         targets(tile_points),
-        buffer((common.n_classes + common.batch_size) * kLanes<T>) {}
+        buffer(lookahead_buffer_size<T>(common.n_classes, common.batch_size)) {}
 
   explicit operator bool() const {
     return logits && columns && variance && targets && buffer;
@@ -152,6 +156,7 @@ struct Worker {
     LookaheadTile<T> tile = common;
     tile.points = points;
     pack_logits(inputs.logits, start, points, logits.data());
+    prepare_logits(points, common.n_classes, logits.data());
     tile.logits = logits.data();
     point_at_columns(start, tile);
     pack_points(start, tile);

@@ -5,11 +5,11 @@
 
 #include "cpu/evaluation_tiles.h"
 #include "cpu/simd.h"
-#include "cpu/wide_softmax.h"
 
 namespace lapal_ext {
 
-constexpr int kGroup = 8;  // classes in registers; with 16 lanes AVX2 needs two each
+constexpr int kGroup = 8;         // classes in registers; with 16 lanes AVX2 needs two each
+constexpr int kBlocksAtOnce = 2;  // at most
 
 // One tile of points, and everything about the hypotheses that is the same for all tiles.
 template <class T>
@@ -27,8 +27,14 @@ struct LookaheadTile {
   int64_t n_classes;
   Loss kind;
   T kappa;
-  T* buffer;  // [C + b][lane]
+  T* buffer;  // of lookahead_buffer_size()
 };
+
+// Numbers for the moved logits, z of the link, and coefficients in other units; not every kernel needs them all.
+template <class T>
+int64_t lookahead_buffer_size(int64_t n_classes, int64_t batch_size) {
+  return (kBlocksAtOnce * n_classes + batch_size) * kLanes<T> + batch_size * n_classes;
+}
 
 // What the softmax leaves of each point of a tile.
 template <class T>
@@ -159,19 +165,15 @@ LAPAL_HD void link_block(const LookaheadTile<T>& tile, const T* columns, const i
   }
 }
 
-// Softmax of one block, into the places of its lanes.
-template <bool kWide, Moment moment, bool kLinked, class T>
-LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const T* best, const T* link, int64_t start,
-                            Softmaxes<T>& softmaxes) {
+// What the loss asks of the labels of one block: their shifted logits times `factor`, and who won.
+template <class T>
+LAPAL_HD void take_labels(const LookaheadTile<T>& tile, const T* moved, const T* best, const T* factor, int64_t start,
+                          Softmaxes<T>& softmaxes) {
   constexpr int kL = kLanes<T>;
-  T* rest = softmaxes.rest + start;
-  T* moments = softmaxes.moments + start;
-  if constexpr (kWide) {
-    wide_sum_losers<moment, kLinked>(moved, tile.n_classes, best, link, rest, moments);
-  } else {
-    sum_losers<moment, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+  if (tile.targets == nullptr) {
+    return;
   }
-  if (tile.targets != nullptr) {
+  if (tile.kind != Loss::zero_one) {
     const LaneIndex<T>* targets = tile.targets + start;
     T* shifted = softmaxes.targets + start;
     for (int lane = 0; lane < kL; ++lane) {
@@ -179,25 +181,32 @@ LAPAL_HD void softmax_block(const LookaheadTile<T>& tile, const T* moved, const 
     }
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
-      shifted[lane] -= best[lane];
-      if (kLinked) {
-        shifted[lane] *= link[lane];
-      }
+      shifted[lane] = (shifted[lane] - best[lane]) * factor[lane];
+    }
+  }
+  if (needs_hits(tile.kind)) {
+    LaneIndex<T>* winners = softmaxes.winners + start;
+    find_winner(moved, tile.n_classes, best, winners);
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      winners[lane] = winners[lane] * kL + lane;
     }
   }
 }
 
-template <bool kWide, bool kLinked, class T>
+template <bool kLinked, class T>
 LAPAL_HD void softmax_block_for_loss(const LookaheadTile<T>& tile, const T* moved, const T* best, const T* link,
                                      int64_t start, Softmaxes<T>& softmaxes) {
+  T* rest = softmaxes.rest + start;
+  T* moments = softmaxes.moments + start;
   switch (tile.kind) {
     case Loss::cross_entropy:
     case Loss::expected_zero_one:
-      return softmax_block<kWide, Moment::none, kLinked>(tile, moved, best, link, start, softmaxes);
+      return sum_losers<Moment::none, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::expected_cross_entropy:
-      return softmax_block<kWide, Moment::energy, kLinked>(tile, moved, best, link, start, softmaxes);
+      return sum_losers<Moment::energy, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::brier:
-      return softmax_block<kWide, Moment::squares, kLinked>(tile, moved, best, link, start, softmaxes);
+      return sum_losers<Moment::squares, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::zero_one:
       return;  // the winner says it all
   }

@@ -6,8 +6,9 @@
 //
 // Layout: rows lie in lanes. A block's logits are packed as [C][lane] and so are its sums; a sample costs two passes
 // over classes, both in the first-level cache: the exponentials and their sums; then their probabilities and, in the
-// same pass, the next sample's logits and the largest of them. The partition functions of kProduct samples are
-// multiplied, as what they are beyond one, before a logarithm is taken.
+// same pass, the next sample's logits and the largest of them (samples.h). Float32 with AVX-512 needs one pass for all
+// of that (wide_samples.h). The partition functions of kProduct samples are multiplied, as what they are beyond one,
+// before a logarithm is taken.
 //
 // The probabilities of at most kChunk samples are added in the dtype of the inputs, and these sums in float64: the
 // error does not grow with S.
@@ -24,8 +25,9 @@
 
 #include "checks.h"
 #include "cpu/row_block.h"
+#include "cpu/samples.h"
 #include "cpu/simd.h"
-#include "cpu/wide_softmax.h"
+#include "cpu/wide_samples.h"
 #include "dispatch.h"
 
 namespace {
@@ -35,171 +37,19 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "mc_predictive";
-constexpr int64_t kChunk = 16;   // samples
-constexpr int64_t kProduct = 4;  // samples per logarithm: a float holds the product up to a billion classes
-
-// One block of rows, class-major.
-template <class T>
-struct Block {
-  const T* logits;     // [C][lane]
-  const T* deviation;  // [lane]
-  const T* noise;      // [S, C]
-  int64_t n_classes;
-  T* drawn;         // [C][lane]
-  T* sums;          // [C][lane] of one chunk
-  double* mean;     // [C][lane]
-  double* entropy;  // [lane]
-};
-
-// What a block keeps between the passes of one sample and the next.
-template <class T>
-struct Running {
-  alignas(kBlockBytes) T best[kLanes<T>];     // largest logit of the sample that is drawn
-  alignas(kBlockBytes) T inverse[kLanes<T>];  // of the partition function of the sample before
-  alignas(kBlockBytes) T beyond[kLanes<T>];   // product of partition functions, less one
-  alignas(kBlockBytes) T energy[kLanes<T>];   // sum of the mean distances from the largest logit, <= 0
-};
-
-// Adds the probabilities of the sample in `drawn`, and draws the next one there.
-template <bool kAdds, class T>
-LAPAL_HD void draw_sample(const Block<T>& block, const T* noise, Running<T>& running) {
-  constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T deviation[kL];
-  alignas(kBlockBytes) T inverse[kL];
-  alignas(kBlockBytes) T best[kL];
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    deviation[lane] = block.deviation[lane];
-    inverse[lane] = running.inverse[lane];
-    best[lane] = -__builtin_inff();
-  }
-  for (int64_t k = 0; k < block.n_classes; ++k) {
-    const T offset = noise[k];
-    const T* logits = block.logits + k * kL;
-    T* drawn = block.drawn + k * kL;
-    T* sums = block.sums + k * kL;
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      if (kAdds) {
-        sums[lane] += drawn[lane] * inverse[lane];
-      }
-      const T value = logits[lane] + deviation[lane] * offset;
-      drawn[lane] = value;
-      best[lane] = value > best[lane] ? value : best[lane];
-    }
-  }
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    running.best[lane] = best[lane];
-  }
-}
-
-// The drawn logits become exponentials relative to the largest; of these, the sum of all but the largest, and the sum
-// times the shifted logits.
-template <class T>
-LAPAL_HD void take_exponentials(T* drawn, int64_t n_classes, const T* largest, T* rest, T* energy) {
-  constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T best[kL];
-  alignas(kBlockBytes) T total[kL];
-  alignas(kBlockBytes) T products[kL];
-  alignas(kBlockBytes) T ties[kL];  // classes as large as the largest, beyond the first
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    best[lane] = largest[lane];
-    total[lane] = T(0);
-    products[lane] = T(0);
-    ties[lane] = T(-1);
-  }
-  for (int64_t k = 0; k < n_classes; ++k) {
-    T* row = drawn + k * kL;
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      const T shifted = row[lane] - best[lane];
-      const T term = exp_nonpositive(shifted);
-      const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
-      row[lane] = term;
-      total[lane] += loses ? term : T(0);
-      ties[lane] += loses ? T(0) : T(1);
-      products[lane] += term * shifted;
-    }
-  }
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    rest[lane] = total[lane] + ties[lane];
-    energy[lane] = products[lane];
-  }
-}
-
-// The sample in `drawn` is weighted for its probabilities, and joins the entropy.
-template <bool kWide, class T>
-LAPAL_HD void take_softmax(const Block<T>& block, Running<T>& running) {
-  constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T rest[kL];
-  alignas(kBlockBytes) T energy[kL];
-  if constexpr (kWide) {
-    wide_take_exponentials(block.drawn, block.n_classes, running.best, rest, energy);
-  } else {
-    take_exponentials(block.drawn, block.n_classes, running.best, rest, energy);
-  }
-#pragma omp simd
-  for (int lane = 0; lane < kL; ++lane) {
-    const T inverse = T(1) / (T(1) + rest[lane]);
-    running.inverse[lane] = inverse;
-    running.energy[lane] += energy[lane] * inverse;
-    running.beyond[lane] += rest[lane] + running.beyond[lane] * rest[lane];
-  }
-}
-
-template <bool kWide, class T>
-LAPAL_HD void average_samples(const Block<T>& block, int64_t n_samples) {
-  constexpr int kL = kLanes<T>;
-  const int64_t size = block.n_classes * kL;
-  if (n_samples == 0) {
-    return;
-  }
-  Running<T> running;
-  fill_lanes(T(0), running.inverse);
-  draw_sample<false>(block, block.noise, running);
-  for (int64_t begin = 0; begin < n_samples; begin += kChunk) {
-    const int64_t end = std::min(begin + kChunk, n_samples);
-    alignas(kBlockBytes) T entropies[kL] = {};
-    std::fill(block.sums, block.sums + size, T(0));
-    for (int64_t first = begin; first < end; first += kProduct) {
-      const int64_t last = std::min(first + kProduct, end);
-      fill_lanes(T(0), running.beyond);
-      fill_lanes(T(0), running.energy);
-      for (int64_t s = first; s < last; ++s) {
-        take_softmax<kWide>(block, running);
-        const int64_t next = std::min(s + 1, n_samples - 1);  // behind the last one, drawn in vain
-        draw_sample<true>(block, block.noise + next * block.n_classes, running);
-      }
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        entropies[lane] += log1p_nonnegative(running.beyond[lane]) - running.energy[lane];
-      }
-    }
-#pragma omp simd
-    for (int64_t i = 0; i < size; ++i) {
-      block.mean[i] += double(block.sums[i]);
-    }
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      block.entropy[lane] += double(entropies[lane]);
-    }
-  }
-}
 
 #if LAPAL_HAS_CLONES
-LAPAL_WIDE void wide_kernel(const Block<float>& block, int64_t n_samples) {
-  average_samples<true>(block, n_samples);
+LAPAL_WIDE void wide_kernel(const SampleBlock<float>& block, int64_t n_samples) {
+  wide_prepare_logits(block.n_classes, block.logits);
+  wide_average_samples(block, n_samples);
 }
 #endif
 
-LAPAL_NARROW void narrow_kernel(const Block<float>& block, int64_t n_samples) {
-  average_samples<false>(block, n_samples);
+LAPAL_NARROW void narrow_kernel(const SampleBlock<float>& block, int64_t n_samples) {
+  average_samples(block, n_samples);
 }
 
-void mc_predictive_kernel(const Block<float>& block, int64_t n_samples) {
+void mc_predictive_kernel(const SampleBlock<float>& block, int64_t n_samples) {
 #if LAPAL_HAS_CLONES
   if (has_wide_registers()) {
     return wide_kernel(block, n_samples);
@@ -208,8 +58,8 @@ void mc_predictive_kernel(const Block<float>& block, int64_t n_samples) {
   narrow_kernel(block, n_samples);
 }
 
-LAPAL_CLONES void mc_predictive_kernel(const Block<double>& block, int64_t n_samples) {
-  average_samples<false>(block, n_samples);
+LAPAL_CLONES void mc_predictive_kernel(const SampleBlock<double>& block, int64_t n_samples) {
+  average_samples(block, n_samples);
 }
 
 // Tensors of a call; logits and variance with their strides, the rest contiguous.
@@ -239,7 +89,7 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
     T* packed = scratch.data();
     alignas(kBlockBytes) T deviation[kL];
     alignas(kBlockBytes) double entropies[kL];
-    Block<T> block{};
+    SampleBlock<T> block{};
     block.logits = packed;
     block.deviation = deviation;
     block.noise = inputs.noise.const_data_ptr<T>();

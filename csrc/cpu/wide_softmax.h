@@ -1,10 +1,13 @@
-// The sums of a softmax in float32, in the instructions of AVX-512: what the compiler does not find in plain loops.
+// The softmax of blocks of logits in float32, in the instructions of AVX-512: what the compiler does not find in plain
+// loops. Logits are in units of log 2, relative to about the largest of their lane: wide_prepare_logits().
 //
-//   exp(x) = T (1 + r + r^2 / 2 + r^3 / 6),  T = 2^(n / 16),  r = x - n log(2) / 16,  n = round(16 x / log 2).
+//   2^x = 2^floor(x) R (1 + r q(r)),  r = x - floor(32 x) / 32,  R = 2^(x - r - floor(x)), one of the 32 roots of two.
 //
-// The sixteen roots of two lie in one register that a permutation looks up, which leaves a polynomial of three terms
-// for the five of exp_in_range(): 11 instructions instead of 13, and a chain of 7 instead of 10. Masks stand for the
-// winner and for what is too small, where the loops of simd.h blend: a class costs 16 instructions instead of 21.
+// One instruction finds r, one looks R up in two registers, and one takes the power of two, zero or infinity where it
+// is out of range. That leaves a polynomial of two terms: 8 instructions for the 15 of exp_nonpositive().
+//
+// The winner is left out of the sums without a pass that looks for it first: of the largest power so far and the next
+// one, the smaller joins the sum. Ties need no care, and no difference is taken.
 //
 // Not always_inline, since templates without this target stand between a kernel and these.
 #pragma once
@@ -16,88 +19,129 @@
 
 namespace lapal_ext {
 
-struct WideExp {
-  // Bits of 2^(j / 16), less j at the place where n, shifted into the exponent, leaves its four lowest bits.
-  alignas(kBlockBytes) static constexpr int32_t kRoots[16] = {
-      0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532, 0x3f75fed7, 0x3f75583f,
-      0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c, 0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+constexpr float kLog2e = 1.44269504088896340736f;
+constexpr float kLog2 = 0.69314718055994530942f;
+constexpr __mmask16 kAllLanes = 0xffff;  // some unmasked intrinsics make GCC 12 warn of its own headers
 
-  __m512 roots;
+// Of two numbers; of a NaN and anything, in whatever order, the second.
+LAPAL_WIDE inline __m512 wide_min(__m512 a, __m512 b) {
+  return _mm512_maskz_min_ps(kAllLanes, a, b);
+}
 
-  LAPAL_WIDE WideExp() : roots(_mm512_castsi512_ps(_mm512_load_si512(kRoots))) {}
+LAPAL_WIDE inline __m512 wide_max(__m512 a, __m512 b) {
+  return _mm512_maskz_max_ps(kAllLanes, a, b);
+}
 
-  // Within 2 ulp where x is not below the smallest exponent and x <= 0; NaN stays NaN.
-  LAPAL_WIDE __m512 in_range(__m512 x) const {
-    const __m512 rounder = _mm512_set1_ps(detail::Number<float>::kRounder);
-    const __m512 rounded = _mm512_fmadd_ps(x, _mm512_set1_ps(16.0f * 1.44269504088896340736f), rounder);
-    const __m512 n = _mm512_sub_ps(rounded, rounder);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0x1.62e430p-5f), x);
-    r = _mm512_fmadd_ps(n, _mm512_set1_ps(0x1.05c610p-33f), r);
-    const __m512i bits = _mm512_castps_si512(rounded);
-    const __m512i root = _mm512_castps_si512(_mm512_permutexvar_ps(bits, roots));
-    const __m512 power = _mm512_castsi512_ps(_mm512_add_epi32(root, _mm512_slli_epi32(bits, 19)));
-    __m512 sum = _mm512_fmadd_ps(r, _mm512_set1_ps(1.0f / 6.0f), _mm512_set1_ps(0.5f));
-    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(1.0f));
-    return _mm512_fmadd_ps(sum, _mm512_mul_ps(r, power), power);
+// 2^(x + kLift) within 2 ulp.
+template <int kLift>
+class WideExp2 {
+ public:
+  LAPAL_WIDE WideExp2() {
+    const __m512 lift = _mm512_set1_ps(float(kLift));
+    low_ = _mm512_maskz_scalef_ps(kAllLanes, _mm512_load_ps(kRoots), lift);
+    high_ = _mm512_maskz_scalef_ps(kAllLanes, _mm512_load_ps(kRoots + kLanes<float>), lift);
   }
+
+  // Zero where that would not be a normal number: those are slow to compute with. NaN stays NaN.
+  LAPAL_WIDE __m512 operator()(__m512 x) const {
+    constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+    const __m512 r = _mm512_maskz_reduce_ps(kAllLanes, x, 5 << 4 | _MM_FROUND_TO_NEG_INF);
+    // Leaves floor(32 x) in the lowest bits.
+    const __m512 steps = _mm512_maskz_add_round_ps(kAllLanes, x, _mm512_set1_ps(0x1.8p18f), kDown);
+    const __m512 root = _mm512_permutex2var_ps(low_, _mm512_castps_si512(steps), high_);
+    // (2^r - 1) / r, minimax: 0.54 ulp.
+    const __m512 q = _mm512_fmadd_ps(r, _mm512_set1_ps(0.24265269f), _mm512_set1_ps(0.69312373f));
+    const __m512 power = _mm512_fmadd_ps(q, _mm512_mul_ps(r, root), root);
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f - kLift), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(normal, power, x);
+  }
+
+ private:
+  alignas(kBlockBytes) static constexpr float kRoots[32] = {  // 2^(j / 32)
+      0x1.000000p0f, 0x1.059b0ep0f, 0x1.0b5586p0f, 0x1.11301ep0f, 0x1.172b84p0f, 0x1.1d4874p0f, 0x1.2387a6p0f,
+      0x1.29e9e0p0f, 0x1.306fe0p0f, 0x1.371a74p0f, 0x1.3dea64p0f, 0x1.44e086p0f, 0x1.4bfdaep0f, 0x1.5342b6p0f,
+      0x1.5ab07ep0f, 0x1.6247ecp0f, 0x1.6a09e6p0f, 0x1.71f75ep0f, 0x1.7a1148p0f, 0x1.82589ap0f, 0x1.8ace54p0f,
+      0x1.93737cp0f, 0x1.9c4918p0f, 0x1.a5503cp0f, 0x1.ae89fap0f, 0x1.b7f770p0f, 0x1.c199bep0f, 0x1.cb720ep0f,
+      0x1.d5818ep0f, 0x1.dfc974p0f, 0x1.ea4afap0f, 0x1.f50766p0f};
+
+  __m512 low_, high_;
 };
 
-// Lanes whose class loses: NaN too, so that it is seen.
-LAPAL_WIDE inline __mmask16 wide_loses(__m512 shifted) {
-  return _mm512_cmp_ps_mask(shifted, _mm512_setzero_ps(), _CMP_NGE_UQ);
-}
-
-// Of these lanes, those whose exponential is a normal number, or NaN.
-LAPAL_WIDE inline __mmask16 wide_counts(__mmask16 lanes, __m512 shifted) {
-  const __m512 smallest = _mm512_set1_ps(detail::Number<float>::kSmallestExponent);
-  return _mm512_mask_cmp_ps_mask(lanes, shifted, smallest, _CMP_NLT_UQ);
-}
-
-// sum_losers() of simd.h, for the moments that a loss needs.
-template <Moment moment, bool kLinked>
-LAPAL_WIDE inline void wide_sum_losers(const float* logits, int64_t n_classes, const float* largest, const float* link,
-                                       float* rest, float* moments) {
+// The sums of a softmax over all classes but the winner.
+//
+// The largest logit may be kLift away from zero: then powers that count, down to 2^-126 of the winner's, are normal
+// numbers, and what is summed, 2^(2 kLift) at most and its square, stays below 2^128 for any number of classes.
+template <Moment moment>
+class WideLosers {
   static_assert(moment == Moment::none || moment == Moment::squares || moment == Moment::energy, "of a utility");
-  const WideExp exp;
-  const __m512 best = _mm512_load_ps(largest), factor = kLinked ? _mm512_load_ps(link) : _mm512_setzero_ps();
-  __m512 sum = _mm512_setzero_ps(), second = _mm512_setzero_ps();
-  __m512 ties = _mm512_set1_ps(float(n_classes - 1));  // as large as the largest, beyond the first
-  for (int64_t k = 0; k < n_classes; ++k) {
-    __m512 shifted = _mm512_sub_ps(_mm512_load_ps(logits + k * kLanes<float>), best);
-    if (kLinked) {
-      shifted = _mm512_mul_ps(shifted, factor);
-    }
-    const __mmask16 loses = wide_loses(shifted), counts = wide_counts(loses, shifted);
-    const __m512 other = exp.in_range(shifted);
-    sum = _mm512_mask_add_ps(sum, counts, sum, other);
-    ties = _mm512_mask_sub_ps(ties, loses, ties, _mm512_set1_ps(1.0f));
-    if constexpr (moment != Moment::none) {
-      second = _mm512_mask3_fmadd_ps(other, moment == Moment::squares ? other : shifted, second, counts);
-    }
-  }
-  _mm512_store_ps(rest, _mm512_add_ps(sum, ties));
-  _mm512_store_ps(moments, moment == Moment::squares ? _mm512_add_ps(second, ties) : second);
-}
+  static constexpr int kLift = moment == Moment::squares ? 24 : 48;
 
-// take_exponentials() of mc_predictive.cpp.
-LAPAL_WIDE inline void wide_take_exponentials(float* drawn, int64_t n_classes, const float* largest, float* rest,
-                                              float* energy) {
-  const WideExp exp;
-  const __m512 best = _mm512_load_ps(largest);
-  __m512 sum = _mm512_setzero_ps(), products = _mm512_setzero_ps();
-  __m512 ties = _mm512_set1_ps(float(n_classes - 1));
-  for (int64_t k = 0; k < n_classes; ++k) {
-    float* row = drawn + k * kLanes<float>;
-    const __m512 shifted = _mm512_sub_ps(_mm512_load_ps(row), best);
-    const __mmask16 loses = wide_loses(shifted);
-    const __m512 term = _mm512_maskz_mov_ps(wide_counts(__mmask16(-1), shifted), exp.in_range(shifted));
-    _mm512_store_ps(row, term);
-    sum = _mm512_mask_add_ps(sum, loses, sum, term);
-    ties = _mm512_mask_sub_ps(ties, loses, ties, _mm512_set1_ps(1.0f));
-    products = _mm512_fmadd_ps(term, shifted, products);
+ public:
+  using Exp2 = WideExp2<kLift>;
+
+  LAPAL_WIDE WideLosers()
+      : best_(_mm512_set1_ps(-0x1.fffffep127f)),  // no infinity, whose product with nothing is NaN
+        largest_(_mm512_setzero_ps()),
+        sum_(_mm512_setzero_ps()),
+        second_(_mm512_setzero_ps()) {}
+
+  // One class: its logit and the power of it. A NaN gets into the sums, but not into the largest.
+  LAPAL_WIDE void meet(__m512 x, __m512 power) {
+    const __m512 lower = wide_min(largest_, power);
+    if constexpr (moment == Moment::squares) {
+      second_ = _mm512_fmadd_ps(lower, lower, second_);
+    } else if constexpr (moment == Moment::energy) {
+      second_ = _mm512_fmadd_ps(lower, wide_min(x, best_), second_);
+    }
+    sum_ = _mm512_add_ps(sum_, lower);
+    largest_ = wide_max(power, largest_);
+    best_ = wide_max(x, best_);
   }
-  _mm512_store_ps(rest, _mm512_add_ps(sum, ties));
-  _mm512_store_ps(energy, products);
+
+  // Largest logit of each lane.
+  LAPAL_WIDE __m512 best() const {
+    return best_;
+  }
+
+  // Whether no largest logit lies too far from zero.
+  LAPAL_WIDE bool in_range() const {
+    return _mm512_cmp_ps_mask(_mm512_mul_ps(best_, best_), _mm512_set1_ps(float(kLift * kLift)), _CMP_NLE_UQ) == 0;
+  }
+
+  // One over the power of the winner.
+  LAPAL_WIDE __m512 inverse() const {
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), largest_);
+  }
+
+  // Relative to the winner, the sum of the exponentials.
+  LAPAL_WIDE __m512 rest(__m512 inverse) const {
+    return _mm512_mul_ps(sum_, inverse);
+  }
+
+  // The sum of their squares, or of their products with the shifted logits.
+  LAPAL_WIDE __m512 second(__m512 inverse) const {
+    if constexpr (moment == Moment::squares) {
+      return _mm512_mul_ps(_mm512_mul_ps(second_, inverse), inverse);
+    } else if constexpr (moment == Moment::energy) {
+      const __m512 energy = _mm512_fnmadd_ps(best_, sum_, second_);
+      return _mm512_mul_ps(_mm512_mul_ps(energy, inverse), _mm512_set1_ps(kLog2));
+    } else {
+      return second_;
+    }
+  }
+
+ private:
+  __m512 best_, largest_, sum_, second_;
+};
+
+// Logits of one block, [C][lane], relative to the largest of each lane and in units of log 2.
+LAPAL_WIDE inline void wide_prepare_logits(int64_t n_classes, float* logits) {
+  alignas(kBlockBytes) float best[kLanes<float>];
+  find_largest(logits, n_classes, best);
+  for (int64_t k = 0; k < n_classes; ++k) {
+    const __m512 shifted = _mm512_sub_ps(_mm512_load_ps(logits + k * kLanes<float>), _mm512_load_ps(best));
+    _mm512_store_ps(logits + k * kLanes<float>, _mm512_mul_ps(shifted, _mm512_set1_ps(kLog2e)));
+  }
 }
 
 }  // namespace lapal_ext

@@ -120,6 +120,24 @@ def test_budget_of_extreme_logits(
     assert sums.isfinite().all()
 
 
+@every_loss
+@every_link
+@pytest.mark.parametrize("size", [20.0, 60.0, 400.0])
+@pytest.mark.parametrize("E", [16, 45])
+def test_budget_of_hypotheses_that_move_far(
+    kind: str, link: str, size: float, E: int, dtype: torch.dtype, device: str, draw: Draw
+) -> None:
+    """The largest logit, of one point or of all, up or down: a power relative to the old one would leave its range."""
+    args = example("lookahead_loss", C=7, E=E, M=4) | {"loss_kind": kind} | (NO_VARIANCE if link == "plugin" else {})
+    reach = draw.uniform(E)  # of the first hypothesis; the second moves one point, the third all of them, down too
+    args["columns"][args["batches"][0, 0]] = size * reach
+    args["columns"][args["batches"][1, 0]] = size * (torch.arange(E) == E // 2)
+    args["columns"][args["batches"][2, 0]] = size
+    args["coefficients"][2, 0] = -1.0 - 0.1 * torch.arange(7)
+    sums = assert_within_budget(op, args, dtype, device=device, logit_size=size).values["result 0"]
+    assert sums.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["expected_zero_one", "expected_cross_entropy", "cross_entropy", "brier"])
 @pytest.mark.parametrize("gap", [30.0, 80.0])
 def test_confident_points_keep_their_relative_accuracy(kind: str, gap: float, dtype: torch.dtype, device: str) -> None:

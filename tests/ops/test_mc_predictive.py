@@ -39,6 +39,16 @@ def test_budget(C: int, size: float, S: int, dtype: torch.dtype, device: str, dr
     assert (entropy <= math.log(C) + 1e-5).all()
 
 
+@pytest.mark.parametrize("C", [2, 10, 150])
+@pytest.mark.parametrize("deviation", [10.0, 60.0])
+def test_budget_of_samples_far_from_the_mean(C: int, deviation: float, dtype: torch.dtype, device: str) -> None:
+    """Noise that moves the largest logit by dozens: a power relative to the mean's would leave its range."""
+    args = example("mc_predictive", C=C, N=35, S=33)
+    args["variance"][::2] = deviation**2
+    mean, entropy = assert_within_budget(op, args, dtype, device=device, logit_size=3 * deviation).values.values()
+    torch.testing.assert_close(mean.sum(1), torch.ones_like(entropy), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("variance", [0.0, -2.0])
 def test_no_variance_is_the_plugin(variance: float, dtype: torch.dtype, device: str) -> None:
     args = example("mc_predictive")
