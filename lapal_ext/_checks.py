@@ -254,7 +254,10 @@ def is_finite(*values: Tensor) -> bool:
 
     The sum is tested first: it is many times cheaper than a mask, and only an overflow makes it raise a false alarm.
     """
-    total = sum(_sum(value.detach()) for value in values)
+    first, *others = values
+    total = _sum(first.detach())
+    for value in others:
+        total = total + _sum(value.detach())
     return math.isfinite(total) or all(bool(value.isfinite().all()) for value in values)
 
 

@@ -34,7 +34,9 @@ def absorb(
     for start in range(0, max(1, features.shape[0]), _BLOCK):  # of no rows, one empty block looks at the posterior
         x, y = features[start : start + _BLOCK], targets[start : start + _BLOCK]
         old_mean, old_covariance = mean, covariance
-        mean, covariance, weights, sound = ops.absorb_labels(old_mean, old_covariance, x, y, gamma, step, curvature)
+        mean, covariance, weights, sound = ops.absorb_labels.unchecked(
+            old_mean, old_covariance, x, y, gamma, step, curvature
+        )
         if not sound:
             squares = x.square().sum(1)
             _check_rows(old_mean, old_covariance, x, squares, y, step, gamma, curvature, start)
