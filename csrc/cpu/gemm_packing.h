@@ -9,8 +9,6 @@
 
 namespace lapal_ext {
 
-constexpr int64_t kLinesAhead = 8;  // that packing calls for: the next one is too far for the hardware to foresee
-
 // Points [begin, end) that lie as panels do, packed as [panel][depth][kPanel]: a line of all panels at a time, which is
 // how they lie.
 template <class T>

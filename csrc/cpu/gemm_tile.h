@@ -17,6 +17,8 @@ namespace lapal_ext {
 constexpr int kWideRows = 14;    // 28 sums, two columns and a factor: the 32 registers of AVX-512
 constexpr int kNarrowRows = 3;   // 12 of the 16 registers of AVX2, where a vector of 64 bytes takes two
 constexpr int64_t kDepth = 384;  // of a chunk: so much of kWideRows rows stays in the first-level cache
+// Lines of a matrix that are called for ahead: they lie too far apart for the hardware to foresee the next.
+constexpr int64_t kLinesAhead = 8;
 
 template <class T>
 constexpr int kPanel = 2 * kLanes<T>;
@@ -60,11 +62,17 @@ struct TileSums {
   }
 
   // Adds sum_i rows[row][i] panel[i][j]; the strides lie between rows, between i in a row, and between i in the panel.
+  // Apart: in a panel that was not packed.
+  template <bool kApart = false>
   LAPAL_HD void add(const T* rows, int64_t row_stride, int64_t factor_stride, const T* panel, int64_t panel_stride,
                     int64_t depth) {
     constexpr int kL = kLanes<T>;
     for (int64_t i = 0; i < depth; ++i) {
       const T* weights = panel + i * panel_stride;
+      if constexpr (kApart) {
+        __builtin_prefetch(weights + kLinesAhead * panel_stride);
+        __builtin_prefetch(weights + kLinesAhead * panel_stride + kL);
+      }
       LAPAL_UNROLL
       for (int row = 0; row < kRows; ++row) {
         const T factor = rows[row * row_stride + i * factor_stride];
@@ -96,12 +104,20 @@ struct TileSums {
   }
 };
 
-// tile[row][j] = sum_i rows[row][i] panel[i][j]. The lines of a panel that was not packed lie `panel_stride` apart.
+// tile[row][j] = sum_i rows[row][i] panel[i][j].
 template <int kRows, class T>
-LAPAL_HD void multiply_panel(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile,
-                             int64_t panel_stride = kPanel<T>) {
+LAPAL_HD void multiply_panel(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile) {
   TileSums<kRows, T> sums;
-  sums.add(rows, stride, 1, panel, panel_stride, depth);
+  sums.add(rows, stride, 1, panel, kPanel<T>, depth);
+  sums.store(tile);
+}
+
+// The same for a panel that was not packed: lines of a matrix, `panel_stride` apart.
+template <int kRows, class T>
+LAPAL_HD void multiply_lines(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile,
+                             int64_t panel_stride) {
+  TileSums<kRows, T> sums;
+  sums.template add<true>(rows, stride, 1, panel, panel_stride, depth);
   sums.store(tile);
 }
 

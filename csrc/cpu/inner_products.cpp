@@ -6,8 +6,8 @@
 //
 // Layout: points lie in lanes. A block of points is packed in panels [panel][depth][kPanel] that stay in the
 // second-level cache while groups of rows pass over them (gemm_tile.h); a group is copied to a padded buffer, which
-// makes every layout one. For few rows packing the points would not pay: they are met where they are, as
-// panels where they lie like them (a transposed matrix), else as dot products.
+// makes every layout one. For few rows packing the points would not pay: they are met where they are, as panels where
+// they lie like them (a transposed matrix), with a call for the lines ahead; else, for very few, as dot products.
 //
 // Parallel over pairs (block of points, block of row groups); each worker packs the points it meets. Every sum has an
 // order that D alone decides (dot products have one, panels another), so equal points have equal products for any
@@ -39,12 +39,13 @@ using namespace lapal_ext;
 using torch::stable::Tensor;
 
 constexpr const char* kOp = "inner_products";
-constexpr int64_t kDotRows = 10;         // up to here, packing points that lie like the rows costs more than it saves
-constexpr int64_t kInPlaceRows = 14;     // and here, points that lie as panels do
-constexpr int64_t kBlockPanels = 8;      // at most; 384 KiB of packed points, a fraction of a second-level cache
-constexpr int64_t kBlockGroups = 16;     // row groups of one task
-constexpr int kHeightStep = 4;           // between the heights of tiles: 2, 6, 10 and all 14 rows
-constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+constexpr int64_t kDotRows = 10;       // up to here, packing points that lie like the rows costs more than it saves
+constexpr int64_t kInPlaceRows = 112;  // and here, points that lie as panels do,
+constexpr int64_t kInPlaceBytes = 1 << 19;  // unless so many lines at their distance lie on more pages than are near
+constexpr int64_t kBlockPanels = 8;         // at most; 384 KiB of packed points, a fraction of a second-level cache
+constexpr int64_t kBlockGroups = 16;        // row groups of one task
+constexpr int kHeightStep = 4;              // between the heights of tiles: 2, 6, 10 and all 14 rows
+constexpr int64_t kGrainWork = 1 << 17;     // multiply-adds per worker, below which starting one costs more
 
 template <class T>
 struct Product {
@@ -116,7 +117,7 @@ LAPAL_HD void multiply_rows(const Product<T>& product, const Chunk& chunk, int64
     alignas(kBlockBytes) T tile[kRows * kPanel<T>];
     if (point < chunk.first_packed) {
       const T* panel = points.data + point + chunk.start * points.feature_stride;
-      multiply_panel<kRows>(buffers.group, kGroupStride<T>, panel, chunk.depth, tile, points.feature_stride);
+      multiply_lines<kRows>(buffers.group, kGroupStride<T>, panel, chunk.depth, tile, points.feature_stride);
     } else {
       multiply_panel<kRows>(buffers.group, kGroupStride<T>, buffers.panels + chunk.offset(point), chunk.depth, tile);
     }
@@ -133,7 +134,8 @@ LAPAL_HD void multiply_block(const Product<T>& product, int64_t block, int64_t b
   chunk.first_point = block * product.block_points;
   chunk.last_point = std::min(chunk.first_point + product.block_points, points.n_rows);
   // Points that lie as panels do are packed only where they are met often.
-  const bool in_place = points.row_stride == 1 && (end - begin) * kRows <= kInPlaceRows;
+  const int64_t n_rows = (end - begin) * kRows, line_bytes = points.feature_stride * int64_t(sizeof(T));
+  const bool in_place = points.row_stride == 1 && n_rows <= kInPlaceRows && n_rows * line_bytes <= kInPlaceBytes;
   const int64_t whole_panels = (chunk.last_point - chunk.first_point) / kPanel<T>;
   chunk.first_packed = chunk.first_point + (in_place ? whole_panels * kPanel<T> : 0);
   for (chunk.start = 0; chunk.start < product.depth; chunk.start += kDepth) {
