@@ -29,6 +29,7 @@
 #include "cpu/evaluation_tiles.h"
 #include "cpu/hypothetical_labels.h"
 #include "cpu/simd.h"
+#include "cpu/wide_labels.h"
 #include "dispatch.h"
 #include "returning_class.h"
 
@@ -58,12 +59,16 @@ struct Tile {
 };
 
 // Expected loss of each point of a block, added to `totals`.
-template <Loss kind, class T>
+template <bool kWide, Loss kind, class T>
 LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T* p, Softmax<T>& softmax,
                                   double* totals) {
   constexpr int kL = kLanes<T>;
   find_top_two(logits, p, tile.n_classes, tile.shifted, softmax);
-  sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
+  if constexpr (kWide) {
+    wide_sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
+  } else {
+    sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
+  }
   Whole<T> whole;
   whole.take(softmax);
   int too_large = 0;
@@ -95,7 +100,7 @@ LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T*
   }
 }
 
-template <Loss kind, class T>
+template <bool kWide, Loss kind, class T>
 LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
   constexpr int kL = kLanes<T>;
   const T* p = tile.probabilities + n * tile.n_classes;
@@ -109,7 +114,7 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
     for (int lane = 0; lane < kL; ++lane) {
       softmax.delta[lane] = length * columns[start + lane];
     }
-    expected_loss_block<kind>(tile, tile.logits + start * tile.n_classes, p, softmax, totals);
+    expected_loss_block<kWide, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, totals);
   }
   double sum = 0.0;
   if (start < tile.points) {
@@ -117,7 +122,7 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
     for (int lane = 0; lane < kL; ++lane) {
       softmax.delta[lane] = start + lane < tile.points ? length * columns[start + lane] : T(0);
     }
-    expected_loss_block<kind>(tile, tile.logits + start * tile.n_classes, p, softmax, last);
+    expected_loss_block<kWide, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, last);
     for (int lane = 0; start + lane < tile.points; ++lane) {
       sum += last[lane];
     }
@@ -128,20 +133,35 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
   return sum;
 }
 
-template <class T>
+template <bool kWide, class T>
 LAPAL_HD void expected_lookahead_tile(const Tile<T>& tile, int64_t begin, int64_t end, double* sums) {
   for (int64_t n = begin; n < end; ++n) {
-    sums[n] = tile.kind == Loss::expected_zero_one ? sum_tile<Loss::expected_zero_one>(tile, n)
-                                                   : sum_tile<Loss::expected_cross_entropy>(tile, n);
+    sums[n] = tile.kind == Loss::expected_zero_one ? sum_tile<kWide, Loss::expected_zero_one>(tile, n)
+                                                   : sum_tile<kWide, Loss::expected_cross_entropy>(tile, n);
   }
 }
 
-LAPAL_CLONES void expected_lookahead_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
-  expected_lookahead_tile(tile, begin, end, sums);
+#if LAPAL_HAS_CLONES
+LAPAL_WIDE void wide_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+  expected_lookahead_tile<true>(tile, begin, end, sums);
+}
+#endif
+
+LAPAL_NARROW void narrow_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+  expected_lookahead_tile<false>(tile, begin, end, sums);
+}
+
+void expected_lookahead_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+#if LAPAL_HAS_CLONES
+  if (has_wide_registers()) {
+    return wide_kernel(tile, begin, end, sums);
+  }
+#endif
+  narrow_kernel(tile, begin, end, sums);
 }
 
 LAPAL_CLONES void expected_lookahead_kernel(const Tile<double>& tile, int64_t begin, int64_t end, double* sums) {
-  expected_lookahead_tile(tile, begin, end, sums);
+  expected_lookahead_tile<false>(tile, begin, end, sums);
 }
 
 // Memory of one worker.
