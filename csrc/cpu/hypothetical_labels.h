@@ -32,7 +32,23 @@ LAPAL_HD void find_top_two(const T* logits, const T* p, int64_t n_classes, T* t,
     first[lane] = -__builtin_inff();
     second[lane] = -__builtin_inff();
   }
-  for (int64_t k = 0; k < n_classes; ++k) {
+  int64_t k = 0;
+  for (; k + 2 <= n_classes; k += 2) {  // two by two: one after the other, each would wait for the last
+    const T p0 = p[k], p1 = p[k + 1];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T value0 = logits[k * kL + lane] - delta[lane] * p0;
+      const T value1 = logits[(k + 1) * kL + lane] - delta[lane] * p1;
+      const T larger = value0 > value1 ? value0 : value1, smaller = value0 > value1 ? value1 : value0;
+      const T met = larger < first[lane] ? larger : first[lane];
+      const T next = met > smaller ? met : smaller;
+      t[k * kL + lane] = value0;
+      t[(k + 1) * kL + lane] = value1;
+      second[lane] = next > second[lane] ? next : second[lane];
+      first[lane] = larger > first[lane] ? larger : first[lane];
+    }
+  }
+  if (k < n_classes) {
     const T probability = p[k];
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
