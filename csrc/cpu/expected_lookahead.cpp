@@ -9,7 +9,7 @@
 // and lets it return (returning_class.h). That needs exp(t_k + delta) for every k: the product of the weight at hand
 // with exp(delta), or an exponential of its own in a block where a delta is too large for that. The winner of t is the
 // only class that lies above the runner-up, and the only one that leaves another largest behind: its label is taken by
-// itself.
+// itself. For the error, float32 with AVX-512 needs one pass for the first two (wide_labels.h).
 //
 // Layout: evaluation points lie in lanes. The logits of a tile of points are packed as [block][C][lane] and stay in the
 // second-level cache while all candidates pass over them; columns are read where they are.
@@ -47,7 +47,7 @@ constexpr int64_t kChunk = 32;           // labels, a multiple of two
 template <class T>
 struct Tile {
   int64_t points;
-  const T* logits;   // [block][C][lane]
+  T* logits;         // [block][C][lane]
   const T* columns;  // [N, points], rows `column_stride` apart
   int64_t column_stride;
   const T* step_lengths;   // [N]
@@ -63,6 +63,11 @@ template <bool kWide, Loss kind, class T>
 LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T* p, Softmax<T>& softmax,
                                   double* totals) {
   constexpr int kL = kLanes<T>;
+  if constexpr (kWide && kind == Loss::expected_zero_one) {
+    if (wide_add_expected_error(logits, p, tile.n_classes, kChunk, softmax.delta, tile.weights, totals)) {
+      return;
+    }
+  }
   find_top_two(logits, p, tile.n_classes, tile.shifted, softmax);
   if constexpr (kWide) {
     wide_sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
@@ -143,6 +148,9 @@ LAPAL_HD void expected_lookahead_tile(const Tile<T>& tile, int64_t begin, int64_
 
 #if LAPAL_HAS_CLONES
 LAPAL_WIDE void wide_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+  for (int64_t start = 0; start < tile.points; start += kLanes<float>) {
+    make_relative(tile.n_classes, tile.logits + start * tile.n_classes);
+  }
   expected_lookahead_tile<true>(tile, begin, end, sums);
 }
 #endif
