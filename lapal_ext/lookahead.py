@@ -27,6 +27,7 @@ from lapal_ext.updating import check_variance, coefficients
 
 LINKS = ("plugin", "mean_field")
 TILE = 1 << 23  # numbers in the largest temporary, 32 MiB in float32
+_ALIGNED = 32
 
 
 @torch.no_grad()
@@ -150,8 +151,12 @@ def sum_losses(
 
 
 def slices(count: int, size: int) -> Iterator[slice]:
-    """Cut ``count`` rows into tiles of at most ``size``, or of one."""
+    """Cut ``count`` rows into tiles of at most ``size``, or of one.
+
+    Of many, a multiple of 32: then rows of products with a tile begin at cache lines.
+    """
     size = max(1, size)
+    size -= size % _ALIGNED if size > _ALIGNED else 0
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
