@@ -91,7 +91,9 @@ LAPAL_WIDE inline WideFraction wide_return(const WideWhole& whole, const float* 
   const __m512 one = _mm512_set1_ps(1.0f), probability = _mm512_set1_ps(p[k]);
   const __m512 power = _mm512_load_ps(powers + k * kLanes<float>);
   const __mmask16 loses = _mm512_cmp_ps_mask(power, whole.second, _CMP_NGT_UQ);
-  const __m512 remaining = _mm512_fmadd_ps(_mm512_sub_ps(whole.second, power), whole.inverse, whole.beyond);
+  // Nothing below zero for the winner, whose fraction may stand in a product.
+  const __m512 others = _mm512_maskz_sub_ps(loses, whole.second, power);
+  const __m512 remaining = _mm512_fmadd_ps(others, whole.inverse, whole.beyond);
   const __m512 factor = _mm512_mul_ps(power, whole.growth);
   p_winner = _mm512_mask_mov_ps(probability, loses, p_winner);
   return {_mm512_maskz_mul_ps(loses, _mm512_add_ps(remaining, wide_min(factor, one)), probability),
