@@ -149,7 +149,7 @@ LAPAL_HD void expected_lookahead_tile(const Tile<T>& tile, int64_t begin, int64_
 #if LAPAL_HAS_CLONES
 LAPAL_WIDE void wide_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
   for (int64_t start = 0; start < tile.points; start += kLanes<float>) {
-    make_relative(tile.n_classes, tile.logits + start * tile.n_classes);
+    wide_prepare_logits(tile.n_classes, 1.0f, tile.logits + start * tile.n_classes);
   }
   expected_lookahead_tile<true>(tile, begin, end, sums);
 }

@@ -19,20 +19,6 @@ struct Softmax {
   alignas(kBlockBytes) T p_winner[kLanes<T>];
 };
 
-// Logits of one block become relative to the largest of their lane.
-template <class T>
-LAPAL_HD void make_relative(int64_t n_classes, T* logits) {
-  constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T largest[kL];
-  find_largest(logits, n_classes, largest);
-  for (int64_t k = 0; k < n_classes; ++k) {
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      logits[k * kL + lane] -= largest[lane];
-    }
-  }
-}
-
 // First pass: t = z - delta p, and its two largest.
 template <class T>
 LAPAL_HD void find_top_two(const T* logits, const T* p, int64_t n_classes, T* t, Softmax<T>& softmax) {

@@ -91,20 +91,6 @@ LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<double>& tile, int64
   lookahead_loss_tile(tile, begin, end, sums);
 }
 
-// Logits of a tile, [block][C][lane], as its kernel takes them.
-void prepare_logits([[maybe_unused]] int64_t points, [[maybe_unused]] int64_t n_classes,
-                    [[maybe_unused]] float* logits) {
-#if LAPAL_HAS_CLONES
-  if (has_wide_registers()) {
-    for (int64_t start = 0; start < points; start += kLanes<float>) {
-      wide_prepare_logits(n_classes, logits + start * n_classes);
-    }
-  }
-#endif
-}
-
-void prepare_logits(int64_t, int64_t, double*) {}
-
 // Where the columns of every hypothesis lie: offsets into `columns`, and into the packed columns of the last tile,
 // which holds only the rows that occur, in order of appearance.
 struct Slots {
@@ -156,7 +142,6 @@ struct Worker {
     LookaheadTile<T> tile = common;
     tile.points = points;
     pack_logits(inputs.logits, start, points, logits.data());
-    prepare_logits(points, common.n_classes, logits.data());
     tile.logits = logits.data();
     point_at_columns(start, tile);
     pack_points(start, tile);

@@ -15,7 +15,7 @@ constexpr int kBlocksAtOnce = 2;  // at most
 template <class T>
 struct LookaheadTile {
   int64_t points;               // a multiple of the lanes, but for the last tile
-  const T* logits;              // [block][C][lane]
+  T* logits;                    // [block][C][lane]; a kernel may prepare them
   const T* columns;             // of the tile's first point
   const T* variance;            // [point], null for the plugin link
   const LaneIndex<T>* targets;  // [point], offsets label * lanes + lane; null for the expected losses

@@ -40,7 +40,7 @@ constexpr const char* kOp = "mc_predictive";
 
 #if LAPAL_HAS_CLONES
 LAPAL_WIDE void wide_kernel(const SampleBlock<float>& block, int64_t n_samples) {
-  wide_prepare_logits(block.n_classes, block.logits);
+  wide_prepare_logits(block.n_classes, kLog2e, block.logits);
   wide_average_samples(block, n_samples);
 }
 #endif

@@ -146,7 +146,7 @@ LAPAL_WIDE inline void wide_take_blocks_for_loss(Loss kind, const WideBlocks& bl
   }
 }
 
-// Losses of hypotheses [begin, end), summed over the points of a tile; its logits are prepared.
+// Losses of hypotheses [begin, end), summed over the points of a tile.
 LAPAL_WIDE inline void wide_lookahead_tile(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
   constexpr int kL = kLanes<float>;
   const int64_t b = tile.batch_size, n_classes = tile.n_classes;
@@ -163,6 +163,9 @@ LAPAL_WIDE inline void wide_lookahead_tile(const LookaheadTile<float>& tile, int
   blocks.batch_size = b;
   blocks.n_classes = n_classes;
   blocks.moved = tile.buffer;
+  for (int64_t start = 0; start < tile.points; start += kL) {
+    wide_prepare_logits(n_classes, kLog2e, tile.logits + start * n_classes);
+  }
   for (int64_t m = begin; m < end; ++m) {
     blocks.slots = tile.slots + m * b;
     const int64_t* next_slots = m + 1 < end ? blocks.slots + b : blocks.slots;

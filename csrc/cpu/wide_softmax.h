@@ -134,13 +134,13 @@ class WideLosers {
   __m512 best_, largest_, sum_, second_;
 };
 
-// Logits of one block, [C][lane], relative to the largest of each lane and in units of log 2.
-LAPAL_WIDE inline void wide_prepare_logits(int64_t n_classes, float* logits) {
+// Logits of one block, [C][lane], become relative to the largest of each lane; times kLog2e, in units of log 2.
+LAPAL_WIDE inline void wide_prepare_logits(int64_t n_classes, float factor, float* logits) {
   alignas(kBlockBytes) float best[kLanes<float>];
   find_largest(logits, n_classes, best);
   for (int64_t k = 0; k < n_classes; ++k) {
     const __m512 shifted = _mm512_sub_ps(_mm512_load_ps(logits + k * kLanes<float>), _mm512_load_ps(best));
-    _mm512_store_ps(logits + k * kLanes<float>, _mm512_mul_ps(shifted, _mm512_set1_ps(kLog2e)));
+    _mm512_store_ps(logits + k * kLanes<float>, _mm512_mul_ps(shifted, _mm512_set1_ps(factor)));
   }
 }
 

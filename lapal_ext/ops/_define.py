@@ -79,10 +79,10 @@ class Op(Generic[P, R]):
         return self.unchecked(*args, **kwargs)
 
     def unchecked(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same of arguments that are right by construction, for loops that read the whole pool between two calls.
+        """The same of arguments that are right by construction, for picks and updates that take little longer.
 
-        The checks take 15 to 25 us, and several times as long where that pass has driven them out of the caches. What a
-        kernel could not survive it asks of its arguments itself.
+        The checks take 15 to 25 us, and several times as long where a pass over a pool has driven them out of the
+        caches. What a kernel could not survive it asks of its arguments itself.
         """
         if not self._called and not torch.compiler.is_compiling():
             _import_compiler(f"{NAMESPACE}::{self.name}")
