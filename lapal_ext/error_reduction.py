@@ -91,8 +91,8 @@ def _expected_losses_shared(
     for tile in slices(len(eval_features), TILE // len(both)):
         points = posterior.inner_features(eval_features[tile])
         products = ops.inner_products(both, points)
-        check_overflow("eval_features", products)
         at_points, columns = products.split([posterior.num_classes, len(directions)])
+        check_overflow("eval_features", at_points)  # columns that are not finite make the losses NaN
         sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, loss)
         del points, products, at_points, columns  # before the next tile asks for as much
     check_overflow("eval_features", sums)

@@ -16,7 +16,7 @@ from lapal_ext import (
     select_batch,
 )
 from lapal_ext.acquisition import ACQUISITIONS
-from lapal_ext.likelihood import UTILITIES
+from lapal_ext.likelihood import LOSSES, UTILITIES
 from tests.bad_input.calls import bits
 from tests.draws import Draw
 from tests.problems import make_problem
@@ -54,6 +54,21 @@ def test_logits_that_overflow(name: str, call: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=f"^{name} must give results that are finite in torch.float32"):
         call()
     assert bits(STEEP) == before
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_columns_that_overflow_where_logits_do_not(loss: str, value: float) -> None:
+    flat = LastLayerLaplace(torch.zeros(3, 4)).fit(ROWS)
+    flat.covariance[0, 0] = value
+    with pytest.raises(ValueError, match=r"^(pool|eval_features) must give results that are finite"):
+        look_ahead(flat, ROWS, BATCHES, LABELS, ROWS, LABELS, loss)
+    far = torch.tensor([[3e38, 0.0, 0.0, 0.0]])
+    flat = LastLayerLaplace(torch.zeros(3, 4), prior_precision=0.01).fit(ROWS[:0])
+    with pytest.raises(ValueError, match=r"^eval_features must give results that are finite"):
+        look_ahead(flat, ROWS, BATCHES, LABELS, far, LABELS[:1], loss)
+    with pytest.raises(ValueError, match=r"^eval_features must give results that are finite"):
+        expected_error_reduction(flat, ROWS, far)
 
 
 def test_an_evidence_that_overflows() -> None:

@@ -167,9 +167,11 @@ def test_reference_does_not_depend_on_its_tile(tile: int, monkeypatch: pytest.Mo
     assert_exact(op.reference(**args), whole, 1e-14)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @every_loss
-def test_not_a_number_stays_with_its_candidate(kind: str, dtype: torch.dtype, device: str) -> None:
+def test_what_is_not_finite_stays_with_its_candidate(kind: str, value: float, dtype: torch.dtype, device: str) -> None:
+    """``expected_error_reduction`` does not read the columns again to find it."""
     args = example("expected_lookahead", N=3) | {"loss_kind": kind}
-    args["columns"][1, 2] = float("nan")
+    args["columns"][1, 2] = value
     sums = assert_within_budget(op, args, dtype, device=device).values["result 0"]
     assert sums.isnan().tolist() == [False, True, False]

@@ -230,3 +230,20 @@ def test_not_a_number_is_never_hidden(kind: str, dtype: torch.dtype, device: str
     args["logits"][2, 3] = float("nan")
     if kind != "zero_one":
         assert op(**args).isnan().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("mean_field", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in likelihood.LOSSES if kind != "zero_one"])
+def test_columns_that_are_not_finite_show_in_their_hypotheses(
+    kind: str, mean_field: bool, value: float, dtype: torch.dtype, device: str
+) -> None:
+    """``look_ahead`` relies on it, and looks for them itself where the error of a label hides them."""
+    args = cast(op, example("lookahead_loss", N=9, M=3, b=3), dtype, device=device) | {"loss_kind": kind}
+    args |= {} if mean_field else NO_VARIANCE
+    args["batches"] = torch.arange(9, device=device).view(3, 3)
+    last = args["columns"].shape[1] - 1
+    for point in (0, last // 2, last):
+        columns = args["columns"].clone()
+        columns[4, point] = value
+        assert op(**args | {"columns": columns}).isfinite().tolist() == [True, False, True]
