@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks import authors, best_torch, refit
 from benchmarks.machine import Work
 from benchmarks.problems import PRIOR_PRECISION, Problem, make_problem
-from benchmarks.workload import Picks, Prepare, TimeWorkload, arms, public_call, sizes
+from benchmarks.workload import ONE_THREAD, Picks, Prepare, TimeWorkload, arms, public_call, sizes
 from lapal_ext import SequentialSelector, expected_error_reduction, look_ahead, ops, select_batch
 from lapal_ext.acquisition import choose_seed
 from lapal_ext.acquisition.badge import thresholds
@@ -74,7 +74,7 @@ def time_update(
     )
 
 
-@arms("authors", "torch", "native")
+@arms("authors", "torch", "native", ONE_THREAD)
 @sizes({"torch": 1.5}, {"torch": 1.5})
 def bench_w2a_mean_field(time_workload: TimeWorkload, n_features: int, n_classes: int, targets: dict) -> None:
     posterior, pool = (problem := make_problem(n_features, n_classes)).posterior, problem.pool
@@ -91,7 +91,7 @@ def bench_w2a_mean_field(time_workload: TimeWorkload, n_features: int, n_classes
     )
 
 
-@arms("authors", "torch", "native")
+@arms("authors", "torch", "native", ONE_THREAD)
 def bench_w2b_monte_carlo_bald(time_workload: TimeWorkload) -> None:
     """From given logits and variances: the samples alone."""
     problem = make_problem(384, 10)
@@ -113,11 +113,11 @@ def bench_w2b_monte_carlo_bald(time_workload: TimeWorkload) -> None:
         arms={"authors": lambda n: lambda: authors.bald(logits[:n], variance[:n], noise), **public_call(bald)},
         targets={"authors": 60},
         work=Work(fmas=1000 * 10_000 * 10 * 10, exps=1000 * 10_000 * 10),
-        rounds={"authors": 1, "torch": 1, "native": 3},
+        rounds={"authors": 3, "torch": 1, "native": 5},
     )
 
 
-@arms("authors", "torch", "native")
+@arms("authors", "torch", "native", ONE_THREAD)
 def bench_w3_sequential_margin(time_workload: TimeWorkload) -> None:
     problem = make_problem(384, 10)
     state = problem.posterior.mean, problem.posterior.covariance
@@ -182,8 +182,8 @@ def bench_w3_large_pool(time_workload: TimeWorkload, storage: str) -> None:
     )
 
 
-@arms("authors", "refit", "best torch", "torch", "native")
-@sizes({"authors": 18, "best torch": 7}, {"authors": 35, "best torch": 2.5})
+@arms("authors", "refit", "best torch", "torch", "native", ONE_THREAD)
+@sizes({"authors": 18, "best torch": 7, ONE_THREAD: 1.7}, {"authors": 35, "best torch": 2.5, ONE_THREAD: 1.7})
 def bench_w4_look_ahead(time_workload: TimeWorkload, n_features: int, n_classes: int, targets: dict) -> None:
     problem = make_problem(n_features, n_classes)
     posterior, pool, labels = problem.posterior, problem.pool, problem.labels
@@ -212,18 +212,18 @@ def bench_w4_look_ahead(time_workload: TimeWorkload, n_features: int, n_classes:
         },
         targets=targets,
         work=Work(fmas=10_000 * (1000 + n_classes) * n_features + 10 * moved, exps=moved),
-        rounds={"authors": 1, "best torch": 3, "torch": 2, "refit": 1},
+        rounds={"authors": 3, "best torch": 5, "torch": 2, "refit": 1},
         timed={"refit": 30},
         incomparable={"refit"},
     )
 
 
-@arms("O(C²) form", "torch", "native")
+@arms("O(C²) form", "torch", "native", ONE_THREAD)
 @pytest.mark.parametrize(
     ("n_classes", "targets", "timed"),
     [
-        pytest.param(10, {"O(C²) form": 80, "torch": 5}, 1000, id="384-10"),
-        pytest.param(100, {"O(C²) form": 500, "torch": 5}, 20, id="384-100"),
+        pytest.param(10, {"O(C²) form": 80, "torch": 5, ONE_THREAD: 1.7}, 1000, id="384-10"),
+        pytest.param(100, {"O(C²) form": 500, "torch": 5, ONE_THREAD: 1.7}, 20, id="384-100"),
     ],
 )
 def bench_w5_expected_error(time_workload: TimeWorkload, n_classes: int, targets: dict, timed: int) -> None:
@@ -246,7 +246,7 @@ def bench_w5_expected_error(time_workload: TimeWorkload, n_classes: int, targets
     )
 
 
-@arms("authors", "torch", "native")
+@arms("authors", "torch", "native", ONE_THREAD)
 def bench_w6_badge(time_workload: TimeWorkload) -> None:
     """Logits, gradients and norms included; both arms draw with the same thresholds. The embeddings are 154 MB."""
     problem = make_problem(384, 10)
@@ -277,7 +277,7 @@ def bench_w6_badge(time_workload: TimeWorkload) -> None:
     )
 
 
-@arms("authors", "torch", "native")
+@arms("authors", "torch", "native", ONE_THREAD)
 def bench_w6_bait(time_workload: TimeWorkload) -> None:
     problem = make_problem(384, 10)
     posterior, pool = problem.posterior, problem.pool

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.utils import load_timer
 from torch import Tensor
 
-from benchmarks.workload import Timer
+from benchmarks.workload import ONE_THREAD, Timer
 from lapal_ext import ops
 from tests.draws import Draw
 
@@ -38,6 +39,18 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 @pytest.fixture(autouse=True)
+def require_arm(request: pytest.FixtureRequest, device: torch.device) -> None:
+    """Skip an arm that cannot run here, before there is a ``benchmark`` that warns of what it has not timed."""
+    arm, op = request.node.callspec.params["arm"], request.module.__name__.removeprefix("benchmarks.bench_")
+    if arm == ONE_THREAD and request.config.getoption("--threads") == 1:
+        pytest.skip("all arms run in one thread: --threads allows more")
+    if arm in (ONE_THREAD, "native", "native f32"):
+        backends = {name: ops.backend(name, device) for name in ([op] if op in ops.OPS else ops.OPS)}
+        if "native" not in backends.values():
+            pytest.skip(f"no native {op} on {device}: {ops.build_info()['reason'] or 'none is compiled in'}")
+
+
+@pytest.fixture(autouse=True)
 def limit_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.config.getoption("--threads"))
@@ -56,22 +69,24 @@ def draw() -> Draw:
 
 
 @pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
 def compared_workloads() -> set[str]:
     return set()
 
 
 @pytest.fixture
-def time_workload(benchmark: Any, arm: str, compared_workloads: set[str]) -> Timer:
-    if arm.startswith("native") and not ops.build_info()["native"]:
-        pytest.skip(f"no native kernels: {ops.build_info()['reason']}")
-    return Timer(benchmark, arm, compared_workloads)
+def time_workload(benchmark: Any, arm: str, request: pytest.FixtureRequest, compared_workloads: set[str]) -> Timer:
+    clock = load_timer(request.config.getoption("benchmark_timer")).target
+    return Timer(benchmark, arm, clock, compared_workloads)
 
 
 @pytest.fixture
-def time_op(benchmark: Any, arm: str, request: pytest.FixtureRequest) -> Callable[..., None]:
+def time_op(benchmark: Any, arm: str, device: torch.device, request: pytest.FixtureRequest) -> Callable[..., None]:
     """Compare an op with its reference, then time one of them on fresh copies of what it changes."""
-
-    device = torch.device(request.config.getoption("--device"))
 
     def finished(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(**arguments: object) -> Any:
@@ -83,8 +98,6 @@ def time_op(benchmark: Any, arm: str, request: pytest.FixtureRequest) -> Callabl
         return call
 
     def compare_and_time(op: ops.Op, mutates: tuple[str, ...] = (), **arguments: object) -> None:
-        if arm == "native" and ops.backend(op.name, device) != "native":
-            pytest.skip(f"no native {op.name} on {device}: {ops.build_info()['reason'] or 'none is compiled in'}")
         arguments = {name: a.to(device) if isinstance(a, Tensor) else a for name, a in arguments.items()}
         functions = {"native": finished(op), "reference": finished(op.reference)}
 

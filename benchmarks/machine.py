@@ -13,16 +13,18 @@ only beside the call that it limits. One thread, and of every call the fastest o
 
 import ctypes
 import functools
+import math
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import fastest
+from benchmarks.timing import fastest, wall_seconds
 
 _HERE = Path(__file__).parent
 _BUDGET = 0.1  # seconds per rate
@@ -78,6 +80,24 @@ def exp() -> float:
         target = torch.empty_like(values)
         return fastest(lambda: torch.exp(values, out=target), _BUDGET) / 2048
     return fastest(lambda: code.exponential(values.data_ptr(), 2048, 100), _BUDGET) / (2048 * 100)
+
+
+def gain() -> float:
+    """How many times faster torch's threads multiply and add in registers than one: what neighbours leave of them.
+
+    Wall time, some 60 ms of it: threads start up to a millisecond apart.
+    """
+    code, threads, rounds = _probe(), torch.get_num_threads(), 6_000_000
+    if code is None:
+        return math.nan
+    with ThreadPoolExecutor(threads) as pool:
+
+        def share(part: int) -> None:
+            list(pool.map(code.multiply_add, [part] * threads))
+
+        share(1)  # starts the threads
+        alone = wall_seconds(lambda: code.multiply_add(rounds))
+        return threads * alone / wall_seconds(lambda: share(rounds))
 
 
 @functools.cache

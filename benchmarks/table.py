@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parent.parent
-_COLUMNS = ("authors", "refit", "torch", "native")
+_COLUMNS = ("authors", "refit", "torch")
+_ENOUGH = 5  # rounds, for the fastest of them to mean anything
 
 
 def run_workloads(threads: int, wall: bool, select: str) -> dict[str, Any]:
@@ -44,29 +45,32 @@ def rows_of(report: dict[str, Any]) -> Rows:
     rows: Rows = defaultdict(dict)
     for entry in report["benchmarks"]:
         info = entry["extra_info"]
-        rows[info["workload"], info["size"]][info["arm"]] = info | {"ms": 1e3 * entry["stats"]["median"]}
+        rows[info["workload"], info["size"]][info["arm"]] = info | {
+            "ms": 1e3 * entry["stats"]["median"],
+            "rounds": entry["stats"]["rounds"],
+        }
     return rows
 
 
 def print_table(report: dict[str, Any], timer: str) -> None:
-    rows = rows_of(report)
     print(_stamp(report, timer))
     print("\n| workload | D/C | authors | refit | torch | other | native, ms | limit, ms | target | |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---|---|")
     notes = []
-    for (workload, size), arms in rows.items():
+    for (workload, size), arms in rows_of(report).items():
         any_arm = next(iter(arms.values()))
         if any_arm["note"]:
             notes.append(f"{workload}: {any_arm['note']}.")
-        native = arms.get("native", {}).get("ms")
-        others = "; ".join(f"{name} {_cell(arm, native)}" for name, arm in arms.items() if name not in _COLUMNS)
-        cells = [_cell(arms.get(name), native) for name in ("authors", "refit", "torch")]
-        shown = "–" if native is None else f"**{native:.3g}**"
-        limit = arms.get("native", {}).get("limit")
-        target, verdict = _judge(any_arm["targets"], arms, native, limit)
-        bound = "–" if limit is None else f"{1e3 * limit:.3g}"
-        print("|", " | ".join([workload, size, *cells, others or "–", shown, bound, target, verdict]), "|")
-    print("\nEach arm: milliseconds (how many times slower than native). * timed in part and scaled.")
+        native = arms.pop("native", None)
+        cells = [_cell(arms.get(name)) for name in _COLUMNS]
+        others = "; ".join(f"{name} {_cell(arm)}" for name, arm in arms.items() if name not in _COLUMNS)
+        took = "–" if native is None else f"**{native['ms']:.3g}**"
+        limit = f"{1e3 * native['limit']:.3g}" if native and "limit" in native else "–"
+        print("|", " | ".join([workload, size, *cells, others or "–", took, limit, *_judge(arms, native)]), "|")
+    print("\nEach arm: milliseconds (how many times slower than native, called in turns with it; the same of the")
+    print("fastest calls of both, where there are five). * timed in part and scaled.")
+    if report["machine_info"]["lapal_ext"]["threads"] > 1:
+        print("One thread: beside it, what the same threads gained in multiply-adds in registers, in the same minute.")
     print("Limit: what the machine's own rates leave for the arithmetic, or for reading the pool; one thread.")
     print(*notes, sep="\n")
 
@@ -78,43 +82,42 @@ def print_brief_table(report: dict[str, Any], timer: str) -> None:
     for (workload, size), arms in rows_of(report).items():
         if "native" not in arms:
             continue
-        native = _milliseconds(arms["native"])
-        times = {name: _milliseconds(arm) / native for name, arm in arms.items() if name != "native"}
-        torch_times = [times.pop(name) for name in ("torch", "best torch") if name in times]
-        cells = [f"{native:.3g}", _factor(times.pop("authors", None)), _factor(min(torch_times, default=None))]
-        print("|", " | ".join([workload, size, *cells, "; ".join(f"{n} {_factor(t)}" for n, t in times.items())]), "|")
+        native = arms.pop("native")
+        ratios = {name: arm["ratio"] for name, arm in arms.items()}
+        of_torch = [ratios.pop(name) for name in ("torch", "best torch") if name in ratios]
+        cells = [f"{native['ms']:.3g}", _factor(ratios.pop("authors", None)), _factor(min(of_torch, default=None))]
+        print("|", " | ".join([workload, size, *cells, "; ".join(f"{n} {_factor(r)}" for n, r in ratios.items())]), "|")
 
 
 def _factor(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.2g}×" if ratio < 100 else f"{ratio:.0f}×"
 
 
-def _milliseconds(arm: dict[str, Any]) -> float:
-    return float(arm["ms"] * arm["scale"])
-
-
-def _cell(arm: dict[str, Any] | None, native: float | None) -> str:
+def _cell(arm: dict[str, Any] | None) -> str:
     if arm is None:
         return "–"
     mark = "" if arm["scale"] == 1 else "*"
-    ratio = "" if native is None else f" ({_milliseconds(arm) / native:.3g}×)"
-    return f"{_milliseconds(arm):.3g}{mark}{ratio}"
+    said = [f"{arm['ratio']:.3g}×"]
+    if arm["rounds"] >= _ENOUGH:
+        said.append(f"{arm['fastest_ratio']:.3g}×")
+    if arm["gain"] is not None:
+        said.append(f"registers {arm['gain']:.3g}×")
+    return f"{arm['ms'] * arm['scale']:.3g}{mark} ({'; '.join(said)})"
 
 
-def _judge(
-    targets: dict[str, float], arms: dict[str, dict[str, Any]], native: float | None, limit: float | None
-) -> tuple[str, str]:
+def _judge(arms: dict[str, dict[str, Any]], native: dict[str, Any] | None) -> tuple[str, str]:
     """What was wanted; and whether it was reached, or else how much the limit would allow."""
+    targets = {name: ratio for arm in arms.values() for name, ratio in arm["targets"].items() if name in arms}
     wanted = ", ".join(f"≥ {ratio:.3g}× {name}" for name, ratio in targets.items())
     if not wanted or native is None:
         return wanted or "–", ""
-    times = {name: _milliseconds(arms[name]) for name in targets if name in arms}
-    short = [name for name, time in times.items() if time < targets[name] * native]
+    short = [name for name in targets if arms[name]["ratio"] < targets[name]]
     if not short:
         return wanted, "pass"
-    at_limit = (
-        "" if limit is None else " (" + ", ".join(f"{times[n] / limit / 1e3:.3g}×" for n in short) + " at the limit)"
-    )
+    at_limit = ""
+    if "limit" in native:
+        times = (arms[name]["ms"] * arms[name]["scale"] for name in short)
+        at_limit = " (" + ", ".join(f"{time / native['limit'] / 1e3:.3g}×" for time in times) + " at the limit)"
     return wanted, "short of " + ", ".join(short) + at_limit
 
 

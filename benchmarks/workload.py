@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.machine import Work
+from benchmarks.machine import Work, gain
 from benchmarks.reference_arm import references_only
+from benchmarks.turns import TURN, Clock, Turns
 
 
 class Picks(NamedTuple):
@@ -22,6 +23,7 @@ class Picks(NamedTuple):
 Result = Tensor | tuple[Tensor, ...] | Picks
 Prepare = Callable[[int], Callable[[], Result]]  # does what is not timed for so many units; returns what is
 
+_MANY = 31  # rounds of the one-thread arm, some of which may find both cores without a neighbour
 _TOLERANCE = 2e-3  # of the largest value: float32 sums in different orders, over a hundred dependent updates
 _TIE = 1e-5  # relative: two utilities this close may change places, and every later pick depends on which came first
 
@@ -46,6 +48,9 @@ class TimeWorkload(Protocol):
     ) -> None: ...
 
 
+ONE_THREAD = "one thread"
+"""The native arm in one thread, timed where ``--threads`` allows more."""
+
 SIZES = [(384, 10), (768, 100)]
 
 
@@ -60,7 +65,7 @@ def arms(*names: str) -> Callable[..., object]:
 
 
 def public_call(prepare: Prepare) -> dict[str, Prepare]:
-    """The two arms of a call into the package: with its kernels, and with their references."""
+    """The arms of a call into the package: with its kernels, with their references, with its kernels in one thread."""
 
     def prepare_reference(units: int) -> Callable[[], Result]:
         call = prepare(units)
@@ -71,14 +76,27 @@ def public_call(prepare: Prepare) -> dict[str, Prepare]:
 
         return call_reference
 
-    return {"torch": prepare_reference, "native": prepare}
+    def prepare_alone(units: int) -> Callable[[], Result]:
+        call = prepare(units)
+
+        def call_alone() -> Result:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                return call()
+            finally:
+                torch.set_num_threads(threads)
+
+        return call_alone
+
+    return {"torch": prepare_reference, "native": prepare, ONE_THREAD: prepare_alone}
 
 
 class Timer:
-    """Times one arm of a workload, once all its arms agree."""
+    """Times one arm of a workload in turns with the native one, once all its arms agree."""
 
-    def __init__(self, benchmark: Any, arm: str, compared: set[str]) -> None:
-        self._benchmark, self._arm, self._compared = benchmark, arm, compared
+    def __init__(self, benchmark: Any, arm: str, clock: Clock, compared: set[str]) -> None:
+        self._benchmark, self._arm, self._clock, self._compared = benchmark, arm, clock, compared
 
     def __call__(
         self,
@@ -119,26 +137,45 @@ class Timer:
         self._benchmark.extra_info.update(
             workload=name, size=size, arm=self._arm, scale=units / count, targets=targets, note=note
         )
-        if self._arm == "native" and work is not None:
+        if self._arm == "native" and work is not None and torch.get_num_threads() == 1:
             self._benchmark.extra_info["limit"] = work.limit()
         prepare = arms[self._arm]
-        n_rounds = (rounds or {}).get(self._arm) or _rounds_for(prepare(count))
+        n_rounds, block = ({ONE_THREAD: _MANY} | (rounds or {})).get(self._arm, 0), 1
+        if not n_rounds:
+            n_rounds, block = _rounds_and_block(prepare(count))
         if n_rounds < 3:
             prepare(min(count, checked or count))()  # too slow for a warm-up in full
-        self._benchmark.pedantic(
-            lambda call: call(),
-            setup=lambda: ((prepare(count),), {}),
-            rounds=n_rounds,
-            warmup_rounds=0 if n_rounds < 3 else 1,
+        else:
+            prepare(count)()
+        if self._arm == "native":
+            self._benchmark.pedantic(_call, setup=lambda: ((prepare(count),), {}), rounds=n_rounds)
+            return
+        probe = gain if self._arm == ONE_THREAD else None
+        turns = Turns(lambda: arms["native"](units), self._clock, block, probe)
+
+        def set_up() -> tuple[tuple[Callable[[], Result]], dict[str, object]]:
+            turns.before_round()
+            return (prepare(count),), {}
+
+        self._benchmark.pedantic(_call, setup=set_up, rounds=n_rounds)
+        turns.take()
+        times = [units / count * taken for taken in self._benchmark.stats.stats.data]
+        self._benchmark.extra_info.update(
+            ratio=turns.ratio(times), fastest_ratio=turns.fastest_ratio(times), gain=turns.probed()
         )
 
 
-def _rounds_for(call: Callable[[], Result]) -> int:
+def _call(call: Callable[[], Result]) -> Result:
+    return call()
+
+
+def _rounds_and_block(call: Callable[[], Result]) -> tuple[int, int]:
     """A call of less than a millisecond takes dozens to reach the speed at which it stays; all arms get them."""
     call()
     start = time.perf_counter()
     call()
-    return min(101, max(11, int(0.5 / (time.perf_counter() - start))))
+    taken = time.perf_counter() - start
+    return min(101, max(11, int(0.5 / taken))), max(1, int(TURN / taken))
 
 
 def _compare(label: str, arms: dict[str, Prepare], units: int) -> None:

@@ -206,7 +206,7 @@ def test_a_dead_rank_is_noticed(tmp_path) -> None:
         assert seconds < TIMEOUT
 
 
-@pytest.mark.parametrize("group", ["gloo", 3, object()], ids=str)
+@pytest.mark.parametrize("group", ["gloo", 3, object()], ids=["name", "number", "object"])
 def test_what_is_no_group(group) -> None:
     made = problem()
     with pytest.raises(TypeError, match="group must be a torch\\.distributed process group"):
