@@ -1,10 +1,12 @@
 """What every test may ask for. Helpers: budget.py (tolerances), draws.py, layouts.py, native.py."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from lapal_ext.ops import OPS
-from tests.campaigns.tally import lines
+from tests.campaigns import tally
 from tests.draws import Draw
 
 
@@ -22,9 +24,21 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of ``pytest -n`` hands what it counted to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counted"] = tally.counted()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if hasattr(node, "workeroutput"):  # not that of a process that died
+        tally.add_counted(node.workeroutput["counted"])
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line for each campaign, with what it tried."""
-    if counts := lines():
+    if counts := tally.lines():
         terminalreporter.section("campaigns")
         for line in counts:
             terminalreporter.write_line(line)

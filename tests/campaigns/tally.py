@@ -17,6 +17,20 @@ def count_wrong(campaign: str, function: str, number: int = 1) -> int:
     return _PER_FUNCTION[campaign][function]
 
 
+Counts = tuple[dict[str, dict[str, int]], ...]
+
+
+def counted() -> Counts:
+    """All that this process counted, in plain types."""
+    return tuple({name: dict(counts) for name, counts in kept.items()} for kept in (_COUNTS, _PER_FUNCTION))
+
+
+def add_counted(by_another_process: Counts) -> None:
+    for kept, counted_there in zip((_COUNTS, _PER_FUNCTION), by_another_process, strict=True):
+        for name, counts in counted_there.items():
+            kept.setdefault(name, Counter()).update(counts)
+
+
 def lines() -> list[str]:
     texts = []
     for campaign, counts in sorted(_COUNTS.items()):
