@@ -80,7 +80,7 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
   const int64_t n_blocks = (n_rows + kL - 1) / kL;
   std::atomic<bool> out_of_memory{false};
   torch::stable::parallel_for(0, n_blocks, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(3 * n_classes * kL);
+    const Scratch<T> scratch(4 * n_classes * kL);
     const Scratch<double> sums(n_classes * kL);
     if (!scratch || !sums) {
       out_of_memory = true;
@@ -94,8 +94,8 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
     block.deviation = deviation;
     block.noise = inputs.noise.const_data_ptr<T>();
     block.n_classes = n_classes;
-    block.drawn = packed + n_classes * kL;
-    block.sums = packed + 2 * n_classes * kL;
+    block.sums = packed + n_classes * kL;
+    block.drawn = packed + 2 * n_classes * kL;
     block.mean = sums.data();
     block.entropy = entropies;
     for (int64_t index = begin; index < end; ++index) {

@@ -17,8 +17,8 @@ struct SampleBlock {
   const T* deviation;  // [lane]
   const T* noise;      // [S, C]
   int64_t n_classes;
-  T* drawn;         // [C][lane]
   T* sums;          // [C][lane] of one chunk
+  T* drawn;         // [C][lane] of one sample, with room for another
   double* mean;     // [C][lane]
   double* entropy;  // [lane]
 };

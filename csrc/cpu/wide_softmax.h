@@ -113,12 +113,17 @@ class WideLosers {
     return _mm512_div_ps(_mm512_set1_ps(1.0f), largest_);
   }
 
+  // One over the sum of the powers of all classes.
+  LAPAL_WIDE __m512 weight() const {
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(largest_, sum_));
+  }
+
   // Relative to the winner, the sum of the exponentials.
   LAPAL_WIDE __m512 rest(__m512 inverse) const {
     return _mm512_mul_ps(sum_, inverse);
   }
 
-  // The sum of their squares, or of their products with the shifted logits.
+  // The sum of their squares, or of their products with the shifted logits; of probabilities, by weight().
   LAPAL_WIDE __m512 second(__m512 inverse) const {
     if constexpr (moment == Moment::squares) {
       return _mm512_mul_ps(_mm512_mul_ps(second_, inverse), inverse);
