@@ -19,8 +19,11 @@ from lapal_ext.acquisition import choose_seed
 from lapal_ext.acquisition.badge import thresholds
 
 
-@arms("authors", "lean loop", "best torch", "torch", "native")
-@sizes({"authors": 15, "lean loop": 6, "best torch": 2.5}, {"authors": 25, "lean loop": 6, "best torch": 2})
+@arms("authors", "lean loop", "two products", "best torch", "torch", "native")
+@sizes(
+    {"authors": 15, "lean loop": 6, "two products": 0.5, "best torch": 2.5},
+    {"authors": 25, "lean loop": 6, "two products": 0.5, "best torch": 2},
+)
 def bench_w1_update_newton(time_workload: TimeWorkload, n_features: int, n_classes: int, targets: dict) -> None:
     problem = make_problem(n_features, n_classes)
     state = problem.posterior.mean, problem.posterior.covariance
@@ -34,6 +37,7 @@ def bench_w1_update_newton(time_workload: TimeWorkload, n_features: int, n_class
             arm: lambda n, update=update: lambda: update(*state, problem.pool[:n], problem.labels[:n])
             for arm, update in by_hand.items()
         },
+        **{"two products": lambda n: lambda: best_torch.products_of_update(state[1], problem.pool[:n])},
     )
 
 
@@ -69,6 +73,7 @@ def time_update(
             **public_call(absorb),
         },
         targets=targets,
+        incomparable={"two products"},
         # Columns, half of the covariance; half of the Gram matrix, the triangle; logits and mean.
         work=Work(fmas=150 * n_features**2 + 100**2 * n_features + 200 * n_classes * n_features),
     )

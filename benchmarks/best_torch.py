@@ -44,6 +44,15 @@ def update(
     return torch.addmm(mean, steps.T, directions), torch.addmm(covariance, root.T, root, alpha=-1.0)
 
 
+def products_of_update(
+    covariance: Tensor,  # [D, D]
+    features: Tensor,  # [n, D]
+) -> tuple[Tensor, Tensor]:
+    """The two large GEMMs of ``update`` alone."""
+    columns = features @ covariance
+    return columns, torch.addmm(covariance, columns.T, columns, alpha=-1.0)
+
+
 def look_ahead(
     mean: Tensor,  # [C, D]
     covariance: Tensor,  # [D, D]
