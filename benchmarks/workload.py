@@ -135,7 +135,7 @@ class Timer:
         count = (timed or {}).get(self._arm, units)
         self._benchmark.group = label if count == units else f"{label}: {count} of {units} timed"
         self._benchmark.extra_info.update(
-            workload=name, size=size, arm=self._arm, scale=units / count, targets=targets, note=note
+            workload=name, size=size, arm=self._arm, scale=units / count, targets=_targets_here(targets), note=note
         )
         if self._arm == "native" and work is not None and torch.get_num_threads() == 1:
             self._benchmark.extra_info["limit"] = work.limit()
@@ -163,6 +163,11 @@ class Timer:
         self._benchmark.extra_info.update(
             ratio=turns.ratio(times), fastest_ratio=turns.fastest_ratio(times), gain=turns.probed()
         )
+
+
+def _targets_here(targets: dict[str, float]) -> dict[str, float]:
+    """Those of one thread beside other arms, or those of many threads beside one."""
+    return {arm: factor for arm, factor in targets.items() if (arm == ONE_THREAD) == (torch.get_num_threads() > 1)}
 
 
 def _call(call: Callable[[], Result]) -> Result:
