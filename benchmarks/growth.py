@@ -53,11 +53,11 @@ def doubling(first: int, count: int) -> list[int]:
 
 
 CURVES = [
-    Curve("update of 100 labels", "D", 2, doubling(128, 5), update),
+    Curve("update of 100 labels", "D", 2, doubling(256, 5), update),
     Curve("20 picks from a pool", "N", 1, doubling(5000, 6), select),
     Curve("look-ahead, points", "E", 1, doubling(2500, 6), lambda size: hypotheses(n_eval=size)),
     Curve("look-ahead, batches", "M", 1, doubling(100, 6), lambda size: hypotheses(n_batches=size)),
-    Curve("look-ahead, classes", "C", 1, doubling(8, 6), lambda size: hypotheses(n_classes=size)),
+    Curve("look-ahead, classes", "C", 1, doubling(8, 6), lambda size: hypotheses(n_batches=400, n_classes=size)),
 ]
 
 
