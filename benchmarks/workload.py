@@ -158,6 +158,8 @@ class Timer:
             return (prepare(count),), {}
 
         self._benchmark.pedantic(_call, setup=set_up, rounds=n_rounds)
+        if self._benchmark.disabled:  # --benchmark-disable: the arms agree, and nothing is timed
+            return
         turns.take()
         times = [units / count * taken for taken in self._benchmark.stats.stats.data]
         self._benchmark.extra_info.update(
