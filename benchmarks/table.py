@@ -97,12 +97,15 @@ def _cell(arm: dict[str, Any] | None) -> str:
     if arm is None:
         return "–"
     mark = "" if arm["scale"] == 1 else "*"
+    took = f"{arm['ms'] * arm['scale']:.3g}{mark}"
+    if "ratio" not in arm:  # without kernels there is nothing to take turns with
+        return took
     said = [f"{arm['ratio']:.3g}×"]
     if arm["rounds"] >= _ENOUGH:
         said.append(f"{arm['fastest_ratio']:.3g}×")
     if arm["gain"] is not None:
         said.append(f"registers {arm['gain']:.3g}×")
-    return f"{arm['ms'] * arm['scale']:.3g}{mark} ({'; '.join(said)})"
+    return f"{took} ({'; '.join(said)})"
 
 
 def _judge(arms: dict[str, dict[str, Any]], native: dict[str, Any] | None) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.machine import Work, gain
 from benchmarks.reference_arm import references_only
 from benchmarks.turns import TURN, Clock, Turns
+from lapal_ext import ops
 
 
 class Picks(NamedTuple):
@@ -140,14 +141,13 @@ class Timer:
         if self._arm == "native" and work is not None and torch.get_num_threads() == 1:
             self._benchmark.extra_info["limit"] = work.limit()
         prepare = arms[self._arm]
-        n_rounds, block = ({ONE_THREAD: _MANY} | (rounds or {})).get(self._arm, 0), 1
-        if not n_rounds:
+        n_rounds, block = ({ONE_THREAD: _MANY} | (rounds or {})).get(self._arm), 1
+        if n_rounds is None:
             n_rounds, block = _rounds_and_block(prepare(count))
-        if n_rounds < 3:
-            prepare(min(count, checked or count))()  # too slow for a warm-up in full
         else:
-            prepare(count)()
-        if self._arm == "native":
+            warm_up = count if n_rounds >= 3 else min(count, checked or count)  # too slow for one in full
+            prepare(warm_up)()
+        if self._arm == "native" or not ops.build_info()["native"]:
             self._benchmark.pedantic(_call, setup=lambda: ((prepare(count),), {}), rounds=n_rounds)
             return
         probe = gain if self._arm == ONE_THREAD else None

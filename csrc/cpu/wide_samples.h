@@ -28,10 +28,6 @@ LAPAL_WIDE inline void wide_draw_samples(const SampleBlock<float>& block, const 
                                          const __m512 (&weights)[kDrawn], const SampleLosers::Exp2& exp2,
                                          SampleLosers (&losers)[kSamples]) {
   const int64_t size = block.n_classes * kLanes<float>;
-  LAPAL_UNROLL
-  for (int i = 0; i < kSamples; ++i) {
-    losers[i] = SampleLosers();
-  }
   for (int64_t k = 0; k < block.n_classes; ++k) {
     const int64_t row = k * kLanes<float>;
     __m512 sum = _mm512_load_ps(block.sums + row);
