@@ -15,8 +15,8 @@ from benchmarks.machine import Work
 from benchmarks.problems import PRIOR_PRECISION, Problem, make_problem
 from benchmarks.workload import ONE_THREAD, Picks, Prepare, TimeWorkload, arms, public_call, sizes
 from lapal_ext import SequentialSelector, expected_error_reduction, look_ahead, ops, select_batch
-from lapal_ext.acquisition import choose_seed
 from lapal_ext.acquisition.badge import thresholds
+from lapal_ext.acquisition.registry import choose_seed
 
 
 @arms("authors", "lean loop", "two products", "best torch", "torch", "native")

@@ -19,14 +19,14 @@ dtype and shares its memory. Nothing is converted, so a float32 model takes arra
 from importlib.metadata import PackageNotFoundError, version
 
 from lapal_ext import baselines, ops
-from lapal_ext.batch_search import select_lookahead
-from lapal_ext.error_reduction import expected_error_reduction
 from lapal_ext.errors import NotFittedError, NotPSDError, RankError, StorageError
-from lapal_ext.lookahead import look_ahead
+from lapal_ext.lookahead.expected_error_reduction import expected_error_reduction
+from lapal_ext.lookahead.look_ahead import look_ahead
+from lapal_ext.lookahead.select_lookahead import select_lookahead
 from lapal_ext.ops import backend, build_info
-from lapal_ext.posterior import LastLayerLaplace, LatentPrediction
-from lapal_ext.selection import SelectionResult, select_batch
-from lapal_ext.selector import SequentialSelector
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, LatentPrediction
+from lapal_ext.selection.select_batch import SelectionResult, select_batch
+from lapal_ext.selection.sequential_selector import SequentialSelector
 
 __all__ = [
     "LastLayerLaplace",

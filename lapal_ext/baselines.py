@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext._checks import check_generator, check_integer, check_number, check_overflow, is_finite
-from lapal_ext.arrays import Array
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import residual
-from lapal_ext.pool import check_posterior
-from lapal_ext.posterior import LastLayerLaplace
-from lapal_ext.updating import steps_overflow
+from lapal_ext.pool.pool import check_posterior
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.posterior.updating import steps_overflow
+from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.tensors import check_generator, check_integer, check_number, check_overflow, is_finite
 
 _CHUNK = 1 << 22  # numbers in the largest temporary, 16 MiB in float32
 

@@ -18,7 +18,7 @@ from lapal_ext import (
     select_batch,
     select_lookahead,
 )
-from lapal_ext.arrays import view
+from lapal_ext.validation.arrays import view
 from tests.draws import Draw
 from tests.problems import Problem, make_problem
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lapal_ext
-from lapal_ext.ops._native import _why_no_cuda
+from lapal_ext.ops.loading import _why_no_cuda
 from tests.native import NATIVE_OPS
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import (
+from lapal_ext.validation.tensors import (
     ShapeSpec,
     as_labels,
     check_choice,

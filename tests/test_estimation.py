@@ -59,8 +59,8 @@ def test_evidence_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem()
     x, y = problem.eval_features, problem.eval_targets
     whole = problem.posterior.log_marginal_likelihood(x, y)
-    monkeypatch.setattr("lapal_ext.fitting.TILE_ROWS", 5)
-    monkeypatch.setattr("lapal_ext.fitting.tiles", lambda features: features.split(5))
+    monkeypatch.setattr("lapal_ext.posterior.precision.TILE_ROWS", 5)
+    monkeypatch.setattr("lapal_ext.posterior.precision.tiles", lambda features: features.split(5))
     torch.testing.assert_close(problem.posterior.log_marginal_likelihood(x, y), whole, rtol=1e-12, atol=0)
 
 

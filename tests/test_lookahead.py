@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import lapal_ext.error_reduction
-import lapal_ext.lookahead
+import lapal_ext.lookahead.expected_error_reduction
+import lapal_ext.lookahead.look_ahead
 from lapal_ext import LastLayerLaplace, expected_error_reduction, look_ahead, select_batch, select_lookahead
-from lapal_ext.acquisition import ACQUISITIONS, draws
+from lapal_ext.acquisition.registry import ACQUISITIONS, draws
 from lapal_ext.likelihood import CURVATURES, EXPECTED_LOSSES, LOSSES, STEPS
-from lapal_ext.pool import Pool
-from lapal_ext.proposals import PROPOSALS
+from lapal_ext.lookahead.proposals import PROPOSALS
+from lapal_ext.pool.pool import Pool
 from tests.draws import Draw
 from tests.problems import Problem, make_problem
 
@@ -76,8 +76,8 @@ def test_tiles_do_not_matter(batches: Tensor, monkeypatch: pytest.MonkeyPatch) -
         ]
 
     whole = run()
-    monkeypatch.setattr(lapal_ext.lookahead, "TILE", 100)
-    monkeypatch.setattr(lapal_ext.error_reduction, "TILE", 100)
+    monkeypatch.setattr(lapal_ext.lookahead.look_ahead, "TILE", 100)
+    monkeypatch.setattr(lapal_ext.lookahead.expected_error_reduction, "TILE", 100)
     for tiled, expected in zip(run(), whole, strict=True):
         torch.testing.assert_close(tiled, expected, rtol=1e-13, atol=0)
 
@@ -212,7 +212,7 @@ def test_proposals_that_draw_differ_and_others_come_once(monkeypatch: pytest.Mon
         seen.append(batches)
         return look_ahead(posterior, pool, batches, *rest)
 
-    monkeypatch.setattr("lapal_ext.batch_search.look_ahead", keep)
+    monkeypatch.setattr("lapal_ext.lookahead.select_lookahead.look_ahead", keep)
     noise = torch.Generator().manual_seed(8)
     calls = []
 

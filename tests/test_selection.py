@@ -13,9 +13,9 @@ from torch import Tensor
 
 import lapal_ext
 from lapal_ext import LastLayerLaplace, NotFittedError, select_batch
-from lapal_ext.acquisition import ACQUISITIONS
-from lapal_ext.labels import draw_labels
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from lapal_ext.likelihood import CURVATURES, STEPS, UTILITIES
+from lapal_ext.selection.label_sources import draw_labels
 from tests.draws import Draw
 from tests.problems import Problem, make_problem
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lapal_ext import LastLayerLaplace, softmax_regression
-from lapal_ext.softmax_regression import _Objective, map_weights
+from lapal_ext.posterior.map_fit import _Objective, map_weights
 from tests.draws import Draw
 
 

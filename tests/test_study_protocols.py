@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.study import metrics, protocols, strategies
 from lapal_ext.study.configuration import Source, default_batch, environment
 from lapal_ext.study.data import load_digits, split

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lapal_ext import LastLayerLaplace, NotPSDError, fitting
 from lapal_ext.likelihood import CURVATURES, STEPS
-from lapal_ext.posterior import UPDATE_STEPS
+from lapal_ext.posterior.last_layer_laplace import UPDATE_STEPS
 from tests.draws import Draw
 from tests.ops.dense_posterior import DensePosterior
 

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext._checks import check_overflow
-from lapal_ext.acquisition._latent_scorer import LatentScorer
-from lapal_ext.acquisition._scorer import best_first
-from lapal_ext.pool import Pool
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.acquisition.latent_scorer import LatentScorer
+from lapal_ext.acquisition.scorer import best_first
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.validation.tensors import check_overflow
 
 _SAME_POINT = 16.0  # as in badge_step_: distances below this many eps of the norms they come from are rounding
 _CENTRES = 256  # that a tile of the pool is compared with at a time

@@ -5,13 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lapal_ext import fitting, ops
-from lapal_ext._checks import check_overflow
-from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
+from lapal_ext import ops
+from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.likelihood import curvature_weight
-from lapal_ext.pool import Pool
-from lapal_ext.posterior import LastLayerLaplace
-from lapal_ext.updating import check_resolution, check_variance
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior import precision as fitting
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.posterior.updating import check_resolution, check_variance
+from lapal_ext.validation.tensors import check_overflow
 
 _OVERSAMPLING = 2  # rows that the forward pass takes per row that the backward pass leaves
 _TIE = 1e-9  # relative: of rows that it costs the same to put back, copies of each other for one, the last pick goes

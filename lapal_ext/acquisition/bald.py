@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext.acquisition._latent_scorer import LatentScorer
-from lapal_ext.acquisition._scorer import best_first
-from lapal_ext.pool import Pool
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.acquisition.latent_scorer import LatentScorer
+from lapal_ext.acquisition.scorer import best_first
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
 _SAMPLES = 512  # of the logits with link "mc"; all rows share them, so that they are compared under the same noise
 

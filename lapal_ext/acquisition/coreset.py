@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from lapal_ext.acquisition._distances import labelled_features, nearest_distance
-from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
-from lapal_ext.acquisition._scorer import best_first
-from lapal_ext.pool import Pool
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.acquisition.distances import labelled_features, nearest_distance
+from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
+from lapal_ext.acquisition.scorer import best_first
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
 
 class CoresetScorer(PosteriorScorer):

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import check_dense, shape_text
-from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
-from lapal_ext.acquisition._scorer import best_first
-from lapal_ext.pool import Pool
-from lapal_ext.posterior import LastLayerLaplace
-from lapal_ext.shards import Shard, Whole
+from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
+from lapal_ext.acquisition.scorer import best_first
+from lapal_ext.pool.pool import Pool
+from lapal_ext.pool.sharding import Shard, Whole
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.validation.tensors import check_dense, shape_text
 
 Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
 """(posterior, pool [N, D]) -> utilities [N], higher is better."""

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from lapal_ext.acquisition._distances import TILE, labelled_features, squared_distances
-from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
-from lapal_ext.acquisition._scorer import best_first
-from lapal_ext.clustering import cluster
-from lapal_ext.pool import Pool
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.acquisition.clustering import cluster
+from lapal_ext.acquisition.distances import TILE, labelled_features, squared_distances
+from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
+from lapal_ext.acquisition.scorer import best_first
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
 _MAX_CLUSTERS = 500
 _NEIGHBOURS = 20

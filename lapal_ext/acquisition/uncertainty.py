@@ -3,14 +3,14 @@
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext._checks import check_overflow
-from lapal_ext.acquisition._latent_scorer import LatentScorer
-from lapal_ext.acquisition._posterior_scorer import PosteriorScorer
-from lapal_ext.acquisition._scorer import best_first
+from lapal_ext.acquisition.latent_scorer import LatentScorer
+from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
+from lapal_ext.acquisition.scorer import best_first
 from lapal_ext.likelihood import MEAN_FIELD_FACTOR
-from lapal_ext.pool import Pool
-from lapal_ext.posterior import LastLayerLaplace
-from lapal_ext.updating import check_variance
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.posterior.updating import check_variance
+from lapal_ext.validation.tensors import check_overflow
 
 
 class UncertaintyScorer(LatentScorer):

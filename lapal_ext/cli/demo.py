@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lapal_ext.cli._arguments import prepared, require, whole_number
+from lapal_ext.cli.arguments import prepared, require, whole_number
 from lapal_ext.cli.errors import CommandError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lapal_ext.cli._arguments import positive_number, prepared, require, whole_number
+from lapal_ext.cli.arguments import positive_number, prepared, require, whole_number
 from lapal_ext.cli.errors import CommandError
 
 if TYPE_CHECKING:

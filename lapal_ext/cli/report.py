@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lapal_ext.cli._arguments import prepared, require
+from lapal_ext.cli.arguments import prepared, require
 from lapal_ext.cli.errors import CommandError
 
 

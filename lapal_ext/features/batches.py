@@ -15,7 +15,7 @@ from torch.utils.data import (
     Subset,
 )
 
-from lapal_ext._checks import as_labels, shape_text
+from lapal_ext.validation.tensors import as_labels, shape_text
 
 Data: TypeAlias = Tensor | Dataset[Any] | DataLoader[Any] | Iterable[Any]
 """Inputs [N, ...], a Dataset, a DataLoader, or an iterable of batches."""

@@ -9,7 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lapal_ext._checks import (
+from lapal_ext.errors import StorageError
+from lapal_ext.features.batches import Batch, Data, comes_in_order, count_rows, read_batches
+from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
+from lapal_ext.features.layers import TAKES, catch, find_head, layer_name
+from lapal_ext.validation.tensors import (
     STORAGE_DTYPES,
     check_choice,
     check_device,
@@ -18,10 +22,6 @@ from lapal_ext._checks import (
     check_path,
     is_finite,
 )
-from lapal_ext.errors import StorageError
-from lapal_ext.features.batches import Batch, Data, comes_in_order, count_rows, read_batches
-from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
-from lapal_ext.features.layers import TAKES, catch, find_head, layer_name
 
 _AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
 

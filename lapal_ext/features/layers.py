@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lapal_ext._checks import shape_text
+from lapal_ext.validation.tensors import shape_text
 
 TAKES = ("input", "output")
 """What of a layer is caught: what goes in, or what comes out."""

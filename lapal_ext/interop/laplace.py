@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.errors import NotFittedError
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
 try:
     from laplace import LLLaplace

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lapal_ext._checks import check_choice
-from lapal_ext.acquisition import LINKS, Acquisition
+from lapal_ext.acquisition.registry import LINKS, Acquisition
 from lapal_ext.likelihood import UTILITIES
-from lapal_ext.posterior import LastLayerLaplace
-from lapal_ext.selection import SelectionResult, select_batch
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.selection.select_batch import SelectionResult, select_batch
+from lapal_ext.validation.tensors import check_choice
 
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy

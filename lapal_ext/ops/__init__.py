@@ -1,12 +1,12 @@
 """The functional layer: one checked, dispatched op per module, with its reference beside it."""
 
-from lapal_ext.ops._define import OPS, Op
-from lapal_ext.ops._native import backend, build_info
 from lapal_ext.ops.absorb_labels import absorb_labels
 from lapal_ext.ops.badge_step_ import badge_step_
 from lapal_ext.ops.bait_step_ import bait_step_
+from lapal_ext.ops.declare import OPS, Op
 from lapal_ext.ops.expected_lookahead import expected_lookahead
 from lapal_ext.ops.inner_products import inner_products
+from lapal_ext.ops.loading import backend, build_info
 from lapal_ext.ops.lookahead_loss import lookahead_loss
 from lapal_ext.ops.mc_predictive import mc_predictive
 from lapal_ext.ops.predictive import predictive

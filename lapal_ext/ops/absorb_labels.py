@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.likelihood import CURVATURES, RESOLUTION, STEPS
-from lapal_ext.ops._define import define
+from lapal_ext.ops.declare import define
 from lapal_ext.ops.inner_products import inner_products
 from lapal_ext.ops.rank_n_update import rank_n_update
 from lapal_ext.ops.rank_one_update import rank_one_update

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lapal_ext.ops._define import define
-from lapal_ext.ops._rows import dot_rows
+from lapal_ext.ops.declare import define
+from lapal_ext.ops.row_products import dot_rows
 
 _SAME_POINT = 16.0  # distances below this many eps of the norms they come from are rounding
 

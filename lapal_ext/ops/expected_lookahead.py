@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.likelihood import EXPECTED_LOSSES
-from lapal_ext.ops._define import define
+from lapal_ext.ops.declare import define
 
 _TILE = 1 << 21  # elements of the largest temporary, 8 MiB in float32
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lapal_ext.ops._define import define
+from lapal_ext.ops.declare import define
 
 
 @define(shapes={"rows": "[N, D]", "points": "[E, D]"}, returns=("[N, E]",))

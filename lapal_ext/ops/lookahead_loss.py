@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from lapal_ext._checks import check_index_range
 from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, loss, mean_field
-from lapal_ext.ops._define import define
+from lapal_ext.ops.declare import define
+from lapal_ext.validation.tensors import check_index_range
 
 _TILE = 1 << 22  # elements of the largest temporary, 16 MiB in float32
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.likelihood import loss
-from lapal_ext.ops._define import define
+from lapal_ext.ops.declare import define
 
 
 @define(

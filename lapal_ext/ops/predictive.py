@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lapal_ext.likelihood import mean_field
-from lapal_ext.ops._define import define
+from lapal_ext.ops.declare import define
 
 
 @define(shapes={"logits": "[N, C]", "variance": "[N]"}, returns=("[N, C]",), nonnegative=("kappa",))

@@ -3,9 +3,9 @@
 from torch import Tensor
 
 from lapal_ext import likelihood
-from lapal_ext.ops._define import define
-from lapal_ext.ops._pick import pick_best
-from lapal_ext.ops._rows import dot_rows
+from lapal_ext.ops.best_row import pick_best
+from lapal_ext.ops.declare import define
+from lapal_ext.ops.row_products import dot_rows
 from lapal_ext.ops.utility import check_inputs
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lapal_ext import likelihood
-from lapal_ext.ops._define import define
+from lapal_ext.ops.declare import define
 
 
 def check_inputs(variance: Tensor | None, scale: Tensor | None, kind: str) -> None:

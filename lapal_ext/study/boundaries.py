@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.study.feature_file import Labelled
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lapal_ext.errors import StorageError
-from lapal_ext.memory_map import NPY_DAMAGE
+from lapal_ext.pool.files import NPY_DAMAGE
 
 # What zipfile raises, depending on the bit that is flipped.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, NotImplementedError, RuntimeError, OSError)

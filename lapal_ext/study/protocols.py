@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import baselines
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.study import strategies
 from lapal_ext.study.data import Split
 from lapal_ext.study.feature_file import Labelled

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lapal_ext.batch_search import select_lookahead
-from lapal_ext.error_reduction import expected_error_reduction
-from lapal_ext.posterior import LastLayerLaplace
-from lapal_ext.selection import select_batch
+from lapal_ext.lookahead.expected_error_reduction import expected_error_reduction
+from lapal_ext.lookahead.select_lookahead import select_lookahead
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.selection.select_batch import select_batch
 from lapal_ext.study.feature_file import Labelled
 
 

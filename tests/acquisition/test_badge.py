@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from lapal_ext import LastLayerLaplace, SequentialSelector, select_batch
-from lapal_ext.acquisition import choose_seed
 from lapal_ext.acquisition.badge import BadgeScorer, thresholds
-from lapal_ext.pool import Pool
+from lapal_ext.acquisition.registry import choose_seed
+from lapal_ext.pool.pool import Pool
 from tests.acquisition.dense import draw, embeddings, first_largest
 from tests.problems import make_problem
 

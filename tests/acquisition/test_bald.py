@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lapal_ext import select_batch
-from lapal_ext.acquisition import choose_seed
 from lapal_ext.acquisition.bald import _SAMPLES, information_gain
+from lapal_ext.acquisition.registry import choose_seed
 from tests.acquisition.dense import first_largest, gaussian_information_gain
 from tests.draws import Draw
 from tests.problems import Problem, make_problem

@@ -46,7 +46,7 @@ def test_tiles_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         return select_batch(problem.posterior, problem.pool, B, "coreset", labelled=problem.eval_features).utilities
 
     expected = result()
-    monkeypatch.setattr("lapal_ext.acquisition._distances.TILE", 100)
-    monkeypatch.setattr("lapal_ext.fitting.TILE_ROWS", 13)
-    monkeypatch.setattr("lapal_ext.fitting.tiles", lambda features: features.split(13))
+    monkeypatch.setattr("lapal_ext.acquisition.distances.TILE", 100)
+    monkeypatch.setattr("lapal_ext.posterior.precision.TILE_ROWS", 13)
+    monkeypatch.setattr("lapal_ext.posterior.precision.tiles", lambda features: features.split(13))
     assert torch.equal(result(), expected)

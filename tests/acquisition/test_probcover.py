@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from lapal_ext import LastLayerLaplace, select_batch
-from lapal_ext.acquisition import choose_seed
-from lapal_ext.clustering import cluster
+from lapal_ext.acquisition.clustering import cluster
+from lapal_ext.acquisition.registry import choose_seed
 from tests.acquisition.dense import distances, first_largest, inner
 from tests.draws import Draw
 from tests.problems import make_problem
@@ -80,6 +80,6 @@ def test_tiles_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     expected = result()
     monkeypatch.setattr("lapal_ext.acquisition.probcover.TILE", 100)
-    monkeypatch.setattr("lapal_ext.fitting.TILE_ROWS", 13)
-    monkeypatch.setattr("lapal_ext.fitting.tiles", lambda features: features.split(13))
+    monkeypatch.setattr("lapal_ext.posterior.precision.TILE_ROWS", 13)
+    monkeypatch.setattr("lapal_ext.posterior.precision.tiles", lambda features: features.split(13))
     assert torch.equal(result(), expected)

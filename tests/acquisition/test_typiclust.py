@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from lapal_ext import LastLayerLaplace, select_batch
-from lapal_ext.acquisition import choose_seed, typiclust
-from lapal_ext.clustering import cluster
+from lapal_ext.acquisition import typiclust
+from lapal_ext.acquisition.clustering import cluster
+from lapal_ext.acquisition.registry import choose_seed
 from tests.acquisition.dense import distances, first_largest, inner
 from tests.draws import Draw
 from tests.problems import make_problem

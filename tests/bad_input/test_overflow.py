@@ -15,7 +15,7 @@ from lapal_ext import (
     look_ahead,
     select_batch,
 )
-from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from lapal_ext.likelihood import LOSSES, UTILITIES
 from tests.bad_input.calls import bits
 from tests.draws import Draw

@@ -16,7 +16,7 @@ from lapal_ext import (
     select_batch,
     select_lookahead,
 )
-from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from tests.bad_input import values
 from tests.bad_input.calls import Call, bits, cases, check_error, fresh
 from tests.bad_input.selection_values import (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lapal_ext.interop.sklearn import LaplaceClassifier
 from lapal_ext.likelihood import CURVATURES
-from lapal_ext.posterior import UPDATE_STEPS
+from lapal_ext.posterior.last_layer_laplace import UPDATE_STEPS
 from tests.campaigns import arrays, changes
 from tests.campaigns.changes import EITHER, REFUSED, SAME, Argument, Changed, Choose, Options, evenly, pick
 from tests.campaigns.small import Arguments, Function, Small

@@ -14,7 +14,7 @@ import lapal_ext
 from lapal_ext import LastLayerLaplace, baselines
 from lapal_ext.likelihood import CURVATURES
 from lapal_ext.ops import OPS
-from lapal_ext.posterior import UPDATE_STEPS
+from lapal_ext.posterior.last_layer_laplace import UPDATE_STEPS
 from tests.campaigns import changes, model_changes
 from tests.campaigns.changes import Choose
 from tests.campaigns.head_functions import class_names

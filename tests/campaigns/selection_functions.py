@@ -9,7 +9,7 @@ from torch import distributed
 
 import lapal_ext
 from lapal_ext import SequentialSelector
-from lapal_ext.acquisition import ACQUISITIONS, draws
+from lapal_ext.acquisition.registry import ACQUISITIONS, draws
 from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, STEPS, UTILITIES
 from tests.campaigns import changes, model_changes
 from tests.campaigns.changes import REFUSED, Argument, Changed, Choose

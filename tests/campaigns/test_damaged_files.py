@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from lapal_ext import LastLayerLaplace, StorageError, storage
-from lapal_ext.memory_map import as_tensor
+from lapal_ext.pool.files import as_tensor
 from lapal_ext.study.feature_file import load_features
 from tests.campaigns.tally import count
 from tests.draws import Draw

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lapal_ext import LastLayerLaplace, SequentialSelector
-from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from tests.bad_input.calls import bits
 from tests.campaigns.processes import ROOT, kill_after, python
 from tests.campaigns.tally import count

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import look_ahead, select_batch
-from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from lapal_ext.ops import OPS
 from tests.bad_input.calls import bits
 from tests.budget import outcome

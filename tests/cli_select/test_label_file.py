@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from lapal_ext import LastLayerLaplace, select_batch
-from lapal_ext.cli.answers import LabelFile, Line
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.select.label_file import LabelFile, Line
 from tests.cli_select.problem import CLASSES, FEATURES, NAMES, ROWS, fill, fitted, lines, select
 
 

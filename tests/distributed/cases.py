@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from tests.problems import Problem, make_problem
 
 N_POOL = 97

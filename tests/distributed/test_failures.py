@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from lapal_ext import RankError, select_batch
-from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from tests.distributed.cases import SHARDABLE, problem
 from tests.distributed.processes import TIMEOUT, run, shard_of
 from tests.problems import Problem

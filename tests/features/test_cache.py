@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset, 
 
 from lapal_ext import StorageError, select_batch
 from lapal_ext.features import extract
-from lapal_ext.posterior import LastLayerLaplace
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from tests.features.files import BATCH, DATA, PLAIN, Counting, Interrupt, N, X, Y, batches, check, contents, run
 
 

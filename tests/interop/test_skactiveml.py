@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 
 from lapal_ext import LastLayerLaplace, select_batch
-from lapal_ext.acquisition import ACQUISITIONS
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from lapal_ext.interop.skactiveml import LaplaceQueryStrategy
 from lapal_ext.interop.sklearn import LaplaceClassifier
 from tests.problems import make_problem

@@ -1,0 +1,54 @@
+"""Euclidean distances between the rows of a pool and points, in float64 and in tiles.
+
+The distance of a pair is a sum of squared differences in one order, so that copies of a row tie to the bit and are at
+distance zero. Where pairs are too many for that, ``squared_distances`` multiplies matrices.
+"""
+
+import torch
+from torch import Tensor
+
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.validation.tensors import check_overflow
+
+TILE = 1 << 21  # distances held at a time, 16 MiB
+
+
+def nearest_distance(
+    pool: Pool,
+    points: Tensor,  # [L, D], inner, L >= 1
+) -> Tensor:  # [N] float64
+    """Distance of every row to its nearest point. O(N L D)."""
+    result = torch.empty(len(pool), dtype=torch.float64, device=points.device)
+    for rows, tile in pool.inner_tiles():
+        nearest = [_distances(tile, block).amin(1) for block in points.split(max(1, TILE // max(1, len(tile))))]
+        result[rows] = torch.stack(nearest).amin(0)
+    return result
+
+
+def _distances(
+    rows: Tensor,  # [n, D]
+    points: Tensor,  # [m, D]
+) -> Tensor:  # [n, m] float64
+    return torch.cdist(rows.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def squared_distances(
+    rows: Tensor,  # [n, D] float64
+    points: Tensor,  # [m, D] float64
+) -> Tensor:  # [n, m] float64
+    """|x|^2 + |y|^2 - 2 x.y: seven times as fast, with an error of some eps of the squared norms."""
+    squares = rows.square().sum(1)[:, None] + points.square().sum(1)
+    return squares.addmm_(rows, points.T, alpha=-2.0).clamp_(min=0.0)
+
+
+def labelled_features(
+    posterior: LastLayerLaplace,
+    labelled: Tensor | None,  # [L, D]
+) -> Tensor:  # [L, D], inner
+    """The rows that have labels already, as the mathematics sees them; none without the argument."""
+    if labelled is None:
+        return posterior.mean.new_empty(0, posterior.mean.shape[1])
+    inner = posterior.inner_features(labelled)
+    check_overflow("labelled", 4.0 * inner.square().sum(1))
+    return inner

@@ -1,0 +1,130 @@
+"""The part of a scorer that keeps the logits and variances of a pool up to date."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext import ops
+from lapal_ext.likelihood import MEAN_FIELD_FACTOR
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.posterior.updating import coefficients
+
+
+class LatentScorer:
+    """Logits and variances of the pool under a growing set of labels; the covariance is never rebuilt.
+
+    With Sigma the posterior's covariance, the direction of pick t is
+        u_t = Sigma phi_t - sum_{s<t} beta_s u_s (u_s . phi_t),  O(D^2 + D t),
+    and absorbing it moves every row by its column c = Phi u_t: logits += c g_t^T, v -= beta_t c^2. One label takes one
+    pass over the pool by ``selection_step_``, several at once go through one GEMM. Whoever derives from it adds
+    ``pick``.
+    """
+
+    def __init__(
+        self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, *, with_variance: bool
+    ) -> None:
+        self._posterior, self._pool, self._step, self._gamma = posterior, pool, step, gamma
+        self._kappa = MEAN_FIELD_FACTOR if link == "mean_field" else 0.0
+        self._logits, self._variance = pool.latent(with_variance=with_variance or link == "mean_field")
+        self._taken = torch.zeros(len(pool), dtype=torch.bool, device=pool.storage.device)
+        mean = posterior.mean
+        self._directions = mean.new_zeros(0, mean.shape[1])  # [t, D]
+        self._beta = mean.new_zeros(0)  # [t]
+        self._steps = mean.new_zeros(0, mean.shape[0])  # [t, C]
+        self._applied = 0  # of the t labels, how many the pool's logits and variances know
+
+    def release(self, picks: Tensor) -> None:
+        """See ``Scorer``."""
+        self._taken[self._pool.shard.here(picks)] = False
+
+    def withhold(self, picks: Tensor) -> None:
+        """See ``Scorer``."""
+        self._taken[self._pool.shard.here(picks)] = True
+
+    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+        """See ``Scorer``."""
+        self._bring_up_to_date()
+        inner = self._pool.inner(picks)
+        columns = self._columns(inner)
+        h, triangle, beta, _ = (
+            result[0]
+            for result in coefficients(
+                (columns @ inner.T)[None],
+                self._pool.shard.gather(self._logits, picks)[None],
+                labels[None],
+                self._gamma,
+                self._step,
+                self._posterior.curvature,
+                name="pool",
+                rows=self._pool.to_rows(picks)[None],
+            )
+        )
+        u, steps = columns, h
+        if len(picks) > 1:  # else the triangle is a one
+            u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
+            steps = triangle.T @ h
+        self._directions = torch.cat([self._directions, u])
+        self._beta = torch.cat([self._beta, beta])
+        self._steps = torch.cat([self._steps, steps])
+
+    def predictive(self, picks: Tensor) -> Tensor:
+        """See ``Scorer``."""
+        self._bring_up_to_date()
+        gather = self._pool.shard.gather
+        variance = None if self._variance is None else gather(self._variance, picks)
+        return self._predictive(gather(self._logits, picks), variance)
+
+    def _predictive(
+        self,
+        logits: Tensor,  # [k, C]
+        variance: Tensor | None,  # [k]
+    ) -> Tensor:  # [k, C]
+        return ops.predictive(logits, variance if self._kappa > 0 else None, self._kappa)
+
+    def _columns(self, inner: Tensor) -> Tensor:
+        """Inner features times the present covariance, [k, D]."""
+        spent = (inner @ self._directions.T) * self._beta
+        return inner @ self._posterior.covariance - spent @ self._directions
+
+    def _bring_up_to_date(self) -> None:
+        """Move the pool's logits and variances by the labels they do not know yet."""
+        waiting = slice(self._applied, len(self._beta))
+        count = waiting.stop - waiting.start
+        if count == 0:
+            return
+        if count == 1:  # the same arithmetic as in a pick, so that a replay gives the same bits
+            self._step_through_pool(torch.ones_like(self._taken), None, "margin")
+            return
+        columns = self._pool.columns(self._directions[waiting])
+        self._logits += columns @ self._steps[waiting]
+        if self._variance is not None:
+            self._variance -= columns.square() @ self._beta[waiting]
+        self._applied = waiting.stop
+
+    def _step_through_pool(
+        self,
+        taken: Tensor,  # [N] bool, the winner is set in place
+        scale: Tensor | None,  # [N]
+        kind: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Move the pool by the one label it may not know yet, and take its best row, all in one pass."""
+        mean = self._posterior.mean
+        if self._applied < len(self._beta):
+            direction, g, beta = self._directions[-1:], self._steps[-1], self._beta[-1]
+        else:
+            direction, g, beta = mean.new_zeros(1, mean.shape[1]), mean.new_zeros(mean.shape[0]), mean.new_zeros(())
+        self._applied = len(self._beta)
+        weights, offsets = self._posterior.fold(direction)
+        return ops.selection_step_.unchecked(
+            self._pool.storage,
+            weights[0],
+            offsets[0],
+            g,
+            beta,
+            self._logits,
+            self._variance,
+            taken,
+            scale,
+            kind,
+            self._kappa,
+        )

@@ -1,0 +1,1 @@
+"""``lapal-ext select``: which rows of a pool to label next."""

@@ -1,0 +1,65 @@
+"""Processes that torchrun has started for one command, and the part of the pool that each of them reads."""
+
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lapal_ext.cli.errors import CommandError
+from lapal_ext.pool.files import map_file
+from lapal_ext.pool.ranks import Alone, Ranks
+from lapal_ext.pool.sharding import common_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.distributed import ProcessGroup
+
+_RANK = "{rank}"  # in a file name, where every process has a file of its own
+
+
+@contextmanager
+def started_by_torchrun(*, alone: bool) -> "Iterator[ProcessGroup | None]":
+    """The group of all processes for the body, after which this one ends; None without torchrun, or ``alone``."""
+    from torch import distributed
+
+    if alone or not distributed.is_available() or not distributed.is_torchelastic_launched():
+        yield None
+        return
+    distributed.init_process_group("gloo")
+    try:
+        yield distributed.group.WORLD
+    finally:
+        distributed.destroy_process_group()
+    # All is written. The threads of gloo may still let go of a message, for which they need the interpreter, and would
+    # abort the process if that ended first: so it does not end, the process does.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def map_shard(name: str, path: Path, ranks: Alone | Ranks) -> Tensor:  # [n, D]
+    """The rows of this process: its own file, or its part of the common one.
+
+    Raises:
+        CommandError: there are files for more processes than there are.
+    """
+    if _RANK in str(path):
+        if _file_of(path, ranks.size).exists():
+            raise CommandError(
+                f"{name} has a file for process {ranks.size} too, {_file_of(path, ranks.size)}, and there are "
+                f"{ranks.size} (from 0): start as many with torchrun --nproc-per-node"
+            )
+        features = map_file(name, _file_of(path, ranks.rank))
+    else:
+        rows = map_file(name, path)
+        bounds = [len(rows) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1)]
+        features = rows[slice(*bounds)]
+    return common_layout(ranks, features)[0]
+
+
+def _file_of(path: Path, rank: int) -> Path:
+    return Path(str(path).replace(_RANK, str(rank)))

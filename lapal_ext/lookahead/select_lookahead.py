@@ -1,0 +1,141 @@
+"""Look-ahead as a strategy: propose batches, try them all, keep the best."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lapal_ext import ops
+from lapal_ext.acquisition.registry import ACQUISITIONS, Acquisition
+from lapal_ext.likelihood import MEAN_FIELD_FACTOR
+from lapal_ext.lookahead.look_ahead import check_evaluation, check_update, look_ahead
+from lapal_ext.lookahead.proposals import PROPOSALS, propose_by_acquisition
+from lapal_ext.pool.files import Features
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.selection.label_sources import check_source, draw_labels
+from lapal_ext.selection.select_batch import SelectionResult
+from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.tensors import (
+    as_labels,
+    check_choice,
+    check_generator,
+    check_integer,
+    check_labels,
+    shape_text,
+)
+
+
+@torch.no_grad()
+def select_lookahead(
+    posterior: LastLayerLaplace,
+    pool: Features,  # [N, D]
+    eval_features: Array,  # [E, D]
+    batch_size: int = 10,
+    n_batches: int = 300,
+    targets: str | Array = "predicted",  # or [N] int64
+    eval_targets: Array | None = None,  # [E] int64
+    loss: str | None = None,
+    proposals: Sequence[str | Acquisition] = ("random", "diverse", "informative"),
+    n_label_samples: int = 1,
+    step: str = "line_search",
+    gamma: float = 1.0,
+    link: str = "plugin",
+    generator: torch.Generator | None = None,
+    candidates: Array | None = None,  # [K] int64
+    labelled: Array | None = None,  # [L, D]
+) -> SelectionResult:
+    """Pick the best of many proposed batches by the loss that the model would have after each.
+
+    With true ``targets`` and ``eval_targets`` this is the paper's "optimal" strategy: an upper bound to compare with,
+    not a strategy one could use, since the labels it tries are not known when it chooses.
+
+    Args:
+        posterior: a fitted model; stays as it is.
+        pool: [N, D].
+        eval_features: where the loss is taken, [E, D].
+        batch_size: rows per batch, at most N.
+        n_batches: batches to try at most, shared evenly among the proposals.
+        targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or labels [N], which makes the
+            result an upper bound where it holds the true labels.
+        eval_targets: labels of the evaluation points, [E].
+        loss: one of ``likelihood.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
+            ``expected_zero_one``.
+        proposals: where the batches come from: ``random`` rows, ``diverse`` (one row from each k-means cluster, needs
+            scikit-learn), ``informative`` (random among the rows with the smallest margin), and any acquisition of
+            ``select_batch``, by name or as a callable, for the batch it picks at once under the present model. One that
+            draws, like ``badge``, gives another batch each time, any other gives a single one.
+        n_label_samples: label vectors that ``sampled`` averages the loss over.
+        step: ``line_search`` or ``newton``.
+        gamma: trust in the labels, >= 0.
+        link: ``plugin`` or ``mean_field``.
+        generator: a CPU generator, of proposals and ``sampled``.
+        candidates: the rows that may be picked, distinct, int64 [K]; all by default.
+        labelled: features of the rows that have labels, [L, D], for proposals that stay away from them.
+
+    Returns:
+        The best batch, minus its loss as the utility of each of its rows, and the posterior that has absorbed it; with
+        several label samples, the last of them.
+
+    Source: arXiv 2210.06112, section 5.3; trying all batches in Gram space is ours.
+    """
+    rows = Pool(posterior, pool, candidates)
+    batch_size = check_integer(
+        "batch_size", batch_size, at_least=1, at_most=len(rows), limit="the rows that may be picked"
+    )
+    if not isinstance(proposals, Sequence):
+        raise TypeError(f"proposals must be a sequence of names and callables, got {type(proposals).__name__}")
+    names = (proposals,) if isinstance(proposals, str) else tuple(proposals)
+    if not names:
+        raise ValueError("proposals must name at least one source of batches")
+    for name in names:
+        if not callable(name):
+            check_choice("proposals", name, tuple(dict.fromkeys((*PROPOSALS, *ACQUISITIONS))))
+    n_batches = check_integer("n_batches", n_batches, at_least=len(names))
+    n_label_samples = check_integer("n_label_samples", n_label_samples, at_least=1)
+    loss = ("expected_zero_one" if eval_targets is None else "cross_entropy") if loss is None else loss
+    eval_features, eval_targets = check_evaluation(posterior, eval_features, eval_targets, loss)
+    gamma = check_update(step, gamma, link)
+    check_generator("generator", generator, torch.device("cpu"))
+    if labelled is not None:
+        labelled = posterior.check_features(labelled, name="labelled")
+    if isinstance(targets, (Tensor, np.ndarray)):
+        labels = as_labels("targets", targets, rows.storage.device)
+        if labels.shape != (rows.size,):
+            raise ValueError(f"targets must have shape ({rows.size},), got {shape_text(labels.shape)}")
+        check_labels("targets", labels, posterior.num_classes)
+        labels = labels[rows.to_rows(torch.arange(len(rows), device=labels.device))]
+    else:
+        check_source(targets)
+    repeats = n_label_samples if isinstance(targets, str) and targets == "sampled" else 1
+
+    shares = [n_batches // len(names) + (i < n_batches % len(names)) for i in range(len(names))]
+    batches = torch.cat(
+        [
+            PROPOSALS[name](rows, batch_size, share, generator)
+            if isinstance(name, str) and name in PROPOSALS
+            else propose_by_acquisition(name, posterior, rows, batch_size, share, link, labelled, generator)
+            for name, share in zip(names, shares, strict=True)
+        ]
+    )
+    total = torch.zeros(len(batches), dtype=torch.float64, device=batches.device)
+    for _ in range(repeats):
+        if isinstance(targets, str):
+            labels = _assumed_labels(rows, targets, link, generator)
+        total += look_ahead(
+            posterior, rows.storage, batches, labels, eval_features, eval_targets, loss, step, gamma, link
+        ).double()
+    best = int(total.argmin())
+    batch = batches[best]
+    after = posterior.condition_on(rows.outer(batch), labels[batch], step, gamma)
+    value = -(total[best] / repeats).to(posterior.mean.dtype)
+    return SelectionResult(rows.to_rows(batch).clone(), value.expand(batch_size).clone(), after)
+
+
+def _assumed_labels(pool: Pool, targets: str, link: str, generator: torch.Generator | None) -> Tensor:  # [K]
+    logits, variance = pool.latent(with_variance=link == "mean_field")
+    if targets == "predicted":
+        return logits.argmax(1)
+    kappa = MEAN_FIELD_FACTOR if link == "mean_field" else 0.0
+    return draw_labels(ops.predictive(logits, variance, kappa), generator)

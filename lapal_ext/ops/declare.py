@@ -1,0 +1,168 @@
+"""One declaration per op: its typed reference is the schema, the definition and the fallback for every device.
+
+``define`` turns the reference into a custom op, writes its fake from the shapes it returns, and wraps it with the
+checks that those shapes imply, so that no signature is ever stated twice. C++ only adds kernels
+(``csrc/<device>/<op>.cpp``); the dispatcher takes them where there are any.
+"""
+
+import functools
+import importlib
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from lapal_ext.validation.tensors import ShapeSpec, check_choice, check_index_range, check_number, check_tensors
+
+NAMESPACE = "lapal_ext"
+_COMPILER = "torch._dynamo"
+_RETURN_DTYPES = {"float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+OPS: dict[str, "Op[Any, Any]"] = {}
+
+
+class Op(Generic[P, R]):
+    """A checked call into the dispatcher; every one made is listed in ``OPS``.
+
+    Attributes:
+        name: the op is ``torch.ops.lapal_ext.<name>``.
+        reference: the plain torch function, whatever kernels are loaded.
+        shapes: the specification of every tensor argument.
+    """
+
+    def __init__(
+        self,
+        reference: Callable[P, R],
+        shapes: Mapping[str, str],
+        returns: Iterable[str],
+        mutates: Iterable[str],
+        choices: Mapping[str, tuple[str, ...]],
+        nonnegative: Iterable[str],
+        indices: Mapping[str, str],
+        check: Callable[..., None] | None,
+    ) -> None:
+        functools.update_wrapper(self, reference)
+        self.name = reference.__name__
+        self.reference = reference
+        self.shapes = {name: ShapeSpec.parse(text) for name, text in shapes.items()}
+        self._returns = [ShapeSpec.parse(text) for text in returns]
+        self._mutates = tuple(mutates)
+        self._choices = choices
+        self._nonnegative = tuple(nonnegative)
+        self._indices = indices
+        self._check_together = check
+        self._checked_together = tuple(inspect.signature(check).parameters) if check else ()
+        self._signature = inspect.signature(reference)
+        parameters = self._signature.parameters.values()
+        self._names = {parameter.name: None for parameter in parameters}  # in order
+        self._required = {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+        self._like = next(name for name, spec in self.shapes.items() if spec.kind == "compute")
+        definition = torch.library.custom_op(f"{NAMESPACE}::{self.name}", mutates_args=self._mutates)(reference)
+        definition.register_fake(self._fake)
+        self._overload = getattr(getattr(torch.ops, NAMESPACE), self.name).default
+        self._called = False
+        OPS[self.name] = self
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Check the arguments, then let the dispatcher choose the kernel."""
+        # While torch.compile traces, the fake and the kernels' own checks stand in for these.
+        if not torch.compiler.is_compiling():
+            self._check(self._bind(args, kwargs))
+        return self.unchecked(*args, **kwargs)
+
+    def unchecked(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same of arguments that are right by construction, for picks and updates that take little longer.
+
+        The checks take 15 to 25 us, and several times as long where a pass over a pool has driven them out of the
+        caches. What a kernel could not survive it asks of its arguments itself.
+        """
+        if not self._called and not torch.compiler.is_compiling():
+            _import_compiler(f"{NAMESPACE}::{self.name}")
+            self._called = True
+        result: R = self._overload(*args, **kwargs)
+        return result
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, or the error of ``inspect``, which takes too long to be asked every time."""
+        values = dict(zip(self._names, args, strict=False)) | kwargs
+        if self._required <= values.keys() <= self._names.keys() and len(values) == len(args) + len(kwargs):
+            return values
+        return self._signature.bind(*args, **kwargs).arguments
+
+    def _check(self, values: dict[str, Any]) -> None:
+        given = {name: spec for name, spec in self.shapes.items() if name in values}
+        sizes = check_tensors(given, values)
+        for name, choices in self._choices.items():
+            check_choice(name, values.get(name, self._signature.parameters[name].default), choices)
+        for name in self._nonnegative:
+            if name in values:
+                check_number(name, values[name], at_least=0.0)
+        for name, letter in self._indices.items():
+            # On the CPU alone: elsewhere it would make the host wait, and kernels give NaN for what is out of range.
+            if (index := values.get(name)) is not None and index.device.type == "cpu":
+                check_index_range(name, index, sizes[letter], f"[0, {sizes[letter]})")
+        # The backward of an op that changes buffers in place would be wrong in silence, whichever input asks for it.
+        for name in self.shapes if self._mutates else ():
+            value = values.get(name)
+            if value is not None and value.requires_grad:
+                raise ValueError(f"{name} must not require grad: {self.name} changes buffers in place")
+        if self._check_together is not None:
+            self._check_together(**{name: values[name] for name in self._checked_together})
+
+    def _fake(self, *args: Any, **kwargs: Any) -> Any:
+        values = self._signature.bind(*args, **kwargs).arguments
+        sizes: dict[str, int] = {}
+        for name, spec in self.shapes.items():
+            if values.get(name) is not None:
+                for dim, size in zip(spec.dims, values[name].shape, strict=True):
+                    sizes.setdefault(dim, size)
+        like: Tensor = values[self._like]
+        results = tuple(
+            like.new_empty([sizes[dim] for dim in spec.dims], dtype=_RETURN_DTYPES.get(spec.kind, like.dtype))
+            for spec in self._returns
+        )
+        return results if len(results) > 1 else results[0]
+
+
+def _import_compiler(op: str) -> None:
+    """Import what torch imports before the first call of a reference, in a thread that has no frames of ours above it.
+
+    The import leaves a cycle through all frames above it, whose tensors, and process groups, would stay until the
+    garbage collector comes by. With a kernel for the CPU, nothing imports it.
+    """
+    if _COMPILER not in sys.modules and not torch._C._dispatch_has_kernel_for_dispatch_key(op, "CPU"):
+        thread = threading.Thread(target=importlib.import_module, args=(_COMPILER,))
+        thread.start()
+        thread.join()
+
+
+def define(
+    *,
+    shapes: Mapping[str, str],
+    returns: Iterable[str],
+    mutates: Iterable[str] = (),
+    choices: Mapping[str, tuple[str, ...]] | None = None,
+    nonnegative: Iterable[str] = (),
+    indices: Mapping[str, str] | None = None,
+    check: Callable[..., None] | None = None,
+) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Declare an op on its reference.
+
+    Args:
+        shapes: a specification (``"int64 [M, b]"``, see ``_checks``) per tensor argument.
+        returns: one per result; results are contiguous, with the dtype of the first ``compute`` argument by default.
+        mutates: arguments that are changed in place; such an op returns fresh tensors only.
+        choices: allowed values per string argument.
+        nonnegative: arguments that must be finite numbers, at least zero.
+        indices: per argument of indices, the letter of the size that they must stay below.
+        check: raises where arguments do not go together; its parameters name those it wants to see.
+    """
+    return lambda reference: Op(reference, shapes, returns, mutates, choices or {}, nonnegative, indices or {}, check)

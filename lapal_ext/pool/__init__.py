@@ -1,0 +1,1 @@
+"""The rows one may pick from: in memory, in a file, or shared by several processes."""

@@ -1,0 +1,193 @@
+"""Absorbing labels into a mean and a covariance: the exact blocked update, as a function of tensors."""
+
+import torch
+from torch import Tensor
+
+from lapal_ext import ops
+from lapal_ext.errors import NotPSDError
+from lapal_ext.likelihood import PSD_SLACK, RESOLUTION
+from lapal_ext.validation.tensors import check_overflow, is_finite
+
+_BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
+
+
+def absorb(
+    mean: Tensor,  # [C, D]
+    covariance: Tensor,  # [D, D]
+    features: Tensor,  # [n, D]
+    targets: Tensor,  # [n]
+    step: str,
+    gamma: float,
+    curvature: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Absorb n labels in order; the inputs stay as they are.
+
+    Returns:
+        The new mean [C, D] and covariance [D, D], and the curvature weight [n] of each observation, which is what the
+        precision gains along it.
+
+    Raises:
+        ValueError: the features or gamma are so large that the result overflows.
+        NotPSDError: the covariance is not, or no longer, positive semi-definite.
+    """
+    gained = []
+    for start in range(0, max(1, features.shape[0]), _BLOCK):  # of no rows, one empty block looks at the posterior
+        x, y = features[start : start + _BLOCK], targets[start : start + _BLOCK]
+        old_mean, old_covariance = mean, covariance
+        mean, covariance, weights, sound = ops.absorb_labels.unchecked(
+            old_mean, old_covariance, x, y, gamma, step, curvature
+        )
+        if not sound:
+            squares = x.square().sum(1)
+            _check_rows(old_mean, old_covariance, x, squares, y, step, gamma, curvature, start)
+            check_overflow("features", mean, covariance, weights * squares)
+        gained.append(weights)
+    return mean, covariance, gained[0] if len(gained) == 1 else torch.cat(gained)
+
+
+def coefficients(
+    gram: Tensor,  # [M, b, b]
+    logits: Tensor,  # [M, b, C]
+    targets: Tensor,  # [M, b]
+    gamma: float,
+    step: str,
+    curvature: str,
+    *,
+    name: str,
+    rows: Tensor,  # [M, b]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``ops.update_coefficients`` with an error where it would return NaN, or zero for an infinite variance.
+
+    Args:
+        gram: [M, b, b], as for the op, and so on.
+        logits: [M, b, C].
+        targets: [M, b].
+        gamma: trust in the labels.
+        step: ``line_search`` or ``newton``.
+        curvature: ``categorical`` or ``gaussian``.
+        name: the argument that the observations come from.
+        rows: where in it they stand.
+
+    Raises:
+        ValueError: the logits, a variance or the steps overflow.
+        NotPSDError: the covariance is not, or no longer, positive semi-definite, or an observation shrinks it by so
+            much that what is left is rounding.
+    """
+    h, triangle, beta, weights = ops.update_coefficients.unchecked(gram, logits, targets, gamma, step, curvature)
+    if is_finite(gram, logits, h, beta):
+        check_resolution(weights, beta, name, rows)
+        return h, triangle, beta, weights
+    check_overflow(name, gram, logits)
+    if not is_finite(beta):
+        raise _not_psd(int(rows[beta.isfinite().logical_not()][0]), name)
+    raise steps_overflow(h, gamma)
+
+
+def check_resolution(
+    weights: Tensor,  # s
+    beta: Tensor,  # s / (1 + s v)
+    name: str,
+    rows: Tensor,  # of the same shape
+) -> None:
+    """Raise NotPSDError where an observation divides the variance along itself by more than a subtraction can."""
+    lost = weights * (torch.finfo(weights.dtype).eps / RESOLUTION) > beta
+    if bool(lost.any()):
+        raise _not_held(int(rows[lost][0]), name, weights.dtype)
+
+
+def check_variance(
+    variance: Tensor,  # [n]
+    inner: Tensor,  # [n, D]
+    covariance: Tensor,  # [D, D]
+    name: str,
+    first_row: int = 0,
+) -> None:
+    """Raise a typed error unless these are the variances phi^T Sigma phi of some rows, up to little rounding.
+
+    Every entry of Sigma is rounded, which moves the variance by about eps sqrt(sum_ij (phi_i Sigma_ij phi_j)^2), at
+    most eps |phi|^2 max_i Sigma_ii: far more than the variance itself where the features are large and so is Sigma in
+    other directions.
+
+    Raises:
+        ValueError: one is not finite.
+        NotPSDError: one is negative, or most of it is rounding.
+    """
+    check_overflow(name, variance)
+    if not variance.numel():
+        return
+    squares = torch.linalg.vector_norm(inner, dim=1).square()  # without a matrix of squares
+    if float(variance.amin()) >= 0.0 and _is_held(squares, covariance):
+        return
+    eps = torch.finfo(variance.dtype).eps
+    allowed = (RESOLUTION / eps) * (1.0 + variance.clamp(min=0.0))
+    suspects = (squares * covariance.diagonal().abs().max() > allowed) | (variance < 0.0)
+    rows = suspects.nonzero()[:, 0]
+    negative = variance[rows] < -PSD_SLACK * eps * squares[rows] * covariance.norm()
+    if bool(negative.any()):
+        raise _not_psd(first_row + int(rows[negative][0]), name)
+    lost = _rounding(inner[rows], covariance) > allowed[rows]
+    if bool(lost.any()):
+        raise _not_held(first_row + int(rows[lost][0]), name, variance.dtype)
+
+
+def _is_held(
+    squares: Tensor,  # [n], |phi|^2
+    covariance: Tensor,  # [D, D]
+) -> bool:
+    """Whether rounding is little for certain, which is so in all but strange cases: the cheap question comes first."""
+    return float(squares.amax()) * float(covariance.diagonal().amax()) <= RESOLUTION / torch.finfo(squares.dtype).eps
+
+
+def _rounding(
+    inner: Tensor,  # [n, D]
+    covariance: Tensor,  # [D, D]
+) -> Tensor:  # [n]
+    """sqrt(sum_ij (phi_i Sigma_ij phi_j)^2): the rounding of a variance, in units of eps."""
+    squares = inner.double().square()
+    return ((squares @ covariance.double().square()) * squares).sum(1).sqrt().to(inner.dtype)
+
+
+def _not_held(row: int, name: str, dtype: torch.dtype) -> NotPSDError:
+    return NotPSDError(
+        f"covariance cannot hold in {dtype} the variance along row {row} of {name}: use standardised features, a "
+        "larger prior_precision or float64"
+    )
+
+
+def _not_psd(row: int, name: str) -> NotPSDError:
+    return NotPSDError(
+        f"covariance is not positive semi-definite along row {row} of {name}: refresh() the posterior, or use a "
+        "larger prior_precision or standardised features"
+    )
+
+
+def steps_overflow(steps: Tensor, gamma: float) -> ValueError:
+    """The error where finite features give steps that are not finite."""
+    return ValueError(f"gamma must leave the steps finite in {steps.dtype}, got {gamma:g}")
+
+
+def _check_rows(
+    mean: Tensor,
+    covariance: Tensor,
+    x: Tensor,
+    squares: Tensor,
+    targets: Tensor,
+    step: str,
+    gamma: float,
+    curvature: str,
+    first_row: int,
+) -> None:
+    """Raise where one of ``x``, from row ``first_row`` of the features on, cannot be absorbed."""
+    columns = ops.inner_products(x, covariance.mT)
+    gram, logits = ops.inner_products(columns, x), ops.inner_products(x, mean)
+    rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
+    _, triangle, beta, _ = (
+        result[0]
+        for result in coefficients(
+            gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None]
+        )
+    )
+    if x.shape[0] > 0 and not _is_held(squares, covariance):
+        # The variance of each row at its turn: T_tu = beta_u c_tu, for the rows u before it.
+        before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
+        check_variance(gram.diagonal() - before, x, covariance, "features", first_row)

@@ -1,0 +1,93 @@
+"""Where the labels of a selection come from: the model, a draw, a tensor, or somebody who is asked."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lapal_ext.acquisition.registry import Scorer
+from lapal_ext.pool.pool import Pool
+from lapal_ext.pool.ranks import Alone, Ranks
+from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.tensors import as_labels, check_choice, check_integer, check_labels, shape_text
+
+SOURCES = ("predicted", "sampled")
+
+Targets = str | Array | Callable[[int], int] | None
+"""``predicted``, ``sampled``, labels [N] of the pool, a callable from row number to label, or none."""
+
+LabelSource = Callable[[Scorer, Tensor], Tensor]
+"""(scorer, picks [k]) -> labels [k]."""
+
+
+def label_source(
+    targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None, ranks: Alone | Ranks
+) -> LabelSource:
+    """Check ``targets`` and return what yields the labels of picks; no labels at all are the predicted ones.
+
+    Of several ranks the first draws labels, or asks for them.
+    """
+    if isinstance(targets, (Tensor, np.ndarray)):
+        return _given(targets, pool, num_classes)
+    if callable(targets):
+        return _asked(targets, pool, num_classes, ranks)
+    if targets is None:
+        return predicted
+    check_source(targets)
+    return predicted if targets == "predicted" else _sampled(generator, ranks)
+
+
+def check_source(targets: object) -> None:
+    """Raise a typed error unless ``targets`` names a source of labels."""
+    if not isinstance(targets, str):
+        raise TypeError(
+            f"targets must be a torch.Tensor, a NumPy array or name a source of labels, got {type(targets).__name__}"
+        )
+    check_choice("targets", targets, SOURCES)
+
+
+def predicted(scorer: Scorer, picks: Tensor) -> Tensor:
+    """The model's own labels: what can be done before anyone answers."""
+    return scorer.predictive(picks).argmax(1)
+
+
+def draw_labels(
+    probabilities: Tensor,  # [k, C]
+    generator: torch.Generator | None,
+) -> Tensor:  # [k] int64
+    """Draw one label per row; the generator may be of another device."""
+    device = probabilities.device if generator is None else generator.device
+    draws = torch.rand(len(probabilities), generator=generator, device=device, dtype=torch.float64)
+    running = probabilities.double().cumsum(1)
+    return (running > draws.to(running.device)[:, None] * running[:, -1:]).int().argmax(1)
+
+
+def _sampled(generator: torch.Generator | None, ranks: Alone | Ranks) -> LabelSource:
+    def draw(scorer: Scorer, picks: Tensor) -> Tensor:
+        labels = draw_labels(scorer.predictive(picks), generator)  # by all, so that their generators stay alike
+        return ranks.from_first(lambda: labels, labels)
+
+    return draw
+
+
+def _given(targets: Array, pool: Pool, num_classes: int) -> LabelSource:
+    labels = as_labels("targets", targets, pool.storage.device)
+    if labels.shape != (pool.rows_here,):
+        raise ValueError(
+            f"targets must have shape ({pool.rows_here},), one label per row of pool, got {shape_text(labels.shape)}"
+        )
+    check_labels("targets", labels, num_classes)
+    labels = pool.local(labels)
+    return lambda _, picks: pool.shard.gather(labels, picks)
+
+
+def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int, ranks: Alone | Ranks) -> LabelSource:
+    def ask(_: Scorer, picks: Tensor) -> Tensor:
+        answers = [
+            check_integer(f"targets({row})", annotate(row), at_least=0, at_most=num_classes - 1, limit="the last class")
+            for row in pool.to_rows(picks).tolist()
+        ]
+        return torch.tensor(answers, dtype=torch.int64, device=picks.device)
+
+    return lambda scorer, picks: ranks.from_first(lambda: ask(scorer, picks), picks)

@@ -1,0 +1,216 @@
+"""Building a batch one label at a time."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lapal_ext.acquisition.registry import (
+    Acquisition,
+    check_acquisition,
+    check_memory,
+    choose_seed,
+    make_scorer,
+    uses_variance,
+)
+from lapal_ext.likelihood import STEPS
+from lapal_ext.pool.files import Features
+from lapal_ext.pool.pool import Pool
+from lapal_ext.pool.ranks import join
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.selection.label_sources import Targets, label_source
+from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.tensors import (
+    as_dense,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class SelectionResult(NamedTuple):
+    """A batch to label, and the model that assumed its labels."""
+
+    indices: Tensor  # [batch_size] int64, rows of the pool in pick order
+    utilities: Tensor  # [batch_size], each at the moment of its pick
+    posterior: LastLayerLaplace  # after the updates; the one passed in is unchanged
+
+
+@torch.no_grad()
+def select_batch(
+    posterior: LastLayerLaplace,
+    pool: Features,  # [N, D]
+    batch_size: int = 10,
+    acquisition: str | Acquisition = "margin",
+    targets: Targets = "predicted",
+    step: str = "line_search",
+    gamma: float = 1.0,
+    update_every: int = 1,
+    link: str = "plugin",
+    candidates: Array | None = None,  # [K] int64
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+    labelled: Array | None = None,  # [L, D]
+    exclude: Array | None = None,  # [X] int64
+    memory: float | None = None,
+    group: "ProcessGroup | None" = None,
+) -> SelectionResult:
+    """Pick a batch greedily, absorbing a label for every pick before the next one is made.
+
+    Args:
+        posterior: a fitted model; stays as it is.
+        pool: features of the unlabelled rows, [N, D]; half precision is kept as it is and read once per pick. An array,
+            a ``numpy.memmap`` or the path of a .npy or .safetensors file is read where it is, and may be larger than
+            memory; beside it stand [N, C] logits for most acquisitions.
+        batch_size: rows to pick, at most N.
+        acquisition: ``margin``, ``entropy``, ``least_confident``, ``variance`` or ``gradient_norm``, with the formulas
+            of ``likelihood.utility``; ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``,
+            ``coreset`` or ``probcover``, with formula and source in the module of ``lapal_ext.acquisition`` of that
+            name; ``random``; or a callable (posterior, pool) -> utilities [N], higher is better.
+        targets: the labels to absorb. ``predicted``: the model's own, which needs nobody; ``sampled`` from its
+            predictive; labels [N] or a callable from row number to label, which simulates an annotator who answers
+            before the next pick; None absorbs no label: with ``update_every=batch_size`` one batch under the present
+            model, and where the picks depend on the covariance (``variance``, ``bald``, both forms of ``bait``,
+            callables, and with ``link="mean_field"`` whatever is made of probabilities), updates of it alone.
+        step: ``line_search`` or ``newton``, see ``likelihood.step_length``.
+        gamma: trust in the labels, >= 0.
+        update_every: picks between updates, 1 to ``batch_size``.
+        link: how the utility sees the predictive, ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
+        candidates: the rows that may be picked, distinct, int64 [K]; all by default. Every acquisition then sees these
+            rows alone, in ascending order. Draw them once per batch, whatever ``update_every`` is.
+        generator: of ``sampled``, and of the acquisitions that draw: ``random``, ``badge``, ``typiclust``,
+            ``probcover``, and ``bald`` with ``mc``. One number is taken from it per selection, their seed.
+        progress: show a progress bar (needs rich).
+        labelled: features of the rows that have labels, [L, D], which the posterior does not keep. ``typiclust``,
+            ``coreset`` and ``probcover`` stay away from them; the others do not look at them.
+        exclude: rows that may not be picked, distinct, int64 [X]. Unlike what is left out of ``candidates`` they stay
+            part of the pool, and nothing is copied. They count neither as labelled nor as picked, so that rows like
+            them may be picked.
+        memory: bytes that the pool's logits may take, unlimited by default. Where [N, C] of them take more, utilities
+            compute them anew for every pick, a tile of rows at a time, O(N D C), the same up to rounding; ``bald`` and
+            ``badge`` cannot.
+        group: processes of ``torch.distributed`` that share the pool, each with some of its rows, or none; all call
+            this with the same arguments. ``pool``, and ``targets`` that are labels, are then those of this process;
+            rows are counted over all of them, in rank order, in ``candidates``, in ``exclude`` and in the result, which
+            is the same everywhere and the one of a single process. A callable ``acquisition`` sees the rows of its own
+            process; that of ``targets`` is called on rank 0, while the others wait, no longer than the timeout of the
+            group. ``typiclust`` and ``probcover`` cannot. O(D + C) numbers per pick go from rank to rank.
+
+    Returns:
+        The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go
+        to the lowest row.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+        NotFittedError: ``fit`` has not been called.
+        NotPSDError: the covariance is not positive semi-definite.
+        RankError: another process of ``group`` stopped with an error, or no longer answers.
+
+    O(D^2 + N (D + C)) per pick for the utilities: the pool is read once, no model is ever refitted. The costs of the
+    others are in their modules.
+    """
+    ranks = join(group)
+    with ranks.together():
+        rows = Pool(posterior, pool, candidates, ranks)
+        candidates = None if candidates is None else as_dense("candidates", candidates)
+        exclude = None if exclude is None else as_dense("exclude", exclude)
+        excluded = _excluded(rows, exclude)
+        limit = rows.shard.total - len(excluded)
+        batch_size = check_integer(
+            "batch_size", batch_size, at_least=1, at_most=limit, limit="the rows that may be picked"
+        )
+        update_every = check_integer("update_every", update_every, at_least=1, at_most=batch_size, limit="batch_size")
+        check_choice("step", step, STEPS)
+        gamma = check_number("gamma", gamma, at_least=0.0)
+        check_acquisition(acquisition, link, generator, group)
+        if labelled is not None:
+            labelled = posterior.check_features(labelled, name="labelled")
+        check_flag("progress", progress)
+        memory = check_memory(acquisition, posterior, rows, memory)
+        labels = label_source(targets, rows, posterior.num_classes, generator, ranks)
+        if targets is None:
+            _check_unlabelled(acquisition, link, update_every, batch_size)
+            gamma = 0.0  # an update without a label moves the covariance alone
+        state = (posterior.mean, posterior.covariance, posterior.centre, posterior.scale)
+        ranks.agree(
+            posterior=torch.cat([part.flatten() for part in state]),
+            curvature=posterior.curvature,
+            batch_size=batch_size,
+            acquisition=acquisition if isinstance(acquisition, str) else "a callable",
+            targets=targets if isinstance(targets, str) or targets is None else callable(targets),
+            step=step,
+            gamma=gamma,
+            update_every=update_every,
+            link=link,
+            candidates=candidates,
+            labelled=labelled,
+            exclude=excluded,
+            memory=memory,
+        )
+        seed = torch.tensor(choose_seed(acquisition, link, generator))  # drawn by all, so that generators stay alike
+        seed = ranks.from_first(lambda: seed, seed)
+        scorer = make_scorer(
+            acquisition,
+            posterior,
+            rows,
+            link=link,
+            step=step,
+            gamma=gamma,
+            labelled=labelled,
+            seed=int(seed),
+            memory=memory,
+        )
+        scorer.withhold(excluded)
+        chosen: list[tuple[Tensor, Tensor, Tensor]] = []
+        groups = [min(update_every, batch_size - start) for start in range(0, batch_size, update_every)]
+        for number, count in enumerate(_with_progress(groups, progress and ranks.rank == 0), start=1):
+            picks, utilities = scorer.pick(count)
+            chosen.append((picks, utilities, labels(scorer, picks)))
+            if number < len(groups):
+                scorer.absorb(picks, chosen[-1][2])
+        picks, utilities, absorbed = (torch.cat(parts) for parts in zip(*chosen, strict=True))
+        if bool(utilities.isnan().any()):
+            raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
+        if targets is None and update_every == batch_size:
+            return SelectionResult(rows.to_rows(picks), utilities, posterior.clone())
+        after = posterior.condition_on(rows.outer(picks), absorbed, step, gamma)
+        return SelectionResult(rows.to_rows(picks), utilities, after)
+
+
+def _check_unlabelled(acquisition: str | Acquisition, link: str, update_every: int, batch_size: int) -> None:
+    if update_every < batch_size and not uses_variance(acquisition, link):
+        raise ValueError(
+            "targets=None absorbs no labels, so that only an acquisition that uses the variance changes between "
+            "picks: pass update_every=batch_size for a batch at once, or targets='predicted'; link='mean_field' "
+            "makes utilities and badge use it"
+        )
+
+
+def _excluded(rows: Pool, exclude: Array | None) -> Tensor:  # [X] int64
+    if exclude is None:
+        return torch.zeros(0, dtype=torch.int64, device=rows.storage.device)
+    return rows.to_picks(rows.check_rows("exclude", exclude), "exclude")
+
+
+def _with_progress(groups: list[int], progress: bool) -> Iterable[int]:
+    if not progress:
+        return groups
+    return _progress_bar(groups)
+
+
+def _progress_bar(groups: list[int]) -> Iterator[int]:
+    """Yield the groups under a bar that counts picks."""
+    try:
+        from rich.progress import Progress
+    except ImportError as error:
+        raise ImportError("progress=True needs rich: pip install rich") from error
+    with Progress(transient=True) as bar:
+        task = bar.add_task("selecting", total=sum(groups))
+        for count in groups:
+            yield count
+            bar.advance(task, count)

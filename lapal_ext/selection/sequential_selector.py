@@ -1,0 +1,263 @@
+"""Selecting while a person answers: one question, one update, the next question."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lapal_ext.acquisition.registry import (
+    Acquisition,
+    Scorer,
+    check_acquisition,
+    check_memory,
+    choose_seed,
+    make_scorer,
+)
+from lapal_ext.likelihood import STEPS
+from lapal_ext.pool.files import Features
+from lapal_ext.pool.pool import Pool, check_posterior
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.tensors import (
+    as_labels,
+    check_choice,
+    check_distinct,
+    check_integer,
+    check_labels,
+    check_number,
+    shape_text,
+)
+
+_SKIPPED = -1  # label of a row that was passed over, in a state dict
+_VECTORS = ("rows", "labels", "events")
+_STATE = (*_VECTORS, "seed")
+
+_Event = tuple[Tensor, Tensor | None]
+"""Picks and their labels, or None where they were skipped."""
+
+
+class SequentialSelector:
+    """Asks for labels and absorbs each before it asks again.
+
+    Args:
+        posterior: a fitted model; stays as it is.
+        pool: features of the unlabelled rows, [N, D]; an array or a file is read where it is, as in ``select_batch``.
+        acquisition: as in ``select_batch``.
+        step: ``line_search`` or ``newton``.
+        gamma: trust in the labels, >= 0.
+        link: ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
+        candidates: the rows that may be asked for, int64 [K]; all by default.
+        generator: of an acquisition that draws, such as ``random`` or ``badge``. One number is taken from it here; what
+            is asked later follows from that and from the answers, so that ``undo`` comes back to the same question.
+        labelled: features of the rows that had labels before, [L, D], as in ``select_batch``.
+        memory: bytes that the pool's logits may take, as in ``select_batch``.
+
+    Example:
+        >>> selector = SequentialSelector(posterior, pool)
+        >>> row = selector.ask()
+        >>> selector.tell(row, 3)
+    """
+
+    def __init__(
+        self,
+        posterior: LastLayerLaplace,
+        pool: Features,  # [N, D]
+        acquisition: str | Acquisition = "margin",
+        step: str = "line_search",
+        gamma: float = 1.0,
+        link: str = "plugin",
+        candidates: Array | None = None,  # [K] int64
+        generator: torch.Generator | None = None,
+        labelled: Array | None = None,  # [L, D]
+        memory: float | None = None,
+    ) -> None:
+        check_posterior(posterior)
+        check_choice("step", step, STEPS)
+        self._gamma = check_number("gamma", gamma, at_least=0.0)
+        check_acquisition(acquisition, link, generator)
+        self._step, self._acquisition, self._link = step, acquisition, link
+        self._initial = posterior.clone()
+        self._pool = Pool(self._initial, pool, candidates)
+        if labelled is not None:
+            labelled = posterior.check_features(labelled, name="labelled").detach().clone()
+        self._labelled = labelled
+        self._memory = check_memory(acquisition, posterior, self._pool, memory)
+        self._seed = choose_seed(acquisition, link, generator)
+        self._events: list[_Event] = []
+        self._asked: Tensor | None = None
+        self._scorer = self._start(self._seed)
+
+    @torch.no_grad()
+    def ask(self, n: int = 1) -> Tensor:  # [n] int64
+        """Return the ``n`` rows whose labels would tell most now, best first; asking again changes nothing.
+
+        The rows are the best under one and the same model: to build a batch from labels the model assumes, use
+        ``select_batch``.
+
+        Raises:
+            ValueError: fewer than ``n`` rows are left, or the acquisition gave NaN.
+        """
+        left = len(self._pool) - len(self._closed())
+        n = check_integer("n", n, at_least=1, at_most=left, limit="the rows that are left")
+        if self._asked is None or len(self._asked) != n:
+            self._retract()
+            picks, utilities = self._scorer.pick(n)
+            if bool(utilities.isnan().any()):
+                self._scorer.release(picks)
+                raise ValueError("acquisition gave a utility that is not a number")
+            self._asked = picks
+        return self._pool.to_rows(self._asked).clone()
+
+    @torch.no_grad()
+    def tell(self, indices: int | Array, labels: int | Array) -> None:
+        """Absorb labels, in order: of the rows that were asked for or of any others.
+
+        Args:
+            indices: a row of the pool, or int64 [k].
+            labels: its label in [0, C), or [k].
+
+        Raises:
+            ValueError: a row that has its label already, or that is not in the pool; a label that is no class.
+            NotPSDError: the covariance is not positive semi-definite; nothing is changed.
+        """
+        picks = self._as_picks("indices", indices)
+        values = self._as_labels(labels, len(picks))
+        self._check_untold("indices", picks, self._events)
+        self._scorer.absorb(picks, values)
+        self._close(picks, values)
+
+    def skip(self, indices: int | Array) -> None:
+        """Do not ask for these rows again; they may still be told."""
+        self._close(self._as_picks("indices", indices), None)
+
+    @torch.no_grad()
+    def undo(self) -> Tensor:  # [k] int64
+        """Take back the last ``tell`` or ``skip`` and return its rows.
+
+        Raises:
+            ValueError: there is nothing to take back.
+        """
+        if not self._events:
+            raise ValueError("there is nothing to undo")
+        picks, _ = self._events[-1]
+        self._replay(self._events[:-1], self._seed)
+        return self._pool.to_rows(picks)
+
+    @property
+    def posterior(self) -> LastLayerLaplace:
+        """A new posterior that has absorbed every label told so far."""
+        told = [(picks, labels) for picks, labels in self._events if labels is not None]
+        if not told:
+            return self._initial.clone()
+        picks, labels = (torch.cat(parts) for parts in zip(*told, strict=True))
+        return self._initial.condition_on(self._pool.outer(picks), labels, self._step, self._gamma)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that was answered: ``rows``, ``labels`` (-1 where skipped) and ``events``, int64 [T]; ``seed`` [].
+
+        The posterior and the pool are not part of it: make the selector anew from them and call ``load_state_dict``.
+        """
+        rows = [self._pool.to_rows(picks) for picks, _ in self._events]
+        labels = [torch.full_like(picks, _SKIPPED) if given is None else given for picks, given in self._events]
+        events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(self._events)]
+        empty = [torch.zeros(0, dtype=torch.int64, device=self._pool.storage.device)]
+        parts = {"rows": rows, "labels": labels, "events": events}
+        return {name: torch.cat(part or empty) for name, part in parts.items()} | {"seed": torch.tensor(self._seed)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replay the answers of a ``state_dict``: the next question is the one that was due.
+
+        Raises:
+            KeyError, TypeError, ValueError: not a state of a selector over this pool; nothing is changed.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict, got {type(state).__name__}")
+        if missing := [name for name in _STATE if name not in state]:
+            raise KeyError(f"state must hold {', '.join(_STATE)}, {', '.join(missing)} is missing")
+        rows, labels, events = (
+            as_labels(f"state[{name!r}]", state[name], self._pool.storage.device) for name in _VECTORS
+        )
+        seed = check_integer("state['seed']", state["seed"], at_least=0)
+        if not rows.shape == labels.shape == events.shape or rows.dim() != 1:
+            raise ValueError(
+                f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
+                f"{shape_text(labels.shape)} labels and {shape_text(events.shape)} events"
+            )
+        replayed: list[_Event] = []
+        for number in events.unique():
+            belongs = events == number
+            picks, given = self._as_picks("state['rows']", rows[belongs]), labels[belongs]
+            skipped = bool((given == _SKIPPED).all())
+            if not skipped:
+                check_labels("state['labels']", given, self._initial.num_classes)
+                self._check_untold("state['rows']", picks, replayed)
+            replayed.append((picks, None if skipped else given))
+        self._replay(replayed, seed)
+
+    def _start(self, seed: int) -> Scorer:
+        return make_scorer(
+            self._acquisition,
+            self._initial,
+            self._pool,
+            link=self._link,
+            step=self._step,
+            gamma=self._gamma,
+            labelled=self._labelled,
+            seed=seed,
+            memory=self._memory,
+        )
+
+    def _replay(self, events: list[_Event], seed: int) -> None:
+        scorer = self._start(seed)
+        for picks, labels in events:
+            if labels is not None:
+                scorer.absorb(picks, labels)
+            scorer.withhold(picks)
+        self._scorer, self._events, self._asked, self._seed = scorer, list(events), None, seed
+
+    def _close(self, picks: Tensor, labels: Tensor | None) -> None:
+        self._retract()
+        self._events.append((picks, labels))
+        self._scorer.withhold(picks)
+
+    def _retract(self) -> None:
+        """Free the rows that were asked for and never answered."""
+        if self._asked is not None:
+            closed = self._closed()
+            waiting = [pick for pick in self._asked.tolist() if pick not in closed]
+            self._scorer.release(self._asked.new_tensor(waiting))
+            self._asked = None
+
+    def _closed(self) -> set[int]:
+        return {pick for picks, _ in self._events for pick in picks.tolist()}
+
+    def _check_untold(self, name: str, picks: Tensor, events: list[_Event]) -> None:
+        told = {pick for rows, given in events if given is not None for pick in rows.tolist()}
+        for row, pick in zip(self._pool.to_rows(picks).tolist(), picks.tolist(), strict=True):
+            if pick in told:
+                raise ValueError(f"{name} must be without a label so far, got {row} again; undo() takes one back")
+
+    def _as_picks(self, name: str, indices: int | Array) -> Tensor:
+        rows = self._as_vector(name, indices)
+        if len(rows) == 0:
+            raise ValueError(f"{name} must hold at least one row, got none")
+        check_distinct(name, rows)
+        return self._pool.to_picks(rows, name)
+
+    def _as_labels(self, labels: int | Array, count: int) -> Tensor:
+        values = self._as_vector("labels", labels)
+        if len(values) != count:
+            raise ValueError(f"labels must hold one label for each of {count} indices, got {len(values)}")
+        check_labels("labels", values, self._initial.num_classes)
+        return values
+
+    def _as_vector(self, name: str, value: int | Array) -> Tensor:  # [k] int64
+        device = self._pool.storage.device
+        if not isinstance(value, (Tensor, np.ndarray)):
+            return torch.tensor([check_integer(name, value, at_least=0)], device=device)
+        if value.ndim > 1:
+            raise ValueError(f"{name} must be one integer or have shape (k,), got {shape_text(value.shape)}")
+        return as_labels(name, value, device).reshape(-1).clone()  # events are kept, and callers use buffers again

@@ -1,0 +1,1 @@
+"""Arguments of the public functions: checked with typed errors that name the argument."""

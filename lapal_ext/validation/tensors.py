@@ -1,0 +1,328 @@
+"""Validation with typed errors that name the argument, what was expected and what came.
+
+Shapes are written as specifications, ``"int64 [M, b]"``: an optional kind and one letter (DESIGN's table) or number per
+dimension. A letter stands for one size throughout a call, so one specification is documentation, check and message.
+"""
+
+import math
+import numbers
+import operator
+import os
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lapal_ext.validation.arrays import view
+
+COMPUTE_DTYPES = (torch.float32, torch.float64)
+STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_ROWS_ADDED = 8192  # of half precision, in one sum
+_INT64_MAX = 2**63 - 1  # torch counts in int64
+_FIXED_DTYPES = {"int64": torch.int64, "bool": torch.bool, "float64": torch.float64}
+_SPECIFICATION = re.compile(r"^(?:(\w+) )?\[(.*)\]$")
+
+
+class ShapeSpec(NamedTuple):
+    """One parsed specification."""
+
+    kind: str  # "compute" (float32 or float64, the same throughout a call), "storage" (half precision too) or a dtype
+    dims: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "ShapeSpec":
+        """Read ``"int64 [M, b]"``; without a kind it is ``compute``."""
+        match = _SPECIFICATION.match(text)
+        if match is None:
+            raise ValueError(f"not a shape specification: {text!r}")
+        dims = tuple(dim.strip() for dim in match[2].split(",") if dim.strip())
+        return cls(match[1] or "compute", dims)
+
+
+def shape_text(dims: Sequence[object]) -> str:
+    """Write a shape as Python writes a tuple, letters unquoted: ``(N, 128)``, ``(3,)``."""
+    return f"({', '.join(map(str, dims))}{',' if len(dims) == 1 else ''})"
+
+
+def check_tensors(specs: Mapping[str, ShapeSpec], values: Mapping[str, object]) -> dict[str, int]:
+    """Check every tensor of a call against its specification, and all against each other.
+
+    Args:
+        specs: the specification of each argument, in the order in which they are matched.
+        values: the arguments; one that is None is optional and skipped.
+
+    Returns:
+        The size behind each letter.
+
+    Raises:
+        TypeError: an argument is no dense tensor, or its dtype is wrong.
+        ValueError: a shape or a device does not match.
+    """
+    sizes: dict[str, int] = {}
+    owner: dict[str, str] = {}
+    first: Tensor | None = None
+    first_name, compute, compute_name = "", None, ""
+    for name, spec in specs.items():
+        value = values[name]
+        if value is None:
+            continue
+        value = check_dense(name, value)
+        _check_dtype(name, value.dtype, spec.kind, compute, compute_name)
+        if spec.kind == "compute" and compute is None:
+            compute, compute_name = value.dtype, name
+        if first is None:
+            first, first_name = value, name
+        elif value.device != first.device:
+            raise ValueError(f"{name} must be on {first.device} like {first_name}, got {value.device}")
+        _match_shape(name, value, spec, sizes, owner, values)
+    return sizes
+
+
+def check_dense(name: str, value: object) -> Tensor:
+    """Return ``value`` or raise TypeError unless it is a tensor, neither sparse nor nested."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested or value.layout != torch.strided:
+        kind = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, got {kind}")
+    return value
+
+
+def as_dense(name: str, value: object) -> Tensor:
+    """``check_dense`` at the public border, where a NumPy array counts as the tensor that shares its memory."""
+    if isinstance(value, np.ndarray):
+        return view(name, value)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}")
+    return check_dense(name, value)
+
+
+def _check_dtype(name: str, dtype: torch.dtype, kind: str, compute: torch.dtype | None, owner: str) -> None:
+    if kind == "compute":
+        if dtype not in COMPUTE_DTYPES:
+            raise TypeError(f"{name} must be float32 or float64, got {dtype}")
+        if compute is not None and dtype != compute:
+            raise TypeError(f"{name} must be {compute} like {owner}, got {dtype}")
+    elif kind == "storage":
+        if dtype not in STORAGE_DTYPES:
+            raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {dtype}")
+    elif dtype != _FIXED_DTYPES[kind]:
+        raise TypeError(f"{name} must be {_FIXED_DTYPES[kind]}, got {dtype}")
+
+
+def _match_shape(
+    name: str,
+    value: Tensor,
+    spec: ShapeSpec,
+    sizes: dict[str, int],
+    owner: dict[str, str],
+    values: Mapping[str, object],
+) -> None:
+    if value.dim() == len(spec.dims):
+        for dim, size in zip(spec.dims, value.shape, strict=True):
+            if dim not in sizes and not dim.isdigit():
+                sizes[dim], owner[dim] = size, name
+            elif size != (sizes[dim] if dim in sizes else int(dim)):
+                break
+        else:
+            return
+    for dim in [dim for dim, whose in owner.items() if whose == name]:  # known from nobody else
+        del sizes[dim], owner[dim]
+    wanted = [sizes.get(dim, dim) for dim in spec.dims]
+    partners = dict.fromkeys(owner[dim] for dim in spec.dims if dim in owner)
+    because = " and ".join(f"{p} {_shape_of(values[p])}" for p in partners)
+    match = f" to match {because}" if because else ""
+    raise ValueError(f"{name} must have shape {shape_text(wanted)}{match}, got {shape_text(value.shape)}")
+
+
+def _shape_of(value: object) -> str:
+    return shape_text(value.shape) if isinstance(value, Tensor) else ""
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {reprlib.repr(value)}")
+
+
+def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> float:
+    """Return ``value`` as a finite float within its bound.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: not finite, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond float64
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    if above is not None and not number > above:
+        raise ValueError(f"{name} must be greater than {above:g}, got {number:g}")
+    if at_least is not None and not number >= at_least:
+        raise ValueError(f"{name} must be at least {at_least:g}, got {number:g}")
+    return number
+
+
+def check_integer(name: str, value: Any, *, at_least: int, at_most: int = _INT64_MAX, limit: str = "") -> int:
+    """Return ``value`` as an int within its bounds; ``limit`` says where the upper one comes from.
+
+    Raises:
+        TypeError: not an integer.
+        ValueError: out of range.
+    """
+    try:
+        if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}") from None
+    if number < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, got {number}")
+    if number > at_most:
+        raise ValueError(f"{name} must be at most {at_most}{limit and f' ({limit})'}, got {number}")
+    return number
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` or raise TypeError unless it is True or False: "no" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
+    return value
+
+
+def check_generator(name: str, value: object, device: torch.device | None = None) -> None:
+    """Raise TypeError unless ``value`` is a torch.Generator or None, ValueError if it must be on another device."""
+    if value is None:
+        return
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"{name} must be a torch.Generator or None, got {type(value).__name__}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name} must be on {device}, got {value.device}")
+
+
+def check_path(name: str, value: object) -> Path:
+    """Return ``value`` as a path that a file may have.
+
+    Raises:
+        TypeError: no text and nothing that stands for one.
+        ValueError: a text that no file can be called.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a str or an os.PathLike, got {type(value).__name__}")
+    given = os.fspath(value)
+    if not isinstance(given, str):
+        raise TypeError(f"{name} must be a str or stand for one, got {type(value).__name__}, which stands for bytes")
+    if "\0" in given:
+        raise ValueError(f"{name} must not hold a null character, got {given!r}")
+    try:
+        os.fsencode(given)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be a name that a file can have, got {given!r}: {error}") from None
+    return Path(given)
+
+
+def check_device(name: str, value: object) -> torch.device:
+    """Return ``value`` as a device that can hold tensors here.
+
+    Raises:
+        TypeError: not the name of a device.
+        ValueError: no such device, or not on this machine.
+    """
+    if not isinstance(value, (str, torch.device)):
+        raise TypeError(f"{name} must be a torch.device or its name, got {type(value).__name__}")
+    try:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        raise ValueError(f"{name} must be available, got {value!r}: {error}") from None
+    if device.type == "meta":
+        raise ValueError(f"{name} must hold values, got {value!r}")
+    return device
+
+
+def is_finite(*values: Tensor) -> bool:
+    """Whether ``values`` hold neither NaN nor infinity.
+
+    The sum is tested first: it is many times cheaper than a mask, and only an overflow makes it raise a false alarm.
+    """
+    first, *others = values
+    total = _sum(first.detach())
+    for value in others:
+        total = total + _sum(value.detach())
+    return math.isfinite(total) or all(bool(value.isfinite().all()) for value in values)
+
+
+def _sum(value: Tensor) -> Tensor:
+    if value.element_size() >= 4 or value.dim() == 0:
+        return value.sum(dtype=torch.float32 if value.element_size() < 4 else None)
+    # torch adds in another dtype by copying all of it first: of a pool in half precision, twice its size. One buffer
+    # serves all tiles, since new ones, with sums kept between them, would leave holes as large as the pool.
+    tiles = value.split(_ROWS_ADDED)
+    sums = value.new_empty(len(tiles), dtype=torch.float32)
+    buffer = torch.empty_like(tiles[0], dtype=torch.float32)
+    for number, tile in enumerate(tiles):
+        torch.sum(buffer[: len(tile)].copy_(tile), dim=None, out=sums[number])
+    return sums.sum()
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise ValueError if ``value`` holds NaN or infinity."""
+    if value.is_meta:
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device")
+    if not is_finite(value):
+        bad = int(value.isfinite().logical_not().sum())
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {value.numel()} values")
+
+
+def check_overflow(name: str, *results: Tensor) -> None:
+    """Raise ValueError if what was computed from ``name``, which is finite itself, is not."""
+    if not is_finite(*results):
+        raise ValueError(
+            f"{name} must give results that are finite in {results[0].dtype}, got NaN or infinity: rescale them, or "
+            "look for NaN in the posterior"
+        )
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless all labels lie in [0, num_classes)."""
+    check_index_range(name, labels, num_classes, f"[0, {num_classes}), one of the {num_classes} classes")
+
+
+def check_index_range(name: str, indices: Tensor, size: int, allowed: str) -> None:
+    """Raise ValueError unless all of ``indices`` lie in [0, size)."""
+    if indices.numel() == 0:
+        return
+    low, high = (int(bound) for bound in indices.aminmax())
+    if low < 0 or high >= size:
+        raise ValueError(f"{name} must lie in {allowed}, got {low if low < 0 else high}")
+
+
+def check_distinct(name: str, indices: Tensor) -> None:
+    """Raise ValueError if an index of a vector occurs twice."""
+    values, counts = indices.unique(return_counts=True)
+    if values.numel() != indices.numel():
+        raise ValueError(f"{name} must not hold duplicates, got {int(values[counts.argmax()])} more than once")
+
+
+def as_labels(name: str, labels: object, device: torch.device) -> Tensor:
+    """Return integer labels as an int64 tensor on ``device``; floats and booleans are refused.
+
+    Raises:
+        TypeError: not a tensor or an array of integers.
+        ValueError: on another device.
+    """
+    labels = as_dense(name, labels)
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {labels.dtype}")
+    if labels.device != device:
+        raise ValueError(f"{name} must be on {device}, got {labels.device}")
+    return labels.to(torch.int64)
