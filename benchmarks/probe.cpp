@@ -1,7 +1,7 @@
 // Two rates of this machine that no torch call shows: multiply-adds in registers, and exponentials in the first-level
 // cache. machine.py compiles this as the kernels are compiled, and the same clones run.
-#include "cpu/simd.h"
-#include "cpu/wide_softmax.h"
+#include "cpu/avx512/softmax.h"
+#include "cpu/simd/lanes.h"
 
 namespace {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <string>
 
-#include "clones.h"
+#include "cpu/simd/clones.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // The kernels' own exponentials over an array, for test_exponential.py.
-#include "likelihood.h"
+#include "shared/likelihood.h"
 #if !defined(__AVX__)  // compiled for the baseline, as the kernels are: what is wide brings its own instruction set
-#include "cpu/wide_softmax.h"
+#include "cpu/avx512/softmax.h"
 #endif
 
 template <class T>

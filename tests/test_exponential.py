@@ -1,4 +1,4 @@
-"""The exponentials of csrc/likelihood.h and csrc/cpu/wide_softmax.h, one of which every softmax takes, within 2 ulp.
+"""The exponentials of csrc/shared/likelihood.h and csrc/cpu/avx512/softmax.h are within 2 ulp; every softmax takes one.
 
 The latter is 2^x, of logits in units of log 2, in the instructions of AVX-512.
 """

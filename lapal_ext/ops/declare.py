@@ -2,7 +2,7 @@
 
 ``define`` turns the reference into a custom op, writes its fake from the shapes it returns, and wraps it with the
 checks that those shapes imply, so that no signature is ever stated twice. C++ only adds kernels
-(``csrc/<device>/<op>.cpp``); the dispatcher takes them where there are any.
+(``csrc/<device>/ops/<op>.cpp``); the dispatcher takes them where there are any.
 """
 
 import functools

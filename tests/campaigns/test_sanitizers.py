@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "ASAN_OPTIONS": f"detect_leaks=0:exitcode={ERROR_STATUS}",  # Python leaks by design
     "UBSAN_OPTIONS": f"print_stacktrace=1:exitcode={ERROR_STATUS}",
 }
-KERNEL = "csrc/cpu/predictive.cpp"
+KERNEL = "csrc/cpu/ops/predictive.cpp"
 ANCHOR = "    predictive_impl(rows);\n"  # where all sizes and pointers are known
 PLANTED = {
     "heap-buffer-overflow": "    rows.probabilities[n_rows * n_classes] = scalar_t(0);\n",

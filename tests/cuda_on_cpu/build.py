@@ -1,8 +1,9 @@
 """Compiles kernels for the emulator, and loads them: one library per op, each with an emulator of its own.
 
-``emulated("predictive")`` is ``csrc/cuda/predictive.cu``, launcher and kernel, as an op on CPU tensors. The schema is
-that of the real op; stream and device are those of ``csrc/cuda/launch.cuh`` without nvcc, that is, none. Objects are
-kept in a folder under the system's temporary one, by what they are made of, so only what changed is compiled again.
+``emulated("predictive")`` is ``csrc/cuda/ops/predictive.cu``, launcher and kernel, as an op on CPU tensors. The schema
+is that of the real op; stream and device are those of ``csrc/cuda/shared/launch.cuh`` without nvcc, that is, none.
+Objects are kept in a folder under the system's temporary one, by what they are made of, so only what changed is
+compiled again.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ from tests.native import skip_or_fail
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 NAMESPACE = "lapal_ext_emulated"
-KERNELS = sorted(path.stem for path in (CSRC / "cuda").glob("*.cu"))
+KERNELS = sorted(path.stem for path in (CSRC / "cuda" / "ops").glob("*.cu"))
 CACHE = Path(tempfile.gettempdir()) / f"lapal_ext_cuda_on_cpu-{os.getuid()}"
 
 _FLAGS = [
@@ -100,7 +101,7 @@ class EmulatedOp:
     """A CUDA kernel and its launcher on CPU tensors, under schedules that ``seed`` numbers."""
 
     def __init__(self, name: str, sanitizer: str = "") -> None:
-        path = library(CSRC / "cuda" / f"{name}.cu", sanitizer)
+        path = library(CSRC / "cuda" / "ops" / f"{name}.cu", sanitizer)
         schema = str(getattr(torch.ops.lapal_ext, name).default._schema)
         self._definition = torch.library.Library(NAMESPACE, "FRAGMENT")
         self._definition.define(schema.split("::", 1)[1])

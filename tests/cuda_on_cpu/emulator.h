@@ -1,4 +1,4 @@
-// CUDA on the CPU, for tests: the part of CUDA that csrc/cuda/portability.h promises, for g++.
+// CUDA on the CPU, for tests: the part of CUDA that csrc/cuda/shared/portability.h promises, for g++.
 //
 // Each CUDA thread is a fiber; one block runs after the other, in random order. At every barrier and shuffle a seeded
 // scheduler decides who goes on, and lets one warp run far ahead of the rest: that is when a missing barrier shows.

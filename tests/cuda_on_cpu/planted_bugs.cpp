@@ -3,8 +3,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/portability.h"
-#include "cuda/reduce.cuh"
+#include "cuda/shared/portability.h"
+#include "cuda/shared/reduce.cuh"
 
 namespace {
 

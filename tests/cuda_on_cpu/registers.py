@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.cuda_on_cpu.build import CACHE, CSRC, KERNELS, torch_folder
 
-SOURCES = [CSRC / "cuda" / f"{name}.cu" for name in KERNELS]
+SOURCES = [CSRC / "cuda" / "ops" / f"{name}.cu" for name in KERNELS]
 ARCHITECTURES = ("80", "86", "90", "100", "120")
 DEFAULT_ARCHITECTURE = "90"
 _FLAGS = [

@@ -27,7 +27,7 @@ _OPTIONS = {
 
 def compile_first(sanitizer: str, kind: str, name: str) -> None:
     """Compile outside of the sanitizer, which would slow the compiler down."""
-    library(CSRC / "cuda" / f"{name}.cu" if kind == "kernel" else HERE / "planted_bugs.cpp", sanitizer)
+    library(CSRC / "cuda" / "ops" / f"{name}.cu" if kind == "kernel" else HERE / "planted_bugs.cpp", sanitizer)
 
 
 def environment(sanitizer: str) -> dict[str, str]:

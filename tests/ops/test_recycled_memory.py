@@ -1,4 +1,4 @@
-"""Large results of the updates lie on memory that earlier ones gave back (csrc/cpu/recycled_memory.h)."""
+"""Large results of the updates lie on memory that earlier ones gave back (csrc/torch/recycled_memory.h)."""
 
 import os
 import queue

@@ -1,0 +1,153 @@
+// The softmax of blocks of logits in float32, in the instructions of AVX-512: what the compiler does not find in plain
+// loops. Logits are in units of log 2, relative to about the largest of their lane: wide_prepare_logits().
+//
+//   2^x = 2^floor(x) R (1 + r q(r)),  r = x - floor(32 x) / 32,  R = 2^(x - r - floor(x)), one of the 32 roots of two.
+//
+// One instruction finds r, one looks R up in two registers, and one takes the power of two, zero or infinity where it
+// is out of range. That leaves a polynomial of two terms: 8 instructions for the 15 of exp_nonpositive().
+//
+// The winner is left out of the sums without a pass that looks for it first: of the largest power so far and the next
+// one, the smaller joins the sum. Ties need no care, and no difference is taken.
+//
+// Not always_inline, since templates without this target stand between a kernel and these.
+#pragma once
+
+#include "cpu/simd/lanes.h"
+
+#if LAPAL_HAS_CLONES
+#include <immintrin.h>
+
+namespace lapal_ext {
+
+constexpr float kLog2e = 1.44269504088896340736f;
+constexpr float kLog2 = 0.69314718055994530942f;
+constexpr __mmask16 kAllLanes = 0xffff;  // some unmasked intrinsics make GCC 12 warn of its own headers
+
+// Of two numbers; of a NaN and anything, in whatever order, the second.
+LAPAL_WIDE inline __m512 wide_min(__m512 a, __m512 b) {
+  return _mm512_maskz_min_ps(kAllLanes, a, b);
+}
+
+LAPAL_WIDE inline __m512 wide_max(__m512 a, __m512 b) {
+  return _mm512_maskz_max_ps(kAllLanes, a, b);
+}
+
+// 2^(x + kLift) within 2 ulp.
+template <int kLift>
+class WideExp2 {
+ public:
+  LAPAL_WIDE WideExp2() {
+    const __m512 lift = _mm512_set1_ps(float(kLift));
+    low_ = _mm512_maskz_scalef_ps(kAllLanes, _mm512_load_ps(kRoots), lift);
+    high_ = _mm512_maskz_scalef_ps(kAllLanes, _mm512_load_ps(kRoots + kLanes<float>), lift);
+  }
+
+  // Zero where that would not be a normal number: those are slow to compute with. NaN stays NaN.
+  LAPAL_WIDE __m512 operator()(__m512 x) const {
+    constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+    const __m512 r = _mm512_maskz_reduce_ps(kAllLanes, x, 5 << 4 | _MM_FROUND_TO_NEG_INF);
+    // Leaves floor(32 x) in the lowest bits.
+    const __m512 steps = _mm512_maskz_add_round_ps(kAllLanes, x, _mm512_set1_ps(0x1.8p18f), kDown);
+    const __m512 root = _mm512_permutex2var_ps(low_, _mm512_castps_si512(steps), high_);
+    // (2^r - 1) / r, minimax: 0.54 ulp.
+    const __m512 q = _mm512_fmadd_ps(r, _mm512_set1_ps(0.24265269f), _mm512_set1_ps(0.69312373f));
+    const __m512 power = _mm512_fmadd_ps(q, _mm512_mul_ps(r, root), root);
+    const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f - kLift), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(normal, power, x);
+  }
+
+ private:
+  alignas(kBlockBytes) static constexpr float kRoots[32] = {  // 2^(j / 32)
+      0x1.000000p0f, 0x1.059b0ep0f, 0x1.0b5586p0f, 0x1.11301ep0f, 0x1.172b84p0f, 0x1.1d4874p0f, 0x1.2387a6p0f,
+      0x1.29e9e0p0f, 0x1.306fe0p0f, 0x1.371a74p0f, 0x1.3dea64p0f, 0x1.44e086p0f, 0x1.4bfdaep0f, 0x1.5342b6p0f,
+      0x1.5ab07ep0f, 0x1.6247ecp0f, 0x1.6a09e6p0f, 0x1.71f75ep0f, 0x1.7a1148p0f, 0x1.82589ap0f, 0x1.8ace54p0f,
+      0x1.93737cp0f, 0x1.9c4918p0f, 0x1.a5503cp0f, 0x1.ae89fap0f, 0x1.b7f770p0f, 0x1.c199bep0f, 0x1.cb720ep0f,
+      0x1.d5818ep0f, 0x1.dfc974p0f, 0x1.ea4afap0f, 0x1.f50766p0f};
+
+  __m512 low_, high_;
+};
+
+// The sums of a softmax over all classes but the winner.
+//
+// The largest logit may be kLift away from zero: then powers that count, down to 2^-126 of the winner's, are normal
+// numbers, and what is summed, 2^(2 kLift) at most and its square, stays below 2^128 for any number of classes.
+template <Moment moment>
+class WideLosers {
+  static_assert(moment == Moment::none || moment == Moment::squares || moment == Moment::energy, "of a utility");
+  static constexpr int kLift = moment == Moment::squares ? 24 : 48;
+
+ public:
+  using Exp2 = WideExp2<kLift>;
+
+  LAPAL_WIDE WideLosers()
+      : best_(_mm512_set1_ps(-0x1.fffffep127f)),  // no infinity, whose product with nothing is NaN
+        largest_(_mm512_setzero_ps()),
+        sum_(_mm512_setzero_ps()),
+        second_(_mm512_setzero_ps()) {}
+
+  // One class: its logit and the power of it. A NaN gets into the sums, but not into the largest.
+  LAPAL_WIDE void meet(__m512 x, __m512 power) {
+    const __m512 lower = wide_min(largest_, power);
+    if constexpr (moment == Moment::squares) {
+      second_ = _mm512_fmadd_ps(lower, lower, second_);
+    } else if constexpr (moment == Moment::energy) {
+      second_ = _mm512_fmadd_ps(lower, wide_min(x, best_), second_);
+    }
+    sum_ = _mm512_add_ps(sum_, lower);
+    largest_ = wide_max(power, largest_);
+    best_ = wide_max(x, best_);
+  }
+
+  // Largest logit of each lane.
+  LAPAL_WIDE __m512 best() const {
+    return best_;
+  }
+
+  // Whether no largest logit lies too far from zero.
+  LAPAL_WIDE bool in_range() const {
+    return _mm512_cmp_ps_mask(_mm512_mul_ps(best_, best_), _mm512_set1_ps(float(kLift * kLift)), _CMP_NLE_UQ) == 0;
+  }
+
+  // One over the power of the winner.
+  LAPAL_WIDE __m512 inverse() const {
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), largest_);
+  }
+
+  // One over the sum of the powers of all classes.
+  LAPAL_WIDE __m512 weight() const {
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(largest_, sum_));
+  }
+
+  // Relative to the winner, the sum of the exponentials.
+  LAPAL_WIDE __m512 rest(__m512 inverse) const {
+    return _mm512_mul_ps(sum_, inverse);
+  }
+
+  // The sum of their squares, or of their products with the shifted logits; of probabilities, by weight().
+  LAPAL_WIDE __m512 second(__m512 inverse) const {
+    if constexpr (moment == Moment::squares) {
+      return _mm512_mul_ps(_mm512_mul_ps(second_, inverse), inverse);
+    } else if constexpr (moment == Moment::energy) {
+      const __m512 energy = _mm512_fnmadd_ps(best_, sum_, second_);
+      return _mm512_mul_ps(_mm512_mul_ps(energy, inverse), _mm512_set1_ps(kLog2));
+    } else {
+      return second_;
+    }
+  }
+
+ private:
+  __m512 best_, largest_, sum_, second_;
+};
+
+// Logits of one block, [C][lane], become relative to the largest of each lane; times kLog2e, in units of log 2.
+LAPAL_WIDE inline void wide_prepare_logits(int64_t n_classes, float factor, float* logits) {
+  alignas(kBlockBytes) float best[kLanes<float>];
+  find_largest(logits, n_classes, best);
+  for (int64_t k = 0; k < n_classes; ++k) {
+    const __m512 shifted = _mm512_sub_ps(_mm512_load_ps(logits + k * kLanes<float>), _mm512_load_ps(best));
+    _mm512_store_ps(logits + k * kLanes<float>, _mm512_mul_ps(shifted, _mm512_set1_ps(factor)));
+  }
+}
+
+}  // namespace lapal_ext
+#endif

@@ -1,0 +1,194 @@
+// A batch of labels absorbed into a mean and a covariance.
+//
+//   W' = W + H^T X Sigma;  Sigma' = Sigma - U^T diag(beta) U,  T U = X Sigma;  H, T, beta and s' from the recursion of
+//   update_coefficients with the gram matrix X Sigma X^T and the logits X W^T.
+//
+// Shapes: mean W [C, D], covariance Sigma [D, D], features X [b, D], targets [b] -> W' [C, D], Sigma' [D, D], s' [b],
+// sound []: all of these and the gram matrix, logits, beta and s' |x|^2 are finite, s' <= limit beta for each row, and
+// |x|^2 max_i Sigma_ii <= limit = 2^-7 / eps.
+//
+// The kernels of inner_products, update_coefficients and rank_n_update, or rank_one_update, in a row, on memory of this
+// call; parallel as they are, with their bits. For ten labels at D = 384, five calls through Python and the dispatcher
+// would take longer than what they compute: that is why the five have an op in common.
+//
+// Limit: b D (D + b + 2 C) + b D^2 / 2 multiply-adds; for few labels memory, two reads of Sigma and one write.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <string>
+#include <tuple>
+
+#include "cpu/gemm/dots.h"
+#include "cpu/ops/inner_products.h"
+#include "cpu/ops/rank_n_update.h"
+#include "cpu/ops/rank_one_update.h"
+#include "cpu/ops/update_coefficients.h"
+#include "cpu/simd/lanes.h"
+#include "shared/likelihood.h"
+#include "torch/checks.h"
+#include "torch/choices.h"
+#include "torch/dispatch.h"
+#include "torch/recycled_memory.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "absorb_labels";
+constexpr int64_t kGrain = 1 << 17;  // numbers looked at per worker, below which starting one costs more
+
+// What the launcher was given and what it returns, contiguous.
+template <class T>
+struct Batch {
+  int64_t n_rows, n_classes, n_features;
+  const T* mean;
+  const T* covariance;
+  const T* features;
+  const int64_t* targets;
+  T* new_mean;
+  T* new_covariance;
+  T* weights;
+};
+
+// Whether no value is NaN or infinite: the others are equal to themselves, and less themselves zero.
+template <class T>
+LAPAL_HD bool all_finite(const T* values, int64_t size) {
+  LaneIndex<T> bad = 0;
+#pragma omp simd reduction(| : bad)
+  for (int64_t i = 0; i < size; ++i) {
+    bad |= values[i] - values[i] == T(0) ? LaneIndex<T>(0) : LaneIndex<T>(1);
+  }
+  return bad == 0;
+}
+
+// Whether what each row adds to the precision is finite, and what it takes out of the covariance more than rounding.
+template <class T>
+LAPAL_HD bool sound_observations(const Batch<T>& batch, const T* beta) {
+  const T limit = T(kResolution) / std::numeric_limits<T>::epsilon();
+  T largest = 0;
+  for (int64_t i = 0; i < batch.n_features; ++i) {
+    largest = std::max(largest, batch.covariance[i * (batch.n_features + 1)]);
+  }
+  bool sound = true;
+  for (int64_t t = 0; t < batch.n_rows; ++t) {
+    const T* row = batch.features + t * batch.n_features;
+    const T square = dot(row, row, batch.n_features);
+    const T gained = batch.weights[t] * square;
+    // Each comparison is false of NaN.
+    sound &= all_finite(&gained, 1) && batch.weights[t] <= limit * beta[t] && square * largest <= limit;
+  }
+  return sound;
+}
+
+#define LAPAL_FINITE_KERNELS(T)                                                 \
+  LAPAL_CLONES bool finite_kernel(const T* values, int64_t size) {              \
+    return all_finite(values, size);                                            \
+  }                                                                             \
+  LAPAL_CLONES bool observations_kernel(const Batch<T>& batch, const T* beta) { \
+    return sound_observations(batch, beta);                                     \
+  }                                                                             \
+  LAPAL_CLONES void add_kernel(const T* values, int64_t size, T* out) {         \
+    _Pragma("omp simd") for (int64_t i = 0; i < size; ++i) {                    \
+      out[i] += values[i];                                                      \
+    }                                                                           \
+  }
+LAPAL_FINITE_KERNELS(float)
+LAPAL_FINITE_KERNELS(double)
+#undef LAPAL_FINITE_KERNELS
+
+// Rows [0, size) of a symmetric matrix, each up to its diagonal.
+template <class T>
+bool finite_triangle(const T* matrix, int64_t size) {
+  std::atomic<bool> finite{true};
+  torch::stable::parallel_for(0, size, 1 + kGrain / (size + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      if (!finite_kernel(matrix + row * size, row + 1)) {
+        finite = false;
+      }
+    }
+  });
+  return finite;
+}
+
+// Returns whether everything is finite and held.
+template <class T>
+bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
+  const int64_t b = batch.n_rows, n_classes = batch.n_classes, size = batch.n_features;
+  const Scratch<T> columns(b * size), gram(b * b), logits(b * n_classes), coefficients(b * n_classes), triangle(b * b),
+      beta(b);
+  STD_TORCH_CHECK(columns && gram && logits && coefficients && triangle && beta, kOp, ": out of memory");
+  const Matrix<T> rows{batch.features, b, size, 1};
+  // Sigma is read as its transpose, whose rows lie as the product's panels do.
+  multiply(rows, Matrix<T>{batch.covariance, size, 1, size}, size, columns.data());
+  multiply(Matrix<T>{columns.data(), b, size, 1}, rows, size, gram.data(), Part::lower);
+  multiply(rows, Matrix<T>{batch.mean, n_classes, size, 1}, size, logits.data());
+  find_coefficients(Hypotheses<T>{1, b, n_classes, gram.data(), logits.data(), batch.targets, coefficients.data(),
+                                  triangle.data(), beta.data(), batch.weights},
+                    rule);
+  multiply(Matrix<T>{coefficients.data(), n_classes, 1, n_classes}, Matrix<T>{columns.data(), size, 1, size}, b,
+           batch.new_mean);
+  add_kernel(batch.mean, n_classes * size, batch.new_mean);
+  const bool sound = observations_kernel(batch, beta.data()) && finite_kernel(beta.data(), b);
+  if (b == 1) {
+    update_matrices(batch.covariance, batch.features, batch.weights, 1, size, batch.new_covariance, columns.data());
+  } else {
+    std::transform(beta.data(), beta.data() + b, beta.data(), [](T value) { return -value; });
+    update_matrix(
+        RankNUpdate<T>{batch.covariance, columns.data(), beta.data(), triangle.data(), size, b, batch.new_covariance});
+  }
+  // The steps are not looked at: one that is not finite makes a row of the mean NaN.
+  return sound && finite_triangle(gram.data(), b) && finite_kernel(logits.data(), b * n_classes) &&
+         finite_kernel(batch.new_mean, n_classes * size) && finite_triangle(batch.new_covariance, size);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean, const Tensor& covariance,
+                                                             const Tensor& features, const Tensor& targets,
+                                                             double gamma, const std::string& step,
+                                                             const std::string& curvature) {
+  check_dim(mean, 2, kOp, "mean");
+  const int64_t n_classes = mean.size(0), size = mean.size(1);
+  check_shape(covariance, {size, size}, kOp, "covariance");
+  check_shape(features, {kAnySize, size}, kOp, "features");
+  const int64_t n_rows = features.size(0);
+  check_shape(targets, {n_rows}, kOp, "targets");
+  check_dtype(covariance, mean.scalar_type(), kOp, "covariance");
+  check_dtype(features, mean.scalar_type(), kOp, "features");
+  check_dtype(targets, ScalarType::Long, kOp, "targets");
+  const UpdateRule rule{gamma, parse_step(step, kOp), parse_curvature(curvature, kOp)};
+  const Tensor dense_targets = torch::stable::contiguous(targets);
+  check_index_range(dense_targets, n_classes, kOp, "targets");
+
+  Tensor new_mean = recycled_empty(mean, {n_classes, size});
+  Tensor new_covariance = recycled_empty(mean, {size, size});
+  Tensor weights = torch::stable::new_empty(mean, {n_rows});
+  Tensor sound = torch::stable::new_empty(mean, {}, ScalarType::Bool);
+  const Tensor dense_mean = torch::stable::contiguous(mean);
+  const Tensor dense_covariance = torch::stable::contiguous(covariance);
+  const Tensor dense_features = torch::stable::contiguous(features);
+  dispatch_floating(mean.scalar_type(), kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const Batch<scalar_t> batch{n_rows,
+                                n_classes,
+                                size,
+                                dense_mean.const_data_ptr<scalar_t>(),
+                                dense_covariance.const_data_ptr<scalar_t>(),
+                                dense_features.const_data_ptr<scalar_t>(),
+                                dense_targets.const_data_ptr<int64_t>(),
+                                new_mean.mutable_data_ptr<scalar_t>(),
+                                new_covariance.mutable_data_ptr<scalar_t>(),
+                                weights.mutable_data_ptr<scalar_t>()};
+    *sound.mutable_data_ptr<bool>() = absorb_labels_impl(batch, rule);
+  });
+  return {new_mean, new_covariance, weights, sound};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("absorb_labels", TORCH_BOX(&absorb_labels_cpu));
+}

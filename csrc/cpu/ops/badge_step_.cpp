@@ -1,0 +1,222 @@
+// One k-means++ pick of BADGE: a single pass over the pool, and a draw.
+//
+//   |g (x) phi - g* (x) phi*|^2 = |g|^2 |phi|^2 + |g*|^2 |phi*|^2 - 2 (g.g*)(phi.phi*), never below the row's distance
+//   so far; then the first row at which the running sum of distances exceeds threshold times its total.
+//
+// Shapes: pool [N, D] in any storage dtype, u [D], gradient [N, C], g [C], squared_norm and distance [N].
+//
+// Layout: pool rows contiguous. Rows are worked off in tiles: one dot product per row with phi* and one with g*, each
+// in an order that D or C alone decides; then the distances with rows in lanes. Few classes, or class-major gradients,
+// lie in lanes as well: a dot product over ten classes would be all tail.
+//
+// Parallel over tiles of a fixed size, each with a float64 sum of its distances. The running sum of a row is that of
+// the tiles before it plus that of its own tile up to it, for any thread count; only one tile is searched row by row.
+//
+// Limit: memory, one read of the pool.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cpu/gemm/dots.h"
+#include "cpu/pool/rows.h"
+#include "cpu/simd/lanes.h"
+#include "torch/checks.h"
+#include "torch/dispatch.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "badge_step_";
+constexpr double kSamePoint = 16.0;  // distances below this many eps of the norms they come from are rounding
+
+// A pass over the rows; the pointers are those of the tensors, with their strides.
+template <class T, class S>
+struct Pass {
+  PoolRows<S> pool;
+  Direction<T> u;
+  const T* gradient;
+  int64_t row_stride;
+  int64_t class_stride;
+  int64_t n_classes;
+  const T* g;
+  const T* squared_norm;
+  int64_t norm_stride;
+  T centre_norm;
+  T* distance;
+  int64_t distance_stride;
+};
+
+// gradient . g of the `valid` rows of a block.
+template <class T, class S>
+LAPAL_HD void multiply_gradients(const Pass<T, S>& pass, int64_t first, int valid, T* products) {
+  constexpr int kL = kLanes<T>;
+  const T* gradient = pass.gradient + first * pass.row_stride;
+  alignas(kBlockBytes) T sums[kL] = {};
+  if (pass.class_stride == 1 && pass.n_classes >= 2 * kL) {
+    for (int lane = 0; lane < valid; ++lane) {
+      sums[lane] = dot(gradient + lane * pass.row_stride, pass.g, pass.n_classes);
+    }
+  } else {
+    for (int64_t k = 0; k < pass.n_classes; ++k) {
+      alignas(kBlockBytes) T values[kL];
+      load_lanes(gradient + k * pass.class_stride, pass.row_stride, valid, values);
+      const T factor = pass.g[k];
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        sums[lane] += values[lane] * factor;
+      }
+    }
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    products[lane] = sums[lane];
+  }
+}
+
+// Rows [start, start + rows); `scratch` holds kMaxTileRows products. Returns the sum of the new distances.
+template <class T, class S>
+LAPAL_HD double badge_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, T* scratch) {
+  constexpr int kL = kLanes<T>;
+  constexpr T kRounding = T(kSamePoint) * std::numeric_limits<T>::epsilon();
+  multiply_rows(pass.pool, start, rows, {pass.u}, scratch, kMaxTileRows);
+  double sum = 0.0;
+  for (int64_t i = 0; i < rows; i += kL) {
+    const int valid = int(std::min<int64_t>(kL, rows - i));
+    const int64_t first = start + i;
+    alignas(kBlockBytes) T along_u[kL];
+    alignas(kBlockBytes) T along_g[kL];
+    alignas(kBlockBytes) T squared_norm[kL];
+    alignas(kBlockBytes) T distance[kL];
+    load_lanes(scratch + i, 1, valid, along_u);
+    multiply_gradients(pass, first, valid, along_g);
+    load_lanes(pass.squared_norm + first * pass.norm_stride, pass.norm_stride, valid, squared_norm);
+    T* distances = pass.distance + first * pass.distance_stride;
+    load_lanes(distances, pass.distance_stride, valid, distance);
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T norms = squared_norm[lane] + pass.centre_norm;
+      const T product = along_g[lane] * along_u[lane];
+      const T computed = norms - T(2) * product;
+      // A NaN is no rounding: it stays, and the caller sees it.
+      const T fresh = computed <= kRounding * norms ? T(0) : computed;
+      const T old = distance[lane];
+      const T lower = fresh < old ? fresh : old;
+      distance[lane] = fresh != fresh ? fresh : lower;
+    }
+    store_lanes(distance, pass.distance_stride, valid, distances);
+    for (int lane = 0; lane < valid; ++lane) {
+      sum += double(distance[lane]);
+    }
+  }
+  return sum;
+}
+
+#define LAPAL_BADGE_KERNEL(T, S)                                                                           \
+  LAPAL_CLONES double badge_step_kernel(const Pass<T, S>& pass, int64_t start, int64_t rows, T* scratch) { \
+    return badge_tile(pass, start, rows, scratch);                                                         \
+  }
+LAPAL_FOR_POOL_TYPES(LAPAL_BADGE_KERNEL)
+#undef LAPAL_BADGE_KERNEL
+
+// The first row whose running sum exceeds the target, which lies below the total; sums holds one per tile.
+template <class T>
+int64_t draw(const T* distance, int64_t stride, int64_t n_rows, const std::vector<double>& sums, double target) {
+  double before = 0.0;
+  int64_t start = 0;
+  for (const double sum : sums) {
+    if (before + sum > target) {
+      break;
+    }
+    before += sum;
+    start += kMaxTileRows;
+  }
+  double sum = 0.0;
+  for (int64_t n = start; n < n_rows; ++n) {
+    sum += double(distance[n * stride]);
+    if (before + sum > target) {
+      return n;
+    }
+  }
+  return -1;
+}
+
+template <class T, class S>
+int64_t badge_step_impl(const Pass<T, S>& pass, int64_t n_rows, double threshold) {
+  std::vector<double> sums(size_t((n_rows + kMaxTileRows - 1) / kMaxTileRows));
+  const bool complete =
+      for_each_tile<T>(n_rows, kMaxTileRows, kMaxTileRows, [&](int64_t tile, int64_t start, int64_t rows, T* scratch) {
+        sums[size_t(tile)] = badge_step_kernel(pass, start, rows, scratch);
+      });
+  STD_TORCH_CHECK(complete, kOp, ": out of memory");
+  double total = 0.0;
+  for (const double sum : sums) {
+    total += sum;
+  }
+  // Not `total <= 0`: with a NaN among the distances nothing can be drawn.
+  if (!(total > 0.0)) {
+    return -1;
+  }
+  // A threshold just below one may round to the total itself, which no running sum exceeds.
+  const double target = std::min(std::nextafter(total, 0.0), threshold * total);
+  return draw(pass.distance, pass.distance_stride, n_rows, sums, target);
+}
+
+Tensor badge_step__cpu(const Tensor& pool, const Tensor& u, const Tensor& offset, const Tensor& gradient,
+                       const Tensor& g, const Tensor& squared_norm, const Tensor& centre_norm, const Tensor& threshold,
+                       const Tensor& distance) {
+  check_dim(pool, 2, kOp, "pool");
+  check_dim(gradient, 2, kOp, "gradient");
+  const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = gradient.size(1);
+  const ScalarType dtype = u.scalar_type();
+  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
+    check_shape(tensor, shape, kOp, argument);
+    check_dtype(tensor, dtype, kOp, argument);
+  };
+  check(u, {n_features}, "u");
+  check(offset, {}, "offset");
+  check(gradient, {n_rows, n_classes}, "gradient");
+  check(g, {n_classes}, "g");
+  check(squared_norm, {n_rows}, "squared_norm");
+  check(centre_norm, {}, "centre_norm");
+  check(threshold, {}, "threshold");
+  check(distance, {n_rows}, "distance");
+
+  Tensor index = torch::stable::new_empty(u, {}, ScalarType::Long);
+  const Tensor dense_pool = with_contiguous_rows(pool);
+  const Tensor dense_u = torch::stable::contiguous(u);
+  const Tensor dense_g = torch::stable::contiguous(g);
+  dispatch_floating(dtype, kOp, [&](auto compute) {
+    using scalar_t = typename decltype(compute)::type;
+    dispatch_storage(pool.scalar_type(), kOp, [&](auto storage) {
+      using storage_t = typename decltype(storage)::type;
+      Pass<scalar_t, Bits<storage_t>> pass{};
+      pass.pool = rows_of<storage_t>(dense_pool);
+      pass.u = {dense_u.const_data_ptr<scalar_t>(), *offset.const_data_ptr<scalar_t>()};
+      pass.gradient = gradient.const_data_ptr<scalar_t>();
+      pass.row_stride = gradient.stride(0);
+      pass.class_stride = gradient.stride(1);
+      pass.n_classes = n_classes;
+      pass.g = dense_g.const_data_ptr<scalar_t>();
+      pass.squared_norm = squared_norm.const_data_ptr<scalar_t>();
+      pass.norm_stride = squared_norm.stride(0);
+      pass.centre_norm = *centre_norm.const_data_ptr<scalar_t>();
+      pass.distance = distance.mutable_data_ptr<scalar_t>();
+      pass.distance_stride = distance.stride(0);
+      const double drawn = double(*threshold.const_data_ptr<scalar_t>());
+      *index.mutable_data_ptr<int64_t>() = badge_step_impl(pass, n_rows, drawn);
+    });
+  });
+  return index;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("badge_step_", TORCH_BOX(&badge_step__cpu));
+}

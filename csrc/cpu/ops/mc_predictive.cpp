@@ -1,0 +1,150 @@
+// Monte Carlo predictive and its mean entropy, streamed over the samples.
+//
+//   mean_n = 1/S sum_s softmax(z_n + sqrt(v_n) noise_s),  entropy_n = 1/S sum_s of the entropies of the same.
+//
+// Shapes: logits z [N, C], variance v [N], noise [S, C] -> mean [N, C], entropy [N].
+//
+// Layout: rows lie in lanes. A block's logits are packed as [C][lane] and so are its sums; a sample costs two passes
+// over classes, both in the first-level cache: the exponentials and their sums; then their probabilities and, in the
+// same pass, the next sample's logits and the largest of them (cpu/passes/samples.h). Float32 with AVX-512 needs one
+// pass for all of that (cpu/avx512/samples.h). The partition functions of kProduct samples are multiplied, as what they
+// are beyond one, before a logarithm is taken.
+//
+// The probabilities of at most kChunk samples are added in the dtype of the inputs, and these sums in float64: the
+// error does not grow with S.
+//
+// Parallel over blocks of rows; each lane's sums have one order, so equal rows agree to the bit.
+//
+// Limit: arithmetic. One exponential per (row, sample, class) and about 10 other operations.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <tuple>
+
+#include "cpu/avx512/samples.h"
+#include "cpu/passes/row_block.h"
+#include "cpu/passes/samples.h"
+#include "cpu/simd/lanes.h"
+#include "torch/checks.h"
+#include "torch/dispatch.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "mc_predictive";
+
+#if LAPAL_HAS_CLONES
+LAPAL_WIDE void wide_kernel(const SampleBlock<float>& block, int64_t n_samples) {
+  wide_prepare_logits(block.n_classes, kLog2e, block.logits);
+  wide_average_samples(block, n_samples);
+}
+#endif
+
+LAPAL_NARROW void narrow_kernel(const SampleBlock<float>& block, int64_t n_samples) {
+  average_samples(block, n_samples);
+}
+
+void mc_predictive_kernel(const SampleBlock<float>& block, int64_t n_samples) {
+#if LAPAL_HAS_CLONES
+  if (has_wide_registers()) {
+    return wide_kernel(block, n_samples);
+  }
+#endif
+  narrow_kernel(block, n_samples);
+}
+
+LAPAL_CLONES void mc_predictive_kernel(const SampleBlock<double>& block, int64_t n_samples) {
+  average_samples(block, n_samples);
+}
+
+// Tensors of a call; logits and variance with their strides, the rest contiguous.
+struct Inputs {
+  const Tensor& logits;
+  const Tensor& variance;
+  const Tensor& noise;
+};
+
+template <class T>
+void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
+  constexpr int kL = kLanes<T>;
+  const int64_t n_rows = inputs.logits.size(0), n_classes = inputs.logits.size(1), n_samples = inputs.noise.size(0);
+  const int64_t row_stride = inputs.logits.stride(0), class_stride = inputs.logits.stride(1);
+  const T* logits = inputs.logits.const_data_ptr<T>();
+  const T* variance = inputs.variance.const_data_ptr<T>();
+  const int64_t variance_stride = inputs.variance.stride(0);
+  const int64_t n_blocks = (n_rows + kL - 1) / kL;
+  std::atomic<bool> out_of_memory{false};
+  torch::stable::parallel_for(0, n_blocks, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(4 * n_classes * kL);
+    const Scratch<double> sums(n_classes * kL);
+    if (!scratch || !sums) {
+      out_of_memory = true;
+      return;
+    }
+    T* packed = scratch.data();
+    alignas(kBlockBytes) T deviation[kL];
+    alignas(kBlockBytes) double entropies[kL];
+    SampleBlock<T> block{};
+    block.logits = packed;
+    block.deviation = deviation;
+    block.noise = inputs.noise.const_data_ptr<T>();
+    block.n_classes = n_classes;
+    block.sums = packed + n_classes * kL;
+    block.drawn = packed + 2 * n_classes * kL;
+    block.mean = sums.data();
+    block.entropy = entropies;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t start = index * kL, valid = std::min<int64_t>(kL, n_rows - start);
+      read_rows(logits + start * row_stride, row_stride, class_stride, n_classes, valid, packed);
+      read_values(variance + start * variance_stride, variance_stride, valid, deviation);
+      for (int lane = 0; lane < kL; ++lane) {
+        deviation[lane] = square_root(deviation[lane] < T(0) ? T(0) : deviation[lane]);
+        entropies[lane] = 0.0;
+      }
+      std::fill(block.mean, block.mean + n_classes * kL, 0.0);
+      mc_predictive_kernel(block, n_samples);
+      for (int lane = 0; lane < valid; ++lane) {
+        for (int64_t k = 0; k < n_classes; ++k) {
+          mean[(start + lane) * n_classes + k] = T(block.mean[k * kL + lane] / double(n_samples));
+        }
+        entropy[start + lane] = T(entropies[lane] / double(n_samples));
+      }
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+}
+
+std::tuple<Tensor, Tensor> mc_predictive_cpu(const Tensor& logits, const Tensor& variance, const Tensor& noise) {
+  check_dim(logits, 2, kOp, "logits");
+  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
+  const ScalarType dtype = logits.scalar_type();
+  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
+  check_shape(variance, {n_rows}, kOp, "variance");
+  check_shape(noise, {kAnySize, n_classes}, kOp, "noise");
+  check_dtype(variance, dtype, kOp, "variance");
+  check_dtype(noise, dtype, kOp, "noise");
+
+  Tensor mean = torch::stable::new_empty(logits, {n_rows, n_classes});
+  Tensor entropy = torch::stable::new_empty(logits, {n_rows});
+  if (n_rows == 0) {
+    return {mean, entropy};
+  }
+  const Tensor dense_noise = torch::stable::contiguous(noise);
+  const Inputs inputs{logits, variance, dense_noise};
+  dispatch_floating(dtype, kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    mc_predictive_impl(inputs, mean.mutable_data_ptr<scalar_t>(), entropy.mutable_data_ptr<scalar_t>());
+  });
+  return {mean, entropy};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("mc_predictive", TORCH_BOX(&mc_predictive_cpu));
+}

@@ -1,0 +1,195 @@
+// Predictive probabilities of many rows.
+//
+//   p_n = softmax(z_n / sqrt(1 + kappa v_n)), or softmax(z_n) without v.
+//
+// Shapes: logits z [N, C], variance v [N] -> [N, C].
+//
+// Layout: with few classes rows lie in lanes; a block of rows is brought into [C][lane], where the winner is found, the
+// exponentials are taken relative to it and divided by their sum, and written back row by row. Logits may have any
+// strides; class-major ones need no transposition. Rows of many contiguous classes stay where they are, with classes in
+// lanes: transposing them twice took longer than their softmax.
+//
+// Parallel over blocks of rows.
+//
+// Limit: one exponential per number, and for few classes two transpositions in the first-level cache.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <optional>
+
+#include "cpu/passes/row_block.h"
+#include "cpu/simd/lanes.h"
+#include "torch/checks.h"
+#include "torch/dispatch.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "predictive";
+constexpr int64_t kManyClasses = 64;  // from here on a row fills its last register well enough
+
+template <class T>
+struct Rows {
+  const T* logits;
+  int64_t row_stride;
+  int64_t class_stride;
+  int64_t n_rows;
+  int64_t n_classes;
+  const T* variance;  // null for the plugin link
+  int64_t variance_stride;
+  T kappa;
+  T* probabilities;  // [N, C]
+};
+
+// Probabilities of one block in place.
+template <class T>
+LAPAL_HD void softmax_block(const T* factor, int64_t n_classes, T* block) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T link[kL];
+  alignas(kBlockBytes) T best[kL];
+  alignas(kBlockBytes) T total[kL];
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    link[lane] = factor[lane];
+    best[lane] = -__builtin_inff();
+    total[lane] = T(0);
+  }
+  for (int64_t k = 0; k < n_classes; ++k) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T value = block[k * kL + lane];
+      best[lane] = value > best[lane] ? value : best[lane];
+    }
+  }
+  for (int64_t k = 0; k < n_classes; ++k) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T term = exp_nonpositive((block[k * kL + lane] - best[lane]) * link[lane]);
+      block[k * kL + lane] = term;
+      total[lane] += term;
+    }
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    total[lane] = T(1) / total[lane];
+  }
+  for (int64_t k = 0; k < n_classes; ++k) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      block[k * kL + lane] *= total[lane];
+    }
+  }
+}
+
+// Probabilities of one row whose classes are contiguous.
+template <class T>
+LAPAL_HD void softmax_row(const T* logits, T link, int64_t n_classes, T* out) {
+  T best = -__builtin_inff();
+#pragma omp simd reduction(max : best)
+  for (int64_t k = 0; k < n_classes; ++k) {
+    best = logits[k] > best ? logits[k] : best;
+  }
+  T total = T(0);
+#pragma omp simd reduction(+ : total)
+  for (int64_t k = 0; k < n_classes; ++k) {
+    const T term = exp_nonpositive((logits[k] - best) * link);
+    out[k] = term;
+    total += term;
+  }
+  const T inverse = T(1) / total;
+#pragma omp simd
+  for (int64_t k = 0; k < n_classes; ++k) {
+    out[k] *= inverse;
+  }
+}
+
+template <class T>
+LAPAL_HD void predictive_blocks(const Rows<T>& rows, int64_t begin, int64_t end, T* block) {
+  constexpr int kL = kLanes<T>;
+  for (int64_t start = begin * kL; start < end * kL && start < rows.n_rows; start += kL) {
+    const int64_t valid = rows.n_rows - start < kL ? rows.n_rows - start : kL;
+    alignas(kBlockBytes) T link[kL];
+    if (rows.variance != nullptr) {
+      read_values(rows.variance + start * rows.variance_stride, rows.variance_stride, valid, link);
+    }
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      link[lane] = rows.variance != nullptr ? mean_field(link[lane], rows.kappa) : T(1);
+    }
+    const T* logits = rows.logits + start * rows.row_stride;
+    T* out = rows.probabilities + start * rows.n_classes;
+    if (rows.class_stride == 1 && rows.n_classes >= kManyClasses) {
+      for (int64_t lane = 0; lane < valid; ++lane) {
+        softmax_row(logits + lane * rows.row_stride, link[lane], rows.n_classes, out + lane * rows.n_classes);
+      }
+      continue;
+    }
+    read_rows(logits, rows.row_stride, rows.class_stride, rows.n_classes, valid, block);
+    softmax_block(link, rows.n_classes, block);
+    write_rows(block, rows.n_classes, valid, out);
+  }
+}
+
+LAPAL_CLONES void predictive_kernel(const Rows<float>& rows, int64_t begin, int64_t end, float* block) {
+  predictive_blocks(rows, begin, end, block);
+}
+
+LAPAL_CLONES void predictive_kernel(const Rows<double>& rows, int64_t begin, int64_t end, double* block) {
+  predictive_blocks(rows, begin, end, block);
+}
+
+template <class T>
+void predictive_impl(const Rows<T>& rows) {
+  std::atomic<bool> out_of_memory{false};
+  const int64_t n_blocks = (rows.n_rows + kLanes<T> - 1) / kLanes<T>;
+  torch::stable::parallel_for(0, n_blocks, grain_of_rows<T>(rows.n_classes), [&](int64_t begin, int64_t end) {
+    const Scratch<T> block(rows.n_classes * kLanes<T>);
+    if (!block) {
+      out_of_memory = true;
+      return;
+    }
+    predictive_kernel(rows, begin, end, block.data());
+  });
+  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+}
+
+Tensor predictive_cpu(const Tensor& logits, const std::optional<Tensor>& variance, double kappa) {
+  check_dim(logits, 2, kOp, "logits");
+  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
+  const ScalarType dtype = logits.scalar_type();
+  if (variance.has_value()) {
+    check_shape(*variance, {n_rows}, kOp, "variance");
+    check_dtype(*variance, dtype, kOp, "variance");
+  }
+  Tensor probabilities = torch::stable::new_empty(logits, {n_rows, n_classes});
+  if (n_rows == 0 || n_classes == 0) {
+    return probabilities;
+  }
+  dispatch_floating(dtype, kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    Rows<scalar_t> rows{};
+    rows.logits = logits.const_data_ptr<scalar_t>();
+    rows.row_stride = logits.stride(0);
+    rows.class_stride = logits.stride(1);
+    rows.n_rows = n_rows;
+    rows.n_classes = n_classes;
+    if (variance.has_value()) {
+      rows.variance = variance->const_data_ptr<scalar_t>();
+      rows.variance_stride = variance->stride(0);
+    }
+    rows.kappa = scalar_t(kappa);
+    rows.probabilities = probabilities.mutable_data_ptr<scalar_t>();
+    predictive_impl(rows);
+  });
+  return probabilities;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("predictive", TORCH_BOX(&predictive_cpu));
+}

@@ -1,0 +1,225 @@
+// Variance of the logits of many rows.
+//
+//   v_n = phi_n^T Sigma phi_n = sum_j phi_nj sum_{i <= j} phi_ni U_ij,  U_ij = Sigma_ij + Sigma_ji, U_jj = Sigma_jj.
+//
+// Shapes: features [N, D], covariance [D, D] -> [N].
+//
+// Layout: half the arithmetic of (Phi Sigma) * Phi, since a quadratic form sees only Sigma_ij + Sigma_ji: the upper
+// triangle U is packed once, in panels [D / panel][row][panel] two vectors wide (cpu/gemm/tile.h), each down to its
+// last row that is not zero. A few rows of features are copied to a padded buffer, which makes every layout one and
+// every tail zeros; their sums over a panel stay in registers until the panel's end, and meet the features again there.
+// Nothing of size N x D is ever formed.
+//
+// For up to kFewRows rows packing would not pay: they meet the rows of Sigma as it is, as dot products.
+//
+// Parallel over groups of rows. How many make a group depends on the registers of the machine, but the order of every
+// sum on D alone (one for few rows, one for many): equal rows have equal variances, for any thread count.
+//
+// Limit: arithmetic, N D^2 / 2 multiply-adds.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "cpu/gemm/dots.h"
+#include "cpu/gemm/packing.h"
+#include "cpu/gemm/tile.h"
+#include "cpu/simd/lanes.h"
+#include "torch/checks.h"
+#include "torch/dispatch.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "predictive_variance";
+constexpr int64_t kFewRows = 64;         // up to here, packing the triangle costs more than it saves
+constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+
+// Where a panel starts in the packed triangle: panels 0, 1, ... have 1, 2, ... times kPanel rows.
+template <class T>
+constexpr int64_t panel_offset(int64_t panel) {
+  return panel * (panel + 1) / 2 * kPanel<T> * kPanel<T>;
+}
+
+template <class T>
+struct Form {
+  Matrix<T> rows;
+  int64_t n_features;
+  const T* triangle;  // packed
+  T* variance;        // [N]
+};
+
+// Rows [i, i + lanes) of one panel. Both sums are read along rows of Sigma: column reads took four times as long.
+template <class T>
+LAPAL_HD void pack_block(const T* covariance, int64_t size, int64_t i, int64_t first, T* to) {
+  constexpr int kL = kLanes<T>;
+  const int64_t width = std::min<int64_t>(kPanel<T>, size - first);
+  const int64_t height = std::min<int64_t>(kL, size - i);
+  alignas(kBlockBytes) T mirrored[kL][kPanel<T>] = {};
+  for (int64_t j = 0; j < width; ++j) {
+    const T* row = covariance + (first + j) * size + i;
+    for (int64_t k = 0; k < height; ++k) {
+      mirrored[k][j] = row[k];
+    }
+  }
+  for (int64_t k = 0; k < kL; ++k) {
+    // From the diagonal on: everything above the panel's own square, nothing below its last row.
+    const int64_t diagonal = std::max<int64_t>(i + k - first, 0);
+    std::fill(to + k * kPanel<T>, to + (k + 1) * kPanel<T>, T(0));
+    if (k < height) {
+      const T* row = covariance + (i + k) * size + first;
+#pragma omp simd
+      for (int64_t j = diagonal; j < width; ++j) {
+        to[k * kPanel<T> + j] = row[j] + mirrored[k][j];
+      }
+      if (i + k >= first) {
+        to[k * kPanel<T> + diagonal] = row[diagonal];
+      }
+    }
+  }
+}
+
+// Panels [begin, end) of the packed triangle.
+template <class T>
+LAPAL_HD void pack_panels(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) {
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t first = panel * kPanel<T>;
+    T* to = triangle + panel_offset<T>(panel);
+    for (int64_t i = 0; i < first + kPanel<T>; i += kLanes<T>) {
+      pack_block(covariance, size, i, first, to + i * kPanel<T>);
+    }
+  }
+}
+
+// variance[row] += sum_j phi_j sum_i phi_i U_ij over one panel; `length` rows of it are not all zero.
+template <int kRows, class T>
+LAPAL_HD void add_panel(const T* group, const T* panel, int64_t length, T (*variance)[kLanes<T>]) {
+  constexpr int kL = kLanes<T>;
+  static_assert(kDepth % kPanel<T> == 0);  // the features of a panel lie in one chunk
+  alignas(kBlockBytes) T tile[kRows * kPanel<T>];
+  multiply_group<kRows>(group, panel, length, tile);
+  const int64_t first = length - kPanel<T>;
+  const T* features = group + group_offset<kRows, T>(first) + first % kDepth;
+  for (int row = 0; row < kRows; ++row) {
+    const T* sums = tile + row * kPanel<T>;
+    const T* own = features + row * kGroupStride<T>;
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      variance[row][lane] += sums[lane] * own[lane];
+      variance[row][lane] += sums[kL + lane] * own[kL + lane];
+    }
+  }
+}
+
+// Groups [begin, end) of kRows rows; `group` holds `size` numbers.
+template <int kRows, class T>
+LAPAL_HD void variance_groups(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {
+  std::fill(group, group + size, T(0));
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t first = index * kRows;
+    for (int64_t start = 0; start < form.n_features; start += kDepth) {
+      const int64_t depth = std::min(kDepth, form.n_features - start);
+      pack_group<kRows>(form.rows, first, start, depth, group + group_offset<kRows, T>(start));
+    }
+    alignas(kBlockBytes) T variance[kRows][kLanes<T>] = {};
+    for (int64_t panel = 0; panel * kPanel<T> < form.n_features; ++panel) {
+      add_panel<kRows>(group, form.triangle + panel_offset<T>(panel), (panel + 1) * kPanel<T>, variance);
+    }
+    for (int64_t row = 0; row < std::min<int64_t>(kRows, form.rows.n_rows - first); ++row) {
+      form.variance[first + row] = fold(variance[row]);
+    }
+  }
+}
+
+// A few rows, with Sigma as it is; features and Sigma contiguous.
+template <class T>
+LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {
+  const int64_t size = form.n_features;
+  for (int64_t n = begin; n < end; ++n) {
+    const T* row = form.rows.data + n * size;
+    double sum = 0.0;
+    for (int64_t j = 0; j < size; ++j) {
+      sum += double(row[j]) * double(dot(covariance + j * size, row, size));
+    }
+    form.variance[n] = T(sum);
+  }
+}
+
+#define LAPAL_VARIANCE_KERNELS(T)                                                                             \
+  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) { \
+    pack_panels(covariance, size, begin, end, triangle);                                                      \
+  }                                                                                                           \
+  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {   \
+    variance_rows(form, covariance, begin, end);                                                              \
+  }                                                                                                           \
+  LAPAL_CLONES void wide_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {    \
+    variance_groups<kWideRows>(form, begin, end, size, group);                                                \
+  }                                                                                                           \
+  LAPAL_CLONES void narrow_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {  \
+    variance_groups<kNarrowRows>(form, begin, end, size, group);                                              \
+  }
+LAPAL_VARIANCE_KERNELS(float)
+LAPAL_VARIANCE_KERNELS(double)
+#undef LAPAL_VARIANCE_KERNELS
+
+template <class T>
+void predictive_variance_impl(Form<T> form, const T* covariance) {
+  const int64_t n_panels = (form.n_features + kPanel<T> - 1) / kPanel<T>;
+  const Scratch<T> triangle(panel_offset<T>(n_panels));
+  STD_TORCH_CHECK(bool(triangle), kOp, ": out of memory");
+  form.triangle = triangle.data();
+  const int64_t packed_work = panel_offset<T>(n_panels) / std::max<int64_t>(n_panels, 1);
+  torch::stable::parallel_for(0, n_panels, kGrainWork / (packed_work + 1) + 1, [&](int64_t begin, int64_t end) {
+    pack_kernel(covariance, form.n_features, begin, end, triangle.data());
+  });
+  const int rows = rows_of_group();
+  const int64_t size = group_size<T>(rows, form.n_features);
+  std::atomic<bool> out_of_memory{false};
+  const int64_t n_groups = (form.rows.n_rows + rows - 1) / rows;
+  const int64_t grain = kGrainWork / (rows * form.n_features * form.n_features / 2 + 1) + 1;
+  torch::stable::parallel_for(0, n_groups, grain, [&](int64_t begin, int64_t end) {
+    const Scratch<T> group(size);
+    if (!group) {
+      out_of_memory = true;
+    } else if (rows == kWideRows) {
+      wide_kernel(form, begin, end, size, group.data());
+    } else {
+      narrow_kernel(form, begin, end, size, group.data());
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+}
+
+Tensor predictive_variance_cpu(const Tensor& features, const Tensor& covariance) {
+  check_dim(features, 2, kOp, "features");
+  const int64_t n_rows = features.size(0), n_features = features.size(1);
+  check_shape(covariance, {n_features, n_features}, kOp, "covariance");
+  check_dtype(covariance, features.scalar_type(), kOp, "covariance");
+  const bool few = n_rows <= kFewRows;
+  const Tensor dense_covariance = torch::stable::contiguous(covariance);
+  const Tensor near_features = few ? torch::stable::contiguous(features) : features;
+  Tensor variance = torch::stable::new_empty(features, {n_rows});
+  dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const Form<scalar_t> form{matrix_of<scalar_t>(near_features), n_features, nullptr,
+                              variance.mutable_data_ptr<scalar_t>()};
+    const scalar_t* sigma = dense_covariance.const_data_ptr<scalar_t>();
+    if (few) {
+      const int64_t grain = kGrainWork / (n_features * n_features + 1) + 1;
+      torch::stable::parallel_for(0, n_rows, grain,
+                                  [&](int64_t begin, int64_t end) { few_rows_kernel(form, sigma, begin, end); });
+    } else {
+      predictive_variance_impl(form, sigma);
+    }
+  });
+  return variance;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("predictive_variance", TORCH_BOX(&predictive_variance_cpu));
+}

@@ -1,0 +1,293 @@
+// Symmetric update of a matrix by b rows.
+//
+//   out = matrix + sum_t weights_t u_t u_t^T, symmetric to the bit;  triangle u = rows, or u = rows without one.
+//
+// Shapes: matrix [D, D], rows [b, D], weights [b], triangle [b, b] -> [D, D].
+//
+// Layout: the rows are packed in panels [panel][b][kPanel]. The triangle is solved for within a panel, kSolved rows at
+// a time: what they take from all rows before is a product (cpu/gemm/tile.h), what they take from each other a short
+// recursion. Then the lower triangle of the result is worked off in tiles, half the arithmetic of a general product:
+// groups of a few columns of the weighted u, [b][column], against panels. Every tile is added to the matrix, stored,
+// and stored again as its mirror image, so both triangles hold the same bits.
+//
+// Parallel over pairs of row groups, one from each end, which together are as long as any other pair. Every sum has an
+// order that b alone decides.
+//
+// Limit: arithmetic, b D^2 / 2 multiply-adds; for few rows memory, one read of half the matrix and one write of all.
+#include "cpu/ops/rank_n_update.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+
+#include "cpu/gemm/packing.h"
+#include "cpu/gemm/tile.h"
+#include "cpu/simd/lanes.h"
+#include "torch/checks.h"
+#include "torch/dispatch.h"
+#include "torch/recycled_memory.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "rank_n_update";
+constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+
+template <class T>
+struct Update : RankNUpdate<T> {
+  T* panels;  // [panel][b][kPanel]
+};
+
+// Forward substitution in one panel.
+template <int kSolved, class T>
+LAPAL_HD void solve_panel(const Update<T>& update, T* panel) {
+  const int64_t b = update.n_rows;
+  for (int64_t first = 0; first < b; first += kSolved) {
+    const int64_t count = std::min<int64_t>(kSolved, b - first);
+    const T* triangle = update.triangle + first * b;
+    if (count == kSolved) {
+      alignas(kBlockBytes) T known[kSolved * kPanel<T>];
+      multiply_panel<kSolved>(triangle, b, panel, first, known);
+      T* rows = panel + first * kPanel<T>;
+#pragma omp simd
+      for (int i = 0; i < kSolved * kPanel<T>; ++i) {
+        rows[i] -= known[i];
+      }
+    }
+    for (int64_t t = 0; t < count; ++t) {  // the last rows, fewer than a tile has, take all from here
+      T* row = panel + (first + t) * kPanel<T>;
+      for (int64_t s = count == kSolved ? first : 0; s < first + t; ++s) {
+        const T weight = triangle[t * b + s];
+        const T* other = panel + s * kPanel<T>;
+#pragma omp simd
+        for (int j = 0; j < kPanel<T>; ++j) {
+          row[j] -= weight * other[j];
+        }
+      }
+    }
+  }
+}
+
+// Panels [begin, end) of u.
+template <int kSolved, class T>
+LAPAL_HD void prepare_panels(const Update<T>& update, int64_t begin, int64_t end) {
+  const int64_t panel_size = update.n_rows * kPanel<T>;
+  pack_lines(Matrix<T>{update.rows, update.size, 1, update.size}, begin * kPanel<T>,
+             std::min(end * kPanel<T>, update.size), 0, update.n_rows, update.panels + begin * panel_size);
+  for (int64_t index = begin; index < end && update.triangle != nullptr; ++index) {
+    solve_panel<kSolved>(update, update.panels + index * panel_size);
+  }
+}
+
+// Columns [first, first + kRows) of the weighted u, as [b][kColumnStride]. They lie in one panel or in two, and are
+// copied by whole vectors: what is too much of one is overwritten by the next, or belongs to no column.
+template <int kRows, class T>
+LAPAL_HD void pack_columns(const Update<T>& update, int64_t first, T* group) {
+  constexpr int64_t kWidth = kColumnStride<kRows>;
+  const int64_t panel_size = update.n_rows * kPanel<T>;
+  const int64_t offset = first % kPanel<T>;
+  const int64_t in_panel = kPanel<T> - offset;
+  const bool goes_on = in_panel < kRows && first + in_panel < update.size;
+  const T* panel = update.panels + first / kPanel<T> * panel_size;
+  for (int64_t t = 0; t < update.n_rows; ++t) {
+    const T weight = update.weights[t];
+    const T* from = panel + t * kPanel<T>;
+    T* to = group + t * kWidth;
+#pragma omp simd
+    for (int64_t row = 0; row < kWidth; ++row) {
+      to[row] = weight * from[offset + row];
+    }
+    if (goes_on) {
+#pragma omp simd
+      for (int64_t row = 0; row < kWidth; ++row) {
+        to[in_panel + row] = weight * from[panel_size + row];
+      }
+    }
+  }
+}
+
+// Adds a tile of the lower triangle to the matrix, and mirrors it; kInside: all of it lies below the diagonal.
+template <int kRows, bool kInside, class T>
+LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column, T* tile) {
+  const int64_t size = update.size;
+  const int64_t height = kInside ? kRows : std::min<int64_t>(kRows, size - first);
+  for (int64_t row = 0; row < height; ++row) {
+    const int64_t width = kInside ? kPanel<T> : std::min<int64_t>(kPanel<T>, first + row + 1 - column);
+    const T* from = update.matrix + (first + row) * size + column;
+    T* to = update.out + (first + row) * size + column;
+    T* sums = tile + row * kPanel<T>;
+#pragma omp simd
+    for (int64_t j = 0; j < width; ++j) {
+      sums[j] += from[j];
+      to[j] = sums[j];
+    }
+  }
+  const int64_t width = kInside ? kPanel<T> : std::min<int64_t>(kPanel<T>, first + height - column);
+  for (int64_t j = 0; j < width; ++j) {
+    T* to = update.out + (column + j) * size + first;
+    for (int64_t row = kInside ? 0 : std::max<int64_t>(0, column + j - first); row < height; ++row) {
+      to[row] = tile[row * kPanel<T> + j];
+    }
+  }
+}
+
+// Calls for what a tile will be added to and stored over, while its sums are still being made: the rows of a matrix lie
+// too far apart for the hardware to see a pattern.
+template <int kRows, class T>
+LAPAL_HD void prefetch_tile(const Update<T>& update, int64_t first, int64_t column) {
+  for (int64_t row = first; row < first + kRows; ++row) {
+    for (int64_t j = column; j < column + kPanel<T>; j += kLanes<T>) {
+      __builtin_prefetch(update.matrix + row * update.size + j);
+      __builtin_prefetch(update.out + row * update.size + j, 1);
+    }
+  }
+  for (int64_t row = column; row < column + kPanel<T>; ++row) {
+    __builtin_prefetch(update.out + row * update.size + first, 1);
+  }
+}
+
+template <int kRows, class T>
+LAPAL_HD void update_group(const Update<T>& update, int64_t index, T* group) {
+  const int64_t first = index * kRows;
+  pack_columns<kRows>(update, first, group);
+  for (int64_t column = 0; column < std::min(first + kRows, update.size); column += kPanel<T>) {
+    alignas(kBlockBytes) T tile[kRows * kPanel<T>];
+    prefetch_tile<kRows>(update, first, column);
+    multiply_columns<kRows>(group, update.panels + column * update.n_rows, update.n_rows, tile);
+    if (column + kPanel<T> <= first && first + kRows <= update.size) {
+      store_tile<kRows, true>(update, first, column, tile);
+    } else {
+      store_tile<kRows, false>(update, first, column, tile);
+    }
+  }
+}
+
+// Pairs [begin, end) of row groups: one from each end.
+template <int kRows, class T>
+LAPAL_HD void update_pairs(const Update<T>& update, int64_t begin, int64_t end, T* group) {
+  const int64_t n_groups = (update.size + kRows - 1) / kRows;
+  for (int64_t pair = begin; pair < end; ++pair) {
+    const int64_t partner = n_groups - 1 - pair;
+    for (int64_t index = pair; index <= partner; index += std::max<int64_t>(partner - pair, 1)) {
+      update_group<kRows>(update, index, group);
+    }
+  }
+}
+
+#define LAPAL_UPDATE_KERNELS(T)                                                                    \
+  LAPAL_CLONES void wide_panels(const Update<T>& update, int64_t begin, int64_t end) {             \
+    prepare_panels<kWideRows>(update, begin, end);                                                 \
+  }                                                                                                \
+  LAPAL_CLONES void narrow_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
+    prepare_panels<kNarrowRows>(update, begin, end);                                               \
+  }                                                                                                \
+  LAPAL_CLONES void wide_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {   \
+    update_pairs<kWideRows>(update, begin, end, group);                                            \
+  }                                                                                                \
+  LAPAL_CLONES void narrow_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
+    update_pairs<kNarrowRows>(update, begin, end, group);                                          \
+  }
+LAPAL_UPDATE_KERNELS(float)
+LAPAL_UPDATE_KERNELS(double)
+#undef LAPAL_UPDATE_KERNELS
+
+// One chunk of rows, or with a triangle all of them.
+template <class T>
+void update_with_rows(Update<T> update) {
+  const int64_t n_panels = (update.size + kPanel<T> - 1) / kPanel<T>;
+  const Scratch<T> panels(n_panels * update.n_rows * kPanel<T> + kColumnStride<kWideRows>);
+  STD_TORCH_CHECK(bool(panels), kOp, ": out of memory");
+  update.panels = panels.data();
+  const int group_rows = rows_of_group();
+  const int64_t panel_work = update.n_rows * kPanel<T> * (update.triangle == nullptr ? 1 : update.n_rows / 2 + 1);
+  torch::stable::parallel_for(0, n_panels, 1 + kGrainWork / (panel_work + 1), [&](int64_t begin, int64_t end) {
+    if (group_rows == kWideRows) {
+      wide_panels(update, begin, end);
+    } else {
+      narrow_panels(update, begin, end);
+    }
+  });
+  const int64_t n_groups = (update.size + group_rows - 1) / group_rows;
+  const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile costs as much as 8 rows without any
+  std::atomic<bool> out_of_memory{false};
+  torch::stable::parallel_for(0, (n_groups + 1) / 2, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
+    const Scratch<T> group((update.n_rows + 1) * kColumnStride<kWideRows>);
+    if (!group) {
+      out_of_memory = true;
+    } else if (group_rows == kWideRows) {
+      wide_kernel(update, begin, end, group.data());
+    } else {
+      narrow_kernel(update, begin, end, group.data());
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+}
+
+}  // namespace
+
+namespace lapal_ext {
+
+template <class T>
+void update_matrix(const RankNUpdate<T>& given) {
+  if (given.size == 0) {
+    return;
+  }
+  Update<T> update{given, nullptr};
+  if (update.triangle != nullptr || update.n_rows <= kDepth) {
+    return update_with_rows(update);
+  }
+  const int64_t n_rows = update.n_rows;  // panels of a chunk stay in the second-level cache
+  for (int64_t start = 0; start < n_rows; start += kDepth) {
+    update.n_rows = std::min(kDepth, n_rows - start);
+    update_with_rows(update);
+    update.matrix = update.out;  // from here on in place: every element is read and written by one thread
+    update.rows += kDepth * update.size;
+    update.weights += kDepth;
+  }
+}
+
+template void update_matrix(const RankNUpdate<float>&);
+template void update_matrix(const RankNUpdate<double>&);
+
+}  // namespace lapal_ext
+
+namespace {
+
+Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor& weights,
+                         const std::optional<Tensor>& triangle) {
+  check_dim(rows, 2, kOp, "rows");
+  const int64_t n_rows = rows.size(0), size = rows.size(1);
+  check_shape(matrix, {size, size}, kOp, "matrix");
+  check_shape(weights, {n_rows}, kOp, "weights");
+  check_dtype(rows, matrix.scalar_type(), kOp, "rows");
+  check_dtype(weights, matrix.scalar_type(), kOp, "weights");
+  if (triangle) {
+    check_shape(*triangle, {n_rows, n_rows}, kOp, "triangle");
+    check_dtype(*triangle, matrix.scalar_type(), kOp, "triangle");
+  }
+  Tensor out = recycled_empty(matrix, {size, size});
+  const Tensor dense_matrix = torch::stable::contiguous(matrix);
+  const Tensor dense_rows = torch::stable::contiguous(rows);
+  const Tensor dense_weights = torch::stable::contiguous(weights);
+  const std::optional<Tensor> dense_triangle =
+      triangle ? std::optional<Tensor>(torch::stable::contiguous(*triangle)) : std::nullopt;
+  dispatch_floating(matrix.scalar_type(), kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    update_matrix(RankNUpdate<scalar_t>{dense_matrix.const_data_ptr<scalar_t>(), dense_rows.const_data_ptr<scalar_t>(),
+                                        dense_weights.const_data_ptr<scalar_t>(),
+                                        dense_triangle ? dense_triangle->const_data_ptr<scalar_t>() : nullptr, size,
+                                        n_rows, out.mutable_data_ptr<scalar_t>()});
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("rank_n_update", TORCH_BOX(&rank_n_update_cpu));
+}

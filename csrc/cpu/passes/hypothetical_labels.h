@@ -1,0 +1,218 @@
+// The passes of expected_lookahead over one block of evaluation points, with points in lanes: class-major, [C][lane].
+//
+// t = logits - delta p is what all labels of a candidate share; label k adds delta to class k of it.
+#pragma once
+
+#include "cpu/simd/lanes.h"
+#include "shared/single_logit_shift.h"
+
+namespace lapal_ext {
+
+// The softmax of t in one block, relative to the runner-up.
+template <class T>
+struct Softmax {
+  alignas(kBlockBytes) T delta[kLanes<T>];
+  alignas(kBlockBytes) T first[kLanes<T>];   // the largest of t
+  alignas(kBlockBytes) T second[kLanes<T>];  // the next, equal to it in a tie
+  alignas(kBlockBytes) T beyond[kLanes<T>];  // sum of weights of all but these two
+  alignas(kBlockBytes) T energy[kLanes<T>];  // sum of weight times distance of all but the largest
+  alignas(kBlockBytes) T p_winner[kLanes<T>];
+};
+
+// First pass: t = z - delta p, and its two largest.
+template <class T>
+LAPAL_HD void find_top_two(const T* logits, const T* p, int64_t n_classes, T* t, Softmax<T>& softmax) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T delta[kL];
+  alignas(kBlockBytes) T first[kL];
+  alignas(kBlockBytes) T second[kL];
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    delta[lane] = softmax.delta[lane];
+    first[lane] = -__builtin_inff();
+    second[lane] = -__builtin_inff();
+  }
+  int64_t k = 0;
+  for (; k + 2 <= n_classes; k += 2) {  // two by two: one after the other, each would wait for the last
+    const T p0 = p[k], p1 = p[k + 1];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T value0 = logits[k * kL + lane] - delta[lane] * p0;
+      const T value1 = logits[(k + 1) * kL + lane] - delta[lane] * p1;
+      const T larger = value0 > value1 ? value0 : value1, smaller = value0 > value1 ? value1 : value0;
+      const T met = larger < first[lane] ? larger : first[lane];
+      const T next = met > smaller ? met : smaller;
+      t[k * kL + lane] = value0;
+      t[(k + 1) * kL + lane] = value1;
+      second[lane] = next > second[lane] ? next : second[lane];
+      first[lane] = larger > first[lane] ? larger : first[lane];
+    }
+  }
+  if (k < n_classes) {
+    const T probability = p[k];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T value = logits[k * kL + lane] - delta[lane] * probability;
+      const T smaller = value < first[lane] ? value : first[lane];
+      t[k * kL + lane] = value;
+      second[lane] = smaller > second[lane] ? smaller : second[lane];
+      first[lane] = value > first[lane] ? value : first[lane];
+    }
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    softmax.first[lane] = first[lane];
+    softmax.second[lane] = second[lane];
+  }
+}
+
+// Second pass: weights exp(t - second), at most one, and their sums; t becomes t - second, which only the winner has
+// above zero.
+template <class T>
+LAPAL_HD void sum_weights(const T* p, int64_t n_classes, T* shifted, T* weights, Softmax<T>& softmax) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T second[kL];
+  alignas(kBlockBytes) T sum[kL];
+  alignas(kBlockBytes) T tops[kL];  // how many are not below the runner-up: two, or more in a tie
+  alignas(kBlockBytes) T energy[kL];
+  alignas(kBlockBytes) T p_winner[kL];
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    second[lane] = softmax.second[lane];
+    sum[lane] = T(0);
+    tops[lane] = T(-2);
+    energy[lane] = T(0);
+    p_winner[lane] = T(0);
+  }
+  for (int64_t k = 0; k < n_classes; ++k) {
+    const T probability = p[k];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T above = shifted[k * kL + lane] - second[lane];
+      const T below = above > T(0) ? T(0) : above;
+      const T weight = exp_nonpositive(below);
+      shifted[k * kL + lane] = above;
+      weights[k * kL + lane] = weight;
+      sum[lane] += above >= T(0) ? T(0) : weight;
+      tops[lane] += above >= T(0) ? T(1) : T(0);
+      energy[lane] -= weight * below;
+      p_winner[lane] = above > T(0) ? probability : p_winner[lane];
+    }
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    softmax.beyond[lane] = tops[lane] + sum[lane];
+    softmax.energy[lane] = energy[lane];
+    softmax.p_winner[lane] = p_winner[lane];
+  }
+}
+
+// Sums that are the same for all labels of a block, relative to the winner.
+template <class T>
+struct Whole {
+  alignas(kBlockBytes) T shrink[kLanes<T>];  // exp(-gap): from relative to the runner-up to relative to the winner
+  alignas(kBlockBytes) T gap[kLanes<T>];
+  alignas(kBlockBytes) T beyond[kLanes<T>];
+  alignas(kBlockBytes) T energy[kLanes<T>];
+  alignas(kBlockBytes) T reach[kLanes<T>];   // delta - gap
+  alignas(kBlockBytes) T growth[kLanes<T>];  // exp of it
+
+  LAPAL_HD void take(const Softmax<T>& softmax) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      const T distance = softmax.first[lane] - softmax.second[lane];
+      const T factor = exp_nonpositive(-distance);
+      gap[lane] = distance;
+      shrink[lane] = factor;
+      beyond[lane] = factor * softmax.beyond[lane];
+      energy[lane] = factor * softmax.energy[lane];
+      reach[lane] = softmax.delta[lane] - distance;
+      growth[lane] = exp_of_factor(reach[lane]);
+    }
+  }
+
+  // Sum of the exponentials of what remains without a losing class, but the winner's.
+  LAPAL_HD T remaining(T weight, int lane) const {
+    return beyond[lane] + shrink[lane] * (T(1) - weight);
+  }
+  LAPAL_HD T remaining_energy(T weight, T shifted, T remaining, int lane) const {
+    return (energy[lane] + (shrink[lane] * weight) * shifted) + gap[lane] * remaining;
+  }
+};
+
+// Third pass, labels [begin, end) but the winner's: sums of p_k loss_k, with exp(t + delta) as a product.
+template <Loss kind, class T>
+LAPAL_HD void add_labels(const T* p, int64_t begin, int64_t end, const T* shifted, const T* weights,
+                         const Whole<T>& shared, T* sums) {
+  constexpr int kL = kLanes<T>;
+  const Whole<T> whole = shared;
+  alignas(kBlockBytes) T sum[kL];
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    sum[lane] = T(0);
+  }
+  int64_t k = begin;
+  if constexpr (kind == Loss::expected_zero_one) {
+    for (; k + 2 <= end; k += 2) {
+      const T p0 = p[k], p1 = p[k + 1];
+      const T* shifted0 = shifted + k * kL;
+      const T* weights0 = weights + k * kL;
+#pragma omp simd
+      for (int lane = 0; lane < kL; ++lane) {
+        const T w0 = weights0[lane], w1 = weights0[lane + kL];
+        const auto f0 = returned_error(whole.remaining(w0, lane), w0 * whole.growth[lane]);
+        const auto f1 = returned_error(whole.remaining(w1, lane), w1 * whole.growth[lane]);
+        const T q0 = shifted0[lane] > T(0) ? T(0) : p0;
+        const T q1 = shifted0[lane + kL] > T(0) ? T(0) : p1;
+        sum[lane] += ((q0 * f0.over) * f1.under + (q1 * f1.over) * f0.under) / (f0.under * f1.under);
+      }
+    }
+  }
+  for (; k < end; ++k) {
+    const T probability = p[k];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T weight = weights[k * kL + lane], above = shifted[k * kL + lane];
+      const T remaining = whole.remaining(weight, lane);
+      const T factor = weight * whole.growth[lane];
+      T loss;
+      if constexpr (kind == Loss::expected_zero_one) {
+        const auto fraction = returned_error(remaining, factor);
+        loss = fraction.over / fraction.under;
+      } else {
+        loss = returned_entropy(remaining, whole.remaining_energy(weight, above, remaining, lane), factor,
+                                above + whole.reach[lane]);
+      }
+      sum[lane] += (above > T(0) ? T(0) : probability) * loss;
+    }
+  }
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    sums[lane] = sum[lane];
+  }
+}
+
+// The same with an exponential for each label, for a delta of any size.
+template <Loss kind, class T>
+LAPAL_HD void add_labels_of_any_shift(const T* logits, const T* p, int64_t begin, int64_t end, const T* shifted,
+                                      const T* weights, const Softmax<T>& softmax, const Whole<T>& whole, T* sums) {
+  constexpr int kL = kLanes<T>;
+#pragma omp simd
+  for (int lane = 0; lane < kL; ++lane) {
+    sums[lane] = T(0);
+  }
+  for (int64_t k = begin; k < end; ++k) {
+    const T probability = p[k];
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      const T weight = weights[k * kL + lane], above = shifted[k * kL + lane];
+      const T remaining = whole.remaining(weight, lane);
+      const T remaining_energy = whole.remaining_energy(weight, above, remaining, lane);
+      const T delta = softmax.delta[lane];
+      const T d = ((logits[k * kL + lane] - delta * probability) + delta) - softmax.first[lane];
+      sums[lane] += (above > T(0) ? T(0) : probability) * returned_loss<kind>(remaining, remaining_energy, d);
+    }
+  }
+}
+
+}  // namespace lapal_ext

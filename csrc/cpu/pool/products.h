@@ -1,0 +1,41 @@
+// Dot products of the rows of a pool with one vector or two, which every selection step makes.
+#pragma once
+
+#include <cstdint>
+
+#include "shared/half_precision.h"
+
+namespace lapal_ext {
+
+// Kernels are plain functions, since clones need one, for every pair of compute and storage types.
+#define LAPAL_FOR_POOL_TYPES(KERNEL) \
+  KERNEL(float, float)               \
+  KERNEL(float, double)              \
+  KERNEL(float, Bfloat16Bits)        \
+  KERNEL(float, Float16Bits)         \
+  KERNEL(double, float)              \
+  KERNEL(double, double)             \
+  KERNEL(double, Bfloat16Bits)       \
+  KERNEL(double, Float16Bits)
+
+// Rows are contiguous, and may lie apart.
+template <class S>
+struct PoolRows {
+  const S* data;
+  int64_t stride;
+  int64_t n_features;
+};
+
+// A vector that rows are multiplied with, and what bias and centring add to the product.
+template <class T>
+struct Direction {
+  const T* vector;
+  T offset;
+};
+
+// products[k][i] = row_i . vector_k + offset_k for `rows` rows from `start`; lines of `products` are `stride` apart.
+template <int kDirections, class T, class S>
+void multiply_rows(const PoolRows<S>& pool, int64_t start, int64_t rows, const Direction<T> (&directions)[kDirections],
+                   T* products, int64_t stride);
+
+}  // namespace lapal_ext

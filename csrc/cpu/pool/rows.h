@@ -1,0 +1,128 @@
+// One pass over the rows of a pool, as every selection step makes it: tiles of rows, dot products in a fixed order, the
+// best row of all.
+//
+// A tile is worked off by one thread, and what it finds is compared in the order of the tiles: with dot products whose
+// order D alone decides, results depend on no thread count, and equal rows tie exactly wherever they lie.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "cpu/pool/products.h"
+#include "cpu/simd/lanes.h"
+#include "torch/dispatch.h"
+
+namespace lapal_ext {
+
+constexpr int64_t kMaxTileRows = 512;  // long enough runs in every class, short enough to balance threads
+
+inline torch::stable::Tensor with_contiguous_rows(const torch::stable::Tensor& pool) {
+  return pool.size(1) <= 1 || pool.stride(1) == 1 ? pool : torch::stable::contiguous(pool);
+}
+
+template <class S>
+PoolRows<Bits<S>> rows_of(const torch::stable::Tensor& pool) {
+  return {reinterpret_cast<const Bits<S>*>(pool.const_data_ptr<S>()), pool.stride(0), pool.size(1)};
+}
+
+// The first `valid` of a block's values, zeros behind them: what lies there is harmless, but slow where subnormal.
+template <class T>
+LAPAL_HD void load_lanes(const T* from, int64_t stride, int valid, T* to) {
+  constexpr int kL = kLanes<T>;
+  if (valid == kL && stride == 1) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      to[lane] = from[lane];
+    }
+    return;
+  }
+  for (int lane = 0; lane < kL; ++lane) {
+    to[lane] = lane < valid ? from[lane * stride] : T(0);
+  }
+}
+
+template <class T>
+LAPAL_HD void store_lanes(const T* from, int64_t stride, int valid, T* to) {
+  for (int lane = 0; lane < valid; ++lane) {
+    to[lane * stride] = from[lane];
+  }
+}
+
+// The best free row so far: the largest utility, the lowest index of equals, a NaN before all.
+struct Best {
+  int64_t index = -1;  // no free row
+  double utility = -std::numeric_limits<double>::infinity();
+
+  LAPAL_HD void meet(int64_t later, double candidate) {
+    const bool wins = candidate > utility || (candidate != candidate && utility == utility);
+    if (index < 0 || wins) {
+      index = later;
+      utility = candidate;
+    }
+  }
+};
+
+// A mask over the rows.
+struct Taken {
+  bool* rows;
+  int64_t stride;
+
+  template <class T>
+  LAPAL_HD void offer(const T* utilities, int64_t first, int valid, Best& best) const {
+    for (int lane = 0; lane < valid; ++lane) {
+      if (!rows[(first + lane) * stride]) {
+        best.meet(first + lane, double(utilities[lane]));
+      }
+    }
+  }
+};
+
+// Calls tile(number, start, rows, scratch) for every tile; threads share them out, and each has a scratch of its own.
+// False where there is no memory for it.
+template <class T, class Tile>
+bool for_each_tile(int64_t n_rows, int64_t tile_rows, int64_t scratch_size, Tile&& tile) {
+  std::atomic<bool> out_of_memory{false};
+  const int64_t n_tiles = (n_rows + tile_rows - 1) / tile_rows;
+  torch::stable::parallel_for(0, n_tiles, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<T> scratch(scratch_size);
+    if (!scratch) {
+      out_of_memory = true;
+      return;
+    }
+    for (int64_t number = begin; number < end; ++number) {
+      const int64_t start = number * tile_rows;
+      tile(number, start, std::min(tile_rows, n_rows - start), scratch.data());
+    }
+  });
+  return !out_of_memory;
+}
+
+// Takes the best row of all tiles, tile(start, rows, scratch) returning its own; {-1, -inf} where no row is free.
+template <class T, class Tile>
+Best take_best(int64_t n_rows, int64_t tile_rows, int64_t scratch_size, const Taken& taken, const char* op,
+               Tile&& tile) {
+  std::vector<Best> found(size_t((n_rows + tile_rows - 1) / tile_rows));
+  const bool complete =
+      for_each_tile<T>(n_rows, tile_rows, scratch_size, [&](int64_t number, int64_t start, int64_t rows, T* scratch) {
+        found[size_t(number)] = tile(start, rows, scratch);
+      });
+  STD_TORCH_CHECK(complete, op, ": out of memory");
+  Best best;
+  for (const Best& candidate : found) {
+    if (candidate.index >= 0) {
+      best.meet(candidate.index, candidate.utility);
+    }
+  }
+  if (best.index >= 0) {
+    taken.rows[best.index * taken.stride] = true;
+  }
+  return best;
+}
+
+}  // namespace lapal_ext

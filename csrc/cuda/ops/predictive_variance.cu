@@ -1,0 +1,72 @@
+#include "cuda/ops/predictive_variance.cuh"
+#include "cuda/shared/launch.cuh"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "predictive_variance";
+
+// `parts` has room for `at_a_time` rows.
+template <class T>
+void predictive_variance_impl(const Launch& launch, const Forms<T>& all, int64_t at_a_time) {
+  for (int64_t n = 0; n < all.n_rows; n += at_a_time) {
+    Forms<T> some = all;
+    some.features += n * all.row_stride;
+    some.variance += n;
+    some.n_rows = std::min(at_a_time, all.n_rows - n);
+    const int64_t n_tiles = (some.n_rows + kFormRows - 1) / kFormRows;
+    if (all.n_panels > 0) {
+      LAPAL_LAUNCH(variance_kernel<T>, launch.grid(n_tiles * all.n_panels), kFormBlock, 0, launch.stream(), some);
+      LAPAL_CHECK_LAUNCH();
+    }
+    LAPAL_LAUNCH(sum_panels_kernel<T>, launch.grid(n_tiles), kFormBlock, 0, launch.stream(), some);
+    LAPAL_CHECK_LAUNCH();
+  }
+}
+
+Tensor predictive_variance_cuda(const Tensor& features, const Tensor& covariance) {
+  check_dim(features, 2, kOp, "features");
+  const int64_t n_rows = features.size(0), n_features = features.size(1);
+  check_shape(covariance, {n_features, n_features}, kOp, "covariance");
+  check_dtype(covariance, features.scalar_type(), kOp, "covariance");
+  check_same_device(covariance, features, kOp, "covariance", "features");
+
+  const Launch launch(features);
+  Tensor variance = torch::stable::new_empty(features, {n_rows});
+  if (n_rows == 0) {
+    return variance;
+  }
+  const int64_t at_a_time = std::min(n_rows, kFormRows * int64_t(launch.grid((n_rows + kFormRows - 1) / kFormRows)));
+  dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    constexpr int64_t kCols = FormTile<scalar_t>::kCols;
+    const int64_t n_panels = (n_features + kCols - 1) / kCols;
+    const Tensor triangle = torch::stable::new_empty(features, {panel_offset<scalar_t>(n_panels)});
+    const Tensor parts = torch::stable::new_empty(features, {n_panels, at_a_time});
+    if (n_panels > 0) {
+      LAPAL_LAUNCH(pack_triangle_kernel<scalar_t>, launch.grid(n_panels * n_panels), kFormBlock, 0, launch.stream(),
+                   covariance.const_data_ptr<scalar_t>(), covariance.stride(0), covariance.stride(1), n_features,
+                   n_panels, triangle.mutable_data_ptr<scalar_t>());
+      LAPAL_CHECK_LAUNCH();
+    }
+    const Forms<scalar_t> all = {features.const_data_ptr<scalar_t>(),
+                                 features.stride(0),
+                                 features.stride(1),
+                                 n_rows,
+                                 n_features,
+                                 n_panels,
+                                 triangle.const_data_ptr<scalar_t>(),
+                                 parts.mutable_data_ptr<scalar_t>(),
+                                 variance.mutable_data_ptr<scalar_t>()};
+    predictive_variance_impl(launch, all, at_a_time);
+  });
+  return variance;
+}
+
+}  // namespace
+
+LAPAL_CUDA_IMPL(m) {
+  m.impl("predictive_variance", TORCH_BOX(&predictive_variance_cuda));
+}

@@ -1,0 +1,92 @@
+#include <tuple>
+
+#include "cuda/ops/rank_one_update.cuh"
+#include "cuda/shared/launch.cuh"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "rank_one_update";
+constexpr int64_t kTileUpdateRows = 4 * kUpdateWarps;  // each warp of a block takes some, so that v is worth its sum
+
+// One block per posterior, which holds it whole. False where its shared memory is too small.
+template <class T>
+bool downdate_small(const Launch& launch, const Downdates<T>& all) {
+  const int64_t shared_bytes = (all.size * all.size + all.size) * int64_t(sizeof(T));
+  const int64_t scratch_bytes = kUpdateWarps * int64_t(sizeof(double));
+  if (shared_bytes + scratch_bytes > launch.max_shared_bytes()) {
+    return false;
+  }
+  launch.allow_shared_bytes(downdate_small_kernel<T>, shared_bytes);
+  LAPAL_LAUNCH(downdate_small_kernel<T>, launch.grid(all.n_matrices), kUpdateBlock, size_t(shared_bytes),
+               launch.stream(), all);
+  LAPAL_CHECK_LAUNCH();
+  return true;
+}
+
+template <class T>
+void downdate_large(const Launch& launch, const Downdates<T>& all) {
+  const int64_t area = all.size * all.size;
+  // Half of the cache: what the first kernel reads has to stay while the second one writes as much.
+  const int64_t at_a_time = std::max<int64_t>(1, launch.cache_bytes() / 2 / (area * int64_t(sizeof(T))));
+  for (int64_t m = 0; m < all.n_matrices; m += at_a_time) {
+    Downdates<T> part = all;
+    part.covariance += m * area;
+    part.features += m * all.size;
+    part.curvature += m;
+    part.result += m * area;
+    part.direction += m * all.size;
+    part.n_matrices = std::min(at_a_time, all.n_matrices - m);
+    const int64_t n_rows = part.n_matrices * all.size;
+    const int64_t n_tiles = part.n_matrices * ((all.size + kTileUpdateRows - 1) / kTileUpdateRows);
+    LAPAL_LAUNCH(direction_kernel<T>, launch.grid((n_rows + kUpdateWarps - 1) / kUpdateWarps), kUpdateBlock, 0,
+                 launch.stream(), part);
+    LAPAL_CHECK_LAUNCH();
+    LAPAL_LAUNCH(downdate_kernel<T>, launch.grid(n_tiles), kUpdateBlock, 0, launch.stream(), part, kTileUpdateRows);
+    LAPAL_CHECK_LAUNCH();
+  }
+}
+
+std::tuple<Tensor, Tensor> rank_one_update_cuda(const Tensor& covariance, const Tensor& features,
+                                                const Tensor& curvature) {
+  check_dim(features, 2, kOp, "features");
+  const int64_t n_matrices = features.size(0), size = features.size(1);
+  check_shape(covariance, {n_matrices, size, size}, kOp, "covariance");
+  check_shape(curvature, {n_matrices}, kOp, "curvature");
+  check_dtype(features, covariance.scalar_type(), kOp, "features");
+  check_dtype(curvature, covariance.scalar_type(), kOp, "curvature");
+  check_same_device(features, covariance, kOp, "features", "covariance");
+  check_same_device(curvature, covariance, kOp, "curvature", "covariance");
+
+  const Launch launch(covariance);
+  Tensor result = torch::stable::new_empty(covariance, {n_matrices, size, size});
+  Tensor direction = torch::stable::new_empty(covariance, {n_matrices, size});
+  if (n_matrices == 0 || size == 0) {
+    return {result, direction};
+  }
+  const Tensor dense_covariance = torch::stable::contiguous(covariance);
+  const Tensor dense_features = torch::stable::contiguous(features);
+  const Tensor dense_curvature = torch::stable::contiguous(curvature);
+  dispatch_floating(covariance.scalar_type(), kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const Downdates<scalar_t> all = {dense_covariance.const_data_ptr<scalar_t>(),
+                                     dense_features.const_data_ptr<scalar_t>(),
+                                     dense_curvature.const_data_ptr<scalar_t>(),
+                                     n_matrices,
+                                     size,
+                                     result.mutable_data_ptr<scalar_t>(),
+                                     direction.mutable_data_ptr<scalar_t>()};
+    if (!downdate_small(launch, all)) {
+      downdate_large(launch, all);
+    }
+  });
+  return {result, direction};
+}
+
+}  // namespace
+
+LAPAL_CUDA_IMPL(m) {
+  m.impl("rank_one_update", TORCH_BOX(&rank_one_update_cuda));
+}

@@ -1,0 +1,143 @@
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "cuda/ops/selection_step_.cuh"
+#include "cuda/shared/pool_launch.cuh"
+#include "cuda/shared/row_launch.cuh"
+#include "torch/choices.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr const char* kOp = "selection_step_";
+
+// Returns the number of blocks, each of which has left a candidate.
+template <Utility kind, class T>
+unsigned selection_of_kind(const Launch& launch, const SelectionRows<T>& rows) {
+  unsigned n_blocks = 0;
+  launch_rows<T>(
+      launch, rows.logits.n_rows, rows.logits.n_classes,
+      [&](unsigned grid, unsigned block, size_t shared_bytes) {
+        LAPAL_LAUNCH((selection_tile_kernel<kind, T>), grid, block, shared_bytes, launch.stream(), rows);
+        n_blocks = grid;
+      },
+      [&](unsigned grid, unsigned block, auto per_lane) {
+        [[maybe_unused]] constexpr int kPerLane = decltype(per_lane)::value;
+        // A utility that asks for no logits has no use for them in registers.
+        if constexpr (kind == Utility::variance) {
+          LAPAL_LAUNCH((selection_long_kernel<kind, T>), grid, block, 0, launch.stream(), rows);
+        } else {
+          LAPAL_LAUNCH((selection_warp_kernel<kind, kPerLane, T>), grid, block, 0, launch.stream(), rows);
+        }
+        n_blocks = grid;
+      },
+      [&](unsigned grid, unsigned block) {
+        LAPAL_LAUNCH((selection_long_kernel<kind, T>), grid, block, 0, launch.stream(), rows);
+        n_blocks = grid;
+      });
+  LAPAL_CHECK_LAUNCH();
+  return n_blocks;
+}
+
+template <class T>
+unsigned selection_impl(const Launch& launch, Utility kind, const SelectionRows<T>& rows) {
+  switch (kind) {
+    case Utility::margin:
+      return selection_of_kind<Utility::margin>(launch, rows);
+    case Utility::entropy:
+      return selection_of_kind<Utility::entropy>(launch, rows);
+    case Utility::least_confident:
+      return selection_of_kind<Utility::least_confident>(launch, rows);
+    case Utility::gradient_norm:
+      return selection_of_kind<Utility::gradient_norm>(launch, rows);
+    case Utility::variance:
+      return selection_of_kind<Utility::variance>(launch, rows);
+  }
+  return 0;
+}
+
+std::tuple<Tensor, Tensor> selection_step__cuda(const Tensor& pool, const Tensor& u, const Tensor& offset,
+                                                const Tensor& g, const Tensor& beta, const Tensor& logits,
+                                                const std::optional<Tensor>& variance, const Tensor& taken,
+                                                const std::optional<Tensor>& scale, const std::string& kind_name,
+                                                double kappa) {
+  const Utility kind = parse_utility(kind_name, kOp);
+  check_dim(pool, 2, kOp, "pool");
+  check_dim(logits, 2, kOp, "logits");
+  const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = logits.size(1);
+  const ScalarType dtype = logits.scalar_type();
+  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
+    check_shape(tensor, shape, kOp, argument);
+    check_dtype(tensor, dtype, kOp, argument);
+    check_same_device(tensor, pool, kOp, argument, "pool");
+  };
+  check(logits, {n_rows, kAnySize}, "logits");
+  check(u, {n_features}, "u");
+  check(offset, {}, "offset");
+  check(g, {n_classes}, "g");
+  check(beta, {}, "beta");
+  check_shape(taken, {n_rows}, kOp, "taken");
+  check_dtype(taken, ScalarType::Bool, kOp, "taken");
+  check_same_device(taken, pool, kOp, "taken", "pool");
+  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
+  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp, ": utility 'variance' needs variance");
+  STD_TORCH_CHECK(kind != Utility::gradient_norm || scale.has_value(), kOp, ": utility 'gradient_norm' needs scale");
+  if (variance.has_value()) {
+    check(*variance, {n_rows}, "variance");
+  }
+  if (kind == Utility::gradient_norm) {
+    check(*scale, {n_rows}, "scale");
+  }
+
+  const Launch launch(pool);
+  Tensor index = torch::stable::new_empty(logits, {}, ScalarType::Long);
+  Tensor utility = torch::stable::new_empty(logits, {});
+  const Tensor dense_pool = with_contiguous_rows(pool);
+  const Tensor dense_u = torch::stable::contiguous(u);
+  const Tensor dense_g = torch::stable::contiguous(g);
+  const Tensor columns = torch::stable::new_empty(logits, {n_rows});
+  dispatch_floating(dtype, kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const Tensor candidates = new_candidates<scalar_t>(logits, launch.grid(n_rows));
+    SelectionRows<scalar_t> rows{};
+    rows.logits = rows_of_logits<scalar_t>(logits);
+    rows.moved = logits.mutable_data_ptr<scalar_t>();
+    rows.columns = columns.const_data_ptr<scalar_t>();
+    rows.effect = {dense_u.const_data_ptr<scalar_t>(),
+                   n_features,
+                   offset.const_data_ptr<scalar_t>(),
+                   dense_g.const_data_ptr<scalar_t>(),
+                   n_classes,
+                   variance.has_value() ? beta.const_data_ptr<scalar_t>() : nullptr};
+    if (variance.has_value()) {
+      rows.variance = variance->mutable_data_ptr<scalar_t>();
+      rows.variance_stride = variance->stride(0);
+    }
+    if (kind == Utility::gradient_norm) {
+      rows.scale = scale->const_data_ptr<scalar_t>();
+      rows.scale_stride = scale->stride(0);
+    }
+    rows.kappa = scalar_t(kappa);
+    rows.taken = taken_rows(taken);
+    rows.candidates = candidates_of<scalar_t>(candidates);
+    unsigned n_blocks = 0;
+    if (n_rows > 0) {
+      multiply_pool<1, scalar_t>(launch, dense_pool, {rows.effect.u}, {rows.effect.offset}, rows.effect,
+                                 columns.mutable_data_ptr<scalar_t>(), kOp);
+      n_blocks = selection_impl(launch, kind, rows);
+    }
+    take_best(launch, rows.candidates, n_blocks, rows.taken, index.mutable_data_ptr<int64_t>(),
+              utility.mutable_data_ptr<scalar_t>());
+  });
+  return {index, utility};
+}
+
+}  // namespace
+
+LAPAL_CUDA_IMPL(m) {
+  m.impl("selection_step_", TORCH_BOX(&selection_step__cuda));
+}
