@@ -10,7 +10,7 @@ import torch
 from pytest_benchmark.utils import load_timer
 from torch import Tensor
 
-from benchmarks.workload import ONE_THREAD, Timer
+from benchmarks.harness.workload import ONE_THREAD, Timer
 from lapal_ext import ops
 from tests.draws import Draw
 
@@ -41,7 +41,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 @pytest.fixture(autouse=True)
 def require_arm(request: pytest.FixtureRequest, device: torch.device) -> None:
     """Skip an arm that cannot run here, before there is a ``benchmark`` that warns of what it has not timed."""
-    arm, op = request.node.callspec.params["arm"], request.module.__name__.removeprefix("benchmarks.bench_")
+    arm, op = request.node.callspec.params["arm"], request.module.__name__.rpartition(".bench_")[2]
     if arm == ONE_THREAD and request.config.getoption("--threads") == 1:
         pytest.skip("all arms run in one thread: --threads allows more")
     if arm in (ONE_THREAD, "native", "native f32"):

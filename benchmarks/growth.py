@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.timing import seconds
+from benchmarks.harness.timing import seconds
 from lapal_ext import LastLayerLaplace, look_ahead, select_batch
 
 _PROCESS = Path("/proc/self")

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.machine import Work, copied, exp, flop, fma, read
-from benchmarks.problems import make_problem
-from benchmarks.timing import fastest
+from benchmarks.harness.timing import fastest
+from benchmarks.machine.rates import Work, copied, exp, flop, fma, read
+from benchmarks.workloads.problems import make_problem
 from lapal_ext import ops, select_batch
 from tests.draws import cast
 from tests.ops.examples import example

@@ -23,7 +23,7 @@ def run_workloads(threads: int, wall: bool, select: str) -> dict[str, Any]:
     """What pytest-benchmark says of one run in a process of its own, whose thread pools obey ``threads``."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "pytest", "benchmarks/bench_workloads.py", f"--threads={threads}", "-q"]
+        command = [sys.executable, "-m", "pytest", "benchmarks/workloads", f"--threads={threads}", "-q"]
         command += [f"--benchmark-json={report}", "--benchmark-columns=median", "-k", select]
         if not wall:
             command.append("--benchmark-timer=time.process_time")

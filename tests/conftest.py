@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lapal_ext.ops import OPS
-from tests.campaigns import tally
 from tests.draws import Draw
+from tests.fuzz import tally
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         default="cpu",
         choices=("cpu", "cuda", "emulated"),
-        help="where the ops under test run; emulated: the CUDA kernels, on the CPU (tests/cuda_on_cpu)",
+        help="where the ops under test run; emulated: the CUDA kernels, on the CPU (tests/cuda_emulator)",
     )
 
 
@@ -63,7 +63,7 @@ def emulate_where_asked(request: pytest.FixtureRequest) -> None:
     """With --device emulated, every op that has a CUDA kernel runs it on the emulator instead of its CPU kernel."""
     if request.config.getoption("--device") != "emulated":
         return
-    from tests.cuda_on_cpu.build import KERNELS, emulated
+    from tests.cuda_emulator.build import KERNELS, emulated
 
     for name in KERNELS:
         OPS[name]._overload = emulated(name).overload

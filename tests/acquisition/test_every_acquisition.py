@@ -248,7 +248,7 @@ def test_every_name_is_in_the_docstring_and_has_a_test() -> None:
     shared = {"registry", "scorer", "latent_scorer", "posterior_scorer", "distances", "clustering"}
     modules = {path.stem for path in Path(lapal_ext.acquisition.registry.__file__).parent.glob("[a-z]*.py")} - shared
     tested = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
-    assert modules - tested == {"uncertainty", "custom"}  # in tests/test_selection.py
+    assert modules - tested == {"uncertainty", "custom"}  # in tests/selection/test_select_batch.py
 
 
 MEMORY = """

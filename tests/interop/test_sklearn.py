@@ -19,7 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lapal_ext import LastLayerLaplace
 from lapal_ext.interop.sklearn import LaplaceClassifier
-from tests.campaigns.arrays import REFUSED
+from tests.fuzz.arrays import REFUSED
 from tests.problems import Problem, make_problem
 
 NAMES = np.array(["cat", "dog", "eel", "fox"])

@@ -1,4 +1,4 @@
-// All that a kernel needs of its compiler: nvcc for a GPU, or g++ for the emulator under tests/cuda_on_cpu.
+// All that a kernel needs of its compiler: nvcc for a GPU, or g++ for the emulator under tests/cuda_emulator.
 //
 //   LAPAL_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   kernel<<<...>>>(arguments...)
 //   LAPAL_SHARED(T, name, n)         n values of T in shared memory; n is a constant

@@ -1,0 +1,124 @@
+"""What this machine can do: the rates that bound a kernel, and the time they leave for its work.
+
+A rate is measured when it is asked for: a neighbour takes his share for minutes on end, so a limit is worth something
+only beside the call that it limits. One thread, and of every call the fastest of many.
+
+- copy and read bandwidth, out of cache: ``copy_`` and ``sum`` of 300 MB;
+- multiply-adds in registers and exponentials in the first-level cache: ``probe.cpp``. The exponential is the kernels'
+  own, so that its limit says what is lost around it, not whether a better one exists. Without a compiler the rate of
+  sgemm and ``torch.exp`` in cache stand in, which kernels may beat;
+- sgemm: torch's own matrix product, 1536 x 1536. It limits nothing on a processor of another maker than its BLAS, and
+  is there to compare with.
+"""
+
+import ctypes
+import functools
+import math
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness.timing import fastest, wall_seconds
+
+_HERE = Path(__file__).parent
+_BUDGET = 0.1  # seconds per rate
+
+
+class Work(NamedTuple):
+    """What a call cannot do without, in float32: arithmetic, while memory is read, behind passes over a cached tensor.
+
+    It leaves out what a kernel does besides: reductions, logarithms, divisions, transpositions.
+    """
+
+    fmas: float = 0.0
+    exps: float = 0.0
+    bytes_read: float = 0.0  # out of cache
+    passes: tuple[int, Tensor] | None = None  # where the machine has a cache that holds it
+
+    def limit(self) -> float:
+        """Seconds, at the rates of this moment."""
+        arithmetic = (self.fmas and self.fmas * fma()) + (self.exps and self.exps * exp())
+        reading = self.bytes_read and self.bytes_read * read()
+        passes = 0.0 if self.passes is None else self.passes[0] * fastest(self.passes[1].sum, _BUDGET)
+        return max(arithmetic, reading) + passes
+
+
+def copied() -> float:
+    """Seconds for one byte, read and write counted."""
+    source, target = _out_of_cache()
+    return fastest(lambda: target.copy_(source), _BUDGET) / (8 * len(source))
+
+
+def read() -> float:
+    """Seconds for one byte."""
+    source, _ = _out_of_cache()
+    return fastest(source.sum, _BUDGET) / (4 * len(source))
+
+
+def flop() -> float:
+    """Seconds for one operation of sgemm."""
+    square = torch.randn(1536, 1536)
+    return fastest(lambda: square @ square, _BUDGET) / (2 * 1536**3)
+
+
+def fma() -> float:
+    """Seconds for one multiply-add in float32."""
+    code, rounds = _probe(), 20_000
+    return 2 * flop() if code is None else fastest(lambda: code.multiply_add(rounds), _BUDGET) / (rounds * 12 * 16)
+
+
+def exp() -> float:
+    """Seconds for one exponential in float32."""
+    values, code = -5.0 * torch.rand(2048), _probe()
+    if code is None:
+        target = torch.empty_like(values)
+        return fastest(lambda: torch.exp(values, out=target), _BUDGET) / 2048
+    return fastest(lambda: code.exponential(values.data_ptr(), 2048, 100), _BUDGET) / (2048 * 100)
+
+
+def gain() -> float:
+    """How many times faster torch's threads multiply and add in registers than one: what neighbours leave of them.
+
+    Wall time, some 60 ms of it: threads start up to a millisecond apart.
+    """
+    code, threads, rounds = _probe(), torch.get_num_threads(), 6_000_000
+    if code is None:
+        return math.nan
+    with ThreadPoolExecutor(threads) as pool:
+
+        def share(part: int) -> None:
+            list(pool.map(code.multiply_add, [part] * threads))
+
+        share(1)  # starts the threads
+        alone = wall_seconds(lambda: code.multiply_add(rounds))
+        return threads * alone / wall_seconds(lambda: share(rounds))
+
+
+@functools.cache
+def _out_of_cache() -> tuple[Tensor, Tensor]:
+    source = torch.randn(75_000_000)
+    return source, torch.empty_like(source)
+
+
+@functools.cache
+def _probe() -> ctypes.CDLL | None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        return None
+    flags = ["-O3", "-std=c++17", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "probe.so"
+        command = [compiler, *flags, "-I", str(_HERE.parents[1] / "csrc"), str(_HERE / "probe.cpp"), "-o", str(library)]
+        if subprocess.run(command, check=False).returncode != 0:
+            return None
+        code = ctypes.CDLL(str(library))
+        code.multiply_add.argtypes, code.multiply_add.restype = [ctypes.c_long], ctypes.c_float
+        code.exponential.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_long]
+        code.exponential.restype = ctypes.c_float
+        return code

@@ -1,0 +1,117 @@
+"""What cannot be understood is explained, and stays as it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.cli.select.problem import FEATURES, LABELLED, ROWS, select
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (
+                "row,label\n1,dog\n",
+                "label must be a number from 0 to 2 or a name (ant, bee, cat), skip or nothing",
+            ),
+            ("row,label\n1,3\n", "line 2: label must be"),
+            (f"row,label\n{ROWS},ant\n", f"line 2: row must be a whole number in [0, {ROWS}), got '{ROWS}'"),
+            ("row,label\n1,ant\n1,bee\n", "line 3: row 1 stands there twice"),
+            ("row,label\nx,ant\n", "line 2: row must be a whole number"),
+            ("row,label\n1,ant,more\n", "line 2 has more cells"),
+            ("index,label\n1,ant\n", "must have a column called row, got index, label"),
+            ("", "must have a column called row"),
+            ('row,label,note\n1,ant,"open\n2,bee,\n', "unexpected end of data"),
+            ("row,label,label\n1,ant,bee\n", "columns of different names"),
+            ("row,label,,\n1,ant,x,y\n", "columns of different names"),
+            ("row,label\n1_0,ant\n", "line 2: row must be a whole number"),
+            (f"row,label\n1,{'9' * 5000}\n", "line 2: label must be"),
+        ],
+    )
+    def test_a_label_file_that_is_not_understood_stays_as_it_is(self, content, message, capsys):
+        Path("out.csv").write_text(content)
+        assert select() == 1
+        assert message in capsys.readouterr().err
+        assert Path("out.csv").read_text() == content
+
+    def test_bytes_that_are_no_text(self, capsys):
+        Path("out.csv").write_bytes(b"row,label\n1,\xff\xfe\n")
+        assert select() == 1
+        assert "no CSV file in UTF-8" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--pool", "nowhere.npy"), "--pool must be an existing file, got nowhere.npy"),
+            (("--features", "nowhere.npy"), "--features must be an existing file"),
+            (("--labels", "nowhere.npy"), "--labels must be an existing file"),
+            (
+                ("--labels", "pool.npy"),
+                "--labels must be a vector of integers, the numbers of classes, got float16 [80, 6]",
+            ),
+            (("--labels", "several.npz"), "several.npz holds several arrays, as .npz files do"),
+            (("--labels", "short.npy"), "--labels must hold one label for each of 30 features, got 29"),
+            (("--labels", "huge.npy"), "--labels must be numbers of classes, below 1000000, got 4294967295"),
+            (("--pool", "several.npy"), "several.npy holds several arrays"),
+            (("--pool", "zip.npy"), "zip.npy holds several arrays"),
+            (("--features", "integers.safetensors"), "integers.safetensors must hold float32, float64"),
+            (("--classes", "99999999999999999999"), "--classes must be at most 1000000"),
+            (("--labels", "names.txt"), "names.txt is damaged, or no .npy file"),
+            (("--classes", "two"), "--classes must be a number or a file of names, got 'two'"),
+            (("--classes", "2"), "targets must lie in [0, 2)"),
+            (("--classes", "pool.npy"), "--classes must be a number or a file of names"),
+            (("--acquisition", "luck"), "acquisition must be one of 'margin'"),
+            (("--head", "nowhere.safetensors"), "--head must be a .safetensors file with weight and bias"),
+            (("--out", "nowhere/out.csv"), "--out must lie in an existing folder, got nowhere/out.csv"),
+        ],
+    )
+    def test_options(self, options, message, capsys):
+        np.savez("several.npz", a=np.zeros(2), b=np.zeros(2))
+        Path("several.npy").write_bytes(Path("several.npz").read_bytes())
+        Path("zip.npy").write_bytes(b"PK\x03\x04" + bytes(60))
+        np.save("short.npy", np.zeros(LABELLED - 1, np.int64))
+        np.save("huge.npy", np.full(LABELLED, 2**32 - 1, np.uint32))
+        save_file({"features": torch.zeros(LABELLED, FEATURES, dtype=torch.int8)}, "integers.safetensors")
+        assert select(*options) == 1
+        assert message in capsys.readouterr().err
+        assert not Path("out.csv").exists()
+
+    @pytest.mark.parametrize(
+        ("tensors", "message"),
+        [
+            ({"weight": torch.zeros(4, FEATURES)}, "weight of 3 rows, one for each of --classes, got [4, 6]"),
+            ({"bias": torch.zeros(3)}, "with weight and bias"),
+            (
+                {"weight": torch.zeros(3, FEATURES), "scale": torch.zeros(1)},
+                "and nothing else, got scale [1], weight [3, 6]",
+            ),
+            ({"weight": torch.zeros(3, FEATURES + 1)}, "features must have shape"),
+            (
+                {"weight": torch.zeros(3, FEATURES), "bias": torch.zeros(4)},
+                "weight [C, D] and bias [C] and",
+            ),
+            ({"weight": torch.zeros(3, FEATURES, dtype=torch.int64)}, "floating point numbers, got torch.int64"),
+        ],
+    )
+    def test_heads(self, tensors, message, capsys):
+        save_file(tensors, "head.safetensors")
+        assert select("--head", "head.safetensors") == 1
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            ("ant\nant\nbee\n", "must hold a different name for each class"),
+            ("ant\nskip\nbee\n", "must not call a class 'skip', which means something else"),
+            ("ant\nUndo\nbee\n", "must not call a class 'Undo'"),
+            ("1\n2\n3\n", "must not call class 0 '1', the number of another"),
+        ],
+    )
+    def test_names_that_cannot_be_told_apart(self, names, message, capsys):
+        Path("names.txt").write_text(names)
+        assert select() == 1
+        assert message in capsys.readouterr().err

@@ -1,0 +1,181 @@
+"""The label file goes round between the command and people, in their dialects."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.select.label_file import LabelFile, Line
+from tests.cli.select.problem import CLASSES, FEATURES, NAMES, ROWS, fill, fitted, lines, select
+
+
+class TestLabelFile:
+    def test_picks_are_those_of_select_batch(self, data, capsys):
+        pool, *_ = data
+        assert select("--number", 5) == 0
+        expected = select_batch(fitted(data), pool, 5)
+        assert [int(line["row"]) for line in lines()] == expected.indices.tolist()
+        assert [float(line["utility"]) for line in lines()] == pytest.approx(expected.utilities.tolist(), rel=1e-5)
+        assert {line["label"] for line in lines()} == {""}
+        assert "Answers absorbed: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
+
+    def test_answers_are_absorbed_and_the_rest_stays(self, data, capsys):
+        pool, *_ = data
+        select("--number", 4)
+        first = [int(line["row"]) for line in lines()]
+        fill("bee", "2", "skip")
+        assert select("--number", 3) == 0
+        table = lines()
+        assert [int(line["row"]) for line in table[:4]] == first
+        assert [line["label"] for line in table] == ["bee", "cat", "skip", "", "", "", ""]
+        told = fitted(data).update(pool[first[:2]].float(), torch.tensor([1, 2]))
+        waiting = pool[first[3:]].float()
+        told.update(waiting, told.predict_logits(waiting).argmax(1))
+        expected = select_batch(told, pool, 3, exclude=torch.tensor(first))
+        assert [int(line["row"]) for line in table[4:]] == expected.indices.tolist()
+        out = capsys.readouterr().out
+        assert "Answers absorbed: 2. Rows chosen: 3." in out
+        assert "Rows of the file that still wait for a label: 1." in out
+
+    def test_further_columns_and_a_byte_order_mark_survive(self):
+        Path("out.csv").write_text("\ufeffnote,row,label\nlook again,7,bee\n,3,\n", encoding="utf-8")
+        assert select("--number", 1) == 0
+        table = lines()
+        assert [line["note"] for line in table] == ["look again", "", ""]
+        assert [line["row"] for line in table[:2]] == ["7", "3"]
+
+    def test_no_row_is_chosen_twice_until_the_pool_is_empty(self, capsys):
+        for _ in range(4):
+            assert select("--number", ROWS // 4) == 0
+        assert sorted(int(line["row"]) for line in lines()) == list(range(ROWS))
+        assert select("--number", 1) == 1
+        assert "every row of the pool is in out.csv already" in capsys.readouterr().err
+
+    def test_the_last_rows_are_fewer(self):
+        assert select("--number", ROWS - 3) == 0
+        assert select("--number", 10) == 0
+        assert len(lines()) == ROWS
+
+    @pytest.mark.parametrize("acquisition", ["margin", "coreset"])
+    def test_rows_that_wait_count_as_picked(self, acquisition):
+        pool = np.load("pool.npy")[:15]
+        np.save("pool.npy", np.concatenate([pool, pool]))
+        for _ in range(2):
+            assert select("--number", 4, "--acquisition", acquisition) == 0
+        twice = [line["row"] for line in lines()]
+        Path("out.csv").unlink()
+        assert select("--number", 8, "--acquisition", acquisition) == 0
+        assert [line["row"] for line in lines()] == twice
+
+    @pytest.mark.parametrize("acquisition", ["random", "badge", "coreset"])
+    def test_other_acquisitions_repeat_with_their_seed(self, acquisition):
+        picks = []
+        for seed in (0, 0, 1):
+            Path("out.csv").unlink(missing_ok=True)
+            assert select("--number", 5, "--acquisition", acquisition, "--seed", seed) == 0
+            picks.append([line["row"] for line in lines()])
+        assert picks[0] == picks[1]
+        assert (picks[0] == picks[2]) == (acquisition == "coreset")
+
+    def test_a_trained_head(self, data):
+        pool, features, _ = data
+        head = torch.nn.Linear(FEATURES, CLASSES)
+        save_file({"weight": head.weight.detach(), "bias": head.bias.detach()}, "head.safetensors")
+        assert select("--number", 5, "--head", "head.safetensors") == 0
+        posterior = LastLayerLaplace.from_linear(head, features, 10.0, standardize=True)
+        assert [int(line["row"]) for line in lines()] == select_batch(posterior, pool, 5).indices.tolist()
+
+
+class TestOtherPeoplesFiles:
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "row;label;note\n7;bee;a, b\n3;;\n",
+            "row\tlabel\tnote\n7\tbee\ta, b\n3\t\t\n",
+            '\ufeffrow,label,note\r\n7,bee,"a, b"\r\n3,,\r\n,,\r\n',
+            'note,label,row\n"a, b",1.0,7\n,,3\n',
+        ],
+    )
+    def test_spreadsheets_write_many_dialects(self, content):
+        Path("out.csv").write_bytes(content.encode())
+        for number in (1, 2):  # what was written is read again
+            assert select("--number", 1) == 0
+            file = LabelFile(Path("out.csv"), ROWS, NAMES)
+            assert len(file.lines) == 2 + number
+            assert file.lines[0] == Line(7, "", 1, False, {"note": "a, b"})
+            assert file.lines[1].waits
+        heading = content.splitlines()[0]
+        assert Path("out.csv").read_text(encoding="utf-8").startswith(heading)
+
+    def test_line_ends_within_a_cell(self):
+        Path("out.csv").write_bytes(b'row,label,note\n1,ant,"a\rb"\n')
+        for _ in range(2):
+            assert select("--number", 1) == 0
+        assert LabelFile(Path("out.csv"), ROWS, NAMES).lines[0].others == {"note": "a\nb"}
+
+    def test_skip_in_capitals(self):
+        Path("out.csv").write_text("row,label\n1,Skip\n")
+        assert select("--number", 1) == 0
+        assert lines()[0]["label"] == "skip"
+
+    def test_a_file_that_somebody_else_has_changed_is_not_overwritten(self):
+        select("--number", 2)
+        file = LabelFile(Path("out.csv"), ROWS, NAMES)
+        fill("ant")
+        changed = Path("out.csv").read_text()
+        with pytest.raises(CommandError, match=r"out\.csv was changed by somebody else meanwhile"):
+            file.write(file.lines[:1])
+        assert Path("out.csv").read_text() == changed
+
+    def test_links_and_permissions_stay(self):
+        Path("real.csv").write_text("row,label\n1,ant\n")
+        Path("real.csv").chmod(0o600)
+        Path("out.csv").symlink_to("real.csv")
+        assert select("--number", 1) == 0
+        assert Path("out.csv").is_symlink()
+        assert len(Path("real.csv").read_text().splitlines()) == 3
+        assert Path("real.csv").stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize(
+        ("pool", "features"), [("float64", "float32"), ("float32", "float64"), ("float16", "float64")]
+    )
+    def test_dtypes_may_differ(self, pool, features):
+        np.save("pool.npy", np.load("pool.npy").astype(pool))
+        np.save("train.npy", np.load("train.npy").astype(features))
+        assert select("--number", 1) == 0
+
+    def test_texts_stand_beside_the_rows(self):
+        assert select("--number", 4, "--texts", "texts.txt") == 0
+        assert [line["text"] for line in lines()] == [f"text of row {line['row']}" for line in lines()]
+        fill("ant", "skip")
+        assert select("--number", 2) == 0  # the column stays, without texts for what comes now
+        assert [bool(line["text"]) for line in lines()] == [True] * 4 + [False] * 2
+
+    @pytest.mark.parametrize("mode", [[], ["--interactive"]])
+    def test_texts_of_another_pool(self, mode, capsys):
+        Path("texts.txt").write_text("one\ntwo\n")
+        assert select("--texts", "texts.txt", *mode) == 1
+        assert f"--texts must have one line for each of the {ROWS} rows of the pool, got 2" in capsys.readouterr().err
+
+    def test_the_model_with_the_answers_is_kept(self, data):
+        pool, *_ = data
+        assert select("--number", 4) == 0
+        fill("ant", "BEE", "skip")
+        told = [line for line in lines() if line["label"] not in ("", "skip")]
+        assert select("--number", 1, "--save", "model.safetensors") == 0
+        expected = fitted(data)
+        expected.update(pool[[int(line["row"]) for line in told]].float(), torch.tensor([0, 1]))
+        assert LastLayerLaplace.load("model.safetensors").mean.equal(expected.mean)
+
+    def test_names_that_differ_by_capitals_alone(self):
+        Path("names.txt").write_text("Ant\nant\ncat\n")
+        assert select("--number", 3) == 0
+        fill("ant", "CAT")
+        assert select("--number", 1) == 0
+        assert [line["label"] for line in lines()][:2] == ["ant", "cat"]
+        fill("ANT")
+        assert select("--number", 1) == 1  # it might be either

@@ -1,0 +1,82 @@
+"""``torchrun … -m lapal_ext select`` writes the label file of one process, bit for bit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lapal_ext.cli import main
+from tests.cli.select.conftest import data  # noqa: F401 a fixture
+from tests.cli.select.problem import NAMES, ROWS, fill, lines, select
+
+FILES = ["--features", "train.npy", "--labels", "labels.npy", "--classes", "names.txt"]
+
+
+def torchrun(pool: str, out: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "lapal_ext", "select"]
+    return subprocess.run(
+        [sys.executable, *command, "--pool", pool, *FILES, "--out", out, *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.usefixtures("data")
+def test_the_label_file_of_one_process() -> None:
+    """Twice, with answers between: files of each rank's own, then one common file."""
+    pool = np.load("pool.npy")
+    for rank, rows in enumerate((slice(0, 30), slice(30, 30), slice(30, ROWS))):
+        np.save(f"part{rank}.npy", pool[rows])
+    assert select("--number", 5) == 0
+    done = torchrun("part{rank}.npy", "shared.csv", "--number", "5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Rows chosen: 5") == 1
+    assert Path("shared.csv").read_bytes() == Path("out.csv").read_bytes()
+
+    fill(*(NAMES[int(line["row"]) % 3] for line in lines()[:3]), "skip")
+    Path("shared.csv").write_bytes(Path("out.csv").read_bytes())
+    assert select("--number", 5) == 0
+    done = torchrun("pool.npy", "shared.csv", "--number", "5")
+    assert done.returncode == 0, done.stderr
+    assert Path("shared.csv").read_bytes() == Path("out.csv").read_bytes()
+    assert len(lines()) == 10
+
+
+@pytest.mark.usefixtures("data")
+def test_what_fails_on_one_rank_writes_nothing() -> None:
+    np.save("part0.npy", np.load("pool.npy"))
+    done = torchrun("part{rank}.npy", "shared.csv")
+    assert done.returncode != 0
+    assert "error: --pool must be an existing file, got part1.npy" in done.stderr
+    assert not Path("shared.csv").exists()
+
+
+@pytest.mark.usefixtures("data")
+def test_files_for_more_processes_than_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """One process that read its own part alone would look as if it had chosen among all rows."""
+    for rank in range(2):
+        np.save(f"part{rank}.npy", np.load("pool.npy"))
+    assert main(["select", "--pool", "part{rank}.npy", *FILES, "--out", "shared.csv"]) == 1
+    assert "--pool has a file for process 1 too, part1.npy, and there are 1 (from 0)" in capsys.readouterr().err
+    assert not Path("shared.csv").exists()
+
+
+@pytest.mark.usefixtures("data")
+def test_one_process_of_several_may_select_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a script that torchrun has started may do; without the option it would wait for the others."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of the script")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert select("--alone", "--number", 3) == 0
+    assert len(lines()) == 3
+
+
+@pytest.mark.usefixtures("data")
+def test_nobody_is_asked_by_several_processes() -> None:
+    done = torchrun("pool.npy", "shared.csv", "--interactive")
+    assert done.returncode != 0
+    assert "error: --interactive asks one person: start it without torchrun" in done.stderr

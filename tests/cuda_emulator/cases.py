@@ -1,0 +1,93 @@
+"""What every kernel is run on: sizes that are multiples of nothing, few and many classes, one row, none; each dtype."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lapal_ext.ops import OPS
+from tests.cuda_emulator.build import KERNELS
+from tests.draws import Arguments, cast
+from tests.layouts import LAYOUTS
+from tests.ops.examples import EXAMPLES, example
+from tests.ops.examples import SIZES as EXAMPLE_SIZES
+
+# Small enough for a few milliseconds, and past the tiles and grids of the emulated device.
+SIZES: dict[str, dict[str, int]] = {
+    "odd": {},
+    "two classes": {"C": 2},
+    "many classes": {"C": 1000, "N": 5, "E": 5},
+    "very many classes": {"C": 1100, "N": 3, "E": 3},
+    "many rows": {"N": 517, "E": 37, "D": 37, "C": 11, "M": 5, "B": 5},
+    "large hypotheses": {"b": 7, "C": 3700, "M": 4, "N": 4, "E": 133},
+    "many points": {"E": 33001, "C": 2, "M": 2, "N": 3},
+    "many samples": {"S": 293, "N": 7},
+    "many rows of many classes": {"N": 400, "C": 40},
+    "many features": {"D": 161, "B": 5, "N": 9},
+    "aligned rows": {"D": 264, "B": 2, "N": 21},
+    "one": dict.fromkeys("NEDbMSB", 1),
+    "no rows": {"N": 0, "M": 0, "B": 0},
+    "no points": {"E": 0},
+}
+_FLOATS = (torch.float32, torch.float64)
+
+
+class Case(NamedTuple):
+    """One call of one op."""
+
+    name: str
+    variant: str
+    sizes: str
+    dtype: torch.dtype
+    pool_dtype: torch.dtype
+    layout: str = "contiguous"
+
+    def arguments(self) -> Arguments:
+        """In float64 and contiguous, as ``assert_within_budget`` wants them."""
+        return example(self.name, self.variant, **SIZES[self.sizes])
+
+    def rounded(self) -> Arguments:
+        """As the kernel is called."""
+        args = cast(OPS[self.name], self.arguments(), self.dtype, self.pool_dtype)
+        lay = LAYOUTS[self.layout]
+        return {name: lay(value) if isinstance(value, Tensor) else value for name, value in args.items()}
+
+    def __str__(self) -> str:
+        dtypes = dict.fromkeys([self.dtype, self.pool_dtype])
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        return "-".join([self.name, self.variant, self.sizes.replace(" ", "_"), *names, self.layout])
+
+
+def calls_out_of_range(name: str) -> Iterator[tuple[str, Arguments]]:
+    """Calls with one index that is none, and where it is: just outside of its range, or far from it."""
+    for argument, size in {"batches": "N", "targets": "C"}.items():
+        for wrong in (-1, EXAMPLE_SIZES[size], 10**12, -(10**12)):
+            for dtype in _FLOATS if argument in OPS[name].shapes else ():
+                args = cast(OPS[name], example(name), dtype)
+                args[argument].view(-1)[2] = wrong
+                yield f"{argument} {wrong} {dtype}", args
+
+
+def letters(name: str) -> set[str]:
+    return {letter for spec in OPS[name].shapes.values() for letter in spec.dims}
+
+
+def _pool_dtypes(name: str, dtype: torch.dtype) -> list[torch.dtype]:
+    stored = any(spec.kind == "storage" for spec in OPS[name].shapes.values())
+    return [dtype, torch.bfloat16, torch.float16] if stored else [dtype]
+
+
+def cases() -> list[Case]:
+    """All of them, without sizes that change nothing for an op; not all sizes in half precision and other layouts."""
+    return [
+        Case(name, variant, sizes, dtype, pool_dtype, layout)
+        for name in KERNELS
+        for variant in EXAMPLES[name]
+        for sizes, changed in SIZES.items()
+        if not changed or changed.keys() & letters(name)
+        for dtype in _FLOATS
+        for pool_dtype in _pool_dtypes(name, dtype)
+        if pool_dtype == dtype or sizes in {"odd", "many features", "aligned rows"}
+        for layout in (LAYOUTS if sizes == "many rows" and dtype == pool_dtype else ["contiguous"])
+    ]

@@ -1,0 +1,53 @@
+"""Every CUDA kernel with its launcher, on the emulator: against the float64 reference, under many schedules.
+
+``pytest tests/ops --device emulated`` runs the tests of the ops on these kernels as well.
+"""
+
+import pytest
+import torch
+
+from lapal_ext.ops import OPS
+from tests.budget import assert_within_budget, outcome
+from tests.cuda_emulator.build import CSRC, KERNELS, emulated
+from tests.cuda_emulator.cases import Case, calls_out_of_range, cases
+from tests.native import NATIVE_OPS
+from tests.ops.every_op import assert_same
+
+SCHEDULES = 20
+
+
+def test_every_kernel_is_asked_for_on_a_gpu() -> None:
+    assert set(KERNELS) == NATIVE_OPS["cuda"]
+    assert sorted(path.stem for path in (CSRC / "cuda" / "ops").glob("*.cu")) == KERNELS
+    assert {f"{name}.cuh" for name in KERNELS} <= {path.name for path in (CSRC / "cuda" / "ops").glob("*.cuh")}
+
+
+@pytest.fixture(autouse=True)
+def poison_fresh_memory() -> None:
+    """What a kernel leaves unwritten in its results or its workspace is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_every_schedule_gives_the_same_bits_within_the_budget(case: Case) -> None:
+    op, kernel = OPS[case.name], emulated(case.name)
+    kernel.seed(0)
+    within = assert_within_budget(op, case.arguments(), case.dtype, pool_dtype=case.pool_dtype, function=kernel)
+    args = case.rounded()
+    first = outcome(kernel, op, args)
+    # A sum may have another order in another layout.
+    tolerance = 1e-12 if case.dtype == torch.float64 else 2e-5
+    assert_same(first, within, tolerance if case.layout != "contiguous" else 0.0)
+    for seed in range(1, SCHEDULES):
+        kernel.seed(seed)
+        assert_same(outcome(kernel, op, args), first)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_indices_out_of_range_give_not_a_number(name: str) -> None:
+    """A kernel cannot raise: it touches no memory for them, and they must show."""
+    for where, args in calls_out_of_range(name):
+        values = outcome(emulated(name), OPS[name], args).values.values()
+        assert any(value.isnan().any() for value in values), where

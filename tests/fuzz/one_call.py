@@ -1,0 +1,198 @@
+"""One call of a public function with some of its arguments changed, and what must be true of it."""
+
+import copy
+import re
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lapal_ext import LastLayerLaplace, NotFittedError, NotPSDError, SelectionResult, StorageError
+from lapal_ext.interop.sklearn import LaplaceClassifier
+from lapal_ext.ops import OPS
+from tests.fuzz.calls import bits
+from tests.fuzz.changes import REFUSED, SAME, Choose, evenly, the_same_every_time
+from tests.fuzz.selector_functions import Restartable
+from tests.fuzz.small import Function, small
+from tests.fuzz.tally import count, count_wrong
+
+CAMPAIGN = "bad input"
+TYPED = (ValueError, TypeError, KeyError, OSError, NotFittedError, NotPSDError)
+# What an error may name where a posterior is at fault, and the attributes that a state holds.
+OF_A_POSTERIOR = ("posterior", "mean", "centre", "scale", "covariance", "precision", "gamma", "utility")
+OF_A_STATE = ("prior_precision", "curvature", "has_bias", "fitted", "class_names")
+TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-7}  # relative to the largest entry; without an outlier in 15,000
+
+
+def tensors(result: object) -> list[Tensor]:
+    """Everything in a result that is computed."""
+    if isinstance(result, LastLayerLaplace):
+        return [result.mean, result.covariance, result.precision]
+    if isinstance(result, nn.Linear):
+        return [parameter.detach() for parameter in result.parameters()]
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, (tuple, list)):
+        return [tensor for part in result for tensor in tensors(part)]
+    return [] if isinstance(result, str) else [torch.tensor(result, dtype=torch.float64)]
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Run every op's torch reference in place of its kernel."""
+    kernels = {name: op._overload for name, op in OPS.items()}
+    try:
+        for op in OPS.values():
+            op._overload = op.reference
+        yield
+    finally:
+        for name, kernel in kernels.items():
+            OPS[name]._overload = kernel
+
+
+def fresh(value: object) -> object:
+    """A copy of what a call changes or uses up."""
+    if isinstance(value, LastLayerLaplace):
+        return value.clone()
+    if isinstance(value, Restartable):
+        return value.again(fresh)
+    if isinstance(value, LaplaceClassifier):
+        return copy.deepcopy(value)
+    return value.clone_state() if isinstance(value, torch.Generator) else value
+
+
+def wide(value: object) -> object:
+    """The same in float64, and in contiguous memory."""
+    if isinstance(value, LastLayerLaplace):
+        return value.clone().double()
+    if isinstance(value, Restartable):
+        return value.again(wide)
+    if isinstance(value, LaplaceClassifier):
+        copied = copy.deepcopy(value)
+        vars(copied).update({name: wide(part) for name, part in vars(value).items() if name == "posterior_"})
+        return copied
+    if isinstance(value, nn.Linear):
+        has_bias = value.bias is not None
+        layer = nn.utils.skip_init(nn.Linear, value.in_features, value.out_features, has_bias, dtype=torch.float64)
+        layer.load_state_dict(value.state_dict())
+        return layer
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return value.astype(np.float64, order="C")
+    return (
+        value.detach().double().contiguous()
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else fresh(value)
+    )
+
+
+def agree(result: object, expected: object, tolerance: float) -> bool:
+    """Whether results are the same up to rounding; picks up to the first at which two utilities are."""
+    if isinstance(result, SelectionResult) and isinstance(expected, SelectionResult):
+        for place, (row, wanted) in enumerate(zip(result.indices, expected.indices, strict=True)):
+            if not _close(result.utilities[place], expected.utilities[place], tolerance):
+                return False
+            if row != wanted:
+                return True
+    if isinstance(result, LastLayerLaplace) and result.class_names != expected.class_names:
+        return False
+    return all(
+        _close(value, wanted, tolerance) for value, wanted in zip(tensors(result), tensors(expected), strict=True)
+    )
+
+
+def _close(value: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    if value.shape != wanted.shape:
+        return False
+    known = wanted.double()[wanted.isfinite()].abs()
+    room = tolerance * float(known.max()) if known.numel() else 0.0
+    return torch.allclose(value.double(), wanted.double(), rtol=0.0, atol=room, equal_nan=True)
+
+
+def one_call(choose: Choose, function: Function, name: str, campaign: str) -> None:
+    """Change one or two arguments of an accepted call, and see that it does what it must."""
+    problem = small(choose)
+    arguments = function.arguments(choose, problem)
+    values = {argument: fresh(made.good) for argument, made in arguments.items()}
+    which = {evenly(choose, sorted(arguments)) for _ in range(evenly(choose, (1, 1, 2)))}
+    changed = {argument: arguments[argument].change(choose, values[argument]) for argument in which}
+    values |= {argument: change.value for argument, change in changed.items()}
+    words = f"{name} with {', '.join(f'{argument}: {change.words}' for argument, change in changed.items())}"
+    before = {argument: bits(value) for argument, value in values.items()}
+    again = {argument: fresh(value) for argument, value in values.items()}
+    refused = any(change.verdict == REFUSED for change in changed.values())
+    same = all(change.verdict == SAME for change in changed.values())
+    count_wrong(campaign, name, not same)
+    result, failure = _outcome(function, values)
+    if failure is not None:
+        assert not same, f"{words} must be accepted, gave {failure!r}"
+        assert _names(failure, changed if refused else arguments), f"{words} must be named, gave {failure!r}"
+        assert {argument: bits(value) for argument, value in values.items()} == before, f"{words} changed something"
+        count(campaign, "calls refused with a typed error")
+        return
+    assert not refused, f"{words} must be refused, gave {result!r}"
+    unmoved = {argument: bits(value) for argument, value in values.items() if argument != function.moves}
+    assert unmoved == {argument: before[argument] for argument in unmoved}, f"{words} changed something"
+    finite = all(bool(tensor.isfinite().all()) for tensor in _computed(result, again.get("posterior")))
+    assert finite or function.copies, f"{words} gave what is not finite: {result!r}"
+    if not any(change.words == "half" and argument == "posterior" for argument, change in changed.items()):
+        with references():
+            widen = fresh if function.draws else wide
+            expected = function.call(**{argument: widen(value) for argument, value in again.items()})
+        assert agree(result, expected, TOLERANCE[problem.x.dtype]), f"{words} gave {result!r}, and not {expected!r}"
+        count(campaign, "results equal to the float64 reference")
+
+
+def _computed(result: object, given: object) -> list[Tensor]:
+    """What of a result is not merely what a posterior that came in holds, be that NaN."""
+    if isinstance(result, SelectionResult):
+        return [result.utilities, *_computed(result.posterior, given)]
+    if not isinstance(given, LastLayerLaplace) or not isinstance(result, LastLayerLaplace):
+        return tensors(result)
+    kept = [
+        new.shape == old.shape and bool(torch.allclose(new, old, rtol=0.0, atol=0.0, equal_nan=True))
+        for new, old in zip(tensors(result), tensors(given), strict=True)
+    ]
+    kept[-1] |= not bool(given.precision.isfinite().all())  # an update adds to it, and computes nothing from it
+    return [tensor for tensor, same in zip(tensors(result), kept, strict=True) if not same]
+
+
+def _outcome(function: Function, values: Mapping[str, object]) -> tuple[object, Exception | None]:
+    try:
+        return function.call(**values), None
+    except TYPED as error:
+        return None, error
+
+
+def _names(error: Exception, arguments: Mapping[str, object]) -> bool:
+    """Whether the message has the name of one of these, or of a part of it."""
+    file = getattr(arguments.get("path"), "value", None)
+    if isinstance(error, (StorageError, OSError)) and file is not None and str(Path(file)) in str(error):
+        return True  # it names the file itself
+    frames = (frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__))
+    if any(name.startswith("sklearn.") for name in frames):
+        return True  # in the words of scikit-learn, which are not ours
+    names = [*arguments, *(["features"] if "X" in arguments else [])]
+    names += OF_A_POSTERIOR if {"posterior", "selector"} & {*names} else []
+    names += ["undo"] if "selector" in names else []  # there may be nothing to undo
+    names += OF_A_STATE if "state_dict" in names else []
+    return any(re.search(rf"\b{name}\b", str(error.args[0])) for name in names)
+
+
+def try_calls(function: Function, name: str, examples: int, campaign: str = CAMPAIGN) -> None:
+    """Try ``examples`` calls, the same ones every time; the smallest that fails is shown."""
+
+    @the_same_every_time(examples)
+    @given(st.data())
+    def tried(data: st.DataObject) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of features that are not standardised, of fits that stop early
+            one_call(data.draw, function, name, campaign)
+
+    tried()

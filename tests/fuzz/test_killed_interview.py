@@ -1,0 +1,100 @@
+"""``lapal-ext select --interactive`` killed with SIGKILL at random moments: the same questions, the same file.
+
+pytest -m slow tests/fuzz/test_killed_interview.py tests/study/test_experiment.py
+"""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fuzz.processes import ROOT, kill_after
+from tests.fuzz.tally import count
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="sends SIGKILL")]
+ANSWERS, KILLS = 30, 14
+NAMES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(110) % 3
+    features = torch.randn(110, 6, generator=generator) + 2.0 * torch.nn.functional.one_hot(targets, 6)
+    np.save(tmp_path / "pool.npy", features[30:].half().numpy())
+    np.save(tmp_path / "train.npy", features[:30].half().numpy())
+    np.save(tmp_path / "labels.npy", targets[:30].numpy())
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    return tmp_path
+
+
+class Interview:
+    """The command, answered by what the row is, so that whoever is asked answers alike."""
+
+    def __init__(self, folder: Path, out: str, number: int) -> None:
+        files = {"--pool": "pool.npy", "--features": "train.npy", "--labels": "labels.npy", "--classes": "names.txt"}
+        options = [text for option in files.items() for text in option]
+        command = [
+            sys.executable,
+            "-m",
+            "lapal_ext",
+            "select",
+            "--interactive",
+            *options,
+            "--out",
+            out,
+            "--number",
+            str(number),
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder, env=environment, bufsize=0
+        )
+
+    def answer(self, how_many: int) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        for _ in range(how_many):
+            text = b""
+            while not text.endswith(b"label: "):
+                byte = self.process.stdout.read(1)
+                assert byte, text
+                text += byte
+            row = int(re.findall(rb"row (\d+);", text)[-1])
+            self.process.stdin.write(NAMES[row % 3].encode() + b"\n" if row % 7 else b"skip\n")
+
+
+def answered(path: Path) -> int:
+    return len(path.read_text().splitlines()) - 1 if path.exists() else 0
+
+
+def finish(folder: Path, out: str) -> bytes:
+    interview = Interview(folder, out, ANSWERS - answered(folder / out))
+    interview.answer(ANSWERS - answered(folder / out))
+    interview.process.communicate(timeout=60)
+    assert interview.process.returncode == 0
+    return (folder / out).read_bytes()
+
+
+def test_a_killed_interview_ends_with_the_same_file(files: Path) -> None:
+    wanted = finish(files, "whole.csv")
+    draw, out = random.Random(1), files / "killed.csv"
+    for _ in range(KILLS):
+        before = answered(out)
+        interview = Interview(files, out.name, ANSWERS)
+        given = draw.choice([0, 1, 2, 3])
+        if given:
+            interview.answer(min(given, ANSWERS - 1 - before))
+            assert kill_after(interview.process, draw.choice([0.0, draw.uniform(0.0, 0.02)]))
+        else:
+            assert kill_after(interview.process, draw.uniform(0.0, 3.0))
+        assert before <= answered(out) <= before + given
+        count("killed", "interviews killed at random")
+    assert finish(files, out.name) == wanted
+    count("killed", "interviews that ended with the identical file")

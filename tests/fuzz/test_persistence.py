@@ -1,0 +1,125 @@
+"""What is saved is there again, in another process, without kernels, and after SIGKILL at any moment.
+
+pytest -m slow tests/fuzz/test_persistence.py
+"""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lapal_ext import LastLayerLaplace, SequentialSelector
+from lapal_ext.acquisition.registry import ACQUISITIONS
+from tests.fuzz.calls import bits
+from tests.fuzz.processes import ROOT, kill_after, python
+from tests.fuzz.tally import count
+from tests.problems import make_problem
+
+CAMPAIGN = "persistence"
+
+PREDICT = """
+import sys, torch, lapal_ext
+from tests.problems import make_problem
+assert lapal_ext.build_info()["native"] <= (sys.argv[3] == "auto")  # "auto" has none where none are built
+posterior = lapal_ext.LastLayerLaplace.load(sys.argv[1])
+pool = torch.load(sys.argv[2], weights_only=True)
+torch.save([posterior.predict_proba(pool), *posterior.predict_latent(pool)], sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)])
+def test_another_process_without_kernels_predicts_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
+    posterior, pool, labels, *_ = make_problem(dtype=dtype)
+    posterior.update(pool[:9], labels[:9]).save(tmp_path / "p")
+    wanted = [posterior.predict_proba(pool), *posterior.predict_latent(pool)]
+    for backend in ("auto", "reference"):
+        torch.save(pool, tmp_path / "x")
+        python(PREDICT, tmp_path / "p", tmp_path / "x", backend, environment={"LAPAL_EXT_BACKEND": backend})
+        for value, expected in zip(torch.load(tmp_path / "x", weights_only=True), wanted, strict=True):
+            torch.testing.assert_close(value, expected)  # torch's own tolerance for the dtype
+        count(CAMPAIGN, "processes that predicted the same")
+
+
+RESUME = """
+import json, sys, torch
+from tests.fuzz.test_persistence import questions, selector
+if sys.argv[1].endswith(".json"):
+    states = json.load(open(sys.argv[1]))
+    states = {key: {name: torch.tensor(value) for name, value in state.items()} for key, state in states.items()}
+else:
+    states = torch.load(sys.argv[1], weights_only=True)
+asked = {}
+for acquisition, state in states.items():
+    resumed = selector(acquisition)
+    resumed.load_state_dict(state)
+    asked[acquisition] = questions(resumed)
+print(json.dumps(asked))
+"""
+
+
+def selector(acquisition: str) -> SequentialSelector:
+    posterior, pool, *_ = make_problem()
+    generator = torch.Generator().manual_seed(5)
+    return SequentialSelector(posterior, pool, acquisition, generator=generator, labelled=pool[:2])
+
+
+def questions(resumed: SequentialSelector) -> list[list[int]]:
+    """What is asked from here on, with answers in between."""
+    asked = [resumed.ask(n=5).tolist()]
+    resumed.tell(torch.tensor(asked[0][3:]), torch.tensor([0, 3]))
+    for label in (1, 2, 0):
+        asked.append(resumed.ask().tolist())
+        resumed.tell(asked[-1][0], label)
+    return [*asked, resumed.ask(n=3).tolist()]
+
+
+def test_selections_resume_amid_a_batch(tmp_path: Path) -> None:
+    states, wanted = {}, {}
+    for acquisition in ACQUISITIONS:
+        amid = selector(acquisition)
+        amid.tell(amid.ask(), 1)
+        batch = amid.ask(n=5)
+        amid.tell(batch[:2], torch.tensor([2, 0]))
+        amid.skip(batch[2])
+        states[acquisition] = amid.state_dict()
+        wanted[acquisition] = questions(amid)
+    torch.save(states, tmp_path / "states.pt")
+    lists = {key: {name: value.tolist() for name, value in state.items()} for key, state in states.items()}
+    (tmp_path / "states.json").write_text(json.dumps(lists))
+    for name in ("states.pt", "states.json"):
+        assert json.loads(python(RESUME, tmp_path / name)) == wanted
+        count(CAMPAIGN, "selections resumed amid a batch in a new process", len(wanted))
+
+
+SAVE = """
+import sys, torch
+from lapal_ext import LastLayerLaplace
+posteriors = [LastLayerLaplace.load(path) for path in sys.argv[2:]]
+print("ready", flush=True)
+while True:
+    for posterior in posteriors:
+        posterior.save(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sends SIGKILL")
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path, kills: int) -> None:
+    draw, target = random.Random(kills), tmp_path / "p"
+    versions = [make_problem(n_features=100, seed=seed).posterior for seed in (0, 1)]
+    for number, version in enumerate(versions):
+        version.save(tmp_path / str(number))
+    known = [bits(version) for version in versions]
+    versions[0].save(target)
+    for _ in range(kills):
+        command = [sys.executable, "-c", SAVE, target, tmp_path / "0", tmp_path / "1"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        assert kill_after(process, draw.uniform(0.0, 0.1))
+        assert bits(LastLayerLaplace.load(target)) in known
+        count(CAMPAIGN, "saves killed, after each of which the file was whole")

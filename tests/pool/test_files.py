@@ -1,0 +1,309 @@
+"""Pools that are arrays or files: the same picks as from a tensor, no copy of them, and typed errors."""
+
+import sys
+import warnings
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lapal_ext import (
+    LastLayerLaplace,
+    SequentialSelector,
+    StorageError,
+    expected_error_reduction,
+    select_batch,
+    select_lookahead,
+)
+from lapal_ext.likelihood import UTILITIES
+from lapal_ext.pool.files import as_tensor
+from lapal_ext.pool.pool import Pool
+from tests.fuzz.processes import python
+from tests.native import require_native
+
+ROWS, FEATURES, CLASSES = 300, 12, 4
+
+
+@pytest.fixture
+def posterior() -> LastLayerLaplace:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(60, FEATURES, generator=generator)
+    targets = torch.arange(60) % CLASSES
+    features[:, :CLASSES] += 2.0 * torch.nn.functional.one_hot(targets, CLASSES)
+    return LastLayerLaplace.fit_map(features, targets, CLASSES)
+
+
+@pytest.fixture
+def pool() -> torch.Tensor:
+    return torch.randn(ROWS, FEATURES, generator=torch.Generator().manual_seed(1))
+
+
+def write(kind: str, pool: torch.Tensor, folder: Path) -> Any:
+    """The pool as one of the things that may be passed for it."""
+    path = folder / f"pool.{kind}"
+    match kind:
+        case "npy":
+            np.save(path, pool.numpy())
+        case "safetensors":
+            save_file({"features": pool, "ids": torch.arange(len(pool))}, path)
+        case "array":
+            return pool.numpy()
+        case "memmap":
+            np.save(folder / "pool.npy", pool.numpy())
+            return np.load(folder / "pool.npy", mmap_mode="r")
+        case "str":
+            np.save(folder / "pool.npy", pool.numpy())
+            return str(folder / "pool.npy")
+    return path
+
+
+KINDS = ("npy", "safetensors", "array", "memmap", "str")
+
+
+class TestSamePicks:
+    @pytest.mark.parametrize(
+        ("kind", "dtype"),
+        [*product(KINDS, [torch.float32, torch.float16]), ("safetensors", torch.bfloat16)],  # NumPy has no bfloat16
+    )
+    def test_select_batch(self, kind, dtype, posterior, pool, tmp_path):
+        pool = pool.to(dtype)
+        expected = select_batch(posterior, pool, 12)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = select_batch(posterior, write(kind, pool, tmp_path), 12)
+        assert torch.equal(result.indices, expected.indices)
+        assert torch.equal(result.utilities, expected.utilities)
+
+    def test_every_function_that_takes_a_pool(self, posterior, pool, tmp_path):
+        path = write("npy", pool, tmp_path)
+        assert SequentialSelector(posterior, path).ask() == SequentialSelector(posterior, pool).ask()
+        reductions = [expected_error_reduction(posterior, of, pool[:20]) for of in (path, pool)]
+        assert torch.equal(*reductions)
+        proposals = [
+            select_lookahead(posterior, of, pool[:20], 3, 10, proposals=("informative",), generator=_seeded()).indices
+            for of in (path, pool)
+        ]
+        assert torch.equal(*proposals)
+
+    def test_a_matrix_without_rows(self, posterior, tmp_path):
+        np.save(tmp_path / "pool.npy", np.zeros((0, FEATURES), np.float32))
+        assert len(expected_error_reduction(posterior, tmp_path / "pool.npy", torch.zeros(1, FEATURES))) == 0
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+class TestNoCopy:
+    @pytest.mark.parametrize("kind", ["npy", "safetensors", "array", "memmap"])
+    def test_the_memory_is_shared(self, kind, pool, tmp_path):
+        given = write(kind, pool, tmp_path)
+        tensor = as_tensor("pool", given)
+        assert torch.equal(tensor, pool)
+        if kind == "array":
+            assert tensor.data_ptr() == pool.data_ptr()
+        elif kind == "memmap":
+            assert tensor.data_ptr() == given.__array_interface__["data"][0]
+            assert not given.flags.writeable
+
+    @pytest.mark.parametrize("kind", ["npy", "safetensors"])
+    def test_writing_to_the_tensor_leaves_the_file(self, kind, pool, tmp_path):
+        path = write(kind, pool, tmp_path)
+        before = path.read_bytes()
+        as_tensor("pool", path)[0, 0] = 7.0
+        assert path.read_bytes() == before
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+    @pytest.mark.parametrize(("kind", "memory"), [("npy", None), ("safetensors", None), ("npy", 1.0)])
+    def test_anonymous_memory_does_not_grow_with_the_pool(self, kind, memory, tmp_path):
+        rows, features = 400_000, 192  # 154 MB in half precision, 307 MB in float32
+        pool = torch.zeros(rows, features, dtype=torch.float16)
+        pool[:, 0] = torch.arange(rows) % 97
+        path = write(kind, pool, tmp_path)
+        printed = python(_MEASURE, path, features, memory)
+        grown = int(printed)
+        assert grown < 75_000, f"{grown} kB of anonymous memory for a pool of {path.stat().st_size // 1000} kB"
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA of Linux counts anonymous memory")
+    @pytest.mark.parametrize(("kind", "classes"), [("npy", 10), ("safetensors", 10), ("npy", 150)])
+    def test_a_pool_four_times_larger_than_the_memory_allowed(self, kind, classes, tmp_path):
+        """With 150 classes not even its logits would fit.
+
+        All rows but forty are far from any boundary, so that no two of the best tie within rounding: the matrix
+        products of torch, too, take another way where memory is short.
+        """
+        require_native("selection_step_", "cpu")  # the references of the ops make temporaries
+        generator = torch.Generator().manual_seed(0)
+        pool = torch.randn(300_000, 384, generator=generator)
+        pool[:, 0] += 30.0
+        pool[::7500, 0] = torch.linspace(-1.0, 1.0, 40)[torch.randperm(40, generator=generator)]
+        path = write(kind, pool.half(), tmp_path)
+        allowed = path.stat().st_size // 4
+        # Large blocks go back to the system at once; else what fits depends on the holes that glibc happens to leave.
+        environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+        printed = python(_LIMITED, path, classes, allowed, environment=environment)
+        limited, free = printed.splitlines()
+        assert limited == free
+
+
+# Prints the picks from a file under a limit on the memory that this process may take beside it, and from memory.
+_LIMITED = """
+import resource, sys
+import torch
+from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext.pool.files import as_tensor
+
+torch.set_num_threads(1)
+path, classes, allowed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+generator = torch.Generator().manual_seed(1)
+features = torch.randn(300, 384, generator=generator)
+features[:, 0] *= 30.0
+posterior = LastLayerLaplace.fit_map(features, (features[:, 0] > 0).long() * (classes - 1), classes)
+memory = None if classes < 100 else allowed / 4
+select_batch(posterior, features.half(), 3, memory=1.0)  # what torch loads at its first call
+size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (size + allowed, resource.RLIM_INFINITY))
+try:
+    torch.zeros(allowed)
+    raise SystemExit("there is no limit")
+except RuntimeError:
+    pass
+print(select_batch(posterior, path, 5, memory=memory).indices.tolist())
+resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(select_batch(posterior, as_tensor("pool", path).clone(), 5).indices.tolist())
+"""
+
+# Prints by how many kB the peak of anonymous memory has grown, sampled between picks by a progress-free selection.
+_MEASURE = """
+import sys, threading, time
+import torch
+from lapal_ext import LastLayerLaplace, select_batch
+
+torch.set_num_threads(1)
+features, memory = int(sys.argv[2]), None if sys.argv[3] == "None" else float(sys.argv[3])
+classes = 2 if memory is None else 10  # what is kept of every row is to be small beside the pool
+posterior = LastLayerLaplace.fit_map(torch.eye(10, features), torch.arange(10) % classes, classes)
+select_batch(posterior, torch.randn(100, features).half(), 3)
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+before, peak, done = anonymous(), 0, threading.Event()
+def watch():
+    global peak
+    while not done.is_set():
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+watcher = threading.Thread(target=watch)
+watcher.start()
+select_batch(posterior, sys.argv[1], 5, memory=memory)
+done.set()
+watcher.join()
+print(max(0, peak - before))
+"""
+
+
+class TestMemory:
+    @pytest.mark.parametrize("acquisition", UTILITIES)
+    @pytest.mark.parametrize("link", ["plugin", "mean_field"])
+    @pytest.mark.parametrize("update_every", [1, 5])
+    def test_the_same_picks_without_the_logits_of_the_pool(self, acquisition, link, update_every, posterior, pool):
+        exact, points = posterior.double(), pool.double()
+        common = {"acquisition": acquisition, "link": link, "update_every": update_every}
+        kept = select_batch(exact, points, 15, **common)
+        tiled = select_batch(exact, points, 15, **common, memory=ROWS * CLASSES * 8)
+        assert torch.equal(tiled.indices, kept.indices)
+        torch.testing.assert_close(tiled.utilities, kept.utilities, rtol=1e-9, atol=1e-12)
+
+    def test_a_selector_too(self, posterior, pool):
+        selectors = [SequentialSelector(posterior.double(), pool.double(), memory=memory) for memory in (None, 1.0)]
+        for label in (0, 3, 1):
+            rows = [int(selector.ask()) for selector in selectors]
+            assert rows[0] == rows[1]
+            for selector in selectors:
+                selector.tell(rows[0], label)
+
+    def test_what_fits_is_kept(self, posterior, pool, monkeypatch):
+        monkeypatch.setattr(Pool, "latent", lambda *_, **__: pytest.fail("the logits of the pool were computed"))
+        with pytest.raises(pytest.fail.Exception):
+            select_batch(posterior, pool, 2, memory=ROWS * (CLASSES + 1) * 4)
+        select_batch(posterior, pool, 2, memory=ROWS * (CLASSES + 1) * 4 - 1)
+
+    @pytest.mark.parametrize("acquisition", ["bald", "badge"])
+    def test_acquisitions_that_need_them(self, acquisition, posterior, pool):
+        generator = torch.Generator().manual_seed(0)
+        before = generator.get_state()
+        for function, arguments in ((select_batch, (2, acquisition)), (SequentialSelector, (acquisition,))):
+            with pytest.raises(ValueError, match=rf"memory must be at least 6000 bytes for '{acquisition}'"):
+                function(posterior, pool, *arguments, memory=5999, generator=generator)
+        assert generator.get_state().equal(before)
+        select_batch(posterior, pool, 2, acquisition, memory=6000)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("value", "error", "message"),
+        [
+            (3, TypeError, "pool must be a torch.Tensor, an array or the path of a file, got int"),
+            (np.zeros((2, FEATURES), np.int32), TypeError, "pool must be float32, float64, bfloat16 or float16"),
+            (np.zeros((2, FEATURES), ">f4"), TypeError, "this machine's byte order, got >f4"),
+            (np.zeros((2, FEATURES), np.float32)[::-1], TypeError, "pool must not run backwards"),
+            (np.ma.zeros((2, FEATURES), np.float32), TypeError, "pool must not be a masked array"),
+            (np.zeros((2, FEATURES + 1), np.float32), ValueError, r"pool must have shape \(N, 12\)"),
+            (np.zeros((2, FEATURES)), TypeError, "pool must be torch.float32"),
+            ("nowhere.npy", FileNotFoundError, "pool must be an existing file, got nowhere.npy"),
+        ],
+    )
+    def test_values(self, value, error, message, posterior):
+        with pytest.raises(error, match=message):
+            select_batch(posterior, value, 1)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("pool.npy", b"", "damaged, or no .npy file"),
+            ("pool.npy", b"\x93NUMPY\x01\x00\xff", "damaged, or no .npy file"),
+            ("pool.npy", b"rows of text\n1 2 3\n", "damaged, or no .npy file"),
+            ("pool.safetensors", b"", "damaged or no safetensors file"),
+            ("pool.safetensors", b"\xff" * 64, "damaged or no safetensors file"),
+            ("pool.csv", b"1,2,3\n", "pool must be a .npy or .safetensors file"),
+        ],
+    )
+    def test_files(self, name, content, message, posterior, tmp_path):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(StorageError, match=message):
+            select_batch(posterior, tmp_path / name, 1)
+
+    @pytest.mark.parametrize("kind", ["npy", "safetensors"])
+    def test_a_file_that_is_cut_off_anywhere(self, kind, posterior, pool, tmp_path):
+        path = write(kind, pool, tmp_path)
+        whole = path.read_bytes()
+        for size in (*range(0, 200, 7), *range(200, len(whole), 1999), len(whole) - 1):
+            path.write_bytes(whole[:size])
+            with pytest.raises(StorageError):
+                select_batch(posterior, path, 1)
+
+    def test_pickles_are_never_loaded(self, posterior, tmp_path):
+        np.save(tmp_path / "pool.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        with pytest.raises(StorageError, match=r"holds Python objects"):
+            select_batch(posterior, tmp_path / "pool.npy", 1)
+
+    def test_columns_first(self, posterior, tmp_path):
+        np.save(tmp_path / "pool.npy", np.asfortranarray(np.zeros((5, FEATURES), np.float32)))
+        with pytest.raises(StorageError, match="Fortran order"):
+            select_batch(posterior, tmp_path / "pool.npy", 1)
+
+    def test_safetensors_without_a_matrix_of_that_name(self, posterior, pool, tmp_path):
+        save_file({"a": pool, "b": pool.clone()}, tmp_path / "pool.safetensors")
+        with pytest.raises(StorageError, match="must hold one tensor, or one called 'features', got a, b"):
+            select_batch(posterior, tmp_path / "pool.safetensors", 1)
+
+    def test_no_number_in_half_precision(self, posterior, pool, tmp_path):
+        pool = pool.half()
+        pool[ROWS - 1, 3] = float("nan")
+        with pytest.raises(ValueError, match="pool must be finite"):
+            select_batch(posterior, write("npy", pool, tmp_path), 1)

@@ -1,0 +1,246 @@
+import csv
+import json
+import os
+import random
+import signal
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lapal_ext.study import experiment
+from lapal_ext.study.configuration import Configuration, Source, environment
+from lapal_ext.study.experiment import MismatchError, read_records, run_experiment, units
+from lapal_ext.study.run import one_thread
+from tests.fuzz.tally import count
+
+DIGITS = Source(None)
+ACTIVE = Configuration(
+    experiment="active_learning",
+    data="digits",
+    data_sha256=None,
+    strategies=("random", "typiclust", "margin_true", "look_ahead_predicted"),
+    seeds=3,
+    prior_precisions=(10.0,),
+    initial_labels=10,
+    evaluation_rows=300,
+    batch_size=5,
+    acquisitions=2,
+    subset=200,
+)
+UPDATES = replace(
+    ACTIVE,
+    experiment="updating",
+    strategies=("base", "line_search", "refit"),
+    prior_precisions=(1.0, 10.0),
+    initial_labels=30,
+    new_labels=(1, 5),
+    batch_size=None,
+    acquisitions=None,
+    subset=None,
+)
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("finished")
+    run_experiment(folder, ACTIVE, DIGITS)
+    return folder
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def results(folder):
+    return (folder / "results.csv").read_bytes()
+
+
+class TestResults:
+    def test_one_row_per_seed_arm_and_step(self, finished):
+        rows = table(finished / "results.csv")
+        expected = [
+            (str(seed), name, str(labels)) for seed in range(3) for name in ACTIVE.strategies for labels in (10, 15, 20)
+        ]
+        assert [(row["seed"], row["strategy"], row["labels"]) for row in rows] == expected
+        assert "seconds" not in rows[0]
+        assert all(0.0 <= float(row[name]) <= 1.0 for row in rows for name in ("accuracy", "ece", "aulc"))
+        timed = table(finished / "timings.csv")
+        assert len(timed) == 3 * len(ACTIVE.strategies) * 2
+        assert all(float(row["seconds"]) > 0.0 for row in timed)
+        begun = json.loads((finished / "configuration.json").read_text())
+        assert begun["configuration"]["strategies"] == list(ACTIVE.strategies)
+
+    def test_records_are_read_back_as_they_were(self, finished):
+        unit = units(ACTIVE)[1]
+        expected = experiment._read_unit(finished, unit)
+        assert [r for r in read_records(finished) if (r.seed, r.strategy) == (0, "typiclust")] == expected
+        assert expected[0].seconds is None
+
+    def test_a_unit_does_not_depend_on_those_before_it(self, finished, tmp_path):
+        run_experiment(tmp_path, replace(ACTIVE, strategies=("margin_true",)), DIGITS)
+        alone = [record[:-1] for record in read_records(tmp_path)]
+        assert alone == [record[:-1] for record in read_records(finished) if record.strategy == "margin_true"]
+
+    def test_updating_has_a_unit_per_seed_and_prior(self, tmp_path):
+        run_experiment(tmp_path, UPDATES, DIGITS)
+        records = read_records(tmp_path)
+        assert len(units(UPDATES)) == 6
+        assert len(records) == 6 * 5
+        assert {record.prior_precision for record in records} == {1.0, 10.0}
+
+
+class TestResume:
+    def test_only_what_is_missing_is_computed(self, finished, tmp_path, monkeypatch):
+        run_experiment(tmp_path, ACTIVE, DIGITS)
+        lost = units(ACTIVE)[3], units(ACTIVE)[7]
+        for unit in lost:
+            (tmp_path / "units" / unit.file_name).unlink()
+        (tmp_path / "results.csv").unlink()
+        computed, told = [], []
+        compute = experiment._compute
+        monkeypatch.setattr(experiment, "_compute", lambda *args: computed.append(args[-1]) or compute(*args))
+        run_experiment(tmp_path, ACTIVE, DIGITS, progress=lambda *args: told.append(args))
+        assert tuple(computed) == lost
+        assert told == [(10, 12), (11, 12), (12, 12)]
+        assert results(tmp_path) == results(finished)
+
+    def test_a_finished_run_changes_nothing(self, finished):
+        before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+        run_experiment(finished, ACTIVE, DIGITS)
+        assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.parametrize("damage", [b"", b"[{", b"[1, 2]", b'{"a": 1}', b"\xff\xfe"])
+    def test_a_damaged_unit_is_computed_anew(self, damage, tmp_path):
+        small = replace(ACTIVE, strategies=("random",), seeds=1)
+        run_experiment(tmp_path, small, DIGITS)
+        whole = results(tmp_path)
+        (tmp_path / "units" / units(small)[0].file_name).write_bytes(damage)
+        run_experiment(tmp_path, small, DIGITS)
+        assert results(tmp_path) == whole
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"seeds": 4}, "seeds was 3 and is 4"),
+            ({"subset": 199}, "subset was 200 and is 199"),
+            ({"data_sha256": "ab"}, "data_sha256 was None and is 'ab'"),
+            ({"strategies": ("random",)}, "strategies was"),
+        ],
+    )
+    def test_another_configuration_is_refused_and_nothing_is_touched(self, change, message, finished):
+        before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+        with pytest.raises(MismatchError, match=message):
+            run_experiment(finished, replace(ACTIVE, **change), DIGITS)
+        assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+    def test_other_versions_are_refused(self, finished, monkeypatch):
+        monkeypatch.setattr(experiment, "environment", lambda: environment() | {"torch": "0.1"})
+        with pytest.raises(MismatchError, match=r"torch was '.*' and is '0\.1'"):
+            run_experiment(finished, ACTIVE, DIGITS)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"configuration": 1}'])
+    def test_a_foreign_configuration_is_refused(self, text, tmp_path):
+        (tmp_path / "configuration.json").write_text(text)
+        with pytest.raises(MismatchError, match="no configuration"):
+            run_experiment(tmp_path, ACTIVE, DIGITS)
+
+
+def start(folder, jobs, **options):
+    """The command line of ``ACTIVE``; returns its process number."""
+    arguments = ["experiment", "active-learning", "--data", "digits", "--out", str(folder), "--seeds", "3"]
+    arguments += ["--arms", *ACTIVE.strategies, "--batch-size", "5", "--initial", "10", "--acquisitions", "2"]
+    arguments += ["--subset", "200", "--jobs", str(jobs)]
+    command = [sys.executable, "-m", "lapal_ext", *arguments]
+    return os.posix_spawn(sys.executable, command, os.environ, **options)
+
+
+def fork(folder):
+    """Run ``ACTIVE`` in a copy of this process, which has everything loaded; returns its process number."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons', about threads, which idle here
+        process = os.fork()
+    if process == 0:
+        try:
+            run_experiment(folder, ACTIVE, DIGITS)
+        finally:
+            os._exit(0)
+    return process
+
+
+def kill_at_random(folder, process, draw):
+    """SIGKILL a little after a random number of units is on disk; return how many there are then."""
+    awaited = draw.randrange(len(units(ACTIVE)))
+    limit = time.monotonic() + 60.0
+    while len(list(folder.glob("units/seed*"))) < awaited and time.monotonic() < limit:
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0.0, 0.03))
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return len(list(folder.glob("units/seed*")))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
+class TestKill:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_a_killed_run_ends_with_the_same_file(self, seed, finished, tmp_path):
+        draw = random.Random(seed)
+        for _ in range(2):
+            kill_at_random(tmp_path, fork(tmp_path), draw)
+        run_experiment(tmp_path, ACTIVE, DIGITS)
+        assert results(tmp_path) == results(finished)
+        assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("seed", range(20))
+    def test_campaign(self, seed, finished, tmp_path):
+        draw = random.Random(100 + seed)
+        for _ in range(3):
+            kill_at_random(tmp_path, start(tmp_path, draw.choice([1, 2])), draw)
+        run_experiment(tmp_path, ACTIVE, DIGITS)
+        assert results(tmp_path) == results(finished)
+        count("killed", "experiments killed at random, 3 times each, that ended with the identical file")
+
+    @pytest.mark.slow
+    def test_processes_give_the_same_file_as_one(self, finished, tmp_path):
+        assert os.waitpid(start(tmp_path, 2), 0)[1] == 0
+        assert results(tmp_path) == results(finished)
+
+    @pytest.mark.slow
+    def test_processes_end_with_the_one_that_started_them(self, tmp_path):
+        process = start(tmp_path, 2)
+        while not list(tmp_path.glob("units/seed*")):
+            time.sleep(0.01)
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        assert len(children) >= 2
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        limit = time.monotonic() + 10.0
+        while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < limit:
+            time.sleep(0.05)
+        assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("jobs", [1, 2])
+    def test_an_interrupt_ends_all_processes_quietly(self, jobs, finished, tmp_path):
+        folder, errors = tmp_path / "run", tmp_path / "stderr"
+        redirect = [(os.POSIX_SPAWN_OPEN, 2, str(errors), os.O_WRONLY | os.O_CREAT, 0o600)]
+        process = start(folder, jobs, file_actions=redirect, setpgroup=0)
+        while not list(folder.glob("units/seed*")):
+            time.sleep(0.001)
+        os.killpg(process, signal.SIGINT)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+        assert errors.read_text() == "lapal-ext: interrupted\n"
+        run_experiment(folder, ACTIVE, DIGITS)
+        assert results(folder) == results(finished)
