@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from lapal_ext import likelihood, ops
+from lapal_ext import likelihood, losses, ops
 from tests.budget import assert_exact, assert_within_budget
 from tests.draws import Arguments, Draw
 from tests.ops import exact_softmax
@@ -11,7 +11,7 @@ from tests.ops.dense_posterior import DensePosterior, loss_by_definition, softma
 from tests.ops.examples import example
 
 op = ops.expected_lookahead
-every_loss = pytest.mark.parametrize("kind", likelihood.EXPECTED_LOSSES)
+every_loss = pytest.mark.parametrize("kind", losses.EXPECTED_LOSSES)
 
 
 @every_loss
