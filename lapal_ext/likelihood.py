@@ -1,7 +1,7 @@
 """Every formula of the softmax likelihood, once, in plain torch.
 
 Classes are the last dimension of every ``logits`` argument and leading dimensions broadcast; a class-major matrix
-``[C, E]`` is passed as its transposed view. C++ and CUDA repeat these formulas in ``csrc/shared/likelihood.h``.
+``[C, E]`` is passed as its transposed view. C++ and CUDA repeat these formulas in ``csrc/shared/``.
 
 Everything is written relative to the winning class, whose exponential is exactly one: ``1 - p_max`` is then a sum of
 the other exponentials, not a difference of nearly equal numbers, and confident rows still rank correctly in float32.

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "shared/likelihood.h"
+#include "shared/numbers.h"
 
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>

@@ -8,12 +8,12 @@
 namespace lapal_ext {
 
 // The root in [0, gamma] of a slope that increases with the step length a.
-struct StepBracket {
+struct LineSearchBracket {
   double low, high, a, last_move;
 
-  LAPAL_HD explicit StepBracket(double gamma) : low(0.0), high(gamma), a(gamma), last_move(gamma) {}
+  LAPAL_HD explicit LineSearchBracket(double gamma) : low(0.0), high(gamma), a(gamma), last_move(gamma) {}
 
-  // Moves a; returns whether it has settled. A slope that is not a number makes a one.
+  // Moves a; returns whether it has converged. A slope that is not a number makes a one.
   LAPAL_HD bool advance(double slope, double steepness) {
     if (slope != slope) {
       a = slope;
@@ -32,9 +32,9 @@ struct StepBracket {
     const bool safe = newton > low && newton < high && move <= 0.5 * last_move;
     const double proposal = safe ? newton : 0.5 * (low + high);
     last_move = proposal < a ? a - proposal : proposal - a;
-    const bool settled = last_move <= kTolerance * a || high - low <= kTolerance * high;
+    const bool converged = last_move <= kTolerance * a || high - low <= kTolerance * high;
     a = proposal;
-    return settled;
+    return converged;
   }
 };
 

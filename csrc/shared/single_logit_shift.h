@@ -5,7 +5,7 @@
 // exponential times distance from it (`remaining_energy`). Shared by CPU lanes and CUDA threads, like likelihood.h.
 #pragma once
 
-#include "shared/likelihood.h"
+#include "shared/losses.h"
 
 namespace lapal_ext {
 
@@ -39,13 +39,13 @@ LAPAL_HD double log_tail(double f) {
 
 // exp(x) for x <= kMaxFactorShift, as exp_nonpositive.
 template <class T>
-LAPAL_HD T exp_of_factor(T x) {
+LAPAL_HD T exp_or_zero(T x) {
   return x < detail::Number<T>::kSmallestExponent ? T(0) : exp_in_range(x);
 }
 
 // -log(1 - q) for q in [0, 1), to relative accuracy where q is small; NaN stays NaN.
 template <class T>
-LAPAL_HD T surprise(T q) {
+LAPAL_HD T minus_log1m(T q) {
   using N = detail::Number<T>;
   using Bits = typename N::Bits;
   constexpr int kRaise = 64;  // times 2^64 the exponent is positive: shifts of signed integers are slow before AVX-512
@@ -62,33 +62,34 @@ LAPAL_HD T surprise(T q) {
 // Numerator and denominator of 1 - p_max, where `factor` = exp(d) is finite.
 template <class T>
 struct Fraction {
-  T over, under;
+  T numerator, denominator;
 };
 
 template <class T>
-LAPAL_HD Fraction<T> returned_error(T remaining, T factor) {
+LAPAL_HD Fraction<T> shifted_error(T remaining, T factor) {
   return {remaining + (factor < T(1) ? factor : T(1)), (T(1) + remaining) + factor};
 }
 
 // Entropy, where `factor` = exp(d) is finite.
 template <class T>
-LAPAL_HD T returned_entropy(T remaining, T remaining_energy, T factor, T d) {
-  const Fraction<T> error = returned_error(remaining, factor);
-  const T inverse = T(1) / error.under;
+LAPAL_HD T shifted_entropy(T remaining, T remaining_energy, T factor, T d) {
+  const Fraction<T> error = shifted_error(remaining, factor);
+  const T inverse = T(1) / error.denominator;
   // Distances count from the new largest: either all that remained is d further away, or class k is -d away.
   const T moved = d > T(0) ? T(1) + remaining : -factor;
-  return surprise(error.over * inverse) + (remaining_energy + d * moved) * inverse;
+  return minus_log1m(error.numerator * inverse) + (remaining_energy + d * moved) * inverse;
 }
 
 // Loss for a d of any size: its exponential is at most one.
 template <Loss kind, class T>
-LAPAL_HD T returned_loss(T remaining, T remaining_energy, T d) {
+LAPAL_HD T shifted_loss(T remaining, T remaining_energy, T d) {
   const bool leads = d > T(0);
   const T grown = exp_nonpositive(leads ? -d : d);
   const T rest = leads ? grown * (T(1) + remaining) : remaining + grown;
   if constexpr (kind == Loss::expected_zero_one) {
     return rest / (T(1) + rest);
   } else {
+    static_assert(kind == Loss::expected_cross_entropy, "a loss that has no formula for a shifted logit");
     const T distance = leads ? grown * (remaining_energy + d * (T(1) + remaining)) : remaining_energy - grown * d;
     return log1p_nonnegative(rest) + distance / (T(1) + rest);
   }

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "cpu/simd/lanes.h"
+#include "shared/half_precision.h"
 
 namespace lapal_ext {
 

@@ -14,9 +14,9 @@
 
 namespace lapal_ext {
 
-constexpr int kWideRows = 14;    // 28 sums, two columns and a factor: the 32 registers of AVX-512
-constexpr int kNarrowRows = 3;   // 12 of the 16 registers of AVX2, where a vector of 64 bytes takes two
-constexpr int64_t kDepth = 384;  // of a chunk: so much of kWideRows rows stays in the first-level cache
+constexpr int kAvx512Rows = 14;   // 28 sums, two columns and a factor: the 32 registers of AVX-512
+constexpr int kPortableRows = 3;  // 12 of the 16 registers of AVX2, where a vector of 64 bytes takes two
+constexpr int64_t kDepth = 384;   // of a chunk: so much of kAvx512Rows rows stays in the first-level cache
 // Lines of a matrix that are called for ahead: they lie too far apart for the hardware to foresee the next.
 constexpr int64_t kLinesAhead = 8;
 
@@ -24,7 +24,7 @@ template <class T>
 constexpr int kPanel = 2 * kLanes<T>;
 
 inline int rows_of_group() {
-  return has_wide_registers() ? kWideRows : kNarrowRows;
+  return has_avx512() ? kAvx512Rows : kPortableRows;
 }
 
 // Between the rows of a group, one chunk of the depth wide. An odd number of cache lines: they would otherwise share a

@@ -4,8 +4,8 @@
 //   update_coefficients with the gram matrix X Sigma X^T and the logits X W^T.
 //
 // Shapes: mean W [C, D], covariance Sigma [D, D], features X [b, D], targets [b] -> W' [C, D], Sigma' [D, D], s' [b],
-// sound []: all of these and the gram matrix, logits, beta and s' |x|^2 are finite, s' <= limit beta for each row, and
-// |x|^2 max_i Sigma_ii <= limit = 2^-7 / eps.
+// well_conditioned []: all of these and the gram matrix, logits, beta and s' |x|^2 are finite, s' <= limit beta for
+// each row, and |x|^2 max_i Sigma_ii <= limit = 2^-7 / eps.
 //
 // The kernels of inner_products, update_coefficients and rank_n_update, or rank_one_update, in a row, on memory of this
 // call; parallel as they are, with their bits. For ten labels at D = 384, five calls through Python and the dispatcher
@@ -27,6 +27,7 @@
 #include "cpu/ops/rank_one_update.h"
 #include "cpu/ops/update_coefficients.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
 #include "shared/likelihood.h"
 #include "torch/checks.h"
 #include "torch/choices.h"
@@ -68,21 +69,21 @@ LAPAL_HD bool all_finite(const T* values, int64_t size) {
 
 // Whether what each row adds to the precision is finite, and what it takes out of the covariance more than rounding.
 template <class T>
-LAPAL_HD bool sound_observations(const Batch<T>& batch, const T* beta) {
+LAPAL_HD bool well_conditioned_observations(const Batch<T>& batch, const T* beta) {
   const T limit = T(kResolution) / std::numeric_limits<T>::epsilon();
   T largest = 0;
   for (int64_t i = 0; i < batch.n_features; ++i) {
     largest = std::max(largest, batch.covariance[i * (batch.n_features + 1)]);
   }
-  bool sound = true;
+  bool well_conditioned = true;
   for (int64_t t = 0; t < batch.n_rows; ++t) {
     const T* row = batch.features + t * batch.n_features;
     const T square = dot(row, row, batch.n_features);
     const T gained = batch.weights[t] * square;
     // Each comparison is false of NaN.
-    sound &= all_finite(&gained, 1) && batch.weights[t] <= limit * beta[t] && square * largest <= limit;
+    well_conditioned &= all_finite(&gained, 1) && batch.weights[t] <= limit * beta[t] && square * largest <= limit;
   }
-  return sound;
+  return well_conditioned;
 }
 
 #define LAPAL_FINITE_KERNELS(T)                                                 \
@@ -90,7 +91,7 @@ LAPAL_HD bool sound_observations(const Batch<T>& batch, const T* beta) {
     return all_finite(values, size);                                            \
   }                                                                             \
   LAPAL_CLONES bool observations_kernel(const Batch<T>& batch, const T* beta) { \
-    return sound_observations(batch, beta);                                     \
+    return well_conditioned_observations(batch, beta);                          \
   }                                                                             \
   LAPAL_CLONES void add_kernel(const T* values, int64_t size, T* out) {         \
     _Pragma("omp simd") for (int64_t i = 0; i < size; ++i) {                    \
@@ -133,7 +134,7 @@ bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
   multiply(Matrix<T>{coefficients.data(), n_classes, 1, n_classes}, Matrix<T>{columns.data(), size, 1, size}, b,
            batch.new_mean);
   add_kernel(batch.mean, n_classes * size, batch.new_mean);
-  const bool sound = observations_kernel(batch, beta.data()) && finite_kernel(beta.data(), b);
+  const bool well_conditioned = observations_kernel(batch, beta.data()) && finite_kernel(beta.data(), b);
   if (b == 1) {
     update_matrices(batch.covariance, batch.features, batch.weights, 1, size, batch.new_covariance, columns.data());
   } else {
@@ -142,7 +143,7 @@ bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
         RankNUpdate<T>{batch.covariance, columns.data(), beta.data(), triangle.data(), size, b, batch.new_covariance});
   }
   // The steps are not looked at: one that is not finite makes a row of the mean NaN.
-  return sound && finite_triangle(gram.data(), b) && finite_kernel(logits.data(), b * n_classes) &&
+  return well_conditioned && finite_triangle(gram.data(), b) && finite_kernel(logits.data(), b * n_classes) &&
          finite_kernel(batch.new_mean, n_classes * size) && finite_triangle(batch.new_covariance, size);
 }
 
@@ -159,14 +160,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean,
   check_dtype(covariance, mean.scalar_type(), kOp, "covariance");
   check_dtype(features, mean.scalar_type(), kOp, "features");
   check_dtype(targets, ScalarType::Long, kOp, "targets");
-  const UpdateRule rule{gamma, parse_step(step, kOp), parse_curvature(curvature, kOp)};
+  const UpdateRule rule = parse_update_rule(gamma, step, curvature, kOp);
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 
   Tensor new_mean = recycled_empty(mean, {n_classes, size});
   Tensor new_covariance = recycled_empty(mean, {size, size});
   Tensor weights = torch::stable::new_empty(mean, {n_rows});
-  Tensor sound = torch::stable::new_empty(mean, {}, ScalarType::Bool);
+  Tensor well_conditioned = torch::stable::new_empty(mean, {}, ScalarType::Bool);
   const Tensor dense_mean = torch::stable::contiguous(mean);
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
   const Tensor dense_features = torch::stable::contiguous(features);
@@ -182,9 +183,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean,
                                 new_mean.mutable_data_ptr<scalar_t>(),
                                 new_covariance.mutable_data_ptr<scalar_t>(),
                                 weights.mutable_data_ptr<scalar_t>()};
-    *sound.mutable_data_ptr<bool>() = absorb_labels_impl(batch, rule);
+    *well_conditioned.mutable_data_ptr<bool>() = absorb_labels_impl(batch, rule);
   });
-  return {new_mean, new_covariance, weights, sound};
+  return {new_mean, new_covariance, weights, well_conditioned};
 }
 
 }  // namespace

@@ -149,11 +149,9 @@ int64_t draw(const T* distance, int64_t stride, int64_t n_rows, const std::vecto
 template <class T, class S>
 int64_t badge_step_impl(const Pass<T, S>& pass, int64_t n_rows, double threshold) {
   std::vector<double> sums(size_t((n_rows + kMaxTileRows - 1) / kMaxTileRows));
-  const bool complete =
-      for_each_tile<T>(n_rows, kMaxTileRows, kMaxTileRows, [&](int64_t tile, int64_t start, int64_t rows, T* scratch) {
-        sums[size_t(tile)] = badge_step_kernel(pass, start, rows, scratch);
-      });
-  STD_TORCH_CHECK(complete, kOp, ": out of memory");
+  for_each_tile<T>(n_rows, kMaxTileRows, kMaxTileRows, kOp, [&](int64_t tile, int64_t start, int64_t rows, T* scratch) {
+    sums[size_t(tile)] = badge_step_kernel(pass, start, rows, scratch);
+  });
   double total = 0.0;
   for (const double sum : sums) {
     total += sum;

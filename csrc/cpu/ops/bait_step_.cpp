@@ -45,7 +45,7 @@ struct Pass {
   int64_t h_stride;
   T* q;
   int64_t q_stride;
-  Taken taken;
+  TakenRows taken;
 };
 
 // Rows [start, start + rows); `scratch` holds two lines of kMaxTileRows products.
@@ -84,7 +84,7 @@ LAPAL_HD Best bait_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, T* 
     for (int lane = 0; lane < kL; ++lane) {
       gains[lane] = curvature[lane] * q[lane] / (T(1) + curvature[lane] * h[lane]);
     }
-    pass.taken.offer(gains, first, valid, best);
+    pass.taken.update_best(gains, first, valid, best);
   }
   return best;
 }

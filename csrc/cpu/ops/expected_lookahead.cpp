@@ -29,6 +29,8 @@
 #include "cpu/passes/evaluation_tiles.h"
 #include "cpu/passes/hypothetical_labels.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
+#include "shared/losses.h"
 #include "shared/single_logit_shift.h"
 #include "torch/checks.h"
 #include "torch/choices.h"
@@ -60,23 +62,23 @@ struct Tile {
 };
 
 // Expected loss of each point of a block, added to `totals`.
-template <bool kWide, Loss kind, class T>
+template <bool kAvx512, Loss kind, class T>
 LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T* p, Softmax<T>& softmax,
                                   double* totals) {
   constexpr int kL = kLanes<T>;
-  if constexpr (kWide && kind == Loss::expected_zero_one) {
-    if (wide_add_expected_error(logits, p, tile.n_classes, kChunk, softmax.delta, tile.weights, totals)) {
+  if constexpr (kAvx512 && kind == Loss::expected_zero_one) {
+    if (avx512_add_expected_error(logits, p, tile.n_classes, kChunk, softmax.delta, tile.weights, totals)) {
       return;
     }
   }
   find_top_two(logits, p, tile.n_classes, tile.shifted, softmax);
-  if constexpr (kWide) {
-    wide_sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
+  if constexpr (kAvx512) {
+    avx512_sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
   } else {
     sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
   }
-  Whole<T> whole;
-  whole.take(softmax);
+  SharedSums<T> shared;
+  shared.take(softmax);
   int too_large = 0;
 #pragma omp simd reduction(+ : too_large)
   for (int lane = 0; lane < kL; ++lane) {
@@ -86,9 +88,9 @@ LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T*
   for (int64_t begin = 0; begin < tile.n_classes; begin += kChunk) {
     const int64_t end = begin + kChunk < tile.n_classes ? begin + kChunk : tile.n_classes;
     if (too_large == 0) {
-      add_labels<kind>(p, begin, end, tile.shifted, tile.weights, whole, sums);
+      add_labels<kind>(p, begin, end, tile.shifted, tile.weights, shared, sums);
     } else {
-      add_labels_of_any_shift<kind>(logits, p, begin, end, tile.shifted, tile.weights, softmax, whole, sums);
+      add_labels_of_any_shift<kind>(logits, p, begin, end, tile.shifted, tile.weights, softmax, shared, sums);
     }
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
@@ -97,8 +99,8 @@ LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T*
   }
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
-    const T d = whole.gap[lane] + softmax.delta[lane];
-    sums[lane] = softmax.p_winner[lane] * returned_loss<kind>(softmax.beyond[lane], softmax.energy[lane], d);
+    const T d = shared.gap[lane] + softmax.delta[lane];
+    sums[lane] = softmax.p_winner[lane] * shifted_loss<kind>(softmax.beyond[lane], softmax.energy[lane], d);
   }
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
@@ -106,7 +108,7 @@ LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T*
   }
 }
 
-template <bool kWide, Loss kind, class T>
+template <bool kAvx512, Loss kind, class T>
 LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
   constexpr int kL = kLanes<T>;
   const T* p = tile.probabilities + n * tile.n_classes;
@@ -120,7 +122,7 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
     for (int lane = 0; lane < kL; ++lane) {
       softmax.delta[lane] = length * columns[start + lane];
     }
-    expected_loss_block<kWide, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, totals);
+    expected_loss_block<kAvx512, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, totals);
   }
   double sum = 0.0;
   if (start < tile.points) {
@@ -128,7 +130,7 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
     for (int lane = 0; lane < kL; ++lane) {
       softmax.delta[lane] = start + lane < tile.points ? length * columns[start + lane] : T(0);
     }
-    expected_loss_block<kWide, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, last);
+    expected_loss_block<kAvx512, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, last);
     for (int lane = 0; start + lane < tile.points; ++lane) {
       sum += last[lane];
     }
@@ -139,34 +141,44 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
   return sum;
 }
 
-template <bool kWide, class T>
+template <bool kAvx512, class T>
 LAPAL_HD void expected_lookahead_tile(const Tile<T>& tile, int64_t begin, int64_t end, double* sums) {
   for (int64_t n = begin; n < end; ++n) {
-    sums[n] = tile.kind == Loss::expected_zero_one ? sum_tile<kWide, Loss::expected_zero_one>(tile, n)
-                                                   : sum_tile<kWide, Loss::expected_cross_entropy>(tile, n);
+    switch (tile.kind) {
+      case Loss::expected_zero_one:
+        sums[n] = sum_tile<kAvx512, Loss::expected_zero_one>(tile, n);
+        break;
+      case Loss::expected_cross_entropy:
+        sums[n] = sum_tile<kAvx512, Loss::expected_cross_entropy>(tile, n);
+        break;
+      case Loss::cross_entropy:
+      case Loss::zero_one:
+      case Loss::brier:
+        break;  // they need targets: the check of the arguments refuses them
+    }
   }
 }
 
 #if LAPAL_HAS_CLONES
-LAPAL_WIDE void wide_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_AVX512 void avx512_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
   for (int64_t start = 0; start < tile.points; start += kLanes<float>) {
-    wide_prepare_logits(tile.n_classes, 1.0f, tile.logits + start * tile.n_classes);
+    avx512_prepare_logits(tile.n_classes, 1.0f, tile.logits + start * tile.n_classes);
   }
   expected_lookahead_tile<true>(tile, begin, end, sums);
 }
 #endif
 
-LAPAL_NARROW void narrow_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_NOT_AVX512 void portable_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
   expected_lookahead_tile<false>(tile, begin, end, sums);
 }
 
 void expected_lookahead_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
 #if LAPAL_HAS_CLONES
-  if (has_wide_registers()) {
-    return wide_kernel(tile, begin, end, sums);
+  if (has_avx512()) {
+    return avx512_kernel(tile, begin, end, sums);
   }
 #endif
-  narrow_kernel(tile, begin, end, sums);
+  portable_kernel(tile, begin, end, sums);
 }
 
 LAPAL_CLONES void expected_lookahead_kernel(const Tile<double>& tile, int64_t begin, int64_t end, double* sums) {
@@ -210,7 +222,7 @@ struct Worker {
 Tensor expected_lookahead_cpu(const Tensor& logits, const Tensor& columns, const Tensor& step_lengths,
                               const Tensor& probabilities, const std::string& loss_kind) {
   const Loss kind = parse_loss(loss_kind, kOp);
-  STD_TORCH_CHECK(!needs_targets(kind), kOp, ": loss '", loss_kind, "' needs targets");
+  STD_TORCH_CHECK(!needs_of(kind).targets, kOp, ": loss '", loss_kind, "' needs targets");
   check_dim(logits, 2, kOp, "logits");
   check_dim(columns, 2, kOp, "columns");
   const int64_t n_classes = logits.size(0), n_eval = logits.size(1), n_candidates = columns.size(0);
@@ -238,10 +250,8 @@ Tensor expected_lookahead_cpu(const Tensor& logits, const Tensor& columns, const
     common.n_classes = n_classes;
     common.kind = kind;
     const Tiling tiling = tiling_of<scalar_t>(n_eval, n_classes, kTileBytes);
-    const bool enough = sum_over_tiles<scalar_t>(
-        tiling, n_candidates, [&] { return Worker<scalar_t>(logits, dense_columns, common, tiling.tile_points); },
-        sums.mutable_data_ptr<double>());
-    STD_TORCH_CHECK(enough, kOp, ": out of memory");
+    const auto make_worker = [&] { return Worker<scalar_t>(logits, dense_columns, common, tiling.tile_points); };
+    sum_over_tiles<scalar_t>(tiling, n_candidates, kOp, make_worker, sums.mutable_data_ptr<double>());
   });
   return sums;
 }

@@ -23,14 +23,15 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "cpu/gemm/dots.h"
 #include "cpu/gemm/packing.h"
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
 #include "torch/checks.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 #include "torch/recycled_memory.h"
 
 namespace {
@@ -62,6 +63,17 @@ template <class T>
 struct Buffers {
   T* panels;
   T* group;
+};
+
+// The numbers behind them.
+template <class T>
+struct Memory {
+  Memory(int64_t panels_size, int64_t group_size) : panels(panels_size), group(group_size) {}
+  explicit operator bool() const {
+    return panels && group;
+  }
+
+  Scratch<T> panels, group;
 };
 
 // Sets or adds one tile; rows and points behind the last are left out.
@@ -164,17 +176,17 @@ LAPAL_HD void multiply_few_rows(const Product<T>& product, int64_t begin, int64_
   }
 }
 
-#define LAPAL_PRODUCT_KERNELS(T)                                                                        \
-  LAPAL_CLONES void few_rows_kernel(const Product<T>& product, int64_t begin, int64_t end) {            \
-    multiply_few_rows(product, begin, end);                                                             \
-  }                                                                                                     \
-  LAPAL_CLONES void wide_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end,   \
-                                const Buffers<T>& buffers) {                                            \
-    multiply_block<kWideRows>(product, block, begin, end, buffers);                                     \
-  }                                                                                                     \
-  LAPAL_CLONES void narrow_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end, \
-                                  const Buffers<T>& buffers) {                                          \
-    multiply_block<kNarrowRows>(product, block, begin, end, buffers);                                   \
+#define LAPAL_PRODUCT_KERNELS(T)                                                                          \
+  LAPAL_CLONES void few_rows_kernel(const Product<T>& product, int64_t begin, int64_t end) {              \
+    multiply_few_rows(product, begin, end);                                                               \
+  }                                                                                                       \
+  LAPAL_CLONES void avx512_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end,   \
+                                  const Buffers<T>& buffers) {                                            \
+    multiply_block<kAvx512Rows>(product, block, begin, end, buffers);                                     \
+  }                                                                                                       \
+  LAPAL_CLONES void portable_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end, \
+                                    const Buffers<T>& buffers) {                                          \
+    multiply_block<kPortableRows>(product, block, begin, end, buffers);                                   \
   }
 LAPAL_PRODUCT_KERNELS(float)
 LAPAL_PRODUCT_KERNELS(double)
@@ -198,29 +210,23 @@ void multiply_panels(Product<T> product) {
   product.block_points = block_points;
   const int64_t n_tasks = n_blocks * row_blocks;
   const int64_t work = kBlockGroups * group_rows * block_points * product.depth;
-  std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, n_tasks, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
-    const int64_t depth = std::min(kDepth, product.depth);
-    const Scratch<T> panels(block_points * depth), group(group_rows * kGroupStride<T>);
-    if (!panels || !group) {
-      out_of_memory = true;
-      return;
-    }
-    const Buffers<T> buffers{panels.data(), group.data()};
+  const int64_t panels_size = block_points * std::min(kDepth, product.depth);
+  const auto make_memory = [&] { return Memory<T>(panels_size, group_rows * kGroupStride<T>); };
+  parallel_tiles(n_tasks, 1 + kGrainWork / work, kOp, make_memory, [&](int64_t begin, int64_t end, const auto& memory) {
+    const Buffers<T> buffers{memory.panels.data(), memory.group.data()};
     while (begin < end) {  // all of a worker's row groups for one block of points, which is packed once
       const int64_t block = begin / row_blocks, base = block * row_blocks;
       const int64_t stop = std::min(end, base + row_blocks);
       const int64_t first_group = (begin - base) * kBlockGroups;
       const int64_t last_group = std::min((stop - base) * kBlockGroups, n_groups);
-      if (group_rows == kWideRows) {
-        wide_kernel(product, block, first_group, last_group, buffers);
+      if (group_rows == kAvx512Rows) {
+        avx512_kernel(product, block, first_group, last_group, buffers);
       } else {
-        narrow_kernel(product, block, first_group, last_group, buffers);
+        portable_kernel(product, block, first_group, last_group, buffers);
       }
       begin = stop;
     }
   });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
 }
 
 }  // namespace
@@ -258,11 +264,12 @@ Tensor inner_products_cpu(const Tensor& rows, const Tensor& points) {
   const int64_t n_rows = rows.size(0), n_points = points.size(0);
   Tensor out = recycled_empty(rows, {n_rows, n_points});
   const bool dots = takes_dots(n_rows, points.stride(0));
-  const Tensor near_rows = dots ? torch::stable::contiguous(rows) : rows;
-  const Tensor near_points = dots ? torch::stable::contiguous(points) : points;
+  const Tensor dense_rows = dots ? torch::stable::contiguous(rows) : rows;
+  const Tensor dense_points = dots ? torch::stable::contiguous(points) : points;
   dispatch_floating(rows.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    multiply(matrix_of<scalar_t>(near_rows), matrix_of<scalar_t>(near_points), depth, out.mutable_data_ptr<scalar_t>());
+    multiply(matrix_of<scalar_t>(dense_rows), matrix_of<scalar_t>(dense_points), depth,
+             out.mutable_data_ptr<scalar_t>());
   });
   return out;
 }

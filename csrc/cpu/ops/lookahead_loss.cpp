@@ -28,6 +28,7 @@
 #include "cpu/passes/evaluation_tiles.h"
 #include "cpu/passes/lookahead_tile.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
 #include "torch/checks.h"
 #include "torch/choices.h"
 #include "torch/dispatch.h"
@@ -74,17 +75,17 @@ LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, i
   }
 }
 
-LAPAL_NARROW void narrow_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_NOT_AVX512 void portable_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
   lookahead_loss_tile(tile, begin, end, sums);
 }
 
 void lookahead_loss_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
 #if LAPAL_HAS_CLONES
-  if (has_wide_registers()) {
-    return wide_lookahead_tile(tile, begin, end, sums);
+  if (has_avx512()) {
+    return avx512_lookahead_tile(tile, begin, end, sums);
   }
 #endif
-  narrow_kernel(tile, begin, end, sums);
+  portable_kernel(tile, begin, end, sums);
 }
 
 LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<double>& tile, int64_t begin, int64_t end, double* sums) {
@@ -212,7 +213,7 @@ void lookahead_loss_impl(const Inputs& inputs, const Tensor& batches, const Tens
   common.kappa = T(kappa);
   const Tiling tiling = tiling_of<T>(inputs.logits.size(1), int64_t(slots.rows.size()) + n_classes, kTileBytes);
   const auto make_worker = [&] { return Worker<T>(inputs, slots, common, tiling.tile_points); };
-  STD_TORCH_CHECK(sum_over_tiles<T>(tiling, batches.size(0), make_worker, out), kOp, ": out of memory");
+  sum_over_tiles<T>(tiling, batches.size(0), kOp, make_worker, out);
 }
 
 Tensor lookahead_loss_cpu(const Tensor& logits, const Tensor& columns, const Tensor& batches,
@@ -246,7 +247,7 @@ Tensor lookahead_loss_cpu(const Tensor& logits, const Tensor& columns, const Ten
   }
   const Tensor contiguous_batches = torch::stable::contiguous(batches);
   check_index_range(contiguous_batches, columns.size(0), kOp, "batches");
-  const bool labelled = needs_targets(kind);
+  const bool labelled = needs_of(kind).targets;
   if (labelled) {
     STD_TORCH_CHECK(targets.has_value(), kOp, ": targets must be given for loss '", loss_kind, "'");
     check_shape(*targets, {n_eval}, kOp, "targets");

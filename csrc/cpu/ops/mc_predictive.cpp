@@ -20,15 +20,17 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <tuple>
 
 #include "cpu/avx512/samples.h"
 #include "cpu/passes/row_block.h"
 #include "cpu/passes/samples.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
+#include "shared/numbers.h"
 #include "torch/checks.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 
 namespace {
 
@@ -39,23 +41,23 @@ using torch::stable::Tensor;
 constexpr const char* kOp = "mc_predictive";
 
 #if LAPAL_HAS_CLONES
-LAPAL_WIDE void wide_kernel(const SampleBlock<float>& block, int64_t n_samples) {
-  wide_prepare_logits(block.n_classes, kLog2e, block.logits);
-  wide_average_samples(block, n_samples);
+LAPAL_AVX512 void avx512_kernel(const SampleBlock<float>& block, int64_t n_samples) {
+  avx512_prepare_logits(block.n_classes, kLog2e, block.logits);
+  avx512_average_samples(block, n_samples);
 }
 #endif
 
-LAPAL_NARROW void narrow_kernel(const SampleBlock<float>& block, int64_t n_samples) {
+LAPAL_NOT_AVX512 void portable_kernel(const SampleBlock<float>& block, int64_t n_samples) {
   average_samples(block, n_samples);
 }
 
 void mc_predictive_kernel(const SampleBlock<float>& block, int64_t n_samples) {
 #if LAPAL_HAS_CLONES
-  if (has_wide_registers()) {
-    return wide_kernel(block, n_samples);
+  if (has_avx512()) {
+    return avx512_kernel(block, n_samples);
   }
 #endif
-  narrow_kernel(block, n_samples);
+  portable_kernel(block, n_samples);
 }
 
 LAPAL_CLONES void mc_predictive_kernel(const SampleBlock<double>& block, int64_t n_samples) {
@@ -69,6 +71,18 @@ struct Inputs {
   const Tensor& noise;
 };
 
+// Memory of one worker for blocks of `block_size` logits: the logits, their sums, and two samples of them.
+template <class T>
+struct Memory {
+  explicit Memory(int64_t block_size) : values(4 * block_size), means(block_size) {}
+  explicit operator bool() const {
+    return values && means;
+  }
+
+  Scratch<T> values;
+  Scratch<double> means;
+};
+
 template <class T>
 void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
   constexpr int kL = kLanes<T>;
@@ -78,15 +92,9 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
   const T* variance = inputs.variance.const_data_ptr<T>();
   const int64_t variance_stride = inputs.variance.stride(0);
   const int64_t n_blocks = (n_rows + kL - 1) / kL;
-  std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, n_blocks, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(4 * n_classes * kL);
-    const Scratch<double> sums(n_classes * kL);
-    if (!scratch || !sums) {
-      out_of_memory = true;
-      return;
-    }
-    T* packed = scratch.data();
+  const auto make_memory = [&] { return Memory<T>(n_classes * kL); };
+  parallel_tiles(n_blocks, 1, kOp, make_memory, [&](int64_t begin, int64_t end, const Memory<T>& memory) {
+    T* packed = memory.values.data();
     alignas(kBlockBytes) T deviation[kL];
     alignas(kBlockBytes) double entropies[kL];
     SampleBlock<T> block{};
@@ -96,7 +104,7 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
     block.n_classes = n_classes;
     block.sums = packed + n_classes * kL;
     block.drawn = packed + 2 * n_classes * kL;
-    block.mean = sums.data();
+    block.mean = memory.means.data();
     block.entropy = entropies;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t start = index * kL, valid = std::min<int64_t>(kL, n_rows - start);
@@ -116,7 +124,6 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
       }
     }
   });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
 }
 
 std::tuple<Tensor, Tensor> mc_predictive_cpu(const Tensor& logits, const Tensor& variance, const Tensor& noise) {

@@ -15,13 +15,15 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <atomic>
 #include <optional>
 
 #include "cpu/passes/row_block.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
+#include "shared/likelihood.h"
 #include "torch/checks.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 
 namespace {
 
@@ -144,17 +146,10 @@ LAPAL_CLONES void predictive_kernel(const Rows<double>& rows, int64_t begin, int
 
 template <class T>
 void predictive_impl(const Rows<T>& rows) {
-  std::atomic<bool> out_of_memory{false};
   const int64_t n_blocks = (rows.n_rows + kLanes<T> - 1) / kLanes<T>;
-  torch::stable::parallel_for(0, n_blocks, grain_of_rows<T>(rows.n_classes), [&](int64_t begin, int64_t end) {
-    const Scratch<T> block(rows.n_classes * kLanes<T>);
-    if (!block) {
-      out_of_memory = true;
-      return;
-    }
-    predictive_kernel(rows, begin, end, block.data());
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+  parallel_tiles(
+      n_blocks, grain_of_rows<T>(rows.n_classes), kOp, [&] { return Scratch<T>(rows.n_classes * kLanes<T>); },
+      [&](int64_t begin, int64_t end, const Scratch<T>& block) { predictive_kernel(rows, begin, end, block.data()); });
 }
 
 Tensor predictive_cpu(const Tensor& logits, const std::optional<Tensor>& variance, double kappa) {

@@ -20,14 +20,15 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "cpu/gemm/dots.h"
 #include "cpu/gemm/packing.h"
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
 #include "torch/checks.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 
 namespace {
 
@@ -148,18 +149,18 @@ LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t be
   }
 }
 
-#define LAPAL_VARIANCE_KERNELS(T)                                                                             \
-  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) { \
-    pack_panels(covariance, size, begin, end, triangle);                                                      \
-  }                                                                                                           \
-  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {   \
-    variance_rows(form, covariance, begin, end);                                                              \
-  }                                                                                                           \
-  LAPAL_CLONES void wide_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {    \
-    variance_groups<kWideRows>(form, begin, end, size, group);                                                \
-  }                                                                                                           \
-  LAPAL_CLONES void narrow_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {  \
-    variance_groups<kNarrowRows>(form, begin, end, size, group);                                              \
+#define LAPAL_VARIANCE_KERNELS(T)                                                                              \
+  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) {  \
+    pack_panels(covariance, size, begin, end, triangle);                                                       \
+  }                                                                                                            \
+  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {    \
+    variance_rows(form, covariance, begin, end);                                                               \
+  }                                                                                                            \
+  LAPAL_CLONES void avx512_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {   \
+    variance_groups<kAvx512Rows>(form, begin, end, size, group);                                               \
+  }                                                                                                            \
+  LAPAL_CLONES void portable_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) { \
+    variance_groups<kPortableRows>(form, begin, end, size, group);                                             \
   }
 LAPAL_VARIANCE_KERNELS(float)
 LAPAL_VARIANCE_KERNELS(double)
@@ -177,20 +178,17 @@ void predictive_variance_impl(Form<T> form, const T* covariance) {
   });
   const int rows = rows_of_group();
   const int64_t size = group_size<T>(rows, form.n_features);
-  std::atomic<bool> out_of_memory{false};
   const int64_t n_groups = (form.rows.n_rows + rows - 1) / rows;
   const int64_t grain = kGrainWork / (rows * form.n_features * form.n_features / 2 + 1) + 1;
-  torch::stable::parallel_for(0, n_groups, grain, [&](int64_t begin, int64_t end) {
-    const Scratch<T> group(size);
-    if (!group) {
-      out_of_memory = true;
-    } else if (rows == kWideRows) {
-      wide_kernel(form, begin, end, size, group.data());
-    } else {
-      narrow_kernel(form, begin, end, size, group.data());
-    }
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+  parallel_tiles(
+      n_groups, grain, kOp, [&] { return Scratch<T>(size); },
+      [&](int64_t begin, int64_t end, const Scratch<T>& group) {
+        if (rows == kAvx512Rows) {
+          avx512_kernel(form, begin, end, size, group.data());
+        } else {
+          portable_kernel(form, begin, end, size, group.data());
+        }
+      });
 }
 
 Tensor predictive_variance_cpu(const Tensor& features, const Tensor& covariance) {
@@ -200,11 +198,11 @@ Tensor predictive_variance_cpu(const Tensor& features, const Tensor& covariance)
   check_dtype(covariance, features.scalar_type(), kOp, "covariance");
   const bool few = n_rows <= kFewRows;
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
-  const Tensor near_features = few ? torch::stable::contiguous(features) : features;
+  const Tensor dense_features = few ? torch::stable::contiguous(features) : features;
   Tensor variance = torch::stable::new_empty(features, {n_rows});
   dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const Form<scalar_t> form{matrix_of<scalar_t>(near_features), n_features, nullptr,
+    const Form<scalar_t> form{matrix_of<scalar_t>(dense_features), n_features, nullptr,
                               variance.mutable_data_ptr<scalar_t>()};
     const scalar_t* sigma = dense_covariance.const_data_ptr<scalar_t>();
     if (few) {

@@ -20,14 +20,15 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <optional>
 
 #include "cpu/gemm/packing.h"
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
 #include "torch/checks.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 #include "torch/recycled_memory.h"
 
 namespace {
@@ -179,18 +180,18 @@ LAPAL_HD void update_pairs(const Update<T>& update, int64_t begin, int64_t end, 
   }
 }
 
-#define LAPAL_UPDATE_KERNELS(T)                                                                    \
-  LAPAL_CLONES void wide_panels(const Update<T>& update, int64_t begin, int64_t end) {             \
-    prepare_panels<kWideRows>(update, begin, end);                                                 \
-  }                                                                                                \
-  LAPAL_CLONES void narrow_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
-    prepare_panels<kNarrowRows>(update, begin, end);                                               \
-  }                                                                                                \
-  LAPAL_CLONES void wide_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {   \
-    update_pairs<kWideRows>(update, begin, end, group);                                            \
-  }                                                                                                \
-  LAPAL_CLONES void narrow_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
-    update_pairs<kNarrowRows>(update, begin, end, group);                                          \
+#define LAPAL_UPDATE_KERNELS(T)                                                                      \
+  LAPAL_CLONES void avx512_panels(const Update<T>& update, int64_t begin, int64_t end) {             \
+    prepare_panels<kAvx512Rows>(update, begin, end);                                                 \
+  }                                                                                                  \
+  LAPAL_CLONES void portable_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
+    prepare_panels<kPortableRows>(update, begin, end);                                               \
+  }                                                                                                  \
+  LAPAL_CLONES void avx512_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {   \
+    update_pairs<kAvx512Rows>(update, begin, end, group);                                            \
+  }                                                                                                  \
+  LAPAL_CLONES void portable_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
+    update_pairs<kPortableRows>(update, begin, end, group);                                          \
   }
 LAPAL_UPDATE_KERNELS(float)
 LAPAL_UPDATE_KERNELS(double)
@@ -200,32 +201,29 @@ LAPAL_UPDATE_KERNELS(double)
 template <class T>
 void update_with_rows(Update<T> update) {
   const int64_t n_panels = (update.size + kPanel<T> - 1) / kPanel<T>;
-  const Scratch<T> panels(n_panels * update.n_rows * kPanel<T> + kColumnStride<kWideRows>);
+  const Scratch<T> panels(n_panels * update.n_rows * kPanel<T> + kColumnStride<kAvx512Rows>);
   STD_TORCH_CHECK(bool(panels), kOp, ": out of memory");
   update.panels = panels.data();
   const int group_rows = rows_of_group();
   const int64_t panel_work = update.n_rows * kPanel<T> * (update.triangle == nullptr ? 1 : update.n_rows / 2 + 1);
   torch::stable::parallel_for(0, n_panels, 1 + kGrainWork / (panel_work + 1), [&](int64_t begin, int64_t end) {
-    if (group_rows == kWideRows) {
-      wide_panels(update, begin, end);
+    if (group_rows == kAvx512Rows) {
+      avx512_panels(update, begin, end);
     } else {
-      narrow_panels(update, begin, end);
+      portable_panels(update, begin, end);
     }
   });
   const int64_t n_groups = (update.size + group_rows - 1) / group_rows;
   const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile costs as much as 8 rows without any
-  std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, (n_groups + 1) / 2, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
-    const Scratch<T> group((update.n_rows + 1) * kColumnStride<kWideRows>);
-    if (!group) {
-      out_of_memory = true;
-    } else if (group_rows == kWideRows) {
-      wide_kernel(update, begin, end, group.data());
-    } else {
-      narrow_kernel(update, begin, end, group.data());
-    }
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+  parallel_tiles((n_groups + 1) / 2, 1 + kGrainWork / work, kOp,
+                 [&] { return Scratch<T>((update.n_rows + 1) * kColumnStride<kAvx512Rows>); },
+                 [&](int64_t begin, int64_t end, const Scratch<T>& group) {
+                   if (group_rows == kAvx512Rows) {
+                     avx512_kernel(update, begin, end, group.data());
+                   } else {
+                     portable_kernel(update, begin, end, group.data());
+                   }
+                 });
 }
 
 }  // namespace

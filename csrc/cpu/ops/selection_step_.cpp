@@ -25,6 +25,7 @@
 #include "cpu/passes/utility_block.h"
 #include "cpu/pool/rows.h"
 #include "cpu/simd/lanes.h"
+#include "shared/likelihood.h"
 #include "torch/checks.h"
 #include "torch/choices.h"
 #include "torch/dispatch.h"
@@ -52,7 +53,7 @@ struct Pass {
   int64_t n_classes;
   T* variance;  // null for the plugin link
   int64_t variance_stride;
-  Taken taken;
+  TakenRows taken;
   const T* scale;  // null unless the utility needs it
   Utility kind;
   T kappa;
@@ -150,7 +151,7 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
       constexpr const T* kNoLink = nullptr;
       utility_block_of_kind<false>(pass.kind, block, pass.n_classes, kNoLink, scale, utilities);
     }
-    pass.taken.offer(utilities, first, valid, best);
+    pass.taken.update_best(utilities, first, valid, best);
   }
   return best;
 }

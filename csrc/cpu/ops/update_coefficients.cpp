@@ -22,16 +22,17 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <string>
 #include <tuple>
 
 #include "cpu/passes/line_search.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
 #include "torch/checks.h"
 #include "torch/choices.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 
 namespace {
 
@@ -60,6 +61,17 @@ struct Work {
   double* variances;       // [b], before the batch
   double* residual;        // [row_size]
   double* terms;           // [row_size]
+};
+
+// The numbers behind the pointers of one Work.
+struct Memory {
+  Memory(int64_t b, int64_t row_size, int64_t gram_stride)
+      : gram(b * gram_stride), logits(b * row_size), steps(b * row_size), scalars(3 * b), rows(2 * row_size) {}
+  explicit operator bool() const {
+    return gram && logits && steps && scalars && rows;
+  }
+
+  Scratch<double> gram, logits, steps, scalars, rows;
 };
 
 // out += sign * sum_j coefficients[j * stride] * rows[j], for kBlocks blocks. The sums stay in registers, and those of
@@ -125,10 +137,24 @@ LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, 
 }
 
 LAPAL_HD double weight_of(const Work& work, const double* logits) {
-  if (work.rule.curvature == Curvature::gaussian) {
-    return 1.0;
+  switch (work.rule.curvature) {
+    case Curvature::gaussian:
+      return 1.0;
+    case Curvature::categorical:
+      return curvature_weight(losing_terms(logits, work.row_size, argmax(logits, work.n_classes), work.terms));
   }
-  return curvature_weight(losing_terms(logits, work.row_size, argmax(logits, work.n_classes), work.terms));
+  return kNaN;
+}
+
+LAPAL_HD double step_length(const Work& work, const double* logits, double variance, int64_t target) {
+  const double gamma = work.rule.gamma;
+  switch (work.rule.step) {
+    case Step::newton:
+      return gamma / (1.0 + weight_of(work, logits) * variance);
+    case Step::line_search:
+      return line_search(logits, variance, work.residual, work.row_size, target, gamma, work.terms);
+  }
+  return kNaN;
 }
 
 LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
@@ -145,10 +171,7 @@ LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
 
     const double variance = column[t] >= -work.slack * work.variances[t] ? column[t] : kNaN;
     residual(f, work.n_classes, row_size, target, work.terms, work.residual);
-    const double gamma = work.rule.gamma;
-    const double length = work.rule.step == Step::newton
-                              ? gamma / (1.0 + weight_of(work, f) * variance)
-                              : line_search(f, variance, work.residual, row_size, target, gamma, work.terms);
+    const double length = step_length(work, f, variance, target);
 #pragma omp simd
     for (int64_t k = 0; k < row_size; ++k) {
       step[k] = length * work.residual[k];
@@ -225,14 +248,8 @@ void find_coefficients(const Hypotheses<T>& hypotheses, const UpdateRule& rule) 
     return;
   }
   const int64_t b = hypotheses.batch_size, row_size = round_up(hypotheses.n_classes, kL), gram_stride = round_up(b, kL);
-  std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, hypotheses.count, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<double> gram(b * gram_stride), logits(b * row_size), steps(b * row_size), scalars(3 * b),
-        rows(2 * row_size);
-    if (!gram || !logits || !steps || !scalars || !rows) {
-      out_of_memory = true;
-      return;
-    }
+  const auto make_memory = [&] { return Memory(b, row_size, gram_stride); };
+  parallel_tiles(hypotheses.count, 1, kOp, make_memory, [&](int64_t begin, int64_t end, const Memory& memory) {
     Work work{};
     work.batch_size = b;
     work.n_classes = hypotheses.n_classes;
@@ -240,19 +257,18 @@ void find_coefficients(const Hypotheses<T>& hypotheses, const UpdateRule& rule) 
     work.rule = rule;
     work.slack = kPsdSlack * double(std::numeric_limits<T>::epsilon());
     work.gram_stride = gram_stride;
-    work.gram = gram.data();
-    work.logits = logits.data();
-    work.steps = steps.data();
-    work.beta = scalars.data();
-    work.weights = scalars.data() + b;
-    work.variances = scalars.data() + 2 * b;
-    work.residual = rows.data();
-    work.terms = rows.data() + row_size;
+    work.gram = memory.gram.data();
+    work.logits = memory.logits.data();
+    work.steps = memory.steps.data();
+    work.beta = memory.scalars.data();
+    work.weights = memory.scalars.data() + b;
+    work.variances = memory.scalars.data() + 2 * b;
+    work.residual = memory.rows.data();
+    work.terms = memory.rows.data() + row_size;
     for (int64_t m = begin; m < end; ++m) {
       absorb(hypotheses, m, work);
     }
   });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
 }
 
 template void find_coefficients(const Hypotheses<float>&, const UpdateRule&);
@@ -272,7 +288,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
   check_shape(targets, {n_hypotheses, batch_size}, kOp, "targets");
   check_dtype(logits, gram.scalar_type(), kOp, "logits");
   check_dtype(targets, ScalarType::Long, kOp, "targets");
-  const UpdateRule rule{gamma, parse_step(step, kOp), parse_curvature(curvature, kOp)};
+  const UpdateRule rule = parse_update_rule(gamma, step, curvature, kOp);
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 

@@ -7,13 +7,6 @@
 
 namespace lapal_ext {
 
-// How labels are absorbed.
-struct UpdateRule {
-  double gamma;
-  Step step;
-  Curvature curvature;
-};
-
 // M hypotheses of b observations each and what comes of them, contiguous.
 template <class T>
 struct Hypotheses {

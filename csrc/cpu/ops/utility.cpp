@@ -13,16 +13,18 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <atomic>
 #include <optional>
 #include <string>
 
 #include "cpu/passes/row_block.h"
 #include "cpu/passes/utility_block.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
+#include "shared/likelihood.h"
 #include "torch/checks.h"
 #include "torch/choices.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 
 namespace {
 
@@ -62,7 +64,7 @@ LAPAL_HD void utility_blocks(const Rows<T>& rows, int64_t begin, int64_t end, T*
     if (rows.variance != nullptr) {
       read_values(rows.variance + start * rows.variance_stride, rows.variance_stride, valid, utilities);
     }
-    if (rows.kind != Utility::variance) {
+    if (needs_of(rows.kind).logits) {
       read_rows(rows.logits + start * rows.row_stride, rows.row_stride, rows.class_stride, rows.n_classes, valid,
                 block);
       if (rows.variance != nullptr) {
@@ -91,17 +93,10 @@ LAPAL_CLONES void utility_kernel(const Rows<double>& rows, int64_t begin, int64_
 
 template <class T>
 void utility_impl(const Rows<T>& rows) {
-  std::atomic<bool> out_of_memory{false};
   const int64_t n_blocks = (rows.n_rows + kLanes<T> - 1) / kLanes<T>;
-  torch::stable::parallel_for(0, n_blocks, grain_of_rows<T>(rows.n_classes), [&](int64_t begin, int64_t end) {
-    const Scratch<T> block(rows.n_classes * kLanes<T>);
-    if (!block) {
-      out_of_memory = true;
-      return;
-    }
-    utility_kernel(rows, begin, end, block.data());
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+  parallel_tiles(
+      n_blocks, grain_of_rows<T>(rows.n_classes), kOp, [&] { return Scratch<T>(rows.n_classes * kLanes<T>); },
+      [&](int64_t begin, int64_t end, const Scratch<T>& block) { utility_kernel(rows, begin, end, block.data()); });
 }
 
 Tensor utility_cpu(const Tensor& logits, const std::optional<Tensor>& variance, const std::optional<Tensor>& scale,

@@ -8,10 +8,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "cpu/simd/lanes.h"
+#include "torch/parallel_tiles.h"
 
 namespace lapal_ext {
 
@@ -72,26 +72,21 @@ void pack_logits(const torch::stable::Tensor& logits, int64_t start, int64_t poi
   }
 }
 
-// Adds to `out` the sum over all points for each of n_items. `make_worker` returns the memory of one worker, false
-// where there was none; its `sum_tile(start, points, begin, end, sums)` writes the sums of one tile's points for items
-// [begin, end). Returns whether there was memory.
+// Adds to `out` the sum over all points for each of n_items. `make_worker` returns the memory of one worker, as
+// parallel_tiles() wants it; its `sum_tile(start, points, begin, end, sums)` writes the sums of one tile's points for
+// items [begin, end).
 template <class T, class MakeWorker>
-bool sum_over_tiles(const Tiling& tiling, int64_t n_items, MakeWorker&& make_worker, double* out) {
+void sum_over_tiles(const Tiling& tiling, int64_t n_items, const char* op, MakeWorker&& make_worker, double* out) {
   constexpr int64_t kMaxPartialSums = int64_t(1) << 20;
   const int64_t round = std::max<int64_t>(1, kMaxPartialSums / n_items);  // tiles between two additions
   std::vector<double> sums(size_t(std::min(round, tiling.n_tiles) * n_items));
-  std::atomic<bool> out_of_memory{false};
   for (int64_t first = 0; first < tiling.n_tiles; first += round) {
     const int64_t count = std::min(round, tiling.n_tiles - first);
     // Unit number (blocks before the tile) * n_items + item * (blocks of the tile) begins a pair.
     const int64_t first_block = tiling.template blocks_before<T>(first);
     const int64_t n_units = (tiling.template blocks_before<T>(first + count) - first_block) * n_items;
-    torch::stable::parallel_for(0, n_units, tiling.tile_points / kLanes<T>, [&](int64_t begin, int64_t end) {
-      const auto worker = make_worker();
-      if (!worker) {
-        out_of_memory = true;
-        return;
-      }
+    const int64_t grain = tiling.tile_points / kLanes<T>;
+    parallel_tiles(n_units, grain, op, make_worker, [&](int64_t begin, int64_t end, const auto& worker) {
       for (int64_t index = 0; index < count; ++index) {
         const int64_t tile = first + index;
         const int64_t before = tiling.template blocks_before<T>(tile);
@@ -107,16 +102,12 @@ bool sum_over_tiles(const Tiling& tiling, int64_t n_items, MakeWorker&& make_wor
         }
       }
     });
-    if (out_of_memory) {
-      return false;
-    }
     for (int64_t index = 0; index < count; ++index) {
       for (int64_t i = 0; i < n_items; ++i) {
         out[i] += sums[size_t(index * n_items + i)];
       }
     }
   }
-  return true;
 }
 
 }  // namespace lapal_ext

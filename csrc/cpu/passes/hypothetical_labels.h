@@ -40,8 +40,8 @@ LAPAL_HD void find_top_two(const T* logits, const T* p, int64_t n_classes, T* t,
       const T value0 = logits[k * kL + lane] - delta[lane] * p0;
       const T value1 = logits[(k + 1) * kL + lane] - delta[lane] * p1;
       const T larger = value0 > value1 ? value0 : value1, smaller = value0 > value1 ? value1 : value0;
-      const T met = larger < first[lane] ? larger : first[lane];
-      const T next = met > smaller ? met : smaller;
+      const T lower = larger < first[lane] ? larger : first[lane];
+      const T next = lower > smaller ? lower : smaller;
       t[k * kL + lane] = value0;
       t[(k + 1) * kL + lane] = value1;
       second[lane] = next > second[lane] ? next : second[lane];
@@ -109,7 +109,7 @@ LAPAL_HD void sum_weights(const T* p, int64_t n_classes, T* shifted, T* weights,
 
 // Sums that are the same for all labels of a block, relative to the winner.
 template <class T>
-struct Whole {
+struct SharedSums {
   alignas(kBlockBytes) T shrink[kLanes<T>];  // exp(-gap): from relative to the runner-up to relative to the winner
   alignas(kBlockBytes) T gap[kLanes<T>];
   alignas(kBlockBytes) T beyond[kLanes<T>];
@@ -127,7 +127,7 @@ struct Whole {
       beyond[lane] = factor * softmax.beyond[lane];
       energy[lane] = factor * softmax.energy[lane];
       reach[lane] = softmax.delta[lane] - distance;
-      growth[lane] = exp_of_factor(reach[lane]);
+      growth[lane] = exp_or_zero(reach[lane]);
     }
   }
 
@@ -143,9 +143,9 @@ struct Whole {
 // Third pass, labels [begin, end) but the winner's: sums of p_k loss_k, with exp(t + delta) as a product.
 template <Loss kind, class T>
 LAPAL_HD void add_labels(const T* p, int64_t begin, int64_t end, const T* shifted, const T* weights,
-                         const Whole<T>& shared, T* sums) {
+                         const SharedSums<T>& given, T* sums) {
   constexpr int kL = kLanes<T>;
-  const Whole<T> whole = shared;
+  const SharedSums<T> shared = given;
   alignas(kBlockBytes) T sum[kL];
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
@@ -160,11 +160,12 @@ LAPAL_HD void add_labels(const T* p, int64_t begin, int64_t end, const T* shifte
 #pragma omp simd
       for (int lane = 0; lane < kL; ++lane) {
         const T w0 = weights0[lane], w1 = weights0[lane + kL];
-        const auto f0 = returned_error(whole.remaining(w0, lane), w0 * whole.growth[lane]);
-        const auto f1 = returned_error(whole.remaining(w1, lane), w1 * whole.growth[lane]);
+        const auto f0 = shifted_error(shared.remaining(w0, lane), w0 * shared.growth[lane]);
+        const auto f1 = shifted_error(shared.remaining(w1, lane), w1 * shared.growth[lane]);
         const T q0 = shifted0[lane] > T(0) ? T(0) : p0;
         const T q1 = shifted0[lane + kL] > T(0) ? T(0) : p1;
-        sum[lane] += ((q0 * f0.over) * f1.under + (q1 * f1.over) * f0.under) / (f0.under * f1.under);
+        sum[lane] += ((q0 * f0.numerator) * f1.denominator + (q1 * f1.numerator) * f0.denominator) /
+                     (f0.denominator * f1.denominator);
       }
     }
   }
@@ -173,15 +174,16 @@ LAPAL_HD void add_labels(const T* p, int64_t begin, int64_t end, const T* shifte
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
       const T weight = weights[k * kL + lane], above = shifted[k * kL + lane];
-      const T remaining = whole.remaining(weight, lane);
-      const T factor = weight * whole.growth[lane];
+      const T remaining = shared.remaining(weight, lane);
+      const T factor = weight * shared.growth[lane];
       T loss;
       if constexpr (kind == Loss::expected_zero_one) {
-        const auto fraction = returned_error(remaining, factor);
-        loss = fraction.over / fraction.under;
+        const auto fraction = shifted_error(remaining, factor);
+        loss = fraction.numerator / fraction.denominator;
       } else {
-        loss = returned_entropy(remaining, whole.remaining_energy(weight, above, remaining, lane), factor,
-                                above + whole.reach[lane]);
+        static_assert(kind == Loss::expected_cross_entropy, "a loss that has no formula for a shifted logit");
+        loss = shifted_entropy(remaining, shared.remaining_energy(weight, above, remaining, lane), factor,
+                               above + shared.reach[lane]);
       }
       sum[lane] += (above > T(0) ? T(0) : probability) * loss;
     }
@@ -195,7 +197,8 @@ LAPAL_HD void add_labels(const T* p, int64_t begin, int64_t end, const T* shifte
 // The same with an exponential for each label, for a delta of any size.
 template <Loss kind, class T>
 LAPAL_HD void add_labels_of_any_shift(const T* logits, const T* p, int64_t begin, int64_t end, const T* shifted,
-                                      const T* weights, const Softmax<T>& softmax, const Whole<T>& whole, T* sums) {
+                                      const T* weights, const Softmax<T>& softmax, const SharedSums<T>& shared,
+                                      T* sums) {
   constexpr int kL = kLanes<T>;
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
@@ -206,11 +209,11 @@ LAPAL_HD void add_labels_of_any_shift(const T* logits, const T* p, int64_t begin
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
       const T weight = weights[k * kL + lane], above = shifted[k * kL + lane];
-      const T remaining = whole.remaining(weight, lane);
-      const T remaining_energy = whole.remaining_energy(weight, above, remaining, lane);
+      const T remaining = shared.remaining(weight, lane);
+      const T remaining_energy = shared.remaining_energy(weight, above, remaining, lane);
       const T delta = softmax.delta[lane];
       const T d = ((logits[k * kL + lane] - delta * probability) + delta) - softmax.first[lane];
-      sums[lane] += (above > T(0) ? T(0) : probability) * returned_loss<kind>(remaining, remaining_energy, d);
+      sums[lane] += (above > T(0) ? T(0) : probability) * shifted_loss<kind>(remaining, remaining_energy, d);
     }
   }
 }

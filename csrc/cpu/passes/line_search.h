@@ -72,7 +72,7 @@ LAPAL_HD double line_search(const double* logits, double variance, const double*
   for (int64_t k = 0; k < row_size; ++k) {
     norm += r[k] * r[k];
   }
-  StepBracket bracket(gamma);
+  LineSearchBracket bracket(gamma);
   for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
     const double reach = bracket.a * variance;
     double best = -std::numeric_limits<double>::infinity();

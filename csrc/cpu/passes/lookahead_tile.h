@@ -4,7 +4,10 @@
 #include <algorithm>
 
 #include "cpu/passes/evaluation_tiles.h"
+#include "cpu/passes/softmax_block.h"
 #include "cpu/simd/lanes.h"
+#include "shared/likelihood.h"
+#include "shared/losses.h"
 
 namespace lapal_ext {
 
@@ -173,7 +176,7 @@ LAPAL_HD void take_labels(const LookaheadTile<T>& tile, const T* moved, const T*
   if (tile.targets == nullptr) {
     return;
   }
-  if (tile.kind != Loss::zero_one) {
+  if (needs_of(tile.kind).target_logit) {
     const LaneIndex<T>* targets = tile.targets + start;
     T* shifted = softmaxes.targets + start;
     for (int lane = 0; lane < kL; ++lane) {
@@ -184,7 +187,7 @@ LAPAL_HD void take_labels(const LookaheadTile<T>& tile, const T* moved, const T*
       shifted[lane] = (shifted[lane] - best[lane]) * factor[lane];
     }
   }
-  if (needs_hits(tile.kind)) {
+  if (needs_of(tile.kind).hit) {
     LaneIndex<T>* winners = softmaxes.winners + start;
     find_winner(moved, tile.n_classes, best, winners);
 #pragma omp simd
@@ -202,11 +205,11 @@ LAPAL_HD void softmax_block_for_loss(const LookaheadTile<T>& tile, const T* move
   switch (tile.kind) {
     case Loss::cross_entropy:
     case Loss::expected_zero_one:
-      return sum_losers<Moment::none, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+      return sum_losing_classes<Moment::none, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::expected_cross_entropy:
-      return sum_losers<Moment::energy, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+      return sum_losing_classes<Moment::energy, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::brier:
-      return sum_losers<Moment::squares, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+      return sum_losing_classes<Moment::squares, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::zero_one:
       return;  // the winner says it all
   }
@@ -222,7 +225,7 @@ LAPAL_HD double sum_losses(const LookaheadTile<T>& tile, const Softmaxes<T>& sof
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
       const int64_t e = start + lane;
-      const bool hit = needs_hits(kind) && tile.targets[e] == softmaxes.winners[e];
+      const bool hit = needs_of(kind).hit && tile.targets[e] == softmaxes.winners[e];
       losses[lane] = loss<kind>(softmaxes.rest[e], softmaxes.moments[e], softmaxes.targets[e], hit);
     }
     for (int64_t lane = tile.points - start; lane < kL; ++lane) {
@@ -251,9 +254,10 @@ LAPAL_HD double sum_losses_of_kind(const LookaheadTile<T>& tile, const Softmaxes
       return sum_losses<Loss::brier>(tile, softmaxes);
     case Loss::expected_cross_entropy:
       return sum_losses<Loss::expected_cross_entropy>(tile, softmaxes);
-    default:
+    case Loss::expected_zero_one:
       return sum_losses<Loss::expected_zero_one>(tile, softmaxes);
   }
+  return __builtin_nan("");
 }
 
 }  // namespace lapal_ext

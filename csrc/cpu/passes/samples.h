@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cpu/simd/lanes.h"
+#include "shared/exponential.h"
 
 namespace lapal_ext {
 

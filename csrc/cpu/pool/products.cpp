@@ -90,7 +90,7 @@ LAPAL_HD void add_products(const S* row, const T* const (&vectors)[kVectors], in
 
 // dots() with registers of 64 bytes.
 template <int kVectors, class S, class T>
-LAPAL_HD void wide_dots(const S* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
+LAPAL_HD void vector_dots(const S* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
   constexpr int kL = kLanes<T>;
   Lanes<T, T> sums[kVectors][kParts];
   LAPAL_UNROLL
@@ -121,7 +121,7 @@ LAPAL_HD void wide_dots(const S* row, const T* const (&vectors)[kVectors], int64
   }
 }
 
-template <bool kWide, int kDirections, class T, class S>
+template <bool kAvx512, int kDirections, class T, class S>
 LAPAL_HD void multiply_all(const PoolRows<S>& pool, int64_t start, int64_t rows,
                            const Direction<T> (&directions)[kDirections], T* products, int64_t stride) {
   const int64_t row_bytes = pool.n_features * int64_t(sizeof(S));
@@ -137,8 +137,8 @@ LAPAL_HD void multiply_all(const PoolRows<S>& pool, int64_t start, int64_t rows,
       __builtin_prefetch(later + byte);
     }
     T found[kDirections];
-    if constexpr (kWide) {
-      wide_dots<kDirections>(row, vectors, pool.n_features, found);
+    if constexpr (kAvx512) {
+      vector_dots<kDirections>(row, vectors, pool.n_features, found);
     } else {
       dots<kDirections>(row, vectors, pool.n_features, found);
     }
@@ -148,14 +148,14 @@ LAPAL_HD void multiply_all(const PoolRows<S>& pool, int64_t start, int64_t rows,
   }
 }
 
-#define LAPAL_ROWS_KERNELS(T, S, kDirections)                                                                  \
-  LAPAL_WIDE void wide_kernel(const PoolRows<S>& pool, int64_t start, int64_t rows,                            \
-                              const Direction<T>(&directions)[kDirections], T* products, int64_t stride) {     \
-    multiply_all<true>(pool, start, rows, directions, products, stride);                                       \
-  }                                                                                                            \
-  LAPAL_NARROW void narrow_kernel(const PoolRows<S>& pool, int64_t start, int64_t rows,                        \
-                                  const Direction<T>(&directions)[kDirections], T* products, int64_t stride) { \
-    multiply_all<false>(pool, start, rows, directions, products, stride);                                      \
+#define LAPAL_ROWS_KERNELS(T, S, kDirections)                                                                        \
+  LAPAL_AVX512 void avx512_kernel(const PoolRows<S>& pool, int64_t start, int64_t rows,                              \
+                                  const Direction<T>(&directions)[kDirections], T* products, int64_t stride) {       \
+    multiply_all<true>(pool, start, rows, directions, products, stride);                                             \
+  }                                                                                                                  \
+  LAPAL_NOT_AVX512 void portable_kernel(const PoolRows<S>& pool, int64_t start, int64_t rows,                        \
+                                        const Direction<T>(&directions)[kDirections], T* products, int64_t stride) { \
+    multiply_all<false>(pool, start, rows, directions, products, stride);                                            \
   }
 #define LAPAL_ROWS_KERNEL_PAIRS(T, S) LAPAL_ROWS_KERNELS(T, S, 1) LAPAL_ROWS_KERNELS(T, S, 2)
 LAPAL_FOR_POOL_TYPES(LAPAL_ROWS_KERNEL_PAIRS)
@@ -167,10 +167,10 @@ LAPAL_FOR_POOL_TYPES(LAPAL_ROWS_KERNEL_PAIRS)
 template <int kDirections, class T, class S>
 void multiply_rows(const PoolRows<S>& pool, int64_t start, int64_t rows, const Direction<T> (&directions)[kDirections],
                    T* products, int64_t stride) {
-  if (has_wide_registers()) {
-    wide_kernel(pool, start, rows, directions, products, stride);
+  if (has_avx512()) {
+    avx512_kernel(pool, start, rows, directions, products, stride);
   } else {
-    narrow_kernel(pool, start, rows, directions, products, stride);
+    portable_kernel(pool, start, rows, directions, products, stride);
   }
 }
 

@@ -9,14 +9,15 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
 #include "cpu/pool/products.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 
 namespace lapal_ext {
 
@@ -59,7 +60,7 @@ struct Best {
   int64_t index = -1;  // no free row
   double utility = -std::numeric_limits<double>::infinity();
 
-  LAPAL_HD void meet(int64_t later, double candidate) {
+  LAPAL_HD void update(int64_t later, double candidate) {
     const bool wins = candidate > utility || (candidate != candidate && utility == utility);
     if (index < 0 || wins) {
       index = later;
@@ -69,54 +70,46 @@ struct Best {
 };
 
 // A mask over the rows.
-struct Taken {
+struct TakenRows {
   bool* rows;
   int64_t stride;
 
   template <class T>
-  LAPAL_HD void offer(const T* utilities, int64_t first, int valid, Best& best) const {
+  LAPAL_HD void update_best(const T* utilities, int64_t first, int valid, Best& best) const {
     for (int lane = 0; lane < valid; ++lane) {
       if (!rows[(first + lane) * stride]) {
-        best.meet(first + lane, double(utilities[lane]));
+        best.update(first + lane, double(utilities[lane]));
       }
     }
   }
 };
 
-// Calls tile(number, start, rows, scratch) for every tile; threads share them out, and each has a scratch of its own.
-// False where there is no memory for it.
+// Calls tile(number, start, rows, scratch) for every tile of rows. Every thread has `scratch_size` numbers of its own.
 template <class T, class Tile>
-bool for_each_tile(int64_t n_rows, int64_t tile_rows, int64_t scratch_size, Tile&& tile) {
-  std::atomic<bool> out_of_memory{false};
+void for_each_tile(int64_t n_rows, int64_t tile_rows, int64_t scratch_size, const char* op, Tile&& tile) {
   const int64_t n_tiles = (n_rows + tile_rows - 1) / tile_rows;
-  torch::stable::parallel_for(0, n_tiles, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(scratch_size);
-    if (!scratch) {
-      out_of_memory = true;
-      return;
-    }
-    for (int64_t number = begin; number < end; ++number) {
-      const int64_t start = number * tile_rows;
-      tile(number, start, std::min(tile_rows, n_rows - start), scratch.data());
-    }
-  });
-  return !out_of_memory;
+  parallel_tiles(
+      n_tiles, 1, op, [&] { return Scratch<T>(scratch_size); },
+      [&](int64_t begin, int64_t end, const Scratch<T>& scratch) {
+        for (int64_t number = begin; number < end; ++number) {
+          const int64_t start = number * tile_rows;
+          tile(number, start, std::min(tile_rows, n_rows - start), scratch.data());
+        }
+      });
 }
 
 // Takes the best row of all tiles, tile(start, rows, scratch) returning its own; {-1, -inf} where no row is free.
 template <class T, class Tile>
-Best take_best(int64_t n_rows, int64_t tile_rows, int64_t scratch_size, const Taken& taken, const char* op,
+Best take_best(int64_t n_rows, int64_t tile_rows, int64_t scratch_size, const TakenRows& taken, const char* op,
                Tile&& tile) {
   std::vector<Best> found(size_t((n_rows + tile_rows - 1) / tile_rows));
-  const bool complete =
-      for_each_tile<T>(n_rows, tile_rows, scratch_size, [&](int64_t number, int64_t start, int64_t rows, T* scratch) {
-        found[size_t(number)] = tile(start, rows, scratch);
-      });
-  STD_TORCH_CHECK(complete, op, ": out of memory");
+  for_each_tile<T>(n_rows, tile_rows, scratch_size, op, [&](int64_t number, int64_t start, int64_t rows, T* scratch) {
+    found[size_t(number)] = tile(start, rows, scratch);
+  });
   Best best;
   for (const Best& candidate : found) {
     if (candidate.index >= 0) {
-      best.meet(candidate.index, candidate.utility);
+      best.update(candidate.index, candidate.utility);
     }
   }
   if (best.index >= 0) {

@@ -9,12 +9,12 @@
 #define LAPAL_HAS_CLONES 1
 #define LAPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 // Where registers of 64 bytes want other code: a function for machines that have them, and one for all others, to be
-// chosen by has_wide_registers().
-#define LAPAL_WIDE __attribute__((target("arch=x86-64-v4")))
-#define LAPAL_NARROW __attribute__((target_clones("arch=x86-64-v3", "default")))
+// chosen by has_avx512().
+#define LAPAL_AVX512 __attribute__((target("arch=x86-64-v4")))
+#define LAPAL_NOT_AVX512 __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define LAPAL_HAS_CLONES 0
 #define LAPAL_CLONES
-#define LAPAL_WIDE
-#define LAPAL_NARROW
+#define LAPAL_AVX512
+#define LAPAL_NOT_AVX512
 #endif

@@ -35,7 +35,7 @@ struct BaitRows {
   int64_t h_stride;
   T* q;
   int64_t q_stride;
-  Taken taken;
+  TakenRows taken;
   Candidate<T>* candidates;  // [blocks]
 };
 
@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(kBaitBlock, 1) bait_kernel(BaitRows<T> rows) {
       rows.q[n * rows.q_stride] = q;
     }
     const T curvature = rows.curvature[n * rows.curvature_stride];
-    best = rows.taken.offer(curvature * q / (T(1) + curvature * h), n, best);
+    best = rows.taken.better_of(curvature * q / (T(1) + curvature * h), n, best);
   }
-  leave_candidate<kBaitBlock>(best, best_scratch, rows.candidates);
+  store_candidate<kBaitBlock>(best, best_scratch, rows.candidates);
 }
 
 }  // namespace lapal_ext

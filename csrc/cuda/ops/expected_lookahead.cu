@@ -29,10 +29,17 @@ void sum_of_kind(const Launch& launch, const Candidates<T>& call) {
 
 template <class T>
 void expected_lookahead_impl(const Launch& launch, Loss kind, const Candidates<T>& call, double* sums) {
-  if (kind == Loss::expected_zero_one) {
-    sum_of_kind<Loss::expected_zero_one>(launch, call);
-  } else {
-    sum_of_kind<Loss::expected_cross_entropy>(launch, call);
+  switch (kind) {
+    case Loss::expected_zero_one:
+      sum_of_kind<Loss::expected_zero_one>(launch, call);
+      break;
+    case Loss::expected_cross_entropy:
+      sum_of_kind<Loss::expected_cross_entropy>(launch, call);
+      break;
+    case Loss::cross_entropy:
+    case Loss::zero_one:
+    case Loss::brier:
+      break;  // they need targets: the check of the arguments refuses them
   }
   const int64_t n_items = call.n_candidates;
   LAPAL_LAUNCH(add_parts_kernel<double>, launch.grid((n_items + kPointBlock - 1) / kPointBlock), kPointBlock, 0,
@@ -43,7 +50,7 @@ void expected_lookahead_impl(const Launch& launch, Loss kind, const Candidates<T
 Tensor expected_lookahead_cuda(const Tensor& logits, const Tensor& columns, const Tensor& step_lengths,
                                const Tensor& probabilities, const std::string& loss_kind) {
   const Loss kind = parse_loss(loss_kind, kOp);
-  STD_TORCH_CHECK(!needs_targets(kind), kOp, ": loss '", loss_kind, "' needs targets");
+  STD_TORCH_CHECK(!needs_of(kind).targets, kOp, ": loss '", loss_kind, "' needs targets");
   check_dim(logits, 2, kOp, "logits");
   check_dim(columns, 2, kOp, "columns");
   const int64_t n_classes = logits.size(0), n_eval = logits.size(1), n_candidates = columns.size(0);

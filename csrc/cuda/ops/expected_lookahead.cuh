@@ -97,19 +97,19 @@ struct Labels {
   }
 };
 
-// Sums that are the same for all labels, relative to the winner; see Whole in cpu/passes/hypothetical_labels.h.
+// Sums that are the same for all labels, relative to the winner; see SharedSums in cpu/passes/hypothetical_labels.h.
 template <class T>
-struct Remaining {
+struct SharedSums {
   T shrink, gap, beyond, energy, reach, growth;
 
   template <bool kKept>
-  __device__ __forceinline__ explicit Remaining(const Labels<kKept, T>& labels)
+  __device__ __forceinline__ explicit SharedSums(const Labels<kKept, T>& labels)
       : shrink(exp_nonpositive(labels.second - labels.first)),
         gap(labels.first - labels.second),
         beyond(shrink * labels.beyond),
         energy(shrink * labels.energy),
         reach(labels.delta - gap),
-        growth(exp_of_factor(reach)) {}
+        growth(exp_or_zero(reach)) {}
 
   // Sum of the exponentials of what remains without a losing class, but the winner's.
   __device__ __forceinline__ T sum(T weight) const {
@@ -122,29 +122,32 @@ struct Remaining {
 
 // Sum of p_k loss_k over labels [begin, end) but the winner's, with exp(t + delta) as a product.
 template <Loss kind, bool kKept, class T>
-__device__ __forceinline__ T add_labels(const Labels<kKept, T>& labels, const Remaining<T>& whole, int begin, int end) {
+__device__ __forceinline__ T add_labels(const Labels<kKept, T>& labels, const SharedSums<T>& shared, int begin,
+                                        int end) {
   T sum = T(0);
   int k = begin;
   if constexpr (kind == Loss::expected_zero_one) {
     for (; k + 2 <= end; k += 2) {  // one division for two labels
       const T above0 = labels.t(k) - labels.second, above1 = labels.t(k + 1) - labels.second;
       const T w0 = labels.weight(k, above0), w1 = labels.weight(k + 1, above1);
-      const Fraction<T> f0 = returned_error(whole.sum(w0), w0 * whole.growth);
-      const Fraction<T> f1 = returned_error(whole.sum(w1), w1 * whole.growth);
+      const Fraction<T> f0 = shifted_error(shared.sum(w0), w0 * shared.growth);
+      const Fraction<T> f1 = shifted_error(shared.sum(w1), w1 * shared.growth);
       const T q0 = above0 > T(0) ? T(0) : labels.p[k], q1 = above1 > T(0) ? T(0) : labels.p[k + 1];
-      sum += ((q0 * f0.over) * f1.under + (q1 * f1.over) * f0.under) / (f0.under * f1.under);
+      sum += ((q0 * f0.numerator) * f1.denominator + (q1 * f1.numerator) * f0.denominator) /
+             (f0.denominator * f1.denominator);
     }
   }
   for (; k < end; ++k) {
     const T above = labels.t(k) - labels.second;
     const T weight = labels.weight(k, above);
-    const T remaining = whole.sum(weight), factor = weight * whole.growth;
+    const T remaining = shared.sum(weight), factor = weight * shared.growth;
     T loss;
     if constexpr (kind == Loss::expected_zero_one) {
-      const Fraction<T> fraction = returned_error(remaining, factor);
-      loss = fraction.over / fraction.under;
+      const Fraction<T> fraction = shifted_error(remaining, factor);
+      loss = fraction.numerator / fraction.denominator;
     } else {
-      loss = returned_entropy(remaining, whole.energy_sum(weight, above, remaining), factor, above + whole.reach);
+      static_assert(kind == Loss::expected_cross_entropy, "a loss that has no formula for a shifted logit");
+      loss = shifted_entropy(remaining, shared.energy_sum(weight, above, remaining), factor, above + shared.reach);
     }
     sum += (above > T(0) ? T(0) : labels.p[k]) * loss;
   }
@@ -153,16 +156,16 @@ __device__ __forceinline__ T add_labels(const Labels<kKept, T>& labels, const Re
 
 // The same with an exponential for each label, for a delta of any size.
 template <Loss kind, bool kKept, class T>
-__device__ __forceinline__ T add_labels_of_any_shift(const Labels<kKept, T>& labels, const Remaining<T>& whole,
+__device__ __forceinline__ T add_labels_of_any_shift(const Labels<kKept, T>& labels, const SharedSums<T>& shared,
                                                      int begin, int end) {
   T sum = T(0);
   for (int k = begin; k < end; ++k) {
     const T above = labels.t(k) - labels.second;
     const T weight = labels.weight(k, above);
-    const T remaining = whole.sum(weight);
+    const T remaining = shared.sum(weight);
     const T d = (labels.t(k) + labels.delta) - labels.first;
     sum += (above > T(0) ? T(0) : labels.p[k]) *
-           returned_loss<kind>(remaining, whole.energy_sum(weight, above, remaining), d);
+           shifted_loss<kind>(remaining, shared.energy_sum(weight, above, remaining), d);
   }
   return sum;
 }
@@ -172,16 +175,16 @@ template <Loss kind, bool kKept, class T>
 __device__ __forceinline__ double expected_loss(Labels<kKept, T> labels) {
   labels.find_top_two();
   labels.sum_weights();
-  const Remaining<T> whole(labels);
+  const SharedSums<T> shared(labels);
   const bool moves_far = labels.delta > T(kMaxFactorShift);
   double total = 0.0;
   for (int begin = 0; begin < labels.n_classes; begin += kLabelChunk) {
     const int end = begin + kLabelChunk < labels.n_classes ? begin + kLabelChunk : labels.n_classes;
-    total += double(moves_far ? add_labels_of_any_shift<kind>(labels, whole, begin, end)
-                              : add_labels<kind>(labels, whole, begin, end));
+    total += double(moves_far ? add_labels_of_any_shift<kind>(labels, shared, begin, end)
+                              : add_labels<kind>(labels, shared, begin, end));
   }
-  const T d = whole.gap + labels.delta;
-  return total + double(labels.p_winner * returned_loss<kind>(labels.beyond, labels.energy, d));
+  const T d = shared.gap + labels.delta;
+  return total + double(labels.p_winner * shifted_loss<kind>(labels.beyond, labels.energy, d));
 }
 
 // Pairs (part, candidate), neighbours with the same part: its logits are in cache.

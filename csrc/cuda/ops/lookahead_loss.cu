@@ -107,7 +107,7 @@ Tensor lookahead_loss_cuda(const Tensor& logits, const Tensor& columns, const Te
     check_like(*beta, logits, "beta");
     check_like(*variance, logits, "variance");
   }
-  if (needs_targets(kind)) {
+  if (needs_of(kind).targets) {
     STD_TORCH_CHECK(targets.has_value(), kOp, ": targets must be given for loss '", loss_kind, "'");
     check_shape(*targets, {n_eval}, kOp, "targets");
     check_dtype(*targets, ScalarType::Long, kOp, "targets");
@@ -143,7 +143,7 @@ Tensor lookahead_loss_cuda(const Tensor& logits, const Tensor& columns, const Te
       call.variance = variance->const_data_ptr<scalar_t>();
       call.variance_stride = variance->stride(0);
     }
-    if (needs_targets(kind)) {
+    if (needs_of(kind).targets) {
       call.targets = targets->const_data_ptr<int64_t>();
       call.target_stride = targets->stride(0);
     }

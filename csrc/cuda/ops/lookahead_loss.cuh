@@ -237,7 +237,7 @@ __device__ __forceinline__ double sum_losses(const Lookahead<T>& call, const Hyp
   for (int i = 0; i < kP; ++i) {
     links[i] = T(1);
     targets[i] = -1;
-    if constexpr (needs_targets(kind)) {
+    if constexpr (needs_of(kind).targets) {
       const int64_t label = call.targets[points.index[i] * call.target_stride];
       targets[i] = label >= 0 && label < call.n_classes ? int(label) : -1;
     }
@@ -251,7 +251,7 @@ __device__ __forceinline__ double sum_losses(const Lookahead<T>& call, const Hyp
     move_group<kGroup, kStaged>(call, hypothesis, points, first, count, moved);
 #pragma unroll
     for (int i = 0; i < kP; ++i) {
-      softmaxes[i].meet(moved[i], first, count, links[i], targets[i]);
+      softmaxes[i].add(moved[i], first, count, links[i], targets[i]);
     }
   }
   double sum = 0.0;
@@ -260,7 +260,7 @@ __device__ __forceinline__ double sum_losses(const Lookahead<T>& call, const Hyp
     const RunningSoftmax<kind, T>& softmax = softmaxes[i];
     const T target = (softmax.label - softmax.best) * links[i];
     T value = loss<kind>(softmax.rest, softmax.moment, target, softmax.winner == targets[i]);
-    if (needs_targets(kind) && targets[i] < 0) {
+    if (needs_of(kind).targets && targets[i] < 0) {
       value = T(__builtin_nanf(""));
     }
     sum += start + i * kPointBlock + threadIdx.x < end ? double(value) : 0.0;

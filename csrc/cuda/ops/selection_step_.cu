@@ -28,7 +28,7 @@ unsigned selection_of_kind(const Launch& launch, const SelectionRows<T>& rows) {
       [&](unsigned grid, unsigned block, auto per_lane) {
         [[maybe_unused]] constexpr int kPerLane = decltype(per_lane)::value;
         // A utility that asks for no logits has no use for them in registers.
-        if constexpr (kind == Utility::variance) {
+        if constexpr (!needs_of(kind).logits) {
           LAPAL_LAUNCH((selection_long_kernel<kind, T>), grid, block, 0, launch.stream(), rows);
         } else {
           LAPAL_LAUNCH((selection_warp_kernel<kind, kPerLane, T>), grid, block, 0, launch.stream(), rows);

@@ -36,7 +36,7 @@ struct SelectionRows {
   const T* scale;  // null unless the utility needs it
   int64_t scale_stride;
   T kappa;
-  Taken taken;
+  TakenRows taken;
   Candidate<T>* candidates;  // [blocks]
 };
 
@@ -112,15 +112,15 @@ __global__ void __launch_bounds__(kTileRows, 1) selection_tile_kernel(SelectionR
     const int64_t n = start + threadIdx.x;
     if (n < rows.logits.n_rows) {
       T utility = move_variance(rows, n, any_move);
-      if constexpr (kind != Utility::variance) {
+      if constexpr (needs_of(kind).logits) {
         const T* row = tile + int(threadIdx.x) * length;
         utility = utility_of_row<kind>(row, n_classes, link_of(rows, utility), scale_of(rows, n));
       }
-      best = rows.taken.offer(utility, n, best);
+      best = rows.taken.better_of(utility, n, best);
     }
     __syncthreads();  // the next tile overwrites this one
   }
-  leave_candidate<kTileRows>(best, best_scratch, rows.candidates);
+  store_candidate<kTileRows>(best, best_scratch, rows.candidates);
 }
 
 // move_variance by one lane, for the whole warp.
@@ -156,9 +156,9 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize, 1) selection_warp_kernel
     }
     const T variance = move_variance_of_warp(rows, n, any_move);
     const T utility = utility_of_lanes<kind>(values, logits.n_classes, link_of(rows, variance), scale_of(rows, n));
-    best = rows.taken.offer(utility, n, best);
+    best = rows.taken.better_of(utility, n, best);
   }
-  leave_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
+  store_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
 }
 
 // A row per warp, for rows of any length.
@@ -179,13 +179,13 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize, 1) selection_long_kernel
       }
     }
     T utility = move_variance_of_warp(rows, n, any_move);
-    if constexpr (kind != Utility::variance) {
+    if constexpr (needs_of(kind).logits) {
       utility = utility_of_long_row<kind>(row, logits.class_stride, logits.n_classes, link_of(rows, utility),
                                           scale_of(rows, n));
     }
-    best = rows.taken.offer(utility, n, best);
+    best = rows.taken.better_of(utility, n, best);
   }
-  leave_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
+  store_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
 }
 
 }  // namespace lapal_ext

@@ -55,8 +55,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cuda(const Tensor
   check_dtype(targets, ScalarType::Long, kOp, "targets");
   check_same_device(logits, gram, kOp, "logits", "gram");
   check_same_device(targets, gram, kOp, "targets", "gram");
-  const Step rule = parse_step(step, kOp);
-  const Curvature weighting = parse_curvature(curvature, kOp);
+  const UpdateRule rule = parse_update_rule(gamma, step, curvature, kOp);
 
   const Launch launch(gram);
   Tensor coefficients = torch::stable::new_empty(gram, {n_hypotheses, batch_size, n_classes});
@@ -78,10 +77,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cuda(const Tensor
     call.n_hypotheses = n_hypotheses;
     call.batch_size = batch_size;
     call.n_classes = n_classes;
-    call.gamma = gamma;
     call.slack = kPsdSlack * double(std::numeric_limits<scalar_t>::epsilon());
-    call.step = rule;
-    call.curvature = weighting;
+    call.rule = rule;
     call.coefficients = coefficients.mutable_data_ptr<scalar_t>();
     call.triangle = triangle.mutable_data_ptr<scalar_t>();
     call.beta = beta.mutable_data_ptr<scalar_t>();

@@ -31,10 +31,8 @@ struct Recursion {
   const T* logits;
   const int64_t* targets;
   int64_t n_hypotheses, batch_size, n_classes;
-  double gamma;
-  double slack;  // kPsdSlack * eps of T
-  Step step;
-  Curvature curvature;
+  UpdateRule rule;
+  double slack;       // kPsdSlack * eps of T
   double* workspace;  // null where the work is in shared memory
   T* coefficients;
   T* triangle;
@@ -86,6 +84,17 @@ struct Absorbed {
   double weight, beta;
 };
 
+// s, from the sum of the exponentials of the losing classes.
+__device__ __forceinline__ double weight_of(Curvature curvature, double rest) {
+  switch (curvature) {
+    case Curvature::gaussian:
+      return 1.0;
+    case Curvature::categorical:
+      return curvature_weight(rest);
+  }
+  return double(__builtin_nanf(""));
+}
+
 // What all threads of a block do together; `scratch` holds two numbers for each of its warps.
 template <int kBlockSize>
 struct Block {
@@ -129,7 +138,7 @@ struct Block {
       norm += r[k] * r[k];
     }
     norm = reduce(norm, 0.0, Sum());
-    StepBracket bracket(gamma);
+    LineSearchBracket bracket(gamma);
     for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
       const double reach = bracket.a * variance;
       double best = -double(__builtin_inff());
@@ -184,15 +193,23 @@ struct Block {
     for (int64_t k = threadIdx.x; k < n_classes; k += kBlockSize) {
       work.residual[k] = k == target ? r_target : -(work.terms[k] * inverse);
     }
-    const bool weighs = call.curvature == Curvature::categorical;
-    const double length = call.step == Step::newton
-                              ? call.gamma / (1.0 + (weighs ? curvature_weight(sums.first) : 1.0) * variance)
-                              : line_search(work, n_classes, variance, r_target, call.gamma);
+    double length = double(__builtin_nanf(""));
+    switch (call.rule.step) {
+      case Step::newton:
+        length = call.rule.gamma / (1.0 + weight_of(call.rule.curvature, sums.first) * variance);
+        break;
+      case Step::line_search:
+        length = line_search(work, n_classes, variance, r_target, call.rule.gamma);
+        break;
+    }
     for (int64_t k = threadIdx.x; k < n_classes; k += kBlockSize) {
       step[k] = length * work.residual[k];
       work.logits[k] += column[t] * step[k];
     }
-    const double weight = weighs ? curvature_weight(sum_terms(work.logits, n_classes, target, work.terms).first) : 1.0;
+    const double rest = call.rule.curvature == Curvature::gaussian
+                            ? 0.0  // which is not read
+                            : sum_terms(work.logits, n_classes, target, work.terms).first;
+    const double weight = weight_of(call.rule.curvature, rest);
     const double scale = 1.0 + weight * variance;
     return {weight, scale > 0.0 ? weight / scale : double(__builtin_nanf(""))};
   }

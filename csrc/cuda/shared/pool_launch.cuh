@@ -10,7 +10,7 @@ inline torch::stable::Tensor with_contiguous_rows(const torch::stable::Tensor& p
   return pool.size(1) <= 1 || pool.stride(1) == 1 ? pool : torch::stable::contiguous(pool);
 }
 
-inline Taken taken_rows(const torch::stable::Tensor& taken) {
+inline TakenRows taken_rows(const torch::stable::Tensor& taken) {
   return {taken.mutable_data_ptr<bool>(), taken.stride(0)};
 }
 
@@ -69,7 +69,7 @@ void multiply_pool(const Launch& launch, const torch::stable::Tensor& pool, cons
 }
 
 template <class T>
-void take_best(const Launch& launch, const Candidate<T>* candidates, unsigned n_blocks, const Taken& taken,
+void take_best(const Launch& launch, const Candidate<T>* candidates, unsigned n_blocks, const TakenRows& taken,
                int64_t* index, T* utility) {
   LAPAL_LAUNCH(take_best_kernel<T>, 1, kPoolBlock, 0, launch.stream(), candidates, int64_t(n_blocks), taken, index,
                utility);

@@ -144,19 +144,19 @@ __global__ void __launch_bounds__(kPoolBlock, 1) pool_products_kernel(PoolProduc
 }
 
 // Rows that may not be picked.
-struct Taken {
+struct TakenRows {
   bool* rows;
   int64_t stride;
 
   template <class T>
-  __device__ __forceinline__ Candidate<T> offer(T utility, int64_t n, const Candidate<T>& best) const {
+  __device__ __forceinline__ Candidate<T> better_of(T utility, int64_t n, const Candidate<T>& best) const {
     return rows[n * stride] ? best : Better()(best, Candidate<T>{utility, n});
   }
 };
 
 // The best row that any thread of the block has seen, to `candidates` [blocks].
 template <int kBlockSize, class T>
-__device__ __forceinline__ void leave_candidate(Candidate<T> best, Candidate<T>* scratch, Candidate<T>* candidates) {
+__device__ __forceinline__ void store_candidate(Candidate<T> best, Candidate<T>* scratch, Candidate<T>* candidates) {
   best = block_reduce<kBlockSize>(best, no_candidate<T>(), Better(), scratch);
   if (threadIdx.x == 0) {
     candidates[blockIdx.x] = best;
@@ -165,8 +165,8 @@ __device__ __forceinline__ void leave_candidate(Candidate<T> best, Candidate<T>*
 
 // Takes the best of the candidates; {-1, -inf} where there is none. One block.
 template <class T>
-__global__ void __launch_bounds__(kPoolBlock, 1)
-    take_best_kernel(const Candidate<T>* candidates, int64_t n_candidates, Taken taken, int64_t* index, T* utility) {
+__global__ void __launch_bounds__(kPoolBlock, 1) take_best_kernel(const Candidate<T>* candidates, int64_t n_candidates,
+                                                                  TakenRows taken, int64_t* index, T* utility) {
   LAPAL_SHARED(Candidate<T>, scratch, kPoolWarps);
   Candidate<T> best = no_candidate<T>();
   for (int64_t i = threadIdx.x; i < n_candidates; i += kPoolBlock) {

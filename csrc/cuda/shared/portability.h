@@ -34,6 +34,8 @@
 
 #include "shared/half_precision.h"
 #include "shared/likelihood.h"
+#include "shared/losses.h"
+#include "shared/utilities.h"
 
 namespace lapal_ext {
 

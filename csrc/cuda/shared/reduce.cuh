@@ -38,6 +38,8 @@ struct JoinMoments {
     if constexpr (moment == Moment::largest) {
       return a > b ? a : b;
     } else {
+      static_assert(moment == Moment::squares || moment == Moment::lifted_squares || moment == Moment::energy,
+                    "a moment without a join");
       return a + b;
     }
   }

@@ -18,28 +18,30 @@ struct RunningSoftmax {
   __device__ __forceinline__ void raise(T larger, T link) {
     const T shifted = (best - larger) * link;
     const T factor = exp_nonpositive(shifted);
-    if constexpr (moment_of(kind) == Moment::energy) {
+    if constexpr (needs_of(kind).moment == Moment::energy) {
       moment = factor * (moment + shifted * (T(1) + rest));
-    } else if constexpr (moment_of(kind) == Moment::squares) {
+    } else if constexpr (needs_of(kind).moment == Moment::squares) {
       moment = factor * factor * (T(1) + moment);
+    } else {
+      static_assert(needs_of(kind).moment == Moment::none, "a loss whose moment is not rescaled");
     }
     rest = factor * (T(1) + rest);
   }
 
   // Classes [first, first + count) join.
   template <int kGroup>
-  __device__ __forceinline__ void meet(const T (&values)[kGroup], int first, int count, T link, int target) {
+  __device__ __forceinline__ void add(const T (&values)[kGroup], int first, int count, T link, int target) {
     T largest = best;
 #pragma unroll
     for (int k = 0; k < kGroup; ++k) {
       const bool wins = k < count && values[k] > largest;
       largest = wins ? values[k] : largest;
-      if constexpr (needs_targets(kind)) {
+      if constexpr (needs_of(kind).targets) {
         winner = wins ? first + k : winner;
         label = first + k == target ? values[k] : label;
       }
     }
-    if constexpr (kind != Loss::zero_one) {
+    if constexpr (needs_of(kind).sums) {
       T ties = T(0);  // classes as large as the largest, beyond the winner
       if (first == 0 || largest > best) {
         if (first > 0) {
@@ -56,11 +58,11 @@ struct RunningSoftmax {
           const T other = losing_term(shifted, loses);
           sum += other;
           ties += loses ? T(0) : T(1);
-          moment = add_moment<moment_of(kind)>(moment, other, shifted);
+          moment = add_moment<needs_of(kind).moment>(moment, other, shifted);
         }
       }
       rest += sum + ties;
-      moment = add_ties<moment_of(kind)>(moment, ties);
+      moment = add_ties<needs_of(kind).moment>(moment, ties);
     }
     best = largest;
   }

@@ -22,7 +22,7 @@ __device__ __forceinline__ T utility_of_row(const T* row, int n_classes, T link,
     const T shifted = (row[k] - best) * link;
     const T other = losing_term(shifted, k != winner);
     rest += other;
-    moment = add_moment<moment_of(kind)>(moment, other, shifted);
+    moment = add_moment<needs_of(kind).moment>(moment, other, shifted);
   }
   return utility<kind>(rest, moment, scale);
 }
@@ -30,7 +30,7 @@ __device__ __forceinline__ T utility_of_row(const T* row, int n_classes, T link,
 // What each lane has seen of the row, joined: the same utility in every lane.
 template <Utility kind, class T>
 __device__ __forceinline__ T utility_of_parts(T rest, T moment, T scale) {
-  constexpr Moment kMoment = moment_of(kind);
+  constexpr Moment kMoment = needs_of(kind).moment;
   rest = warp_reduce(rest, Sum());
   if constexpr (kMoment != Moment::none) {
     moment = warp_reduce(moment, JoinMoments<kMoment>());
@@ -62,7 +62,7 @@ __device__ __forceinline__ T utility_of_lanes(const T (&values)[kPerLane], int64
     const T shifted = (values[i] - best) * link;
     const T other = losing_term(shifted, k != winner && k < n_classes);
     rest += other;
-    moment = k < n_classes ? add_moment<moment_of(kind)>(moment, other, shifted) : moment;
+    moment = k < n_classes ? add_moment<needs_of(kind).moment>(moment, other, shifted) : moment;
   }
   return utility_of_parts<kind>(rest, moment, scale);
 }
@@ -81,7 +81,7 @@ __device__ __forceinline__ T utility_of_long_row(const T* row, int64_t stride, i
     const T shifted = (row[k * stride] - best.value) * link;
     const T other = losing_term(shifted, k != best.index);
     rest += other;
-    moment = add_moment<moment_of(kind)>(moment, other, shifted);
+    moment = add_moment<needs_of(kind).moment>(moment, other, shifted);
   }
   return utility_of_parts<kind>(rest, moment, scale);
 }
