@@ -12,6 +12,8 @@
 // would take longer than what they compute: that is why the five have an op in common.
 //
 // Limit: b D (D + b + 2 C) + b D^2 / 2 multiply-adds; for few labels memory, two reads of Sigma and one write.
+#include "torch/arguments/absorb_labels.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -29,8 +31,6 @@
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
 #include "shared/likelihood.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
 #include "torch/dispatch.h"
 #include "torch/recycled_memory.h"
 
@@ -40,7 +40,6 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "absorb_labels";
 constexpr int64_t kGrain = 1 << 17;  // numbers looked at per worker, below which starting one costs more
 
 // What the launcher was given and what it returns, contiguous.
@@ -151,16 +150,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean,
                                                              const Tensor& features, const Tensor& targets,
                                                              double gamma, const std::string& step,
                                                              const std::string& curvature) {
-  check_dim(mean, 2, kOp, "mean");
-  const int64_t n_classes = mean.size(0), size = mean.size(1);
-  check_shape(covariance, {size, size}, kOp, "covariance");
-  check_shape(features, {kAnySize, size}, kOp, "features");
-  const int64_t n_rows = features.size(0);
-  check_shape(targets, {n_rows}, kOp, "targets");
-  check_dtype(covariance, mean.scalar_type(), kOp, "covariance");
-  check_dtype(features, mean.scalar_type(), kOp, "features");
-  check_dtype(targets, ScalarType::Long, kOp, "targets");
-  const UpdateRule rule = parse_update_rule(gamma, step, curvature, kOp);
+  const AbsorbLabelsArguments call = check_absorb_labels(mean, covariance, features, targets, gamma, step, curvature);
+  const int64_t n_classes = call.n_classes, size = call.n_features, n_rows = call.n_rows;
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 
@@ -171,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean,
   const Tensor dense_mean = torch::stable::contiguous(mean);
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
   const Tensor dense_features = torch::stable::contiguous(features);
-  dispatch_floating(mean.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Batch<scalar_t> batch{n_rows,
                                 n_classes,
@@ -183,7 +174,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean,
                                 new_mean.mutable_data_ptr<scalar_t>(),
                                 new_covariance.mutable_data_ptr<scalar_t>(),
                                 weights.mutable_data_ptr<scalar_t>()};
-    *well_conditioned.mutable_data_ptr<bool>() = absorb_labels_impl(batch, rule);
+    *well_conditioned.mutable_data_ptr<bool>() = absorb_labels_impl(batch, call.rule);
   });
   return {new_mean, new_covariance, weights, well_conditioned};
 }

@@ -13,6 +13,8 @@
 // the tiles before it plus that of its own tile up to it, for any thread count; only one tile is searched row by row.
 //
 // Limit: memory, one read of the pool.
+#include "torch/arguments/badge_step_.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -23,7 +25,6 @@
 #include "cpu/gemm/dots.h"
 #include "cpu/pool/rows.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -32,7 +33,6 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "badge_step_";
 constexpr double kSamePoint = 16.0;  // distances below this many eps of the norms they come from are rounding
 
 // A pass over the rows; the pointers are those of the tensors, with their strides.
@@ -168,28 +168,15 @@ int64_t badge_step_impl(const Pass<T, S>& pass, int64_t n_rows, double threshold
 Tensor badge_step__cpu(const Tensor& pool, const Tensor& u, const Tensor& offset, const Tensor& gradient,
                        const Tensor& g, const Tensor& squared_norm, const Tensor& centre_norm, const Tensor& threshold,
                        const Tensor& distance) {
-  check_dim(pool, 2, kOp, "pool");
-  check_dim(gradient, 2, kOp, "gradient");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = gradient.size(1);
-  const ScalarType dtype = u.scalar_type();
-  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
-    check_shape(tensor, shape, kOp, argument);
-    check_dtype(tensor, dtype, kOp, argument);
-  };
-  check(u, {n_features}, "u");
-  check(offset, {}, "offset");
-  check(gradient, {n_rows, n_classes}, "gradient");
-  check(g, {n_classes}, "g");
-  check(squared_norm, {n_rows}, "squared_norm");
-  check(centre_norm, {}, "centre_norm");
-  check(threshold, {}, "threshold");
-  check(distance, {n_rows}, "distance");
+  const BadgeStepArguments call =
+      check_badge_step(pool, u, offset, gradient, g, squared_norm, centre_norm, threshold, distance);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
 
   Tensor index = torch::stable::new_empty(u, {}, ScalarType::Long);
   const Tensor dense_pool = with_contiguous_rows(pool);
   const Tensor dense_u = torch::stable::contiguous(u);
   const Tensor dense_g = torch::stable::contiguous(g);
-  dispatch_floating(dtype, kOp, [&](auto compute) {
+  dispatch_floating(call.dtype, kOp, [&](auto compute) {
     using scalar_t = typename decltype(compute)::type;
     dispatch_storage(pool.scalar_type(), kOp, [&](auto storage) {
       using storage_t = typename decltype(storage)::type;

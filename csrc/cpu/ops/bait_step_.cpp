@@ -12,6 +12,8 @@
 // Parallel over tiles of a fixed size; the best rows of the tiles are compared in order (cpu/pool/rows.h).
 //
 // Limit: memory, one read of the pool.
+#include "torch/arguments/bait_step_.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -19,7 +21,6 @@
 
 #include "cpu/pool/rows.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -27,8 +28,6 @@ namespace {
 using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "bait_step_";
 
 // A pass over the rows; the pointers are those of the tensors, with their strides.
 template <class T, class S>
@@ -100,31 +99,16 @@ std::tuple<Tensor, Tensor> bait_step__cpu(const Tensor& pool, const Tensor& u, c
                                           const Tensor& w_offset, const Tensor& fisher_norm, const Tensor& beta,
                                           const Tensor& curvature, const Tensor& h, const Tensor& q,
                                           const Tensor& taken) {
-  check_dim(pool, 2, kOp, "pool");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1);
-  const ScalarType dtype = u.scalar_type();
-  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
-    check_shape(tensor, shape, kOp, argument);
-    check_dtype(tensor, dtype, kOp, argument);
-  };
-  check(u, {n_features}, "u");
-  check(u_offset, {}, "u_offset");
-  check(w, {n_features}, "w");
-  check(w_offset, {}, "w_offset");
-  check(fisher_norm, {}, "fisher_norm");
-  check(beta, {}, "beta");
-  check(curvature, {n_rows}, "curvature");
-  check(h, {n_rows}, "h");
-  check(q, {n_rows}, "q");
-  check_shape(taken, {n_rows}, kOp, "taken");
-  check_dtype(taken, ScalarType::Bool, kOp, "taken");
+  const BaitStepArguments call =
+      check_bait_step(pool, u, u_offset, w, w_offset, fisher_norm, beta, curvature, h, q, taken);
+  const int64_t n_rows = call.n_rows;
 
   Tensor index = torch::stable::new_empty(u, {}, ScalarType::Long);
   Tensor gain = torch::stable::new_empty(u, {});
   const Tensor dense_pool = with_contiguous_rows(pool);
   const Tensor dense_u = torch::stable::contiguous(u);
   const Tensor dense_w = torch::stable::contiguous(w);
-  dispatch_floating(dtype, kOp, [&](auto compute) {
+  dispatch_floating(call.dtype, kOp, [&](auto compute) {
     using scalar_t = typename decltype(compute)::type;
     dispatch_storage(pool.scalar_type(), kOp, [&](auto storage) {
       using storage_t = typename decltype(storage)::type;

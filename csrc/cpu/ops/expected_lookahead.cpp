@@ -20,6 +20,8 @@
 //
 // Limit: arithmetic. Per (candidate, point, class) about 5 operations for the two largest, 20 for the exponential, and
 // 10 for the error or 40 for the entropy; the error needs half a division, the entropy one.
+#include "torch/arguments/expected_lookahead.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -32,8 +34,6 @@
 #include "cpu/simd/scratch.h"
 #include "shared/losses.h"
 #include "shared/single_logit_shift.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -42,7 +42,6 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "expected_lookahead";
 constexpr int64_t kTileBytes = 1 << 18;  // of logits: an eighth of a large second-level cache, a quarter of a small one
 constexpr int64_t kChunk = 32;           // labels, a multiple of two
 
@@ -221,19 +220,9 @@ struct Worker {
 
 Tensor expected_lookahead_cpu(const Tensor& logits, const Tensor& columns, const Tensor& step_lengths,
                               const Tensor& probabilities, const std::string& loss_kind) {
-  const Loss kind = parse_loss(loss_kind, kOp);
-  STD_TORCH_CHECK(!needs_of(kind).targets, kOp, ": loss '", loss_kind, "' needs targets");
-  check_dim(logits, 2, kOp, "logits");
-  check_dim(columns, 2, kOp, "columns");
-  const int64_t n_classes = logits.size(0), n_eval = logits.size(1), n_candidates = columns.size(0);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  check_shape(columns, {kAnySize, n_eval}, kOp, "columns");
-  check_shape(step_lengths, {n_candidates}, kOp, "step_lengths");
-  check_shape(probabilities, {n_candidates, n_classes}, kOp, "probabilities");
-  check_dtype(columns, dtype, kOp, "columns");
-  check_dtype(step_lengths, dtype, kOp, "step_lengths");
-  check_dtype(probabilities, dtype, kOp, "probabilities");
+  const ExpectedLookaheadArguments call =
+      check_expected_lookahead(logits, columns, step_lengths, probabilities, loss_kind);
+  const int64_t n_classes = call.n_classes, n_eval = call.n_eval, n_candidates = call.n_candidates;
 
   Tensor sums = torch::stable::new_zeros(logits, {n_candidates}, ScalarType::Double);
   if (n_candidates == 0 || n_eval == 0 || n_classes == 1) {  // a single class is certain
@@ -242,13 +231,13 @@ Tensor expected_lookahead_cpu(const Tensor& logits, const Tensor& columns, const
   const Tensor dense_columns = n_eval == 1 || columns.stride(1) == 1 ? columns : torch::stable::contiguous(columns);
   const Tensor dense_lengths = torch::stable::contiguous(step_lengths);
   const Tensor dense_probabilities = torch::stable::contiguous(probabilities);
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Tile<scalar_t> common{};
     common.step_lengths = dense_lengths.const_data_ptr<scalar_t>();
     common.probabilities = dense_probabilities.const_data_ptr<scalar_t>();
     common.n_classes = n_classes;
-    common.kind = kind;
+    common.kind = call.kind;
     const Tiling tiling = tiling_of<scalar_t>(n_eval, n_classes, kTileBytes);
     const auto make_worker = [&] { return Worker<scalar_t>(logits, dense_columns, common, tiling.tile_points); };
     sum_over_tiles<scalar_t>(tiling, n_candidates, kOp, make_worker, sums.mutable_data_ptr<double>());

@@ -29,7 +29,7 @@
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
-#include "torch/checks.h"
+#include "torch/arguments/inner_products.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
 #include "torch/recycled_memory.h"
@@ -39,7 +39,6 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "inner_products";
 constexpr int64_t kDotRows = 10;       // up to here, packing points that lie like the rows costs more than it saves
 constexpr int64_t kInPlaceRows = 112;  // and here, points that lie as panels do,
 constexpr int64_t kInPlaceBytes = 1 << 19;  // unless so many lines at their distance lie on more pages than are near
@@ -256,19 +255,16 @@ template void multiply(const Matrix<double>&, const Matrix<double>&, int64_t, do
 namespace {
 
 Tensor inner_products_cpu(const Tensor& rows, const Tensor& points) {
-  check_dim(rows, 2, kOp, "rows");
-  check_dim(points, 2, kOp, "points");
-  const int64_t depth = rows.size(1);
-  check_shape(points, {kAnySize, depth}, kOp, "points");
-  check_dtype(points, rows.scalar_type(), kOp, "points");
-  const int64_t n_rows = rows.size(0), n_points = points.size(0);
+  const InnerProductsArguments call = check_inner_products(rows, points);
+  const int64_t n_rows = call.n_rows, n_points = call.n_points;
+
   Tensor out = recycled_empty(rows, {n_rows, n_points});
   const bool dots = takes_dots(n_rows, points.stride(0));
   const Tensor dense_rows = dots ? torch::stable::contiguous(rows) : rows;
   const Tensor dense_points = dots ? torch::stable::contiguous(points) : points;
-  dispatch_floating(rows.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    multiply(matrix_of<scalar_t>(dense_rows), matrix_of<scalar_t>(dense_points), depth,
+    multiply(matrix_of<scalar_t>(dense_rows), matrix_of<scalar_t>(dense_points), call.n_features,
              out.mutable_data_ptr<scalar_t>());
   });
   return out;

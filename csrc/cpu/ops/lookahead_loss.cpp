@@ -17,6 +17,8 @@
 // Parallel over pairs (tile, hypothesis), see cpu/passes/evaluation_tiles.h.
 //
 // Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds and 12 to 20 operations of softmax.
+#include "torch/arguments/lookahead_loss.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -29,8 +31,6 @@
 #include "cpu/passes/lookahead_tile.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -39,7 +39,6 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "lookahead_loss";
 constexpr int64_t kTileBytes = 1 << 20;  // of columns and logits: half of a common second-level cache
 
 template <class T>
@@ -220,54 +219,33 @@ Tensor lookahead_loss_cpu(const Tensor& logits, const Tensor& columns, const Ten
                           const Tensor& coefficients, const std::optional<Tensor>& triangle,
                           const std::optional<Tensor>& beta, const std::optional<Tensor>& variance,
                           const std::optional<Tensor>& targets, const std::string& loss_kind, double kappa) {
-  const Loss kind = parse_loss(loss_kind, kOp);
-  check_dim(logits, 2, kOp, "logits");
-  check_dim(batches, 2, kOp, "batches");
-  const int64_t n_classes = logits.size(0), n_eval = logits.size(1);
-  const int64_t n_hypotheses = batches.size(0), batch_size = batches.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  check_shape(columns, {kAnySize, n_eval}, kOp, "columns");
-  check_shape(coefficients, {n_hypotheses, batch_size, n_classes}, kOp, "coefficients");
-  check_dtype(columns, dtype, kOp, "columns");
-  check_dtype(coefficients, dtype, kOp, "coefficients");
-  check_dtype(batches, ScalarType::Long, kOp, "batches");
+  const LookaheadLossArguments call =
+      check_lookahead_loss(logits, columns, batches, coefficients, triangle, beta, variance, targets, loss_kind);
+  const bool labelled = needs_of(call.kind).targets;
+  const Tensor contiguous_batches = torch::stable::contiguous(batches);
+  check_index_range(contiguous_batches, call.n_rows, kOp, "batches");
+  if (labelled) {
+    check_index_range(torch::stable::contiguous(*targets), call.n_classes, kOp, "targets");
+  }
 
-  const bool linked = triangle.has_value() && beta.has_value() && variance.has_value();
+  Tensor sums = torch::stable::new_zeros(logits, {call.n_hypotheses}, ScalarType::Double);
+  if (call.n_hypotheses == 0 || call.n_eval == 0) {
+    return sums;
+  }
   std::optional<Tensor> contiguous_triangle, contiguous_beta;
-  if (linked) {
-    check_shape(*triangle, {n_hypotheses, batch_size, batch_size}, kOp, "triangle");
-    check_shape(*beta, {n_hypotheses, batch_size}, kOp, "beta");
-    check_shape(*variance, {n_eval}, kOp, "variance");
-    check_dtype(*triangle, dtype, kOp, "triangle");
-    check_dtype(*beta, dtype, kOp, "beta");
-    check_dtype(*variance, dtype, kOp, "variance");
+  if (call.linked) {
     contiguous_triangle = torch::stable::contiguous(*triangle);
     contiguous_beta = torch::stable::contiguous(*beta);
   }
-  const Tensor contiguous_batches = torch::stable::contiguous(batches);
-  check_index_range(contiguous_batches, columns.size(0), kOp, "batches");
-  const bool labelled = needs_of(kind).targets;
-  if (labelled) {
-    STD_TORCH_CHECK(targets.has_value(), kOp, ": targets must be given for loss '", loss_kind, "'");
-    check_shape(*targets, {n_eval}, kOp, "targets");
-    check_dtype(*targets, ScalarType::Long, kOp, "targets");
-    check_index_range(torch::stable::contiguous(*targets), n_classes, kOp, "targets");
-  }
-
-  Tensor sums = torch::stable::new_zeros(logits, {n_hypotheses}, ScalarType::Double);
-  if (n_hypotheses == 0 || n_eval == 0) {
-    return sums;
-  }
   const Tensor contiguous_coefficients = torch::stable::contiguous(coefficients);
-  const bool dense_columns = n_eval == 1 || columns.stride(1) == 1;
+  const bool dense_columns = call.n_eval == 1 || columns.stride(1) == 1;
   const Tensor contiguous_columns = dense_columns ? columns : torch::stable::contiguous(columns);
-  const Inputs inputs{logits, contiguous_columns, linked ? &*variance : nullptr, labelled ? &*targets : nullptr};
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  const Inputs inputs{logits, contiguous_columns, call.linked ? &*variance : nullptr, labelled ? &*targets : nullptr};
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    lookahead_loss_impl<scalar_t>(inputs, contiguous_batches, contiguous_coefficients,
-                                  linked ? &*contiguous_triangle : nullptr, linked ? &*contiguous_beta : nullptr, kind,
-                                  kappa, sums.mutable_data_ptr<double>());
+    lookahead_loss_impl<scalar_t>(
+        inputs, contiguous_batches, contiguous_coefficients, call.linked ? &*contiguous_triangle : nullptr,
+        call.linked ? &*contiguous_beta : nullptr, call.kind, kappa, sums.mutable_data_ptr<double>());
   });
   return sums;
 }

@@ -16,6 +16,8 @@
 // Parallel over blocks of rows; each lane's sums have one order, so equal rows agree to the bit.
 //
 // Limit: arithmetic. One exponential per (row, sample, class) and about 10 other operations.
+#include "torch/arguments/mc_predictive.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -28,7 +30,6 @@
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
 #include "shared/numbers.h"
-#include "torch/checks.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
 
@@ -37,8 +38,6 @@ namespace {
 using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "mc_predictive";
 
 #if LAPAL_HAS_CLONES
 LAPAL_AVX512 void avx512_kernel(const SampleBlock<float>& block, int64_t n_samples) {
@@ -127,14 +126,8 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
 }
 
 std::tuple<Tensor, Tensor> mc_predictive_cpu(const Tensor& logits, const Tensor& variance, const Tensor& noise) {
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  check_shape(variance, {n_rows}, kOp, "variance");
-  check_shape(noise, {kAnySize, n_classes}, kOp, "noise");
-  check_dtype(variance, dtype, kOp, "variance");
-  check_dtype(noise, dtype, kOp, "noise");
+  const McPredictiveArguments call = check_mc_predictive(logits, variance, noise);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
 
   Tensor mean = torch::stable::new_empty(logits, {n_rows, n_classes});
   Tensor entropy = torch::stable::new_empty(logits, {n_rows});
@@ -143,7 +136,7 @@ std::tuple<Tensor, Tensor> mc_predictive_cpu(const Tensor& logits, const Tensor&
   }
   const Tensor dense_noise = torch::stable::contiguous(noise);
   const Inputs inputs{logits, variance, dense_noise};
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     mc_predictive_impl(inputs, mean.mutable_data_ptr<scalar_t>(), entropy.mutable_data_ptr<scalar_t>());
   });

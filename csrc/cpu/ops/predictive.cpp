@@ -12,6 +12,8 @@
 // Parallel over blocks of rows.
 //
 // Limit: one exponential per number, and for few classes two transpositions in the first-level cache.
+#include "torch/arguments/predictive.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -21,7 +23,6 @@
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
 #include "shared/likelihood.h"
-#include "torch/checks.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
 
@@ -31,7 +32,6 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "predictive";
 constexpr int64_t kManyClasses = 64;  // from here on a row fills its last register well enough
 
 template <class T>
@@ -153,18 +153,13 @@ void predictive_impl(const Rows<T>& rows) {
 }
 
 Tensor predictive_cpu(const Tensor& logits, const std::optional<Tensor>& variance, double kappa) {
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  if (variance.has_value()) {
-    check_shape(*variance, {n_rows}, kOp, "variance");
-    check_dtype(*variance, dtype, kOp, "variance");
-  }
+  const PredictiveArguments call = check_predictive(logits, variance);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
   Tensor probabilities = torch::stable::new_empty(logits, {n_rows, n_classes});
   if (n_rows == 0 || n_classes == 0) {
     return probabilities;
   }
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Rows<scalar_t> rows{};
     rows.logits = logits.const_data_ptr<scalar_t>();

@@ -16,6 +16,8 @@
 // sum on D alone (one for few rows, one for many): equal rows have equal variances, for any thread count.
 //
 // Limit: arithmetic, N D^2 / 2 multiply-adds.
+#include "torch/arguments/predictive_variance.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -26,7 +28,6 @@
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
-#include "torch/checks.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
 
@@ -35,7 +36,6 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "predictive_variance";
 constexpr int64_t kFewRows = 64;         // up to here, packing the triangle costs more than it saves
 constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
 
@@ -192,15 +192,13 @@ void predictive_variance_impl(Form<T> form, const T* covariance) {
 }
 
 Tensor predictive_variance_cpu(const Tensor& features, const Tensor& covariance) {
-  check_dim(features, 2, kOp, "features");
-  const int64_t n_rows = features.size(0), n_features = features.size(1);
-  check_shape(covariance, {n_features, n_features}, kOp, "covariance");
-  check_dtype(covariance, features.scalar_type(), kOp, "covariance");
+  const PredictiveVarianceArguments call = check_predictive_variance(features, covariance);
+  const int64_t n_rows = call.n_rows, n_features = call.n_features;
   const bool few = n_rows <= kFewRows;
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
   const Tensor dense_features = few ? torch::stable::contiguous(features) : features;
   Tensor variance = torch::stable::new_empty(features, {n_rows});
-  dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Form<scalar_t> form{matrix_of<scalar_t>(dense_features), n_features, nullptr,
                               variance.mutable_data_ptr<scalar_t>()};

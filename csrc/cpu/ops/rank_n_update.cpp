@@ -26,7 +26,7 @@
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
-#include "torch/checks.h"
+#include "torch/arguments/rank_n_update.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
 #include "torch/recycled_memory.h"
@@ -36,7 +36,6 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "rank_n_update";
 constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
 
 template <class T>
@@ -258,23 +257,16 @@ namespace {
 
 Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor& weights,
                          const std::optional<Tensor>& triangle) {
-  check_dim(rows, 2, kOp, "rows");
-  const int64_t n_rows = rows.size(0), size = rows.size(1);
-  check_shape(matrix, {size, size}, kOp, "matrix");
-  check_shape(weights, {n_rows}, kOp, "weights");
-  check_dtype(rows, matrix.scalar_type(), kOp, "rows");
-  check_dtype(weights, matrix.scalar_type(), kOp, "weights");
-  if (triangle) {
-    check_shape(*triangle, {n_rows, n_rows}, kOp, "triangle");
-    check_dtype(*triangle, matrix.scalar_type(), kOp, "triangle");
-  }
+  const RankNUpdateArguments call = check_rank_n_update(matrix, rows, weights, triangle);
+  const int64_t n_rows = call.n_rows, size = call.n_features;
+
   Tensor out = recycled_empty(matrix, {size, size});
   const Tensor dense_matrix = torch::stable::contiguous(matrix);
   const Tensor dense_rows = torch::stable::contiguous(rows);
   const Tensor dense_weights = torch::stable::contiguous(weights);
   const std::optional<Tensor> dense_triangle =
       triangle ? std::optional<Tensor>(torch::stable::contiguous(*triangle)) : std::nullopt;
-  dispatch_floating(matrix.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     update_matrix(RankNUpdate<scalar_t>{dense_matrix.const_data_ptr<scalar_t>(), dense_rows.const_data_ptr<scalar_t>(),
                                         dense_weights.const_data_ptr<scalar_t>(),

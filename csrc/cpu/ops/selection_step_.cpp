@@ -14,6 +14,8 @@
 // (cpu/pool/rows.h).
 //
 // Limit: memory, one read of the pool.
+#include "torch/arguments/selection_step_.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -26,8 +28,6 @@
 #include "cpu/pool/rows.h"
 #include "cpu/simd/lanes.h"
 #include "shared/likelihood.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -36,7 +36,6 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "selection_step_";
 constexpr int64_t kTileBytes = 1 << 17;  // of the buffer of logits: it stays in the second-level cache
 
 // A pass over the rows; the pointers are those of the tensors, with their strides.
@@ -185,33 +184,10 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
                                                const std::optional<Tensor>& variance, const Tensor& taken,
                                                const std::optional<Tensor>& scale, const std::string& kind_name,
                                                double kappa) {
-  const Utility kind = parse_utility(kind_name, kOp);
-  check_dim(pool, 2, kOp, "pool");
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  check_shape(logits, {n_rows, kAnySize}, kOp, "logits");
-  check_shape(u, {n_features}, kOp, "u");
-  check_shape(offset, {}, kOp, "offset");
-  check_shape(g, {n_classes}, kOp, "g");
-  check_shape(beta, {}, kOp, "beta");
-  check_shape(taken, {n_rows}, kOp, "taken");
-  check_dtype(u, dtype, kOp, "u");
-  check_dtype(offset, dtype, kOp, "offset");
-  check_dtype(g, dtype, kOp, "g");
-  check_dtype(beta, dtype, kOp, "beta");
-  check_dtype(taken, ScalarType::Bool, kOp, "taken");
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  if (variance.has_value()) {
-    check_shape(*variance, {n_rows}, kOp, "variance");
-    check_dtype(*variance, dtype, kOp, "variance");
-  }
-  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp, ": utility 'variance' needs variance");
+  const SelectionStepArguments call =
+      check_selection_step(pool, u, offset, g, beta, logits, variance, taken, scale, kind_name);
   std::optional<Tensor> dense_scale;
-  if (kind == Utility::gradient_norm) {
-    STD_TORCH_CHECK(scale.has_value(), kOp, ": utility 'gradient_norm' needs scale");
-    check_shape(*scale, {n_rows}, kOp, "scale");
-    check_dtype(*scale, dtype, kOp, "scale");
+  if (needs_of(call.kind).scale) {
     dense_scale = torch::stable::contiguous(*scale);
   }
 
@@ -220,7 +196,7 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
   const Tensor dense_pool = with_contiguous_rows(pool);
   const Tensor dense_u = torch::stable::contiguous(u);
   const Tensor dense_g = torch::stable::contiguous(g);
-  dispatch_floating(dtype, kOp, [&](auto compute) {
+  dispatch_floating(call.dtype, kOp, [&](auto compute) {
     using scalar_t = typename decltype(compute)::type;
     dispatch_storage(pool.scalar_type(), kOp, [&](auto storage) {
       using storage_t = typename decltype(storage)::type;
@@ -235,16 +211,16 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
       pass.logits = logits.mutable_data_ptr<scalar_t>();
       pass.row_stride = logits.stride(0);
       pass.class_stride = logits.stride(1);
-      pass.n_classes = n_classes;
+      pass.n_classes = call.n_classes;
       if (variance.has_value()) {
         pass.variance = variance->mutable_data_ptr<scalar_t>();
         pass.variance_stride = variance->stride(0);
       }
       pass.taken = {taken.mutable_data_ptr<bool>(), taken.stride(0)};
       pass.scale = dense_scale.has_value() ? dense_scale->const_data_ptr<scalar_t>() : nullptr;
-      pass.kind = kind;
+      pass.kind = call.kind;
       pass.kappa = scalar_t(kappa);
-      const Best best = selection_step_impl(pass, n_rows);
+      const Best best = selection_step_impl(pass, call.n_rows);
       *index.mutable_data_ptr<int64_t>() = best.index;
       *utility.mutable_data_ptr<scalar_t>() = scalar_t(best.utility);
     });

@@ -29,8 +29,7 @@
 #include "cpu/passes/line_search.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
+#include "torch/arguments/update_coefficients.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
 
@@ -40,7 +39,6 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "update_coefficients";
 constexpr int kL = kLanes<double>;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
@@ -282,13 +280,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
                                                                    const Tensor& targets, double gamma,
                                                                    const std::string& step,
                                                                    const std::string& curvature) {
-  check_dim(logits, 3, kOp, "logits");
-  const int64_t n_hypotheses = logits.size(0), batch_size = logits.size(1), n_classes = logits.size(2);
-  check_shape(gram, {n_hypotheses, batch_size, batch_size}, kOp, "gram");
-  check_shape(targets, {n_hypotheses, batch_size}, kOp, "targets");
-  check_dtype(logits, gram.scalar_type(), kOp, "logits");
-  check_dtype(targets, ScalarType::Long, kOp, "targets");
-  const UpdateRule rule = parse_update_rule(gamma, step, curvature, kOp);
+  const UpdateCoefficientsArguments call = check_update_coefficients(gram, logits, targets, gamma, step, curvature);
+  const int64_t n_hypotheses = call.n_hypotheses, batch_size = call.batch_size, n_classes = call.n_classes;
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 
@@ -298,7 +291,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
   Tensor weights = torch::stable::new_empty(gram, {n_hypotheses, batch_size});
   const Tensor dense_gram = torch::stable::contiguous(gram);
   const Tensor dense_logits = torch::stable::contiguous(logits);
-  dispatch_floating(gram.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Hypotheses<scalar_t> hypotheses{n_hypotheses,
                                           batch_size,
@@ -310,7 +303,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
                                           triangle.mutable_data_ptr<scalar_t>(),
                                           beta.mutable_data_ptr<scalar_t>(),
                                           weights.mutable_data_ptr<scalar_t>()};
-    find_coefficients(hypotheses, rule);
+    find_coefficients(hypotheses, call.rule);
   });
   return {coefficients, triangle, beta, weights};
 }

@@ -10,6 +10,8 @@
 // Parallel over blocks of rows.
 //
 // Limit: one exponential and one transposition in the first-level cache per logit.
+#include "torch/arguments/utility.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -21,8 +23,6 @@
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
 #include "shared/likelihood.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
 
@@ -31,8 +31,6 @@ namespace {
 using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "utility";
 
 template <class T>
 struct Rows {
@@ -101,26 +99,13 @@ void utility_impl(const Rows<T>& rows) {
 
 Tensor utility_cpu(const Tensor& logits, const std::optional<Tensor>& variance, const std::optional<Tensor>& scale,
                    const std::string& kind_name, double kappa) {
-  const Utility kind = parse_utility(kind_name, kOp);
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp, ": utility 'variance' needs variance");
-  STD_TORCH_CHECK(kind != Utility::gradient_norm || scale.has_value(), kOp, ": utility 'gradient_norm' needs scale");
-  if (variance.has_value()) {
-    check_shape(*variance, {n_rows}, kOp, "variance");
-    check_dtype(*variance, dtype, kOp, "variance");
-  }
-  if (kind == Utility::gradient_norm) {
-    check_shape(*scale, {n_rows}, kOp, "scale");
-    check_dtype(*scale, dtype, kOp, "scale");
-  }
+  const UtilityArguments call = check_utility(logits, variance, scale, kind_name);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
   Tensor utilities = torch::stable::new_empty(logits, {n_rows});
   if (n_rows == 0) {
     return utilities;
   }
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Rows<scalar_t> rows{};
     rows.logits = logits.const_data_ptr<scalar_t>();
@@ -132,11 +117,11 @@ Tensor utility_cpu(const Tensor& logits, const std::optional<Tensor>& variance, 
       rows.variance = variance->const_data_ptr<scalar_t>();
       rows.variance_stride = variance->stride(0);
     }
-    if (kind == Utility::gradient_norm) {
+    if (needs_of(call.kind).scale) {
       rows.scale = scale->const_data_ptr<scalar_t>();
       rows.scale_stride = scale->stride(0);
     }
-    rows.kind = kind;
+    rows.kind = call.kind;
     rows.kappa = scalar_t(kappa);
     rows.utilities = utilities.mutable_data_ptr<scalar_t>();
     utility_impl(rows);
