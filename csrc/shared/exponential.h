@@ -8,7 +8,7 @@ namespace lapal_ext {
 namespace detail {
 
 // (exp(r) - 1 - r) / r^2 for |r| <= log(2)/2: minimax, 0.13 ulp in float and 0.06 ulp in double. Even and odd powers
-// apart: half the chain of dependent operations, which is what a loop of exponentials waits for.
+// are separate sums, which halves the chain of dependent operations.
 LAPAL_HD float exp_remainder(float r, float square) {
   const float even = (0x1.6d113cp-10f * square + 0x1.555520p-5f) * square + 0.5f;
   const float odd = 0x1.120ba2p-7f * square + 0x1.5554dcp-3f;
@@ -51,31 +51,31 @@ LAPAL_HD double log_remainder(double z) {
 
 }  // namespace detail
 
-// exp(x) within 2 ulp where x is not below the smallest exponent and exp(x) is finite; NaN stays NaN, and what comes of
-// any other x is wrong.
+// exp(x) within 2 ulp, if x is not below the smallest exponent and exp(x) is finite. NaN stays NaN. The result is wrong
+// for any other x.
 template <class T>
 LAPAL_HD T exp_in_range(T x) {
   using N = detail::Number<T>;
   using Bits = typename N::Bits;
   constexpr T kLog2e = T(1.44269504088896340736);
-  const T rounded = x * kLog2e + N::kRounder;  // leaves n = round(x / log 2) in the lowest bits
+  const T rounded = x * kLog2e + N::kRounder;  // the lowest bits are n = round(x / log 2)
   const T n = rounded - N::kRounder;
   const T r = (x - n * N::kLog2High) - n * N::kLog2Low;
   const T square = r * r;
   const T p = detail::exp_remainder(r, square) * square + (T(1) + r);
-  // p 2^n: what lies above n in the bits is shifted out, and a negative n borrows from the exponent of p.
+  // p 2^n: the shift drops all bits above n, and a negative n borrows from the exponent of p.
   const Bits exponent = detail::bit_cast<Bits>(rounded) << N::kMantissa;
   return detail::bit_cast<T>(Bits(detail::bit_cast<Bits>(p) + exponent));
 }
 
-// exp(x) for x <= 0 within 2 ulp, zero where it would not be a normal number: those are slow to compute with, and
-// nothing that is added to one sees them. NaN stays NaN.
+// exp(x) for x <= 0 within 2 ulp. Zero instead of a subnormal number: those are slow, and do not change a sum that
+// contains one. NaN stays NaN.
 template <class T>
 LAPAL_HD T exp_nonpositive(T x) {
   return x < detail::Number<T>::kSmallestExponent ? T(0) : exp_in_range(x);
 }
 
-// The exponential of a class that loses, zero for the winner: one condition, so that vector code needs one mask.
+// The exponential of a losing class, and zero for the winner. One condition, so that vector code needs one mask.
 template <class T>
 LAPAL_HD T losing_term(T shifted, bool loses) {
   const bool counts = loses & !(shifted < detail::Number<T>::kSmallestExponent);
@@ -88,7 +88,7 @@ LAPAL_HD T log1p_nonnegative(T x) {
   using N = detail::Number<T>;
   using Bits = typename N::Bits;
   const T u = T(1) + x;
-  const T lost = (x - (u - T(1))) / u;  // what rounding to u dropped
+  const T lost = (x - (u - T(1))) / u;  // the rounding error of u
   const Bits bits = detail::bit_cast<Bits>(u);
   const Bits exponent = (bits - N::kHalfRoot) >> N::kMantissa;  // of u = m 2^exponent, m in [sqrt(1/2), sqrt(2))
   const T f = detail::bit_cast<T>(Bits(bits - (exponent << N::kMantissa))) - T(1);

@@ -1,5 +1,4 @@
-// The softmax likelihood: links, curvatures and step rules. lapal_ext/likelihood.py has the same formulas by the same
-// names.
+// The softmax likelihood: links, curvatures and step rules, with the names of lapal_ext/likelihood.py.
 #pragma once
 
 #include "shared/softmax_sums.h"

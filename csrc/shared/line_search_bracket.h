@@ -1,6 +1,6 @@
-// How the line search of one observation goes on, once slope and steepness at its present step length are known.
-// Shared by CPU and CUDA, which sum these over the classes each in its own way; see likelihood.py for why Newton's step
-// is safeguarded.
+// One iteration of the line search of an observation, from the slope and the steepness at the present step length. The
+// CPU and CUDA sum these over the classes in their own ways. lapal_ext/likelihood.py says why Newton's step is
+// safeguarded.
 #pragma once
 
 #include "shared/likelihood.h"
@@ -13,7 +13,7 @@ struct LineSearchBracket {
 
   LAPAL_HD explicit LineSearchBracket(double gamma) : low(0.0), high(gamma), a(gamma), last_move(gamma) {}
 
-  // Moves a; returns whether it has converged. A slope that is not a number makes a one.
+  // Moves a and returns whether it has converged. A slope that is NaN makes a NaN.
   LAPAL_HD bool advance(double slope, double steepness) {
     if (slope != slope) {
       a = slope;

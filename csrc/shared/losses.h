@@ -1,4 +1,4 @@
-// The losses, one place for each thing that differs between them. lapal_ext/losses.py has the same formulas.
+// The losses: their names, what they need, and their formulas.
 //
 // csrc/README.md, "Adding a loss", lists every place to change.
 #pragma once
@@ -30,7 +30,7 @@ constexpr const char* name_of(Loss kind) {
 
 // What a kernel must find for one evaluation point before it can call loss().
 struct LossNeeds {
-  bool targets;       // the label; a loss without it is expected under the predictive
+  bool targets;       // the label; a loss without it is an expectation under the predictive
   bool target_logit;  // the shifted logit of the label
   bool hit;           // whether the label is the winner
   bool sums;          // the sum of the exponentials of the losing classes

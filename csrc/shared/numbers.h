@@ -27,7 +27,7 @@ struct Number<float> {
   using Bits = uint32_t;
   static constexpr int kMantissa = 23;
   static constexpr Bits kHalfRoot = 0x3f3504f3;        // sqrt(1/2)
-  static constexpr float kSmallestExponent = -87.33f;  // exp of it is just a normal number
+  static constexpr float kSmallestExponent = -87.33f;  // its exponential is the smallest normal number
   static constexpr float kSquareLift = 0x1p54f;        // its square times any number of classes is finite
   static constexpr float kRounder = 0x1.8p23f;
   static constexpr float kLog2High = 355.0f / 512.0f;  // few bits: n * kLog2High is exact

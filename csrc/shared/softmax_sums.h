@@ -14,11 +14,11 @@ enum class Moment {
   none,
   largest,         // their maximum
   squares,         // of the exponentials
-  lifted_squares,  // of the exponentials times kSquareLift, which keeps those of confident rows
+  lifted_squares,  // of the exponentials times kSquareLift, so that those of confident rows do not vanish
   energy,          // exponential times shifted logit
 };
 
-// One losing class: its exponential `other` = exp(shifted) joins the second sum.
+// Adds one losing class with exponential `other` = exp(shifted) to the moment.
 template <Moment moment, class T>
 LAPAL_HD T add_moment(T sum, T other, T shifted) {
   if constexpr (moment == Moment::largest) {
@@ -36,7 +36,7 @@ LAPAL_HD T add_moment(T sum, T other, T shifted) {
   }
 }
 
-// The same for `count` losing classes whose exponential is one.
+// Adds `count` losing classes that tie with the winner: their exponential is one.
 template <Moment moment, class T>
 LAPAL_HD T add_ties(T sum, T count) {
   if constexpr (moment == Moment::largest) {

@@ -1,5 +1,4 @@
-// The utilities of one row, one place for each thing that differs between them. lapal_ext/utilities.py has the same
-// formulas.
+// The utilities of one row: their names, what they need, and their formulas.
 //
 // csrc/README.md, "Adding a utility", lists every place to change.
 #pragma once
@@ -64,7 +63,7 @@ LAPAL_HD T utility(T rest, T moment, T scale) {
     return rest / (T(1) + rest);
   } else {
     static_assert(kind == Utility::gradient_norm, "a utility without a formula; variance is no function of the logits");
-    // The rest is taken out of the norm: its square is below the smallest float on confident rows.
+    // The rest is a factor outside of the norm: its square would underflow on confident rows.
     const T lifted = rest * detail::Number<T>::kSquareLift;
     const T divisor = lifted > T(0) ? lifted : T(1);
     return rest * square_root(T(1) + moment / divisor / divisor) / (T(1) + rest) * scale;

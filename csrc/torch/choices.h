@@ -1,4 +1,4 @@
-// The choices that Python names by strings, as the enumerations of shared/.
+// The strings that Python uses for losses, utilities, steps and curvatures, as the enumerations of shared/.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
@@ -13,7 +13,7 @@ namespace lapal_ext {
 
 namespace detail {
 
-// The kind of that name, which is one of `kinds`.
+// The one of `kinds` with that name; an error if there is none.
 template <class Kind, size_t kCount>
 Kind parse(const Kind (&kinds)[kCount], const std::string& name, const char* what, const char* op) {
   for (const Kind kind : kinds) {

@@ -1,7 +1,7 @@
 // A parallel loop in which every worker has memory of its own.
 //
-// The body may not throw: an exception inside parallel_for would cross a C boundary. So the memory of a worker is
-// something that converts to false where it could not be had, and the failure becomes an error here, after the loop.
+// The body may not throw, because an exception inside parallel_for would cross a C boundary. So the memory of a worker
+// converts to false if it could not be allocated, and this loop raises the error at the end.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,11 +1,15 @@
-// cpu/passes/lookahead_tile.h for float32 with AVX-512: the softmax after a hypothesis in one pass over the classes.
+// cpu/passes/lookahead_tile.h for float32 with AVX-512: one pass over the classes computes the logits after a
+// hypothesis and the sums of their softmax.
 //
-//   x_k = (logits_k - max logits + sum_t columns_t H_tk) log2(e),  by kind of loss the sums of cpu/avx512/softmax.h.
+//   x_k = (logits_k - max logits + sum_t columns_t H_tk) log2(e)
 //
-// Two blocks of points at a time, since a multiply-add that also loads its factor takes half as long again. A group of
-// classes is accumulated in registers, then joins the sums from there, while the multiply-adds of the next group
-// already run. Logits are relative to the largest before the hypothesis. Where one moves the largest so far that powers
-// would leave the range of float32, a second pass over the moved logits takes them relative to the new one.
+// The sums are those of cpu/avx512/softmax.h; the loss decides which of them are needed.
+//
+// Two blocks of points share every factor: a multiply-add that loads its factor from memory takes half as long again.
+// The logits of a group of classes are accumulated in registers and added to the sums from there; the multiply-adds of
+// the next group overlap with that. Logits are relative to the largest before the hypothesis. If a hypothesis moves the
+// largest so far that powers would leave the range of float32, a second pass over the moved logits is relative to the
+// new largest.
 //
 // Limit: b multiply-adds and 12 to 14 other instructions per class of a block.
 #pragma once
@@ -20,7 +24,7 @@
 
 namespace lapal_ext {
 
-// Blocks of points that lie side by side, and one hypothesis.
+// Neighbouring blocks of points, and one hypothesis.
 struct Avx512Blocks {
   const float* logits;        // [block][C][lane]
   const float* columns;       // of the first point
@@ -32,7 +36,7 @@ struct Avx512Blocks {
   float* moved;  // [block][C][lane]
 };
 
-// What becomes of them.
+// The results for these blocks.
 struct Avx512Results {
   float* best;     // [block][lane]
   float* rest;     // as best
@@ -89,7 +93,7 @@ LAPAL_AVX512 inline void avx512_move_group(const Avx512Blocks& blocks, int64_t f
   }
 }
 
-// A group of `size` <= kClasses of them.
+// A group of `size` <= kClasses classes.
 template <int kBlocks, int kClasses, Moment moment>
 LAPAL_AVX512 inline void avx512_move_some(const Avx512Blocks& blocks, int64_t first, int64_t size,
                                           const typename Avx512LosingSums<moment>::Exp2& exp2,

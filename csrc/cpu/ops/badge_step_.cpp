@@ -1,16 +1,19 @@
-// One k-means++ pick of BADGE: a single pass over the pool, and a draw.
+// One k-means++ pick of BADGE: one pass over the pool, then a draw.
 //
-//   |g (x) phi - g* (x) phi*|^2 = |g|^2 |phi|^2 + |g*|^2 |phi*|^2 - 2 (g.g*)(phi.phi*), never below the row's distance
-//   so far; then the first row at which the running sum of distances exceeds threshold times its total.
+//   |g (x) phi - g* (x) phi*|^2 = |g|^2 |phi|^2 + |g*|^2 |phi*|^2 - 2 (g.g*)(phi.phi*)
 //
-// Shapes: pool [N, D] in any storage dtype, u [D], gradient [N, C], g [C], squared_norm and distance [N].
+// A row keeps the smaller of this distance and its distance so far. The draw returns the first row at which the running
+// sum of distances exceeds threshold times the total.
 //
-// Layout: pool rows contiguous. Rows are worked off in tiles: one dot product per row with phi* and one with g*, each
-// in an order that D or C alone decides; then the distances with rows in lanes. Few classes, or class-major gradients,
-// lie in lanes as well: a dot product over ten classes would be all tail.
+// Shapes: pool [N, D] in any storage dtype, u = phi* [D], gradient [N, C], g = g* [C], squared_norm and distance [N].
 //
-// Parallel over tiles of a fixed size, each with a float64 sum of its distances. The running sum of a row is that of
-// the tiles before it plus that of its own tile up to it, for any thread count; only one tile is searched row by row.
+// Layout: pool rows are contiguous. Every row of a tile has one dot product with phi* and one with g*, each in an order
+// that depends on D or C only. Then the distances are computed with rows in lanes. If there are few classes, or if the
+// gradients are class-major, the product with g* also has rows in lanes: a dot product over ten classes would not fill
+// a register.
+//
+// Parallel over tiles of a fixed size. Each tile has a float64 sum of its distances. The draw first finds the tile from
+// these sums, then the row inside this one tile, so the result does not depend on the number of threads.
 //
 // Limit: memory, one read of the pool.
 #include "torch/arguments/badge_step_.h"
@@ -33,9 +36,9 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr double kSamePoint = 16.0;  // distances below this many eps of the norms they come from are rounding
+constexpr double kSamePoint = 16.0;  // a distance below so many eps of its norms is rounding
 
-// A pass over the rows; the pointers are those of the tensors, with their strides.
+// The data of one pass: pointers and strides of the tensors.
 template <class T, class S>
 struct Pass {
   PoolRows<S> pool;
@@ -103,7 +106,7 @@ LAPAL_HD double badge_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, 
       const T norms = squared_norm[lane] + pass.centre_norm;
       const T product = along_g[lane] * along_u[lane];
       const T computed = norms - T(2) * product;
-      // A NaN is no rounding: it stays, and the caller sees it.
+      // A NaN is not rounding: it is stored, so that the caller can detect it.
       const T fresh = computed <= kRounding * norms ? T(0) : computed;
       const T old = distance[lane];
       const T lower = fresh < old ? fresh : old;
@@ -124,7 +127,7 @@ LAPAL_HD double badge_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, 
 LAPAL_FOR_POOL_TYPES(LAPAL_BADGE_KERNEL)
 #undef LAPAL_BADGE_KERNEL
 
-// The first row whose running sum exceeds the target, which lies below the total; sums holds one per tile.
+// The first row whose running sum exceeds the target. The target is below the total; `sums` has one sum per tile.
 template <class T>
 int64_t draw(const T* distance, int64_t stride, int64_t n_rows, const std::vector<double>& sums, double target) {
   double before = 0.0;
@@ -156,11 +159,11 @@ int64_t badge_step_impl(const Pass<T, S>& pass, int64_t n_rows, double threshold
   for (const double sum : sums) {
     total += sum;
   }
-  // Not `total <= 0`: with a NaN among the distances nothing can be drawn.
+  // Not `total <= 0`: if a distance is NaN, the total is NaN and there is no draw.
   if (!(total > 0.0)) {
     return -1;
   }
-  // A threshold just below one may round to the total itself, which no running sum exceeds.
+  // A threshold just below one may round to the total, and no running sum exceeds the total.
   const double target = std::min(std::nextafter(total, 0.0), threshold * total);
   return draw(pass.distance, pass.distance_stride, n_rows, sums, target);
 }

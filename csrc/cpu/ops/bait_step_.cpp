@@ -1,15 +1,16 @@
-// One pick of BAIT with the binary-surrogate Fisher information: a single pass over the pool.
+// One pick of BAIT with the binary surrogate of the Fisher information: one pass over the pool.
 //
-//   a = Phi u + u_offset;  c = Phi w + w_offset;  h -= beta a^2;  q += beta a (beta a u^T F u - 2 c);
-//   the free row with the largest gain s q / (1 + s h) is taken.
+//   a = Phi u + u_offset;  c = Phi w + w_offset;  h -= beta a^2;  q += beta a (beta a u^T F u - 2 c)
+//
+// The pick is the free row with the largest gain s q / (1 + s h).
 //
 // Shapes: pool [N, D] in any storage dtype, u and w [D], curvature s, h, q and taken [N].
 //
-// Layout: pool rows contiguous. Rows are worked off in tiles: both dot products of a row while it is in the first-level
-// cache, each in one fixed order; then h, q and the gain with rows in lanes. A block that is not full is computed like
-// a full one, so equal rows keep equal values.
+// Layout: pool rows are contiguous. Both dot products of a row are computed while the row is in the first-level cache,
+// each in one fixed order. Then h, q and the gain are computed with rows in lanes. An incomplete block is computed like
+// a complete one, so equal rows have equal gains.
 //
-// Parallel over tiles of a fixed size; the best rows of the tiles are compared in order (cpu/pool/rows.h).
+// Parallel over tiles of a fixed size. The best rows of the tiles are compared in order (cpu/pool/rows.h).
 //
 // Limit: memory, one read of the pool.
 #include "torch/arguments/bait_step_.h"
@@ -29,11 +30,11 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// A pass over the rows; the pointers are those of the tensors, with their strides.
+// The data of one pass: pointers and strides of the tensors.
 template <class T, class S>
 struct Pass {
   PoolRows<S> pool;
-  bool moves;  // false: the previous pick counts for nothing, and the pool is not read
+  bool moves;  // false if the previous pick changes nothing: then the pool is not read
   Direction<T> u;
   Direction<T> w;
   T fisher_norm;

@@ -1,25 +1,29 @@
-// Expected loss after one more label, for every candidate and all its possible labels at once.
+// Expected loss after one more label, for every candidate, over all labels that it may have.
 //
 //   out_n = sum over e and k of p_nk loss(softmax(z_e + delta (e_k - p_n))),  delta = a_n c_ne.
 //
 // Shapes: logits z [C, E], columns c [N, E], step lengths a [N], probabilities p [N, C] -> float64 [N].
 //
-// All labels of a candidate share t = z - delta p and differ in class k alone, so per (candidate, point) one pass finds
-// the two largest of t, one takes C exponentials relative to the runner-up, and the last takes class k out of their sum
-// and lets it return (shared/single_logit_shift.h). That needs exp(t_k + delta) for every k: the product of the weight
-// at hand with exp(delta), or an exponential of its own in a block where a delta is too large for that. The winner of t
-// is the only class that lies above the runner-up, and the only one that leaves another largest behind: its label is
-// taken by itself. For the error, float32 with AVX-512 needs one pass for the first two
-// (cpu/avx512/hypothetical_labels.h).
+// All labels of a candidate share t = z - delta p; label k adds delta to class k only. So a (candidate, point) takes
+// three passes over the classes instead of C softmaxes:
 //
-// Layout: evaluation points lie in lanes. The logits of a tile of points are packed as [block][C][lane] and stay in the
-// second-level cache while all candidates pass over them; columns are read where they are.
+// 1. Find the two largest of t.
+// 2. Compute the C exponentials relative to the second largest, and their sum.
+// 3. For each label k, replace the exponential of class k in the sum by exp(t_k + delta) (shared/single_logit_shift.h).
+//    This is the exponential of pass 2 times exp(delta). In a block where delta is too large for that, it is an
+//    exponential of its own.
+//
+// The winner of t is the only class whose removal changes the largest logit, so its label is computed separately. For
+// the error, float32 with AVX-512 needs one pass for the first two (cpu/avx512/hypothetical_labels.h).
+//
+// Layout: evaluation points are in lanes. The logits of a tile of points are packed as [block][C][lane] and stay in the
+// second-level cache for all candidates. Columns are read in place.
 //
 // Parallel over pairs (tile, candidate), see cpu/passes/evaluation_tiles.h. The losses of at most kChunk labels are
 // added in the dtype of the inputs, and these sums in float64.
 //
 // Limit: arithmetic. Per (candidate, point, class) about 5 operations for the two largest, 20 for the exponential, and
-// 10 for the error or 40 for the entropy; the error needs half a division, the entropy one.
+// 10 for the error or 40 for the entropy. The error needs half a division, the entropy one.
 #include "torch/arguments/expected_lookahead.h"
 
 #include <torch/csrc/stable/library.h>
@@ -45,7 +49,7 @@ using torch::stable::Tensor;
 constexpr int64_t kTileBytes = 1 << 18;  // of logits: an eighth of a large second-level cache, a quarter of a small one
 constexpr int64_t kChunk = 32;           // labels, a multiple of two
 
-// One tile of points, and everything about the candidates that is the same for all tiles.
+// One tile of points, and the data of the candidates, which is the same for all tiles.
 template <class T>
 struct Tile {
   int64_t points;
@@ -99,7 +103,7 @@ LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T*
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
     const T d = shared.gap[lane] + softmax.delta[lane];
-    sums[lane] = softmax.p_winner[lane] * shifted_loss<kind>(softmax.beyond[lane], softmax.energy[lane], d);
+    sums[lane] = softmax.p_winner[lane] * shifted_loss<kind>(softmax.rest[lane], softmax.energy[lane], d);
   }
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {

@@ -1,20 +1,21 @@
-// Inner products of the rows of two matrices, the matrix product rows points^T.
+// Inner products of the rows of two matrices: the matrix product rows points^T.
 //
-//   out_ne = sum_d rows_nd points_ed.
+//   out_ne = sum_d rows_nd points_ed
 //
 // Shapes: rows [N, D], points [E, D] -> [N, E]; any strides.
 //
-// Layout: points lie in lanes. A block of points is packed in panels [panel][depth][kPanel] that stay in the
-// second-level cache while groups of rows pass over them (cpu/gemm/tile.h); a group is copied to a padded buffer, which
-// makes every layout one. For few rows packing the points would not pay: they are met where they are, as panels where
-// they lie like them (a transposed matrix), with a call for the lines ahead; else, for very few, as dot products.
+// Layout: points are in lanes. A block of points is packed in panels [panel][depth][kPanel] that stay in the
+// second-level cache for many groups of rows (cpu/gemm/tile.h). A group of rows is copied to a padded buffer, so the
+// tile has one layout for all inputs. For few rows, packing the points costs more than it saves. Then the points are
+// read in place: as panels if they have that layout (a transposed matrix), with prefetching; or, for very few rows, as
+// dot products.
 //
-// Parallel over pairs (block of points, block of row groups); each worker packs the points it meets. Every sum has an
-// order that D alone decides (dot products have one, panels another), so equal points have equal products for any
-// thread count.
+// Parallel over pairs (block of points, block of row groups). Each worker packs its own points. The order of every sum
+// depends on D only (one order for dot products, one for panels), so equal points have equal products for any number of
+// threads.
 //
-// Why not torch's product: the BLAS that torch brings decides by the processor's maker and reaches less than half of
-// what AVX-512 gives on others, and in its results equal points may differ by rounding.
+// Why not torch's product: the BLAS in torch selects its code by the vendor of the processor. On other vendors it
+// reaches less than half of the rate of AVX-512, and equal points may get products that differ by rounding.
 //
 // Limit: arithmetic, N E D multiply-adds.
 #include "cpu/ops/inner_products.h"
@@ -39,13 +40,13 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr int64_t kDotRows = 10;       // up to here, packing points that lie like the rows costs more than it saves
-constexpr int64_t kInPlaceRows = 112;  // and here, points that lie as panels do,
-constexpr int64_t kInPlaceBytes = 1 << 19;  // unless so many lines at their distance lie on more pages than are near
-constexpr int64_t kBlockPanels = 8;         // at most; 384 KiB of packed points, a fraction of a second-level cache
+constexpr int64_t kDotRows = 10;            // up to here dot products, unless the points have the layout of panels
+constexpr int64_t kInPlaceRows = 112;       // up to here, points with the layout of panels are read in place,
+constexpr int64_t kInPlaceBytes = 1 << 19;  // unless their lines spread over more memory than this
+constexpr int64_t kBlockPanels = 8;         // at most: 384 KiB of packed points, part of a second-level cache
 constexpr int64_t kBlockGroups = 16;        // row groups of one task
-constexpr int kHeightStep = 4;              // between the heights of tiles: 2, 6, 10 and all 14 rows
-constexpr int64_t kGrainWork = 1 << 17;     // multiply-adds per worker, below which starting one costs more
+constexpr int kHeightStep = 4;              // between the heights of tiles: 2, 6, 10 and 14 rows
+constexpr int64_t kGrainWork = 1 << 17;     // multiply-adds per worker; with fewer, starting the worker costs more
 
 template <class T>
 struct Product {
@@ -75,7 +76,7 @@ struct Memory {
   Scratch<T> panels, group;
 };
 
-// Sets or adds one tile; rows and points behind the last are left out.
+// Stores or adds one tile. Rows and points after the last are skipped.
 template <int kRows, class T>
 LAPAL_HD void store_tile(const Product<T>& product, const T* tile, int64_t row, int64_t point, bool first_chunk) {
   const int64_t height = std::min<int64_t>(kRows, product.rows.n_rows - row);
@@ -97,22 +98,22 @@ LAPAL_HD void store_tile(const Product<T>& product, const T* tile, int64_t row, 
   }
 }
 
-// A block of points, and the features that are met at a time.
+// A block of points, and a range of features.
 struct Chunk {
   int64_t first_point;
-  int64_t first_packed;  // points before it are met where they are
+  int64_t first_packed;  // points before it are read in place
   int64_t last_point;
   int64_t start;
   int64_t depth;
 
-  // Where the panel of a packed point lies.
+  // Offset of the panel of a packed point.
   LAPAL_HD int64_t offset(int64_t point) const {
     return (point - first_packed) * depth;
   }
 };
 
-// Products of the `height` rows from `row` on with one chunk. A last group that is not full is computed by the smallest
-// tile that holds it: of 100 rows, 14 at a time would make 112.
+// Products of `height` rows from `row` with one chunk. An incomplete last group uses the smallest tile that holds it:
+// with 14 rows at a time, 100 rows would cost as much as 112.
 template <int kRows, class T>
 LAPAL_HD void multiply_rows(const Product<T>& product, const Chunk& chunk, int64_t row, int64_t height,
                             const Buffers<T>& buffers) {
@@ -144,7 +145,7 @@ LAPAL_HD void multiply_block(const Product<T>& product, int64_t block, int64_t b
   Chunk chunk;
   chunk.first_point = block * product.block_points;
   chunk.last_point = std::min(chunk.first_point + product.block_points, points.n_rows);
-  // Points that lie as panels do are packed only where they are met often.
+  // Points with the layout of panels are packed only if many rows use them.
   const int64_t n_rows = (end - begin) * kRows, line_bytes = points.feature_stride * int64_t(sizeof(T));
   const bool in_place = points.row_stride == 1 && n_rows <= kInPlaceRows && n_rows * line_bytes <= kInPlaceBytes;
   const int64_t whole_panels = (chunk.last_point - chunk.first_point) / kPanel<T>;
@@ -191,7 +192,7 @@ LAPAL_PRODUCT_KERNELS(float)
 LAPAL_PRODUCT_KERNELS(double)
 #undef LAPAL_PRODUCT_KERNELS
 
-// Whether rows meet points as dot products, which read both along the features.
+// Whether the product is computed as dot products, which read both matrices along the features.
 bool takes_dots(int64_t n_rows, int64_t point_stride) {
   return n_rows <= kDotRows && point_stride != 1;
 }
@@ -202,7 +203,7 @@ void multiply_panels(Product<T> product) {
   const int group_rows = rows_of_group();
   const int64_t n_groups = (n_rows + group_rows - 1) / group_rows;
   const int64_t row_blocks = (n_groups + kBlockGroups - 1) / kBlockGroups;
-  // Blocks of the same size, so that their tasks are as long.
+  // Blocks of equal size, so that their tasks take equal time.
   const int64_t n_panels = (n_points + kPanel<T> - 1) / kPanel<T>;
   const int64_t n_blocks = (n_panels + kBlockPanels - 1) / kBlockPanels;
   const int64_t block_points = (n_panels + n_blocks - 1) / n_blocks * kPanel<T>;
@@ -213,7 +214,7 @@ void multiply_panels(Product<T> product) {
   const auto make_memory = [&] { return Memory<T>(panels_size, group_rows * kGroupStride<T>); };
   parallel_tiles(n_tasks, 1 + kGrainWork / work, kOp, make_memory, [&](int64_t begin, int64_t end, const auto& memory) {
     const Buffers<T> buffers{memory.panels.data(), memory.group.data()};
-    while (begin < end) {  // all of a worker's row groups for one block of points, which is packed once
+    while (begin < end) {  // all row groups of this worker for one block of points, which is packed once
       const int64_t block = begin / row_blocks, base = block * row_blocks;
       const int64_t stop = std::min(end, base + row_blocks);
       const int64_t first_group = (begin - base) * kBlockGroups;

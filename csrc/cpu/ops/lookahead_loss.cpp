@@ -1,22 +1,26 @@
 // Loss after each of M hypothetical batches, summed over E evaluation points.
 //
-//   logits'(e) = logits(e) + c_e^T H,  c_e = columns[batch, e];  loss of softmax(logits'), or with the
-//   mean-field link of softmax(logits' / sqrt(1 + kappa v')),  v' = v - sum_t beta_t z_t^2,  T z = c_e.
+//   logits'(e) = logits(e) + c_e^T H,  c_e = columns[batch, e]
 //
-// Shapes: logits [C, E], columns [N, E], batches [M, b], H [M, b, C], T [M, b, b], beta [M, b], v [E],
-// targets [E].
+// The loss is that of softmax(logits'). With the mean-field link it is that of softmax(logits' / sqrt(1 + kappa v')),
+// where v' = v - sum_t beta_t z_t^2 and T z = c_e.
 //
-// Layout: evaluation points lie in lanes. Columns are read where they are (a copy would cost more than the few times
-// each is used), the logits of a tile of points are packed as [block][C][lane]. A tile is small enough for its columns
-// to stay in the second-level cache while all hypotheses pass over it; points beyond the last full block are a tile of
-// their own, with packed columns. Within a block, a group of classes is accumulated in registers over the b columns,
-// then two passes take the softmax from a buffer [C][lane]; float32 with AVX-512 needs one pass
-// (cpu/avx512/lookahead_tile.h). What the softmax leaves of each point is kept until the tile is done: the logarithms
-// of many points together are limited by throughput, one by one by latency.
+// Shapes: logits [C, E], columns [N, E], batches [M, b], H [M, b, C], T [M, b, b], beta [M, b], v [E], targets [E]
+// -> float64 [M].
+//
+// Layout: evaluation points are in lanes. Columns are read in place: each is used a few times, and a copy would cost
+// more. The logits of a tile of points are packed as [block][C][lane]. A tile is small enough for its columns to stay
+// in the second-level cache for all hypotheses. The points after the last full block are a tile of their own, with
+// packed columns.
+//
+// In a block, the logits of a group of classes are accumulated in registers over the b columns and stored in a buffer
+// [C][lane]. Two passes over this buffer compute the sums of the softmax; float32 with AVX-512 needs one pass
+// (cpu/avx512/lookahead_tile.h). The sums of all points are kept until the tile is complete, and the losses are
+// computed from them at the end: many independent logarithms run at full throughput.
 //
 // Parallel over pairs (tile, hypothesis), see cpu/passes/evaluation_tiles.h.
 //
-// Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds and 12 to 20 operations of softmax.
+// Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds and 12 to 20 operations of the softmax.
 #include "torch/arguments/lookahead_loss.h"
 
 #include <torch/csrc/stable/library.h>
@@ -52,7 +56,7 @@ LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, i
   fill_lanes(T(1), link);
   for (int64_t m = begin; m < end; ++m) {
     const int64_t* slots = tile.slots + m * b;
-    // The columns of a hypothesis lie on b pages: those of the next one are called for while this one is computed.
+    // The columns of a hypothesis are on b pages. Those of the next hypothesis are prefetched here.
     const int64_t* next_slots = m + 1 < end ? slots + b : slots;
     const T* coefficients = tile.coefficients + m * b * tile.n_classes;
     for (int64_t start = 0; start < tile.points; start += kL) {
@@ -91,8 +95,8 @@ LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<double>& tile, int64
   lookahead_loss_tile(tile, begin, end, sums);
 }
 
-// Where the columns of every hypothesis lie: offsets into `columns`, and into the packed columns of the last tile,
-// which holds only the rows that occur, in order of appearance.
+// Offsets of the columns of every hypothesis: in `columns`, and in the packed columns of the last tile. The packed
+// columns hold only the rows that occur in a batch, in the order of their first use.
 struct Slots {
   std::vector<int64_t> in_place, packed, rows;
 };
@@ -150,7 +154,7 @@ struct Worker {
   }
 
  private:
-  // Columns where they are, or packed where they end within a block.
+  // Columns in place, or packed if they end inside a block.
   void point_at_columns(int64_t start, LookaheadTile<T>& tile) const {
     const T* values = inputs.columns.const_data_ptr<T>() + start;
     if (tile.points % kLanes<T> == 0) {

@@ -1,19 +1,20 @@
 // Monte Carlo predictive and its mean entropy, streamed over the samples.
 //
-//   mean_n = 1/S sum_s softmax(z_n + sqrt(v_n) noise_s),  entropy_n = 1/S sum_s of the entropies of the same.
+//   mean_n = 1/S sum_s softmax(z_n + sqrt(v_n) noise_s),  entropy_n = 1/S sum_s entropy(softmax(z_n + sqrt(v_n)
+//   noise_s))
 //
 // Shapes: logits z [N, C], variance v [N], noise [S, C] -> mean [N, C], entropy [N].
 //
-// Layout: rows lie in lanes. A block's logits are packed as [C][lane] and so are its sums; a sample costs two passes
-// over classes, both in the first-level cache: the exponentials and their sums; then their probabilities and, in the
-// same pass, the next sample's logits and the largest of them (cpu/passes/samples.h). Float32 with AVX-512 needs one
-// pass for all of that (cpu/avx512/samples.h). The partition functions of kProduct samples are multiplied, as what they
-// are beyond one, before a logarithm is taken.
+// Layout: rows are in lanes. The logits of a block and their sums are packed as [C][lane]. A sample takes two passes
+// over the classes, both in the first-level cache. The first computes the exponentials and their sums. The second adds
+// the probabilities and also draws the logits of the next sample (cpu/passes/samples.h). Float32 with AVX-512 needs one
+// pass for both (cpu/avx512/samples.h). One logarithm serves kProduct samples: it is taken of the product of their
+// partition functions.
 //
-// The probabilities of at most kChunk samples are added in the dtype of the inputs, and these sums in float64: the
+// The probabilities of at most kChunk samples are added in the dtype of the inputs, and these sums in float64, so the
 // error does not grow with S.
 //
-// Parallel over blocks of rows; each lane's sums have one order, so equal rows agree to the bit.
+// Parallel over blocks of rows. The sums of each lane have one order, so equal rows have equal results.
 //
 // Limit: arithmetic. One exponential per (row, sample, class) and about 10 other operations.
 #include "torch/arguments/mc_predictive.h"
@@ -32,6 +33,7 @@
 #include "shared/numbers.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
+#include "torch/rows.h"
 
 namespace {
 
@@ -63,7 +65,7 @@ LAPAL_CLONES void mc_predictive_kernel(const SampleBlock<double>& block, int64_t
   average_samples(block, n_samples);
 }
 
-// Tensors of a call; logits and variance with their strides, the rest contiguous.
+// The tensors of a call. Noise is contiguous; the others have any strides.
 struct Inputs {
   const Tensor& logits;
   const Tensor& variance;
@@ -86,8 +88,7 @@ template <class T>
 void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
   constexpr int kL = kLanes<T>;
   const int64_t n_rows = inputs.logits.size(0), n_classes = inputs.logits.size(1), n_samples = inputs.noise.size(0);
-  const int64_t row_stride = inputs.logits.stride(0), class_stride = inputs.logits.stride(1);
-  const T* logits = inputs.logits.const_data_ptr<T>();
+  const LogitRows<T> logits = rows_of_logits<T>(inputs.logits);
   const T* variance = inputs.variance.const_data_ptr<T>();
   const int64_t variance_stride = inputs.variance.stride(0);
   const int64_t n_blocks = (n_rows + kL - 1) / kL;
@@ -107,7 +108,7 @@ void mc_predictive_impl(const Inputs& inputs, T* mean, T* entropy) {
     block.entropy = entropies;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t start = index * kL, valid = std::min<int64_t>(kL, n_rows - start);
-      read_rows(logits + start * row_stride, row_stride, class_stride, n_classes, valid, packed);
+      read_rows(logits, start, valid, packed);
       read_values(variance + start * variance_stride, variance_stride, valid, deviation);
       for (int lane = 0; lane < kL; ++lane) {
         deviation[lane] = square_root(deviation[lane] < T(0) ? T(0) : deviation[lane]);

@@ -4,16 +4,17 @@
 //
 // Shapes: features [N, D], covariance [D, D] -> [N].
 //
-// Layout: half the arithmetic of (Phi Sigma) * Phi, since a quadratic form sees only Sigma_ij + Sigma_ji: the upper
-// triangle U is packed once, in panels [D / panel][row][panel] two vectors wide (cpu/gemm/tile.h), each down to its
-// last row that is not zero. A few rows of features are copied to a padded buffer, which makes every layout one and
-// every tail zeros; their sums over a panel stay in registers until the panel's end, and meet the features again there.
-// Nothing of size N x D is ever formed.
+// Layout: the quadratic form depends on Sigma_ij + Sigma_ji only. So the upper triangle U has half the arithmetic of
+// (Phi Sigma) * Phi. U is packed once, in panels [D / panel][row][panel] that are two vectors wide (cpu/gemm/tile.h);
+// each panel ends at its last nonzero row. A group of rows of features is copied to a buffer that is padded with zeros,
+// so there is one layout for all inputs and no tail. The sums of a group over one panel stay in registers, and are
+// multiplied by the features again at the end of the panel. Nothing of size N x D is stored.
 //
-// For up to kFewRows rows packing would not pay: they meet the rows of Sigma as it is, as dot products.
+// For up to kFewRows rows, packing costs more than it saves: they take dot products with the rows of Sigma in place.
 //
-// Parallel over groups of rows. How many make a group depends on the registers of the machine, but the order of every
-// sum on D alone (one for few rows, one for many): equal rows have equal variances, for any thread count.
+// Parallel over groups of rows. The size of a group depends on the registers of the machine. The order of every sum
+// depends on D only (one order for few rows, one for many), so equal rows have equal variances for any number of
+// threads.
 //
 // Limit: arithmetic, N D^2 / 2 multiply-adds.
 #include "torch/arguments/predictive_variance.h"
@@ -37,9 +38,9 @@ using namespace lapal_ext;
 using torch::stable::Tensor;
 
 constexpr int64_t kFewRows = 64;         // up to here, packing the triangle costs more than it saves
-constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker; with fewer, starting the worker costs more
 
-// Where a panel starts in the packed triangle: panels 0, 1, ... have 1, 2, ... times kPanel rows.
+// Offset of a panel in the packed triangle: panels 0, 1, ... have 1, 2, ... times kPanel rows.
 template <class T>
 constexpr int64_t panel_offset(int64_t panel) {
   return panel * (panel + 1) / 2 * kPanel<T> * kPanel<T>;
@@ -67,7 +68,7 @@ LAPAL_HD void pack_block(const T* covariance, int64_t size, int64_t i, int64_t f
     }
   }
   for (int64_t k = 0; k < kL; ++k) {
-    // From the diagonal on: everything above the panel's own square, nothing below its last row.
+    // Only the columns from the diagonal on; rows after the last are zero.
     const int64_t diagonal = std::max<int64_t>(i + k - first, 0);
     std::fill(to + k * kPanel<T>, to + (k + 1) * kPanel<T>, T(0));
     if (k < height) {
@@ -95,7 +96,7 @@ LAPAL_HD void pack_panels(const T* covariance, int64_t size, int64_t begin, int6
   }
 }
 
-// variance[row] += sum_j phi_j sum_i phi_i U_ij over one panel; `length` rows of it are not all zero.
+// variance[row] += sum_j phi_j sum_i phi_i U_ij over one panel, which has `length` rows.
 template <int kRows, class T>
 LAPAL_HD void add_panel(const T* group, const T* panel, int64_t length, T (*variance)[kLanes<T>]) {
   constexpr int kL = kLanes<T>;
@@ -135,7 +136,7 @@ LAPAL_HD void variance_groups(const Form<T>& form, int64_t begin, int64_t end, i
   }
 }
 
-// A few rows, with Sigma as it is; features and Sigma contiguous.
+// A few rows, with Sigma in place. Features and Sigma are contiguous.
 template <class T>
 LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {
   const int64_t size = form.n_features;

@@ -1,19 +1,22 @@
 // Symmetric update of a matrix by b rows.
 //
-//   out = matrix + sum_t weights_t u_t u_t^T, symmetric to the bit;  triangle u = rows, or u = rows without one.
+//   out = matrix + sum_t weights_t u_t u_t^T;  triangle u = rows, or u = rows without a triangle.
+//
+// The result is symmetric to the bit.
 //
 // Shapes: matrix [D, D], rows [b, D], weights [b], triangle [b, b] -> [D, D].
 //
-// Layout: the rows are packed in panels [panel][b][kPanel]. The triangle is solved for within a panel, kSolved rows at
-// a time: what they take from all rows before is a product (cpu/gemm/tile.h), what they take from each other a short
-// recursion. Then the lower triangle of the result is worked off in tiles, half the arithmetic of a general product:
-// groups of a few columns of the weighted u, [b][column], against panels. Every tile is added to the matrix, stored,
-// and stored again as its mirror image, so both triangles hold the same bits.
+// Layout: the rows are packed in panels [panel][b][kPanel]. The triangular system is solved in each panel, kSolved rows
+// at a time: the contribution of all earlier rows is a product (cpu/gemm/tile.h), that of rows in the same group a
+// short recursion. Then the lower triangle of the result is computed in tiles, which is half the arithmetic of a
+// general product: groups of a few columns of the weighted u, [b][column], times panels. Every tile is added to the
+// matrix, stored, and stored again at its mirror image.
 //
-// Parallel over pairs of row groups, one from each end, which together are as long as any other pair. Every sum has an
-// order that b alone decides.
+// Parallel over pairs of row groups. A pair is one group from each end, so all pairs take equal time. The order of
+// every sum depends on b only.
 //
-// Limit: arithmetic, b D^2 / 2 multiply-adds; for few rows memory, one read of half the matrix and one write of all.
+// Limit: arithmetic, b D^2 / 2 multiply-adds. For few rows it is memory: one read of half the matrix and one write of
+// all.
 #include "cpu/ops/rank_n_update.h"
 
 #include <torch/csrc/stable/library.h>
@@ -36,7 +39,7 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker; with fewer, starting the worker costs more
 
 template <class T>
 struct Update : RankNUpdate<T> {
@@ -59,7 +62,8 @@ LAPAL_HD void solve_panel(const Update<T>& update, T* panel) {
         rows[i] -= known[i];
       }
     }
-    for (int64_t t = 0; t < count; ++t) {  // the last rows, fewer than a tile has, take all from here
+    for (int64_t t = 0; t < count;
+         ++t) {  // an incomplete last group has no product: it subtracts all earlier rows here
       T* row = panel + (first + t) * kPanel<T>;
       for (int64_t s = count == kSolved ? first : 0; s < first + t; ++s) {
         const T weight = triangle[t * b + s];
@@ -84,8 +88,8 @@ LAPAL_HD void prepare_panels(const Update<T>& update, int64_t begin, int64_t end
   }
 }
 
-// Columns [first, first + kRows) of the weighted u, as [b][kColumnStride]. They lie in one panel or in two, and are
-// copied by whole vectors: what is too much of one is overwritten by the next, or belongs to no column.
+// Columns [first, first + kRows) of the weighted u, as [b][kColumnStride]. They are in one panel or in two, and are
+// copied in whole vectors. Surplus values are overwritten by the next copy, or are in no column.
 template <int kRows, class T>
 LAPAL_HD void pack_columns(const Update<T>& update, int64_t first, T* group) {
   constexpr int64_t kWidth = kColumnStride<kRows>;
@@ -111,7 +115,7 @@ LAPAL_HD void pack_columns(const Update<T>& update, int64_t first, T* group) {
   }
 }
 
-// Adds a tile of the lower triangle to the matrix, and mirrors it; kInside: all of it lies below the diagonal.
+// Adds a tile of the lower triangle to the matrix, and mirrors it. kInside: the whole tile is below the diagonal.
 template <int kRows, bool kInside, class T>
 LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column, T* tile) {
   const int64_t size = update.size;
@@ -136,8 +140,8 @@ LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column,
   }
 }
 
-// Calls for what a tile will be added to and stored over, while its sums are still being made: the rows of a matrix lie
-// too far apart for the hardware to see a pattern.
+// Prefetches the memory that a tile is added to and stored in, before its sums are computed. The rows of a matrix are
+// too far apart for the hardware prefetcher.
 template <int kRows, class T>
 LAPAL_HD void prefetch_tile(const Update<T>& update, int64_t first, int64_t column) {
   for (int64_t row = first; row < first + kRows; ++row) {
@@ -196,7 +200,7 @@ LAPAL_UPDATE_KERNELS(float)
 LAPAL_UPDATE_KERNELS(double)
 #undef LAPAL_UPDATE_KERNELS
 
-// One chunk of rows, or with a triangle all of them.
+// One chunk of rows. With a triangle the chunk is all rows.
 template <class T>
 void update_with_rows(Update<T> update) {
   const int64_t n_panels = (update.size + kPanel<T> - 1) / kPanel<T>;
@@ -213,7 +217,7 @@ void update_with_rows(Update<T> update) {
     }
   });
   const int64_t n_groups = (update.size + group_rows - 1) / group_rows;
-  const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile costs as much as 8 rows without any
+  const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile without rows costs as much as 8 rows
   parallel_tiles((n_groups + 1) / 2, 1 + kGrainWork / work, kOp,
                  [&] { return Scratch<T>((update.n_rows + 1) * kColumnStride<kAvx512Rows>); },
                  [&](int64_t begin, int64_t end, const Scratch<T>& group) {
@@ -238,11 +242,11 @@ void update_matrix(const RankNUpdate<T>& given) {
   if (update.triangle != nullptr || update.n_rows <= kDepth) {
     return update_with_rows(update);
   }
-  const int64_t n_rows = update.n_rows;  // panels of a chunk stay in the second-level cache
+  const int64_t n_rows = update.n_rows;  // the panels of a chunk stay in the second-level cache
   for (int64_t start = 0; start < n_rows; start += kDepth) {
     update.n_rows = std::min(kDepth, n_rows - start);
     update_with_rows(update);
-    update.matrix = update.out;  // from here on in place: every element is read and written by one thread
+    update.matrix = update.out;  // in place from here on: one thread reads and writes each element
     update.rows += kDepth * update.size;
     update.weights += kDepth;
   }

@@ -4,12 +4,11 @@
 //
 // Shapes: covariance [B, D, D], features [B, D], curvature [B] -> Sigma' [B, D, D], u [B, D]; contiguous.
 //
-// Two passes over rows: u_i = Sigma_i . phi, each row's sum in one fixed order; then row i of Sigma'. The
-// product u_i u_j is rounded before the shrinkage multiplies it, so Sigma' is symmetric to the bit where
-// Sigma is.
+// Two passes over rows: u_i = Sigma_i . phi, each sum in one fixed order; then row i of Sigma'. The product u_i u_j is
+// rounded before it is multiplied by the shrinkage, so Sigma' is symmetric to the bit where Sigma is.
 //
-// Parallel over matrices, or over the rows of each matrix where there are fewer matrices than threads: rows
-// do not depend on each other, so both give the same bits.
+// Parallel over matrices, or over the rows of each matrix if there are fewer matrices than threads. Rows are
+// independent, so both give the same bits.
 //
 // Limit: memory, one read of Sigma (a second from cache while a matrix fits) and one write of Sigma'.
 #include "cpu/ops/rank_one_update.h"
@@ -30,7 +29,7 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr int64_t kGrain = 1 << 15;  // elements of Sigma per worker, below which starting one costs more
+constexpr int64_t kGrain = 1 << 15;  // elements of Sigma per worker; with fewer, starting the worker costs more
 
 // u_i for rows [begin, end) of one matrix.
 template <class T>

@@ -1,17 +1,16 @@
-// One pick of sequential selection: a single pass over the pool.
+// One pick of sequential selection: one pass over the pool.
 //
-//   c = Phi u + offset;  logits += c g^T;  v -= beta c^2;  utility of softmax(logits / sqrt(1 + kappa v));
-//   the free row with the largest utility is taken.
+//   c = Phi u + offset;  logits += c g^T;  v -= beta c^2;  utility of softmax(logits / sqrt(1 + kappa v))
+//
+// The pick is the free row with the largest utility.
 //
 // Shapes: pool [N, D] in any storage dtype, u [D], g [C], logits [N, C], v [N], taken [N], scale [N].
 //
-// Layout: pool rows contiguous. Rows are worked off in tiles. The columns c of a tile come from one dot
-// product per row, each in the same order, so equal rows tie exactly wherever they lie. The tile's logits are
-// then updated class by class (contiguous where the logits are class-major, the fast layout) and copied to a
-// buffer [block][C][lane], from which the utility is taken with rows in lanes.
+// Layout: pool rows are contiguous. The products c of a tile are one dot product per row, all in the same order, so
+// equal rows tie exactly. Then the logits of the tile are updated class by class, which is fast for class-major logits,
+// and copied to a buffer [block][C][lane]. The utility is computed from this buffer with rows in lanes.
 //
-// Parallel over tiles, whose size depends on C alone; the best rows of the tiles are compared in order
-// (cpu/pool/rows.h).
+// Parallel over tiles whose size depends on C only. The best rows of the tiles are compared in order (cpu/pool/rows.h).
 //
 // Limit: memory, one read of the pool.
 #include "torch/arguments/selection_step_.h"
@@ -36,13 +35,13 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kTileBytes = 1 << 17;  // of the buffer of logits: it stays in the second-level cache
+constexpr int64_t kTileBytes = 1 << 17;  // of the buffer of logits, which stays in the second-level cache
 
-// A pass over the rows; the pointers are those of the tensors, with their strides.
+// The data of one pass: pointers and strides of the tensors.
 template <class T, class S>
 struct Pass {
   PoolRows<S> pool;
-  bool moves;  // false: c counts for nothing, and the pool is not read
+  bool moves;  // false if c changes nothing: then the pool is not read
   Direction<T> u;
   const T* g;
   T beta;
@@ -118,7 +117,7 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
     alignas(kBlockBytes) T scale[kL] = {};
     T* block = buffer + i * pass.n_classes;
     if (valid < kL) {
-      // The lanes behind the last row hold whatever was there: harmless, but slow where it is subnormal.
+      // Lanes after the last row hold old values. These would be slow if they were subnormal.
       for (int64_t k = 0; k < pass.n_classes; ++k) {
         for (int lane = valid; lane < kL; ++lane) {
           block[k * kL + lane] = T(0);

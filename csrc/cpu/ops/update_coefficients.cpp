@@ -1,21 +1,22 @@
-// The recursion that absorbs b labels into M hypotheses without touching the feature space.
+// The recursion that absorbs b labels into M hypotheses, in terms of their gram matrix only.
 //
-// Observation t, with c and v from the gram matrix as it stands:
-//   g_t = a (e_y - softmax(f_t));  f_j += c_j g_t for j >= t;  s'_t = curvature(f_t);  beta_t = s'_t / (1 +
-//   s'_t v); T_jt = beta_t c_j and gram_jk -= beta_t c_j c_k for j, k > t.  Finally T^T H = g.
+// For observation t, with column c and variance v of the present gram matrix:
 //
-// Shapes: gram [M, b, b], logits [M, b, C], targets [M, b] -> H [M, b, C], T [M, b, b], beta [M, b], s' [M,
-// b].
+//   g_t = a (e_y - softmax(f_t));  f_j += c_j g_t for j >= t;  s'_t = curvature(f_t);  beta_t = s'_t / (1 + s'_t v)
+//   T_jt = beta_t c_j and gram_jk -= beta_t c_j c_k for j, k > t
 //
-// All of it runs in float64. Row t of the work matrix is column t of the gram matrix's lower triangle, [t, b), so that
-// the downdate runs along contiguous memory, in full blocks, whose surplus nobody reads; once t is absorbed the row is
-// final. That is why f_t is computed when it is needed, as logits_t + sum over s < t of c_t^(s) g_s, with the classes
-// in registers, instead of updating every later row at each t: without writing b^2 C numbers.
+// At the end, T^T H = g.
 //
-// Parallel over hypotheses; one hypothesis is a chain and runs on one thread.
+// Shapes: gram [M, b, b], logits [M, b, C], targets [M, b] -> H [M, b, C], T [M, b, b], beta [M, b], s' [M, b].
 //
-// Limit: b^2 C multiply-adds (f and H) + b^3 / 6 (gram), and about 6 passes of C exponentials per line
-// search.
+// Layout: all numbers are float64. Row t of the work matrix is column t of the lower triangle of the gram matrix, [t,
+// b), so the downdate runs along contiguous memory. It runs in full blocks; surplus values are never read. f_t is
+// computed when it is needed, as logits_t + sum over s < t of c_t^(s) g_s, with the classes in registers. Updating
+// every later row at each t would write b^2 C numbers instead.
+//
+// Parallel over hypotheses. One hypothesis is a sequential chain and runs on one thread.
+//
+// Limit: b^2 C multiply-adds (f and H), b^3 / 6 (gram), and about 6 passes of C exponentials per line search.
 #include "cpu/ops/update_coefficients.h"
 
 #include <torch/csrc/stable/library.h>
@@ -42,7 +43,7 @@ using torch::stable::Tensor;
 constexpr int kL = kLanes<double>;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// One hypothesis in float64. Rows of classes are padded to full blocks; the padding has logits of -inf.
+// One hypothesis in float64. Rows of classes are padded to full blocks, with logits of -inf.
 struct Work {
   int64_t batch_size;
   int64_t n_classes;
@@ -72,8 +73,8 @@ struct Memory {
   Scratch<double> gram, logits, steps, scalars, rows;
 };
 
-// out += sign * sum_j coefficients[j * stride] * rows[j], for kBlocks blocks. The sums stay in registers, and those of
-// few blocks in several chains: one multiply-add would wait for the other.
+// out += sign * sum_j coefficients[j * stride] * rows[j], for kBlocks blocks. The sums stay in registers. Few blocks
+// have several chains of sums, so that multiply-adds do not wait for each other.
 template <int kBlocks>
 LAPAL_HD void add_blocks(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
                          int64_t row_size, double* out) {

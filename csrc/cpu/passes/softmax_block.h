@@ -7,9 +7,9 @@
 
 namespace lapal_ext {
 
-// The largest of kCount values that lie kLanes apart, in one lane. Pairs first, since one after the other every
-// comparison would wait for the last; recursive, since clones forget the unrolling of an inner loop, and an inner loop
-// keeps the lanes from becoming vector code. A NaN is found or not: its class makes every sum NaN either way.
+// The largest of kCount values that are kLanes apart, in one lane. It compares pairs first, to shorten the chain of
+// dependent comparisons. It is recursive, because clones do not unroll an inner loop, and a loop over lanes with an
+// inner loop is not vectorised. A NaN may be skipped: its class makes the sums of the second pass NaN.
 template <int kCount, class T>
 LAPAL_HD T largest_of(const T* values) {
   if constexpr (kCount == 1) {
@@ -21,7 +21,7 @@ LAPAL_HD T largest_of(const T* values) {
   }
 }
 
-// best[lane] becomes the largest of itself and kClasses logits [class][lane].
+// Raises best[lane] to the largest of kClasses logits [class][lane].
 template <int kClasses, class T>
 LAPAL_HD void raise_largest(const T* logits, T* best) {
 #pragma omp simd
@@ -31,7 +31,7 @@ LAPAL_HD void raise_largest(const T* logits, T* best) {
   }
 }
 
-// First pass over a block of logits [C][lane]: the largest of each lane.
+// First pass: the largest logit of each lane.
 template <class T>
 LAPAL_HD void find_largest(const T* logits, int64_t n_classes, T* largest) {
   constexpr int kUnrolled = 4;
@@ -50,7 +50,7 @@ LAPAL_HD void find_largest(const T* logits, int64_t n_classes, T* largest) {
   }
 }
 
-// The first class that has the largest logit: the winner.
+// The winner: the first class with the largest logit.
 template <class T>
 LAPAL_HD void find_winner(const T* logits, int64_t n_classes, const T* largest, LaneIndex<T>* winner) {
   constexpr int kL = kLanes<T>;
@@ -75,9 +75,9 @@ LAPAL_HD void find_winner(const T* logits, int64_t n_classes, const T* largest, 
   }
 }
 
-// Second pass: the sums over all classes but the winner, relative to it. A class that ties with it counts as one
-// without an exponential, so nothing needs to know which of them the winner is. `link` is the factor of the mean-field
-// link per lane, not read without kLinked.
+// Second pass: the sums over all classes but the winner, relative to it. A class that ties with the winner counts as
+// one without an exponential, so the index of the winner is not needed. `link` is the factor of the mean-field link in
+// each lane; it is read only if kLinked.
 template <Moment moment, bool kLinked, class T>
 LAPAL_HD void sum_losing_classes(const T* logits, int64_t n_classes, const T* largest, const T* link, T* rest,
                                  T* moments) {
@@ -103,7 +103,7 @@ LAPAL_HD void sum_losing_classes(const T* logits, int64_t n_classes, const T* la
       if (kLinked) {
         shifted *= factor[lane];
       }
-      const T winner = shifted >= T(0) ? T(1) : T(0);     // NaN loses, so that it is seen
+      const T winner = shifted >= T(0) ? T(1) : T(0);     // a NaN counts as a losing class, so it is in the sums
       const T other = exp_nonpositive(shifted) - winner;  // exactly zero for the winner
       sum[lane] += other;
       ties[lane] += winner;

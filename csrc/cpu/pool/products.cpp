@@ -1,14 +1,14 @@
 // Dot products of the rows of a pool with one vector or two: the part of a selection step that reads the pool.
 //
-// Features lie in lanes. The sums have the order of cpu/gemm/dots.h, whatever the registers. With those of 64 bytes
-// they are vectors of the compiler: from plain loops over lanes, GCC takes half of each for rows in half precision, and
-// sends the sums through memory, which took twice as long as reading bfloat16. Split into narrower registers, such
-// vectors are three times as slow as plain loops: so other machines take cpu/gemm/dots.h itself.
+// Layout: features are in lanes. The order of the sums is that of cpu/gemm/dots.h on every machine. With AVX-512 the
+// sums are compiler vectors: for rows in half precision, GCC compiles plain loops over lanes to half registers and
+// keeps the sums in memory, which took twice as long as reading bfloat16. Without AVX-512 such vectors are three times
+// as slow as plain loops, so other machines call cpu/gemm/dots.h.
 //
-// A row is read to its end before the next one: two at a time share the vectors, but out of cache took half as long
-// again.
+// A row is read to its end before the next one. Two rows at a time would share the vectors, but took half as long again
+// for a pool that is not in cache.
 //
-// Limit: memory, one read of the pool; loads where it lies in cache.
+// Limit: memory, one read of the pool; for a pool in cache, loads.
 #include "cpu/pool/products.h"
 
 #include <cstring>
@@ -21,18 +21,19 @@ namespace lapal_ext {
 
 namespace {
 
-// How far ahead of the row in work the pool is called for: left alone, the hardware stops at every page and while a
-// tile is scored. Half-precision pools out of cache gained a quarter; four times as far, those in cache lose a tenth.
+// Distance of the prefetch. The hardware prefetcher stops at every page, and while the rows of a tile are scored.
+// Half-precision pools that are not in cache became a quarter faster; with four times this distance, pools in cache
+// became a tenth slower.
 constexpr int64_t kPrefetchBytes = 1 << 12;
 
 template <class T, int kCount>
 using Vector = typename VectorOf<T, kCount* int(sizeof(T))>::Type;
 
-// As many numbers as T has lanes. Functions take it by reference: its ABI depends on the instruction set.
+// As many numbers as T has lanes. Functions take it by reference, because its ABI depends on the instruction set.
 template <class T, class Compute>
 using Lanes = Vector<T, kLanes<Compute>>;
 
-// The bits of floats from those of half precision: widen() of shared/half_precision.h, for all lanes at once.
+// The bits of floats from those of half precision: widen() of shared/half_precision.h for all lanes.
 template <class T>
 LAPAL_HD void widen_bits(Bfloat16Bits, Lanes<uint32_t, T>& bits) {
   bits <<= 16;
@@ -54,7 +55,7 @@ LAPAL_HD void widen_bits(Float16Bits, Lanes<uint32_t, T>& bits) {
   bits = (subnormal_bits & is_subnormal) | (normal_bits & ~is_subnormal) | (bits & 0x8000u) << 16;
 }
 
-// The next numbers of a row, wherever they start and however they are stored, widened exactly.
+// The next numbers of a row, at any alignment and in any storage dtype, converted exactly.
 template <class T, class S>
 LAPAL_HD void load(const S* from, Lanes<T, T>& to) {
   if constexpr (std::is_floating_point_v<S>) {
@@ -62,7 +63,7 @@ LAPAL_HD void load(const S* from, Lanes<T, T>& to) {
     std::memcpy(&stored, from, sizeof(stored));
     to = __builtin_convertvector(stored, Lanes<T, T>);
   } else {
-    uint32_t lanes[kLanes<T>];  // a plain loop: GCC converts vectors of integers in halves
+    uint32_t lanes[kLanes<T>];  // a plain loop, because GCC splits a conversion of integer vectors
     for (int lane = 0; lane < kLanes<T>; ++lane) {
       lanes[lane] = from[lane].bits;
     }

@@ -1,8 +1,7 @@
-// One pass over the rows of a pool, as every selection step makes it: tiles of rows, dot products in a fixed order, the
-// best row of all.
+// One pass over the rows of a pool: tiles of rows, and the best row of all.
 //
-// A tile is worked off by one thread, and what it finds is compared in the order of the tiles: with dot products whose
-// order D alone decides, results depend on no thread count, and equal rows tie exactly wherever they lie.
+// One thread computes a tile, and the best rows of the tiles are compared in the order of the tiles. The order of the
+// dot products depends on D only. So results do not depend on the number of threads, and equal rows tie exactly.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -18,21 +17,19 @@
 #include "cpu/simd/scratch.h"
 #include "torch/dispatch.h"
 #include "torch/parallel_tiles.h"
+#include "torch/rows.h"
 
 namespace lapal_ext {
 
-constexpr int64_t kMaxTileRows = 512;  // long enough runs in every class, short enough to balance threads
-
-inline torch::stable::Tensor with_contiguous_rows(const torch::stable::Tensor& pool) {
-  return pool.size(1) <= 1 || pool.stride(1) == 1 ? pool : torch::stable::contiguous(pool);
-}
+constexpr int64_t kMaxTileRows =
+    512;  // long enough for contiguous runs in every class, short enough to balance threads
 
 template <class S>
 PoolRows<Bits<S>> rows_of(const torch::stable::Tensor& pool) {
   return {reinterpret_cast<const Bits<S>*>(pool.const_data_ptr<S>()), pool.stride(0), pool.size(1)};
 }
 
-// The first `valid` of a block's values, zeros behind them: what lies there is harmless, but slow where subnormal.
+// The first `valid` values of a block, and zeros after them: other values there could be subnormal, which is slow.
 template <class T>
 LAPAL_HD void load_lanes(const T* from, int64_t stride, int valid, T* to) {
   constexpr int kL = kLanes<T>;
@@ -55,7 +52,7 @@ LAPAL_HD void store_lanes(const T* from, int64_t stride, int valid, T* to) {
   }
 }
 
-// The best free row so far: the largest utility, the lowest index of equals, a NaN before all.
+// The best free row so far: the largest utility, and of equal ones the lowest index. A NaN is larger than any number.
 struct Best {
   int64_t index = -1;  // no free row
   double utility = -std::numeric_limits<double>::infinity();
@@ -69,7 +66,7 @@ struct Best {
   }
 };
 
-// A mask over the rows.
+// The mask of the rows that were picked before.
 struct TakenRows {
   bool* rows;
   int64_t stride;
@@ -98,7 +95,8 @@ void for_each_tile(int64_t n_rows, int64_t tile_rows, int64_t scratch_size, cons
       });
 }
 
-// Takes the best row of all tiles, tile(start, rows, scratch) returning its own; {-1, -inf} where no row is free.
+// Marks the best row of all tiles as taken and returns it, or {-1, -inf} if no row is free. tile(start, rows, scratch)
+// returns the best row of one tile.
 template <class T, class Tile>
 Best take_best(int64_t n_rows, int64_t tile_rows, int64_t scratch_size, const TakenRows& taken, const char* op,
                Tile&& tile) {

@@ -1,10 +1,10 @@
-// SIMD without a library: plain loops over lanes that the compiler turns into vector code, three times over.
+// SIMD without a library: the compiler turns plain loops over lanes into vector code, once for each instruction set.
 //
-// A block holds one vector register of AVX-512 per value, class-major: element [k][lane]. Loops over the lanes
-// carry `#pragma omp simd`; their trip count is a constant, so the narrower clones unroll them.
+// A block has one AVX-512 register per value and is class-major: element [k][lane]. Loops over the lanes carry
+// `#pragma omp simd`. Their trip count is a constant, so clones with shorter registers unroll them.
 //
-// The compiler clones only the function that carries LAPAL_CLONES, and only what is inlined into it: helpers
-// are LAPAL_HD (always inlined), and templates are called from plain functions, one per dtype.
+// A clone covers the function that carries LAPAL_CLONES and everything that is inlined into it. So helpers are
+// LAPAL_HD, which is always inlined, and templates are called from plain functions, one for each dtype.
 #pragma once
 
 #include <cstddef>
@@ -14,14 +14,14 @@
 #include "cpu/simd/clones.h"
 #include "shared/numbers.h"
 
-// Before a loop of constant length that must unroll completely, so that its array stays in registers.
+// Unrolls a loop of constant length completely, so that its array stays in registers.
 #if defined(__clang__)
 #define LAPAL_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define LAPAL_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// Whether vectors of the compiler can be shuffled.
+// Whether compiler vectors can be shuffled.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define LAPAL_HAS_SHUFFLE 1
@@ -38,13 +38,13 @@ constexpr int kBlockBytes = 64;  // one AVX-512 register, one cache line
 template <class T>
 constexpr int kLanes = kBlockBytes / int(sizeof(T));
 
-// A vector of the compiler.
+// A compiler vector.
 template <class T, int kBytes>
 struct VectorOf {
   typedef T Type __attribute__((vector_size(kBytes)));
 };
 
-// An integer as wide as T, so that both fill a register with the same number of lanes.
+// An integer of the size of T, so that both have the same number of lanes.
 template <class T>
 using LaneIndex = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 
@@ -52,7 +52,7 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// Whether the clones run with 32 vector registers of 64 bytes: tiles that fill them would spill elsewhere.
+// Whether this processor has AVX-512: 32 vector registers of 64 bytes.
 inline bool has_avx512() {
 #if LAPAL_HAS_CLONES
   __builtin_cpu_init();

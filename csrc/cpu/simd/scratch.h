@@ -9,7 +9,7 @@
 
 namespace lapal_ext {
 
-// Uninitialised memory, aligned to a vector register. It is null where there was no memory: code inside parallel_for
+// Uninitialised memory, aligned to a vector register. It is null if there was no memory: code inside parallel_for
 // may not throw. torch/parallel_tiles.h turns that into an error.
 template <class T>
 class Scratch {

@@ -10,7 +10,7 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kLeastBlocks = 3;  // of a multiprocessor: with fewer, it is cheaper to compute weights again
+constexpr int64_t kLeastBlocks = 3;  // of a multiprocessor; with fewer, computing the weights again is faster
 
 template <Loss kind, class T>
 void sum_of_kind(const Launch& launch, const Candidates<T>& call) {

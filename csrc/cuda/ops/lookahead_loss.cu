@@ -19,7 +19,7 @@ void sum_staged(const Launch& launch, const Lookahead<T>& call, int64_t shared_b
                launch.stream(), call);
 }
 
-// H, T and z are too large for shared memory.
+// For H, T and z that are too large for shared memory.
 template <Loss kind, class T>
 void sum_in_place(const Launch& launch, Lookahead<T> call, const Tensor& logits) {
   unsigned grid = launch.grid(call.parts.n_parts * call.n_hypotheses);
@@ -36,7 +36,7 @@ void sum_in_place(const Launch& launch, Lookahead<T> call, const Tensor& logits)
 
 template <Loss kind, class T>
 void sum_of_kind(const Launch& launch, const Lookahead<T>& call, const Tensor& logits) {
-  // Groups of eight where that leaves no more classes empty than groups of four.
+  // Groups of eight, unless they have more empty classes than groups of four.
   const int group = groups_of(call.n_classes, 4) % 2 == 0 || call.n_classes > 12 ? 8 : 4;
   const int64_t shared_bytes = StagedLayout<T>(call.batch_size, call.n_classes, group, call.variance != nullptr).all;
   if (shared_bytes + kPointWarps * int64_t(sizeof(double)) > launch.max_shared_bytes()) {

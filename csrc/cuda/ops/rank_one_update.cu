@@ -9,9 +9,9 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr int64_t kTileUpdateRows = 4 * kUpdateWarps;  // each warp of a block takes some, so that v is worth its sum
+constexpr int64_t kTileUpdateRows = 4 * kUpdateWarps;  // several per warp, so that computing v again costs little
 
-// One block per posterior, which holds it whole. False where its shared memory is too small.
+// One block per posterior. Returns false if the matrix does not fit into shared memory.
 template <class T>
 bool downdate_small(const Launch& launch, const Downdates<T>& all) {
   const int64_t shared_bytes = (all.size * all.size + all.size) * int64_t(sizeof(T));
@@ -29,7 +29,7 @@ bool downdate_small(const Launch& launch, const Downdates<T>& all) {
 template <class T>
 void downdate_large(const Launch& launch, const Downdates<T>& all) {
   const int64_t area = all.size * all.size;
-  // Half of the cache: what the first kernel reads has to stay while the second one writes as much.
+  // Half of the cache: the second kernel writes as much as the first one reads.
   const int64_t at_a_time = std::max<int64_t>(1, launch.cache_bytes() / 2 / (area * int64_t(sizeof(T))));
   for (int64_t m = 0; m < all.n_matrices; m += at_a_time) {
     Downdates<T> part = all;

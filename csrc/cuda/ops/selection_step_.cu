@@ -13,7 +13,7 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Returns the number of blocks, each of which has left a candidate.
+// Returns the number of blocks, each of which has stored a candidate.
 template <Utility kind, class T>
 unsigned selection_of_kind(const Launch& launch, const SelectionRows<T>& rows) {
   unsigned n_blocks = 0;
@@ -25,7 +25,7 @@ unsigned selection_of_kind(const Launch& launch, const SelectionRows<T>& rows) {
       },
       [&](unsigned grid, unsigned block, auto per_lane) {
         [[maybe_unused]] constexpr int kPerLane = decltype(per_lane)::value;
-        // A utility that asks for no logits has no use for them in registers.
+        // A utility that needs no logits does not keep them in registers.
         if constexpr (!needs_of(kind).logits) {
           LAPAL_LAUNCH((selection_long_kernel<kind, T>), grid, block, 0, launch.stream(), rows);
         } else {

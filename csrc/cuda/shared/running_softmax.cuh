@@ -1,4 +1,4 @@
-// A softmax that meets its classes a few at a time, so that no logit has to be kept.
+// A softmax that is updated by a few classes at a time, so that no logit has to be kept.
 #pragma once
 
 #include "cuda/shared/portability.h"
@@ -9,12 +9,12 @@ namespace lapal_ext {
 template <Loss kind, class T>
 struct RunningSoftmax {
   T best = -T(__builtin_inff());
-  T rest = T(0);    // exponentials of all but the winner
-  T moment = T(0);  // see shared/likelihood.h
+  T rest = T(0);    // sum of the exponentials of all but the winner
+  T moment = T(0);  // see shared/softmax_sums.h
   T label = T(0);   // logit of the target
   int winner = 0;
 
-  // The winner so far loses against `larger`, and joins the others.
+  // Makes `larger` the largest logit: the winner so far becomes a losing class.
   __device__ __forceinline__ void raise(T larger, T link) {
     const T shifted = (best - larger) * link;
     const T factor = exp_nonpositive(shifted);
@@ -28,7 +28,7 @@ struct RunningSoftmax {
     rest = factor * (T(1) + rest);
   }
 
-  // Classes [first, first + count) join.
+  // Adds classes [first, first + count).
   template <int kGroup>
   __device__ __forceinline__ void add(const T (&values)[kGroup], int first, int count, T link, int target) {
     T largest = best;
@@ -54,7 +54,7 @@ struct RunningSoftmax {
       for (int k = 0; k < kGroup; ++k) {
         if (k < count) {
           const T shifted = (values[k] - largest) * link;
-          const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
+          const bool loses = !(shifted >= T(0));  // a NaN is in the sum
           const T other = losing_term(shifted, loses);
           sum += other;
           ties += loses ? T(0) : T(1);
