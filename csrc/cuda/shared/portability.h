@@ -1,7 +1,7 @@
 <<<<<<< HEAD
 // All that a kernel needs of its compiler: nvcc for a GPU, or g++ for the emulator under tests/cuda_emulator.
 =======
-// What a kernel may use of its compiler: nvcc for a GPU, or g++ for the emulator in tests/cuda_on_cpu.
+// What a kernel may use of its compiler: nvcc for a GPU, or g++ for the emulator in tests/cuda_emulator.
 >>>>>>> csrc
 //
 //   LAPAL_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   kernel<<<...>>>(arguments...)
