@@ -612,13 +612,14 @@ class LastLayerLaplace(nn.Module):
 
         Raises:
             ValueError, TypeError: NaN, infinity or half precision in the posterior, which ``load`` would refuse.
+            NotPSDError: something has changed the covariance to one without an inverse.
         """
         check_tensors({"mean": MEAN}, {"mean": self.mean})
         for name, buffer in self.named_buffers():
             check_finite(name, buffer)
-        tensors = self._tensors()
-        check_finite("precision", tensors["precision"])
-        write_file(path, tensors, self.get_extra_state())
+        precision = self.precision
+        check_finite("precision", precision)
+        write_file(path, {**dict(self.named_buffers()), "precision": precision}, self.get_extra_state())
 
     @classmethod
     def load(
@@ -723,7 +724,8 @@ class LastLayerLaplace(nn.Module):
         and values that do not fit, in torch's way.
         """
         state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
-        tensors = self._tensors()
+        # Of the present precision only the shape counts, which is that of the covariance.
+        tensors = {**dict(self.named_buffers()), "precision": self.covariance}
         own = (*tensors, EXTRA_STATE)
         missing = [name for name in own if name not in state]
         if missing and (prefix or not state):
@@ -753,10 +755,6 @@ class LastLayerLaplace(nn.Module):
         return self
 
     # Parts of the methods above
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """All that a state holds of tensors, by name."""
-        return {**dict(self.named_buffers()), "precision": self.precision}
 
     def _tiles(self, features: Tensor) -> Iterator[Tensor]:
         """Standardised features [n, D], a tile at a time."""
