@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lapal_ext import LastLayerLaplace, NotFittedError, NotPSDError, SelectionResult, StorageError
 from lapal_ext.interop.sklearn import LaplaceClassifier
 from lapal_ext.ops import use_references
+from lapal_ext.posterior.state import ATTRIBUTES
 from tests.fuzz.calls import bits, precision_of
 from tests.fuzz.changes import REFUSED, SAME, Choose, evenly, the_same_every_time
 from tests.fuzz.selector_functions import Restartable
@@ -26,7 +27,7 @@ CAMPAIGN = "bad input"
 TYPED = (ValueError, TypeError, KeyError, OSError, NotFittedError, NotPSDError)
 # What an error may name where a posterior is at fault, and the attributes that a state holds.
 OF_A_POSTERIOR = ("posterior", "mean", "centre", "scale", "covariance", "precision", "gamma", "utility")
-OF_A_STATE = ("prior_precision", "curvature", "has_bias", "fitted", "class_names")
+OF_A_STATE = ATTRIBUTES  # which an error about a state may name in its place
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-7}  # relative to the largest entry; without an outlier in 15,000
 
 
