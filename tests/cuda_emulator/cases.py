@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
     @property
     def essential(self) -> bool:
-        """Whether the quick run has it: every size, dtype, variant and layout of an op is in one essential case at least."""
+        """Whether the quick run has it: each size, dtype, variant and layout of an op is in an essential case."""
         first = next(iter(EXAMPLES[self.name]))
         if self.variant != first:
             return self.sizes == "odd" and self.pool_dtype == self.dtype

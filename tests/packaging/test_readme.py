@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import lapal_ext.cli
+from tests.fuzz.processes import HANGS
 
 README = Path(__file__).parents[2] / "README.md"
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -25,7 +26,7 @@ def run(command: str) -> str:
     """What a command prints; its program is that of this environment."""
     program, *arguments = shlex.split(command)
     done = subprocess.run(
-        [sys.executable, *PROGRAMS[program], *arguments], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, *PROGRAMS[program], *arguments], capture_output=True, text=True, check=False, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
