@@ -8,13 +8,14 @@ import torch
 
 from lapal_ext import backend, select_batch
 from tests.native import require_native
-from tests.pool.sharding.cases import BATCH, CASES, COPIES_ALONE, problem
+from tests.pool.sharding.cases import BATCH, CASES, COPIES_ALONE, SHARDS, problem
 from tests.pool.sharding.processes import run, select_all
 
 # One process starts the ranks for all tests of this file.
 pytestmark = pytest.mark.xdist_group("picks")
+QUICK_SIZES = (1, 3)
 of_each_size = pytest.mark.parametrize(
-    "size", [1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)]
+    "size", [size if size in QUICK_SIZES else pytest.param(size, marks=pytest.mark.slow) for size in SHARDS]
 )
 
 
