@@ -1,5 +1,5 @@
-// The Python module lapal_ext._C. Importing it registers the kernels that are linked into it: each
-// cpu/<op>.cpp has its own STABLE_TORCH_LIBRARY_IMPL block. pybind11 carries only what is no operator.
+// The Python module lapal_ext._C. Importing it registers the CPU kernels: each cpu/ops/<op>.cpp has its own
+// STABLE_TORCH_LIBRARY_IMPL block. pybind11 binds only build_info(), which is not an operator.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/headeronly/version.h>
@@ -30,7 +30,7 @@ const char* instruction_set() {
   return "baseline";
 }
 
-// Whether the kernels of _cuda were built beside these; loading them is Python's decision.
+// How the kernels of _cuda were built, or why they were not. Python decides whether to load them.
 pybind11::dict cuda_info() {
   pybind11::dict info;
   info["toolkit"] = LAPAL_EXT_CUDA_TOOLKIT;

@@ -25,7 +25,8 @@ from lapal_ext.lookahead.look_ahead import look_ahead
 from lapal_ext.lookahead.select_lookahead import select_lookahead
 from lapal_ext.ops import backend, build_info
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, LatentPrediction
-from lapal_ext.selection.select_batch import SelectionResult, select_batch
+from lapal_ext.selection.select_batch import select_batch
+from lapal_ext.selection.selection_result import SelectionResult
 from lapal_ext.selection.sequential_selector import SequentialSelector
 
 __all__ = [
@@ -51,3 +52,8 @@ try:
     __version__ = version("lapal_ext")
 except PackageNotFoundError:  # a source folder on the path, never installed
     __version__ = "unknown"
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

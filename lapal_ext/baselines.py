@@ -16,11 +16,12 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import residual
-from lapal_ext.pool.pool import check_posterior
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.posterior.arguments import check_features, check_targets
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
 from lapal_ext.posterior.updating import steps_overflow
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.tensors import check_generator, check_integer, check_number, check_overflow, is_finite
+from lapal_ext.validation.scalars import check_generator, check_integer, check_number
+from lapal_ext.validation.tensors import check_overflow, is_finite
 
 _CHUNK = 1 << 22  # numbers in the largest temporary, 16 MiB in float32
 
@@ -50,11 +51,11 @@ def first_order(
     Source: arXiv 2210.06112, the first-order baseline of its experiments.
     """
     check_posterior(posterior)
-    features = posterior.check_features(features)
-    labels = posterior.check_targets(targets, features.shape[0])
+    features = check_features(posterior, features)
+    labels = check_targets(posterior, targets, features.shape[0])
     gamma = check_number("gamma", gamma, at_least=0.0)
-    inner = posterior.inner_features(features)
-    gradient = residual(inner @ posterior.mean.T, labels).T @ inner
+    x = posterior.standardization.standardized(features)
+    gradient = residual(x @ posterior.mean.T, labels).T @ x
     check_overflow("features", gradient)
     mean = posterior.mean + gamma * gradient
     if not is_finite(mean):
@@ -101,18 +102,18 @@ def monte_carlo(
     Source: arXiv 2210.06112, the Monte Carlo baseline of its experiments.
     """
     check_posterior(posterior)
-    features = posterior.check_features(features)
-    labels = posterior.check_targets(targets, features.shape[0])
-    eval_features = posterior.check_features(eval_features, name="eval_features")
+    features = check_features(posterior, features)
+    labels = check_targets(posterior, targets, features.shape[0])
+    eval_features = check_features(posterior, eval_features, name="eval_features")
     gamma = check_number("gamma", gamma, at_least=0.0)
     n_samples = check_integer("n_samples", n_samples, at_least=1)
     check_generator("generator", generator, posterior.mean.device)
-    inner, points = posterior.inner_features(features), posterior.inner_features(eval_features)
+    x, points = posterior.standardization.standardized(features), posterior.standardization.standardized(eval_features)
     root = _root(posterior.covariance)
     n_classes, n_features = posterior.mean.shape
     result = torch.zeros(len(points), n_classes, dtype=torch.float64, device=root.device)
     total, highest = result.new_zeros(()), result.new_full((), -torch.inf)
-    size = max(1, _CHUNK // (n_classes * max(n_features, len(inner), len(points))))
+    size = max(1, _CHUNK // (n_classes * max(n_features, len(x), len(points))))
     for start in range(0, n_samples, size):
         count = min(size, n_samples - start)
         noise = [  # one by one, so that the samples do not depend on the size of a chunk
@@ -120,7 +121,7 @@ def monte_carlo(
             for _ in range(count)
         ]
         weights = posterior.mean + torch.stack(noise) @ root.T  # [m, C, D]
-        log_p = (inner @ weights.mT).log_softmax(2).gather(2, labels[None, :, None].expand(count, -1, 1))  # [m, n, 1]
+        log_p = (x @ weights.mT).log_softmax(2).gather(2, labels[None, :, None].expand(count, -1, 1))  # [m, n, 1]
         check_overflow("features", log_p)
         log_weight = gamma * log_p.double().sum((1, 2))
         if not is_finite(log_weight):

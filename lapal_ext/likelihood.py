@@ -1,7 +1,8 @@
-"""Every formula of the softmax likelihood, once, in plain torch.
+"""The softmax likelihood in plain torch: link, curvature, residual and step length, each formula once.
 
 Classes are the last dimension of every ``logits`` argument and leading dimensions broadcast; a class-major matrix
-``[C, E]`` is passed as its transposed view. C++ and CUDA repeat these formulas in ``csrc/shared/likelihood.h``.
+``[C, E]`` is passed as its transposed view. C++ and CUDA repeat these formulas in ``csrc/shared/likelihood.h``. Losses
+are in ``losses``, utilities in ``utilities``.
 
 Everything is written relative to the winning class, whose exponential is exactly one: ``1 - p_max`` is then a sum of
 the other exponentials, not a difference of nearly equal numbers, and confident rows still rank correctly in float32.
@@ -13,30 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "CURVATURES",
-    "EXPECTED_LOSSES",
-    "LINKS",
-    "LOSSES",
-    "MEAN_FIELD_FACTOR",
-    "PSD_SLACK",
-    "RESOLUTION",
-    "STEPS",
-    "UTILITIES",
-    "curvature_weight",
-    "loss",
-    "mean_field",
-    "residual",
-    "step_length",
-    "utility",
-]
-
 CURVATURES = ("categorical", "gaussian")
 STEPS = ("line_search", "newton")
-LINKS = ("mean_field", "plugin", "mc")
-EXPECTED_LOSSES = ("expected_cross_entropy", "expected_zero_one")  # under the model's own predictive
-LOSSES = ("cross_entropy", "zero_one", "brier", *EXPECTED_LOSSES)
-UTILITIES = ("margin", "entropy", "least_confident", "variance", "gradient_norm")
 
 MEAN_FIELD_FACTOR = math.pi / 8  # kappa of MacKay (1992), the probit approximation of the expected softmax
 PSD_SLACK = 64.0  # a variance below -PSD_SLACK * eps * (variance before the updates) is more than rounding
@@ -46,19 +25,24 @@ _TOLERANCE = 1e-12  # of the line search, relative to the step length
 _MAX_ITERATIONS = 128  # bisection alone needs 40 of them for _TOLERANCE; Newton usually 5
 
 
-class _TopTerms(NamedTuple):
-    winner: Tensor  # [...] int64, the first class with the largest logit
+class TopTerms(NamedTuple):
+    """The softmax of a row relative to its winner, the first class with the largest logit."""
+
+    winner: Tensor  # [...] int64
     shifted: Tensor  # [..., C] logits minus the largest, <= 0
     others: Tensor  # [..., C] exp(shifted), but zero at the winner
     rest: Tensor  # [...] sum of others: the partition function is 1 + rest
 
 
-def _top_terms(logits: Tensor) -> _TopTerms:
+def top_terms(
+    logits: Tensor,  # [..., C]
+) -> TopTerms:
+    """Exponentials relative to the winner's, which is exactly one and is left out of the sums."""
     winner = logits.argmax(-1)
     shifted = logits - logits.gather(-1, winner[..., None])
     zero = shifted.gather(-1, winner[..., None])  # NaN where a logit is infinite, which is no way of being sure
     others = shifted.exp().scatter(-1, winner[..., None], zero)
-    return _TopTerms(winner, shifted, others, others.sum(-1))
+    return TopTerms(winner, shifted, others, others.sum(-1))
 
 
 def mean_field(
@@ -85,7 +69,9 @@ def curvature_weight(
     """
     if curvature == "gaussian":
         return torch.ones_like(logits[..., 0])
-    rest = _top_terms(logits).rest
+    if curvature != "categorical":
+        raise ValueError(f"curvature must be one of {CURVATURES}, got {curvature!r}")
+    rest = top_terms(logits).rest
     return rest / (1.0 + rest).square()
 
 
@@ -117,6 +103,8 @@ def step_length(
     """
     if step == "newton":
         return gamma / (1.0 + curvature_weight(logits, curvature) * variance)
+    if step != "line_search":
+        raise ValueError(f"step must be one of {STEPS}, got {step!r}")
     return _line_search(logits, variance, residual(logits, targets), targets, gamma)
 
 
@@ -155,62 +143,8 @@ def _line_search(logits: Tensor, variance: Tensor, r: Tensor, targets: Tensor, g
     return torch.where(slope.isnan(), slope, a)
 
 
-def loss(
-    logits: Tensor,  # [..., C]
-    targets: Tensor | None,  # [...] int64, None for the expected losses
-    kind: str,
+def entropy(
+    top: TopTerms,
 ) -> Tensor:  # [...]
-    """Loss of softmax(logits), one of ``LOSSES``; the ``expected_`` ones take the predictive itself as the truth."""
-    top = _top_terms(logits)
-    partition = 1.0 + top.rest
-    if kind == "expected_zero_one":
-        return top.rest / partition
-    if kind == "expected_cross_entropy":
-        return _entropy(top)
-    if targets is None:
-        raise ValueError(f"loss {kind!r} needs targets")
-    # Gathered for every loss: a label that is no class is refused here, and would count as a mere mistake elsewhere.
-    target_logit = top.shifted.gather(-1, targets.expand(top.rest.shape)[..., None])[..., 0]
-    if kind == "zero_one":
-        return (top.winner != targets).to(logits.dtype)
-    if kind == "cross_entropy":
-        return top.rest.log1p() - target_logit
-    p_target = target_logit.exp() / partition
-    squares = top.others.square().sum(-1)
-    right = (top.rest.square() + squares) / partition.square()
-    wrong = (1.0 - p_target).square() - p_target.square() + (1.0 + squares) / partition.square()
-    return torch.where(top.winner == targets, right, wrong)
-
-
-def _entropy(top: _TopTerms) -> Tensor:
+    """Entropy of the softmax, log(1 + rest) - sum_k p_k (z_k - z_winner)."""
     return top.rest.log1p() - (top.others * top.shifted).sum(-1) / (1.0 + top.rest)
-
-
-def utility(
-    logits: Tensor,  # [..., C], after the link
-    variance: Tensor | None,  # [...], for "variance"
-    scale: Tensor | None,  # [...] norm of the features, for "gradient_norm"
-    kind: str,
-) -> Tensor:  # [...]
-    """How much a label would tell, one of ``UTILITIES``; higher is better for every kind.
-
-    ``margin`` 1 - (p_1 - p_2); ``entropy``; ``least_confident`` 1 - p_1; ``variance`` of the logits, v;
-    ``gradient_norm`` |e_1 - p| |phi|, the norm of BADGE's gradient embedding (Ash et al., arXiv 1906.03671).
-    """
-    if kind == "variance":
-        if variance is None:
-            raise ValueError("utility 'variance' needs variance")
-        return variance.clone()
-    top = _top_terms(logits)
-    partition = 1.0 + top.rest
-    if kind == "margin":
-        return (top.rest + top.others.amax(-1)) / partition
-    if kind == "least_confident":
-        return top.rest / partition
-    if kind == "entropy":
-        return _entropy(top)
-    if scale is None:
-        raise ValueError("utility 'gradient_norm' needs scale")
-    # The rest is taken out of the norm: its square is below the smallest float32 on confident rows.
-    shares = top.others / top.rest.clamp(min=torch.finfo(top.rest.dtype).tiny)[..., None]
-    return top.rest * (1.0 + shares.square().sum(-1)).sqrt() / partition * scale

@@ -14,7 +14,7 @@ def problem(request: pytest.FixtureRequest) -> Problem:
 
 def test_first_order_is_one_step_along_the_gradient(problem: Problem) -> None:
     x, y = problem.pool[:7], problem.labels[:7]
-    inner = problem.posterior.inner_features(x)
+    inner = problem.posterior.standardization.standardized(x)
     weight = problem.posterior.mean.clone().requires_grad_()
     torch.nn.functional.cross_entropy(inner @ weight.T, y, reduction="sum").backward()
     moved = baselines.first_order(problem.posterior, x, y, 0.01)
@@ -28,8 +28,8 @@ def test_first_order_is_one_step_along_the_gradient(problem: Problem) -> None:
 
 def reweighted(problem: Problem, count: int, gamma: float, n_samples: int, seed: int) -> torch.Tensor:
     posterior, generator = problem.posterior, torch.Generator().manual_seed(seed)
-    x = posterior.inner_features(problem.pool[:count])
-    points = posterior.inner_features(problem.eval_features)
+    x = posterior.standardization.standardized(problem.pool[:count])
+    points = posterior.standardization.standardized(problem.eval_features)
     root = torch.linalg.cholesky(posterior.covariance)
     weights, results = [], []
     for _ in range(n_samples):
@@ -100,7 +100,7 @@ def test_the_official_rule_is_an_update() -> None:
     """As the docstring has it: W + gamma / (1 + v) (e_y - p) (Sigma phi)^T with s = 1."""
     problem = make_problem(curvature="gaussian")
     x, y = problem.pool[:1], problem.labels[:1]
-    inner = problem.posterior.inner_features(x)
+    inner = problem.posterior.standardization.standardized(x)
     direction = inner @ problem.posterior.covariance
     gap = torch.nn.functional.one_hot(y, 4) - (inner @ problem.posterior.mean.T).softmax(1)
     step = 10.0 / (1.0 + direction @ inner.T)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext import likelihood
+from lapal_ext import likelihood, losses, utilities
 from tests.budget import assert_exact
 from tests.draws import Draw
 from tests.ops import exact_softmax
@@ -39,7 +39,7 @@ def test_utility_is_its_definition(kind: str, C: int, draw: Draw) -> None:
         "least_confident": 1 - first,
         "gradient_norm": (unit - p).norm(dim=1) * scale,
     }
-    assert_exact(likelihood.utility(logits, None, scale, kind), wanted[kind])
+    assert_exact(utilities.utility(logits, None, scale, kind), wanted[kind])
 
 
 @pytest.mark.parametrize("kind", ["margin", "entropy", "least_confident", "gradient_norm"])
@@ -47,14 +47,14 @@ def test_utility_is_its_definition(kind: str, C: int, draw: Draw) -> None:
 def test_utility_in_decimal_arithmetic(kind: str, size: float, draw: Draw) -> None:
     logits = size * (2 * draw.uniform(6, 4) - 1)
     wanted = in_order([exact_softmax.utility(row.tolist(), kind) for row in logits])
-    value = likelihood.utility(logits, None, torch.ones(6, dtype=torch.float64), kind)
+    value = utilities.utility(logits, None, torch.ones(6, dtype=torch.float64), kind)
     torch.testing.assert_close(value, wanted, rtol=1e-11, atol=1e-300)
 
 
 @pytest.mark.parametrize("kind", ["margin", "entropy", "least_confident", "gradient_norm"])
 def test_confident_rows_rank_correctly(kind: str, dtype: torch.dtype) -> None:
     rows = confident_rows(dtype)
-    value = likelihood.utility(rows, None, torch.ones(len(rows), dtype=dtype), kind).double()
+    value = utilities.utility(rows, None, torch.ones(len(rows), dtype=dtype), kind).double()
     wanted = in_order([exact_softmax.utility(row.tolist(), kind) for row in rows.double()])
     torch.testing.assert_close(value, wanted, rtol=1e-5 if dtype == torch.float32 else 1e-11, atol=0)
     assert (value.diff() < 0).all()
@@ -62,28 +62,28 @@ def test_confident_rows_rank_correctly(kind: str, dtype: torch.dtype) -> None:
 
 def test_tied_winners() -> None:
     logits = torch.tensor([[2.0, 2.0, -50.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
-    assert likelihood.utility(logits, None, None, "margin").tolist() == pytest.approx([1.0, 1.0])
-    assert likelihood.utility(logits, None, None, "entropy").tolist() == pytest.approx([math.log(2), math.log(3)])
+    assert utilities.utility(logits, None, None, "margin").tolist() == pytest.approx([1.0, 1.0])
+    assert utilities.utility(logits, None, None, "entropy").tolist() == pytest.approx([math.log(2), math.log(3)])
 
 
 def test_variance_is_a_copy() -> None:
     variance = torch.ones(3)
-    value = likelihood.utility(torch.zeros(3, 2), variance, None, "variance")
+    value = utilities.utility(torch.zeros(3, 2), variance, None, "variance")
     assert torch.equal(value, variance)
     assert value is not variance
 
 
 @pytest.mark.parametrize(("kind", "needs"), [("variance", "variance"), ("gradient_norm", "scale")])
 def test_utility_without_what_it_needs(kind: str, needs: str) -> None:
-    with pytest.raises(ValueError, match=f"utility '{kind}' needs {needs}"):
-        likelihood.utility(torch.zeros(3, 2), None, None, kind)
+    with pytest.raises(ValueError, match=f"^{needs} must be given for utility '{kind}', got None"):
+        utilities.utility(torch.zeros(3, 2), None, None, kind)
 
 
 # Losses
 
 
 @pytest.mark.parametrize("C", CLASSES)
-@pytest.mark.parametrize("kind", likelihood.LOSSES)
+@pytest.mark.parametrize("kind", losses.LOSSES)
 def test_loss_is_its_definition(kind: str, C: int, draw: Draw) -> None:
     logits, targets = 3 * draw.normal(9, C), draw.integers(C, 9)
     p = softmax(logits)
@@ -95,10 +95,10 @@ def test_loss_is_its_definition(kind: str, C: int, draw: Draw) -> None:
         "expected_cross_entropy": -(p * p.log()).sum(1),
         "expected_zero_one": 1 - p.amax(1),
     }
-    assert_exact(likelihood.loss(logits, targets, kind), wanted[kind])
+    assert_exact(losses.loss(logits, targets, kind), wanted[kind])
 
 
-@pytest.mark.parametrize("kind", likelihood.LOSSES)
+@pytest.mark.parametrize("kind", losses.LOSSES)
 @pytest.mark.parametrize("size", [80.0, 400.0])
 def test_loss_in_decimal_arithmetic(kind: str, size: float, draw: Draw) -> None:
     logits, targets = size * (2 * draw.uniform(8, 4) - 1), draw.integers(4, 8)
@@ -107,13 +107,13 @@ def test_loss_in_decimal_arithmetic(kind: str, size: float, draw: Draw) -> None:
     )
     # Brier is a sum of squares near 0 or 2, taken from terms near one: its accuracy is absolute.
     absolute = 1e-15 if kind == "brier" else 1e-300
-    torch.testing.assert_close(likelihood.loss(logits, targets, kind), wanted, rtol=1e-11, atol=absolute)
+    torch.testing.assert_close(losses.loss(logits, targets, kind), wanted, rtol=1e-11, atol=absolute)
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "expected_cross_entropy", "expected_zero_one"])
 def test_losses_of_confident_rows(kind: str, dtype: torch.dtype) -> None:
     rows = confident_rows(dtype)
-    value = likelihood.loss(rows, torch.ones(len(rows), dtype=torch.int64), kind).double()
+    value = losses.loss(rows, torch.ones(len(rows), dtype=torch.int64), kind).double()
     wanted = in_order([exact_softmax.loss(row.tolist(), 1, kind) for row in rows.double()])
     torch.testing.assert_close(value, wanted, rtol=1e-5 if dtype == torch.float32 else 1e-11, atol=0)
     assert (value.diff() < 0).all()
@@ -121,21 +121,21 @@ def test_losses_of_confident_rows(kind: str, dtype: torch.dtype) -> None:
 
 def test_loss_is_wrong_about_the_first_of_tied_winners() -> None:
     logits = torch.zeros(2, 3)
-    assert likelihood.loss(logits, torch.tensor([0, 1]), "zero_one").tolist() == [0.0, 1.0]
+    assert losses.loss(logits, torch.tensor([0, 1]), "zero_one").tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "zero_one", "brier"])
 def test_loss_without_targets(kind: str) -> None:
     with pytest.raises(ValueError, match=f"loss '{kind}' needs targets"):
-        likelihood.loss(torch.zeros(2, 3), None, kind)
+        losses.loss(torch.zeros(2, 3), None, kind)
 
 
-@pytest.mark.parametrize("kind", likelihood.LOSSES)
+@pytest.mark.parametrize("kind", losses.LOSSES)
 def test_leading_dimensions_broadcast(kind: str, draw: Draw) -> None:
     logits, targets = draw.normal(4, 6, 3), draw.integers(3, 6)
-    value = likelihood.loss(logits, targets, kind)
+    value = losses.loss(logits, targets, kind)
     for m in range(4):
-        assert_exact(value[m], likelihood.loss(logits[m], targets, kind))
+        assert_exact(value[m], losses.loss(logits[m], targets, kind))
 
 
 # Links, curvature, residual

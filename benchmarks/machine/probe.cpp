@@ -34,15 +34,15 @@ LAPAL_HD float multiply_add_in_chains(long rounds) {
   return total[0];
 }
 
-LAPAL_WIDE float wide_multiply_add(long rounds) {
+LAPAL_AVX512 float avx512_multiply_add(long rounds) {
   return multiply_add_in_chains<64>(rounds);
 }
 
-LAPAL_NARROW float narrow_multiply_add(long rounds) {
+LAPAL_NOT_AVX512 float portable_multiply_add(long rounds) {
   return multiply_add_in_chains<32>(2 * rounds);
 }
 
-LAPAL_NARROW float exponential_kernel(const float* values, long size, long rounds) {
+LAPAL_NOT_AVX512 float exponential_kernel(const float* values, long size, long rounds) {
   float sum = 0.0f;
   for (long i = 0; i < rounds; ++i) {
 #pragma omp simd reduction(+ : sum)
@@ -55,8 +55,8 @@ LAPAL_NARROW float exponential_kernel(const float* values, long size, long round
 }
 
 #if LAPAL_HAS_CLONES
-LAPAL_WIDE float wide_exponential_kernel(const float* values, long size, long rounds) {
-  const WideExp2<0> exp2;
+LAPAL_AVX512 float avx512_exponential_kernel(const float* values, long size, long rounds) {
+  const Avx512Exp2<0> exp2;
   __m512 sum = _mm512_setzero_ps();
   for (long i = 0; i < rounds; ++i) {
     for (long j = 0; j < size; j += kLanes<float>) {
@@ -71,13 +71,13 @@ LAPAL_WIDE float wide_exponential_kernel(const float* values, long size, long ro
 }  // namespace
 
 extern "C" float multiply_add(long rounds) {  // rounds * kChains * 16 multiply-adds
-  return has_wide_registers() ? wide_multiply_add(rounds) : narrow_multiply_add(rounds);
+  return has_avx512() ? avx512_multiply_add(rounds) : portable_multiply_add(rounds);
 }
 
 extern "C" float exponential(const float* values, long size, long rounds) {  // rounds * size, a multiple of the lanes
 #if LAPAL_HAS_CLONES
-  if (has_wide_registers()) {
-    return wide_exponential_kernel(values, size, rounds);
+  if (has_avx512()) {
+    return avx512_exponential_kernel(values, size, rounds);
   }
 #endif
   return exponential_kernel(values, size, rounds);

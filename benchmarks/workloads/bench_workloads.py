@@ -17,6 +17,7 @@ from benchmarks.workloads.problems import PRIOR_PRECISION, Problem, make_problem
 from lapal_ext import SequentialSelector, expected_error_reduction, look_ahead, ops, select_batch
 from lapal_ext.acquisition.badge import thresholds
 from lapal_ext.acquisition.registry import choose_seed
+from lapal_ext.rules import LINKS
 
 
 @arms("authors", "lean loop", "two products", "best torch", "torch", "native")
@@ -258,7 +259,7 @@ def bench_w6_badge(time_workload: TimeWorkload) -> None:
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(3)
 
-    draws = thresholds(choose_seed("badge", "plugin", generator()), 100, torch.float32)[1:]
+    draws = thresholds(choose_seed("badge", LINKS["plugin"], generator()), 100, torch.float32)[1:]
     time_workload(
         "W6 BADGE, pool 10,000, b=100",
         "384/10",

@@ -1,6 +1,6 @@
-# Whether the CUDA kernels are built, with what and for which architectures. Sets
-#   cuda_toolkit             version of nvcc, empty where they are not built
-#   cuda_architectures       what CMake wants to know, and cuda_architectures_text for people
+# Decides whether the CUDA kernels are built, and for which architectures. Sets
+#   cuda_toolkit             version of nvcc, empty if they are not built
+#   cuda_architectures       in the form of CMake, and cuda_architectures_text for messages
 #   cuda_reason              why they are not built
 
 set(cuda_toolkit "")

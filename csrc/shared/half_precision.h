@@ -1,9 +1,9 @@
-// Half precision as a pool stores it: plain bits, widened exactly. Shared by CPU lanes and CUDA threads.
+// Half precision as a pool stores it: plain bits, which widen() converts exactly.
 #pragma once
 
 #include <cstdint>
 
-#include "shared/likelihood.h"
+#include "shared/numbers.h"
 
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
@@ -28,7 +28,7 @@ LAPAL_HD T widen(Bfloat16Bits value) {
   return T(detail::bit_cast<float>(uint32_t(value.bits) << 16));
 }
 
-// Exact for normal, subnormal and infinite values and NaN.
+// Exact for all values, including subnormal and infinite ones and NaN.
 template <class T>
 LAPAL_HD T widen(Float16Bits value) {
 #if defined(__CUDA_ARCH__)
@@ -36,9 +36,9 @@ LAPAL_HD T widen(Float16Bits value) {
 #else
   const uint32_t magnitude = value.bits & 0x7fffu;
   const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
-  // The exponent is moved up so far that infinity overflows, then down by a multiplication.
+  // The exponent is raised so far that infinity overflows, then lowered by a multiplication.
   const float normal = detail::bit_cast<float>((magnitude << 13) + 0x70000000u) * 0x1p-112f;
-  // A subnormal is mantissa times 2^-24: placed behind the leading one of 1/2, which is then taken away.
+  // A subnormal is mantissa times 2^-24: the mantissa is added to the bits of 1/2, and 1/2 is subtracted.
   const float subnormal = detail::bit_cast<float>(magnitude | 0x3f000000u) - 0.5f;
   const float wide = magnitude < 0x0400u ? subnormal : normal;
   return T(detail::bit_cast<float>(detail::bit_cast<uint32_t>(wide) | sign));

@@ -1,6 +1,6 @@
-// How the line search of one observation goes on, once slope and steepness at its present step length are known.
-// Shared by CPU and CUDA, which sum these over the classes each in its own way; see likelihood.py for why Newton's step
-// is safeguarded.
+// One iteration of the line search of an observation, from the slope and the steepness at the present step length. The
+// CPU and CUDA sum these over the classes in their own ways. lapal_ext/likelihood.py says why Newton's step is
+// safeguarded.
 #pragma once
 
 #include "shared/likelihood.h"
@@ -8,12 +8,12 @@
 namespace lapal_ext {
 
 // The root in [0, gamma] of a slope that increases with the step length a.
-struct StepBracket {
+struct LineSearchBracket {
   double low, high, a, last_move;
 
-  LAPAL_HD explicit StepBracket(double gamma) : low(0.0), high(gamma), a(gamma), last_move(gamma) {}
+  LAPAL_HD explicit LineSearchBracket(double gamma) : low(0.0), high(gamma), a(gamma), last_move(gamma) {}
 
-  // Moves a; returns whether it has settled. A slope that is not a number makes a one.
+  // Moves a and returns whether it has converged. A slope that is NaN makes a NaN.
   LAPAL_HD bool advance(double slope, double steepness) {
     if (slope != slope) {
       a = slope;
@@ -32,9 +32,9 @@ struct StepBracket {
     const bool safe = newton > low && newton < high && move <= 0.5 * last_move;
     const double proposal = safe ? newton : 0.5 * (low + high);
     last_move = proposal < a ? a - proposal : proposal - a;
-    const bool settled = last_move <= kTolerance * a || high - low <= kTolerance * high;
+    const bool converged = last_move <= kTolerance * a || high - low <= kTolerance * high;
     a = proposal;
-    return settled;
+    return converged;
   }
 };
 

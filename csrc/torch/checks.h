@@ -1,8 +1,7 @@
-// What a launcher checks before it takes pointers: only what protects memory.
+// Checks that arguments/<op>.h is made of: only what protects memory.
 //
-// Python has already validated the call and told the user about it in full; these checks hold when somebody
-// calls torch.ops.lapal_ext directly. They throw, so never call them inside parallel_for: an exception there
-// crosses a C boundary.
+// Python validates a call in full. These checks also hold for calls of torch.ops.lapal_ext that bypass Python. They
+// throw, so they must not be called inside parallel_for.
 #pragma once
 
 #include <torch/csrc/stable/device.h>
@@ -17,8 +16,8 @@
 
 namespace lapal_ext {
 
-// In an expected shape: any size will do.
-constexpr int64_t kAnySize = -1;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 namespace detail {
 
@@ -29,51 +28,63 @@ std::string shape_text(const Sizes& sizes) {
     if (text.size() > 1) {
       text += ", ";
     }
-    text += size == kAnySize ? std::string("*") : std::to_string(size);
+    text += std::to_string(size);
   }
   return text + ")";
 }
 
 }  // namespace detail
 
-inline void check_dim(const torch::stable::Tensor& tensor, int64_t dim, const char* op, const char* argument) {
+inline void check_dim(const Tensor& tensor, int64_t dim, const char* op, const char* argument) {
   STD_TORCH_CHECK(tensor.dim() == dim, op, ": ", argument, " must have ", dim, " dimensions, got shape ",
                   detail::shape_text(tensor.sizes()));
 }
 
-inline void check_shape(const torch::stable::Tensor& tensor, std::initializer_list<int64_t> expected, const char* op,
+inline void check_shape(const Tensor& tensor, std::initializer_list<int64_t> expected, const char* op,
                         const char* argument) {
   const auto sizes = tensor.sizes();
   bool matches = sizes.size() == expected.size();
   size_t axis = 0;
   for (const int64_t size : expected) {
-    matches = matches && (size == kAnySize || size == sizes[axis]);
+    matches = matches && size == sizes[axis];
     ++axis;
   }
   STD_TORCH_CHECK(matches, op, ": ", argument, " must have shape ", detail::shape_text(expected), ", got ",
                   detail::shape_text(sizes));
 }
 
-inline void check_dtype(const torch::stable::Tensor& tensor, torch::headeronly::ScalarType expected, const char* op,
-                        const char* argument) {
+inline void check_dtype(const Tensor& tensor, ScalarType expected, const char* op, const char* argument) {
   STD_TORCH_CHECK(tensor.scalar_type() == expected, op, ": ", argument, " must have dtype ",
                   torch::headeronly::toString(expected), ", got ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
-inline void check_contiguous(const torch::stable::Tensor& tensor, const char* op, const char* argument) {
-  STD_TORCH_CHECK(tensor.is_contiguous(), op, ": ", argument, " must be contiguous, got strides ",
-                  detail::shape_text(tensor.strides()));
-}
-
-inline void check_same_device(const torch::stable::Tensor& tensor, const torch::stable::Tensor& other, const char* op,
-                              const char* argument, const char* other_argument) {
+inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* op, const char* argument,
+                              const char* other_argument) {
   STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", argument, " must be on the same device as ",
                   other_argument);
 }
 
+// The checks of one call: every tensor lies on the device of the first.
+class TensorChecks {
+ public:
+  TensorChecks(const char* op, const Tensor& first, const char* first_argument)
+      : op_(op), first_(first), first_argument_(first_argument) {}
+
+  void operator()(const Tensor& tensor, std::initializer_list<int64_t> shape, ScalarType dtype,
+                  const char* argument) const {
+    check_shape(tensor, shape, op_, argument);
+    check_dtype(tensor, dtype, op_, argument);
+    check_same_device(tensor, first_, op_, argument, first_argument_);
+  }
+
+ private:
+  const char* op_;
+  const Tensor& first_;
+  const char* first_argument_;
+};
+
 // Every element of a contiguous int64 tensor must lie in [0, size): kernels use them as offsets.
-inline void check_index_range(const torch::stable::Tensor& indices, int64_t size, const char* op,
-                              const char* argument) {
+inline void check_index_range(const Tensor& indices, int64_t size, const char* op, const char* argument) {
   const int64_t* values = indices.const_data_ptr<int64_t>();
   const int64_t count = indices.numel();
   bool inside = true;

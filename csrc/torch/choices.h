@@ -1,4 +1,4 @@
-// The names that Python gives its choices, as the enumerations of shared/likelihood.h.
+// The strings that Python uses for losses, utilities, steps and curvatures, as the enumerations of shared/.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
@@ -6,51 +6,37 @@
 #include <string>
 
 #include "shared/likelihood.h"
+#include "shared/losses.h"
+#include "shared/utilities.h"
 
 namespace lapal_ext {
 
-inline Step parse_step(const std::string& step, const char* op) {
-  STD_TORCH_CHECK(step == "line_search" || step == "newton", op, ": unknown step '", step, "'");
-  return step == "newton" ? Step::newton : Step::line_search;
+namespace detail {
+
+// The one of `kinds` with that name; an error if there is none.
+template <class Kind, size_t kCount>
+Kind parse(const Kind (&kinds)[kCount], const std::string& name, const char* what, const char* op) {
+  for (const Kind kind : kinds) {
+    if (name == name_of(kind)) {
+      return kind;
+    }
+  }
+  STD_TORCH_CHECK(false, op, ": unknown ", what, " '", name, "'");
 }
 
-inline Curvature parse_curvature(const std::string& curvature, const char* op) {
-  STD_TORCH_CHECK(curvature == "categorical" || curvature == "gaussian", op, ": unknown curvature '", curvature, "'");
-  return curvature == "gaussian" ? Curvature::gaussian : Curvature::categorical;
+}  // namespace detail
+
+inline UpdateRule parse_update_rule(double gamma, const std::string& step, const std::string& curvature,
+                                    const char* op) {
+  return {gamma, detail::parse(kSteps, step, "step", op), detail::parse(kCurvatures, curvature, "curvature", op)};
 }
 
-inline Loss parse_loss(const std::string& kind, const char* op) {
-  if (kind == "cross_entropy") {
-    return Loss::cross_entropy;
-  }
-  if (kind == "zero_one") {
-    return Loss::zero_one;
-  }
-  if (kind == "brier") {
-    return Loss::brier;
-  }
-  if (kind == "expected_cross_entropy") {
-    return Loss::expected_cross_entropy;
-  }
-  STD_TORCH_CHECK(kind == "expected_zero_one", op, ": unknown loss '", kind, "'");
-  return Loss::expected_zero_one;
+inline Loss parse_loss(const std::string& name, const char* op) {
+  return detail::parse(kLosses, name, "loss", op);
 }
 
-inline Utility parse_utility(const std::string& kind, const char* op) {
-  if (kind == "margin") {
-    return Utility::margin;
-  }
-  if (kind == "entropy") {
-    return Utility::entropy;
-  }
-  if (kind == "least_confident") {
-    return Utility::least_confident;
-  }
-  if (kind == "variance") {
-    return Utility::variance;
-  }
-  STD_TORCH_CHECK(kind == "gradient_norm", op, ": unknown utility '", kind, "'");
-  return Utility::gradient_norm;
+inline Utility parse_utility(const std::string& name, const char* op) {
+  return detail::parse(kUtilities, name, "utility", op);
 }
 
 }  // namespace lapal_ext

@@ -5,7 +5,7 @@
 //     rank_one_update_kernel<scalar_t>(cov.const_data_ptr<scalar_t>(), ...);
 //   });
 //
-// torch's THO_DISPATCH_V2 is a macro that breaks on commas in its body; this is a function, and does not.
+// It is a function: THO_DISPATCH_V2 of torch is a macro, which fails if its body has commas.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
@@ -20,13 +20,13 @@
 
 namespace lapal_ext {
 
-// Carries a type to a generic lambda as a value.
+// A value that stands for a type.
 template <class T>
 struct Tag {
   using type = T;
 };
 
-// What kernels read a dtype as: half precision as plain bits.
+// The type that kernels read for a dtype: half precision is plain bits.
 template <class S>
 using Bits = std::conditional_t<std::is_same_v<S, torch::headeronly::BFloat16>, Bfloat16Bits,
                                 std::conditional_t<std::is_same_v<S, torch::headeronly::Half>, Float16Bits, S>>;

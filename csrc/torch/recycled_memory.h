@@ -1,15 +1,14 @@
-// Memory for results that take the place of earlier ones: the covariance of a posterior, the products of a tile.
+// Memory for results that replace earlier ones, such as the covariance of a posterior.
 //
-// A fresh result of some megabytes can be fresh pages: the C library asks the system for them, gives them back when the
-// result before is dropped, and the first touch of each is a fault. Where it does, at D = 768, that took six times as
-// long as the ten labels that an update absorbs. So the block of a result comes here when the last tensor on it is
-// gone, and goes out again for one of the same size.
+// A fresh result of some megabytes is on fresh pages: the C library gets them from the system, returns them when the
+// previous result is freed, and the first write to each page is a fault. At D = 768 the faults took six times as long
+// as absorbing ten labels. So the block of a freed result is kept here and used for the next result of the same size.
 //
-// A block is either on its way, owned by one result, or waits here; few wait, and the oldest makes room. Any thread may
-// drop a tensor: one that finds another at work here, or in the child of a fork a lock whose holder is not there, goes
-// to the system instead of waiting.
+// A block belongs to one result or is kept here. Few blocks are kept; a new one replaces the oldest. Any thread may
+// free a tensor. A thread that finds the lock taken, for example in the child of a fork, calls the system allocator
+// instead of waiting.
 //
-// Limit: kKeptBytes that are held and not used.
+// Limit: up to kKeptBytes are held without being used.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -24,10 +23,8 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu/simd/lanes.h"
-
 #if defined(__GLIBC__)
-// In torch since 2.11, one release after the stable ABI that we build for: a null pointer in torch 2.10.
+// torch has this function since 2.11. The build targets the ABI of 2.10, where the pointer is null.
 extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
     void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset, int32_t dtype,
     int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* metadata,
@@ -38,15 +35,15 @@ namespace lapal_ext {
 
 class RecycledMemory {
  public:
-  static constexpr size_t kSmallestBytes = size_t(1) << 16;  // below, the C library has room on pages it holds
+  static constexpr size_t kSmallestBytes = size_t(1) << 16;  // smaller results are on pages that the C library keeps
 
-  // A block that nobody else owns, or a null pointer.
+  // A block that belongs to the caller, or a null pointer.
   void* take(size_t bytes) {
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     if (lock) {
-      for (size_t i = n_waiting_; i-- > 0;) {  // the one that was used last is nearest
-        if (waiting_[i].bytes == bytes) {
-          void* data = waiting_[i].data;
+      for (size_t i = n_kept_; i-- > 0;) {  // the block that was used last is most likely in cache
+        if (kept_[i].bytes == bytes) {
+          void* data = kept_[i].data;
           remove(i);
           return data;
         }
@@ -61,23 +58,24 @@ class RecycledMemory {
       ::operator delete(data, kAlignment);
       return;
     }
-    while (n_waiting_ == kKeptBlocks || kept_bytes_ + bytes > kKeptBytes) {
-      ::operator delete(waiting_[0].data, kAlignment);
+    while (n_kept_ == kKeptBlocks || kept_bytes_ + bytes > kKeptBytes) {
+      ::operator delete(kept_[0].data, kAlignment);
       remove(0);
     }
-    waiting_[n_waiting_++] = {data, bytes};
+    kept_[n_kept_++] = {data, bytes};
     kept_bytes_ += bytes;
   }
 
   static RecycledMemory& instance() {
-    static RecycledMemory& memory = *new RecycledMemory;  // tensors outlive what is destroyed when the process ends
+    static RecycledMemory& memory =
+        *new RecycledMemory;  // never destroyed: tensors may be freed while the process ends
     return memory;
   }
 
  private:
-  static constexpr size_t kKeptBlocks = 4;  // mean and covariance, of two posteriors in turn
+  static constexpr size_t kKeptBlocks = 4;  // mean and covariance of two posteriors
   static constexpr size_t kKeptBytes = size_t(1) << 27;
-  static constexpr std::align_val_t kAlignment{kBlockBytes};
+  static constexpr std::align_val_t kAlignment{64};  // an AVX-512 register
 
   struct Block {
     void* data;
@@ -85,20 +83,20 @@ class RecycledMemory {
   };
 
   void remove(size_t index) {
-    kept_bytes_ -= waiting_[index].bytes;
-    --n_waiting_;
-    for (size_t i = index; i < n_waiting_; ++i) {
-      waiting_[i] = waiting_[i + 1];
+    kept_bytes_ -= kept_[index].bytes;
+    --n_kept_;
+    for (size_t i = index; i < n_kept_; ++i) {
+      kept_[i] = kept_[i + 1];
     }
   }
 
   std::mutex mutex_;
-  std::array<Block, kKeptBlocks> waiting_{};  // the oldest first
-  size_t n_waiting_ = 0;
+  std::array<Block, kKeptBlocks> kept_{};  // the oldest first
+  size_t n_kept_ = 0;
   size_t kept_bytes_ = 0;
 };
 
-// As new_empty: an uninitialised contiguous tensor of the dtype of `like`, which lies on the CPU.
+// Like new_empty: an uninitialised contiguous tensor with the dtype of `like`, which is on the CPU.
 inline torch::stable::Tensor recycled_empty(const torch::stable::Tensor& like, const std::vector<int64_t>& sizes) {
 #if defined(__GLIBC__)
   const size_t numbers = std::accumulate(sizes.begin(), sizes.end(), size_t(1),
@@ -126,7 +124,7 @@ inline torch::stable::Tensor recycled_empty(const torch::stable::Tensor& like, c
     }
   }
 #endif
-  return torch::stable::new_empty(like, sizes);  // and its error, where there is no memory
+  return torch::stable::new_empty(like, sizes);  // which raises if there is no memory
 }
 
 }  // namespace lapal_ext

@@ -6,8 +6,8 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.acquisition.latent_scorer import LatentScorer
 from lapal_ext.acquisition.scorer import best_first
-from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.acquisition.spec import Setting, Spec
+from lapal_ext.rules import EXACT_LINKS
 from lapal_ext.validation.tensors import check_overflow
 
 _SAME_POINT = 16.0  # as in badge_step_: distances below this many eps of the norms they come from are rounding
@@ -31,10 +31,10 @@ class BadgeScorer(LatentScorer):
     arXiv 1906.03671.
     """
 
-    def __init__(self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, seed: int) -> None:
-        super().__init__(posterior, pool, link, step, gamma, with_variance=False)
-        self._seed = seed
-        self._squares = pool.norms().square()
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, with_variance=False)
+        self._seed = setting.seed
+        self._squares = self._pool.norms().square()
         self._centres = self._taken.new_zeros(0, dtype=torch.int64)
 
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
@@ -82,10 +82,10 @@ class BadgeScorer(LatentScorer):
         gather = self._pool.shard.gather
         for start in range(0, len(self._centres) - 1, _CENTRES):
             centres = self._centres[start : min(start + _CENTRES, len(self._centres) - 1)]
-            inner, its_gradient = self._pool.inner(centres), gather(gradient, centres)
+            points, its_gradient = self._pool.standardized(centres), gather(gradient, centres)
             its_norms = gather(norms, centres)
-            for rows, tile in self._pool.inner_tiles():
-                product = (gradient[rows] @ its_gradient.T) * (tile @ inner.T)
+            for rows, tile in self._pool.standardized_tiles():
+                product = (gradient[rows] @ its_gradient.T) * (tile @ points.T)
                 total = norms[rows, None] + its_norms
                 fresh = total - 2.0 * product
                 fresh = fresh.masked_fill_(fresh <= rounding * total, 0.0).amin(1)
@@ -102,7 +102,7 @@ class BadgeScorer(LatentScorer):
     ) -> tuple[Tensor, Tensor]:  # [1] int64, [1]
         pool, gather = self._pool, self._pool.shard.gather
         last = self._centres.new_tensor([next(reversed(centres))])
-        weights, offsets = self._posterior.fold(pool.inner(last))
+        weights, offsets = self._posterior.standardization.raw(pool.standardized(last))
         g, norm = gather(gradient, last)[0], gather(norms, last)[0]
         while True:
             row = ops.badge_step_.unchecked(
@@ -129,3 +129,6 @@ class BadgeScorer(LatentScorer):
 def thresholds(seed: int, count: int, dtype: torch.dtype) -> Tensor:  # [count]
     """Uniform draws in [0, 1), one per row of a selection in pick order; the first of a longer list are the same."""
     return torch.rand(count, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+SPEC = Spec(BadgeScorer, drawing_links=EXACT_LINKS, uses_probabilities=True, keeps_logits=True)

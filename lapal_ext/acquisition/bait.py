@@ -1,5 +1,6 @@
 """Rows whose Fisher information lowers the expected error bound of the whole pool most."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -7,10 +8,9 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
+from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.likelihood import curvature_weight
-from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior import precision as fitting
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.posterior.precision import add_observations, symmetric
 from lapal_ext.posterior.updating import check_resolution, check_variance
 from lapal_ext.validation.tensors import check_overflow
 
@@ -46,10 +46,8 @@ class BaitScorer(PosteriorScorer):
     objective (3) and algorithm 1; the surrogate and the rank-one recursions are ours.
     """
 
-    def __init__(
-        self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, *, backward: bool
-    ) -> None:
-        super().__init__(posterior, pool, link, step, gamma)
+    def __init__(self, setting: Setting, *, backward: bool) -> None:
+        super().__init__(setting)
         self._backward = backward
         self._objective: _Objective | None = None
 
@@ -75,17 +73,17 @@ class BaitScorer(PosteriorScorer):
         mean = posterior.mean
         curvature = mean.new_empty(len(pool))
         fisher = mean.new_zeros(mean.shape[1], mean.shape[1])
-        for rows, inner in pool.inner_tiles():
-            curvature[rows] = curvature_weight(ops.inner_products(inner, mean), "categorical")
-            fisher = fitting.add_observations(fisher, inner, curvature[rows])
+        for rows, x in pool.standardized_tiles():
+            curvature[rows] = curvature_weight(ops.inner_products(x, mean), "categorical")
+            fisher = add_observations(fisher, x, curvature[rows])
         fisher = pool.shard.add(fisher) / max(pool.shard.total, 1)
         covariance = posterior.covariance  # symmetric, as is the Fisher matrix: rows are columns
-        sandwich = fitting.symmetric(ops.inner_products(ops.inner_products(covariance, fisher), covariance))
+        sandwich = symmetric(ops.inner_products(ops.inner_products(covariance, fisher), covariance))
         h, q = torch.empty_like(curvature), torch.empty_like(curvature)
-        for rows, inner in pool.inner_tiles():
-            h[rows] = ops.predictive_variance(inner, covariance)
-            check_variance(h[rows], inner, covariance, "pool", rows.start)
-            q[rows] = ops.predictive_variance(inner, sandwich)
+        for rows, x in pool.standardized_tiles():
+            h[rows] = ops.predictive_variance(x, covariance)
+            check_variance(h[rows], x, covariance, "pool", rows.start)
+            q[rows] = ops.predictive_variance(x, sandwich)
         check_overflow("pool", curvature, q)
         every_row = torch.arange(len(pool), device=h.device)
         check_resolution(curvature, curvature / (1.0 + curvature * h), "pool", every_row)
@@ -123,14 +121,14 @@ class BaitScorer(PosteriorScorer):
                 q,
                 self._taken,
             )
-            pick, gain = shard.settle(index, gain, self._taken)
+            pick, gain = shard.best_of_one_each(index, gain, self._taken)
             picks.append(pick)
             gains.append(gain)
-            phi, weight = self._pool.inner(pick)[0], shard.gather(s, pick)[0]
+            phi, weight = self._pool.standardized(pick)[0], shard.gather(s, pick)[0]
             u = shrunk(phi, t)
             beta = weight / (1.0 + weight * (phi @ u))
             along = fisher @ u
-            weights, offsets = self._posterior.fold(torch.stack([u, shrunk(along, t)]))
+            weights, offsets = self._posterior.standardization.raw(torch.stack([u, shrunk(along, t)]))
             fisher_norm = u @ along
             directions[t], betas[t] = u, beta
         return torch.cat(picks), torch.cat(gains)
@@ -147,7 +145,7 @@ class BaitScorer(PosteriorScorer):
         beta = s / (1 - s G_rr), or giving it, by beta = -s / (1 + s G_rr), changes them by
             G += beta g g^T        Q += beta (g q^T + q g^T) + beta^2 Q_rr g g^T,    g = G_:r, q = Q_:r.
         """
-        phi = self._pool.inner(picks).double()
+        phi = self._pool.standardized(picks).double()
         s = self._pool.shard.gather(objective.curvature, picks).double()
         columns = phi @ self._posterior.covariance.double()
         gram, gain = columns @ phi.T, columns @ objective.fisher.double() @ columns.T
@@ -171,3 +169,7 @@ def _exchange(
     g, q = gram[:, r].clone(), gain[:, r].clone()
     gain += beta * (torch.outer(g, q) + torch.outer(q, g)) + beta.square() * q[r] * torch.outer(g, g)
     gram += beta * torch.outer(g, g)
+
+
+SPEC = Spec(partial(BaitScorer, backward=False), uses_variance=True)
+FORWARD_BACKWARD_SPEC = Spec(partial(BaitScorer, backward=True), uses_variance=True)

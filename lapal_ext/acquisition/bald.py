@@ -6,8 +6,8 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.acquisition.latent_scorer import LatentScorer
 from lapal_ext.acquisition.scorer import best_first
-from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.acquisition.spec import Setting, Spec
+from lapal_ext.rules import EXACT_LINKS
 
 _SAMPLES = 512  # of the logits with link "mc"; all rows share them, so that they are compared under the same noise
 
@@ -25,11 +25,11 @@ class BaldScorer(LatentScorer):
     arXiv 1112.5745.
     """
 
-    def __init__(self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, seed: int) -> None:
-        super().__init__(posterior, pool, link, step, gamma, with_variance=True)
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, with_variance=True)
         self._noise = None
-        if link == "mc":
-            mean, generator = posterior.mean, torch.Generator().manual_seed(seed)
+        if setting.link.name == "mc":
+            mean, generator = self._posterior.mean, torch.Generator().manual_seed(setting.seed)
             self._noise = torch.randn(_SAMPLES, len(mean), dtype=mean.dtype, generator=generator).to(mean.device)
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
@@ -75,3 +75,13 @@ def information_gain(
     others = probabilities.scatter(1, winner, 0.0)
     spread = (v * others * (largest - others) / (1.0 + v * others)).sum(1)
     return 0.5 * ((v * others).log1p().sum(1) + spread.log1p())
+
+
+SPEC = Spec(
+    BaldScorer,
+    links=(*EXACT_LINKS, "mc"),
+    drawing_links=("mc",),
+    uses_variance=True,
+    keeps_logits=True,
+    scores_every_row=True,
+)

@@ -6,8 +6,7 @@ from torch import Tensor
 from lapal_ext.acquisition.distances import labelled_features, nearest_distance
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.scorer import best_first
-from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.acquisition.spec import Setting, Spec
 
 
 class CoresetScorer(PosteriorScorer):
@@ -21,25 +20,17 @@ class CoresetScorer(PosteriorScorer):
     arXiv 1708.00489, algorithm 1.
     """
 
-    def __init__(
-        self,
-        posterior: LastLayerLaplace,
-        pool: Pool,
-        link: str,
-        step: str,
-        gamma: float,
-        labelled: Tensor | None,  # [L, D]
-    ) -> None:
-        super().__init__(posterior, pool, link, step, gamma)
-        centres = labelled_features(posterior, labelled)
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        centres = labelled_features(setting)
         if len(centres) == 0:
-            centres = pool.mean()
-        self._distance = nearest_distance(pool, centres)
+            centres = self._pool.mean()
+        self._distance = nearest_distance(self._pool, centres)
 
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
         """See ``Scorer``."""
         super().absorb(picks, labels)
-        self._distance = torch.minimum(self._distance, nearest_distance(self._pool, self._pool.inner(picks)))
+        self._distance = torch.minimum(self._distance, nearest_distance(self._pool, self._pool.standardized(picks)))
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
@@ -48,8 +39,11 @@ class CoresetScorer(PosteriorScorer):
         utilities: list[Tensor] = []
         for number in range(count):
             if number > 0:
-                distance = torch.minimum(distance, nearest_distance(self._pool, self._pool.inner(picks[-1])))
+                distance = torch.minimum(distance, nearest_distance(self._pool, self._pool.standardized(picks[-1])))
             pick, utility = best_first(distance, self._taken, 1, self._pool.shard)
             picks.append(pick)
             utilities.append(utility)
         return torch.cat(picks), torch.cat(utilities).to(self._posterior.mean.dtype)
+
+
+SPEC = Spec(CoresetScorer)

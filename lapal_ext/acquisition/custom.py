@@ -1,30 +1,18 @@
-"""Acquisitions that score the whole pool anew: any callable, and random selection as the smallest of them."""
+"""Strategies of a user's own: any callable that scores the whole pool."""
 
 from collections.abc import Callable
+from functools import partial
 
-import torch
 from torch import Tensor
 
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
-from lapal_ext.acquisition.scorer import best_first
-from lapal_ext.pool.pool import Pool
-from lapal_ext.pool.sharding import Shard, Whole
+from lapal_ext.acquisition.scorer import best_first, check_utilities
+from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.validation.tensors import check_dense, shape_text
 
 Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
 """(posterior, pool [N, D]) -> utilities [N], higher is better."""
-
-
-def random_acquisition(seed: int, shard: Whole | Shard) -> Acquisition:
-    """Utilities that are uniform draws, the same at every call: one random order of all rows per selection."""
-
-    def draw(posterior: LastLayerLaplace, pool: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.rand(shard.total, dtype=posterior.mean.dtype, generator=generator)
-        return draws[shard.numbers].to(pool.device)
-
-    return draw
 
 
 class CustomScorer(PosteriorScorer):
@@ -33,17 +21,8 @@ class CustomScorer(PosteriorScorer):
     ``name`` is the argument that the acquisition came in, for errors.
     """
 
-    def __init__(
-        self,
-        posterior: LastLayerLaplace,
-        pool: Pool,
-        link: str,
-        step: str,
-        gamma: float,
-        acquisition: Acquisition,
-        name: str,
-    ) -> None:
-        super().__init__(posterior, pool, link, step, gamma)
+    def __init__(self, setting: Setting, acquisition: Acquisition, name: str) -> None:
+        super().__init__(setting)
         self._acquisition, self._name = acquisition, name
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
@@ -59,6 +38,14 @@ class CustomScorer(PosteriorScorer):
             )
         if utilities.device != self._taken.device:
             raise ValueError(f"{self._name}'s utilities must be on {self._taken.device}, got {utilities.device}")
-        if bool(utilities.isnan().any()):  # before anybody is asked for the label of such a pick
-            raise ValueError(f"{self._name} gave a utility that is not a number; nothing was selected")
+        check_utilities(utilities, self._name)  # before anybody is asked for the label of such a pick
         return best_first(utilities, self._taken, count, self._pool.shard)
+
+
+def spec(acquisition: Acquisition, name: str) -> Spec:
+    """The spec of a callable that came in the argument ``name``. It may use anything of the posterior."""
+    return Spec(
+        partial(CustomScorer, acquisition=acquisition, name=name),
+        uses_variance=True,
+        scores_every_row=True,
+    )

@@ -7,8 +7,8 @@ distance zero. Where pairs are too many for that, ``squared_distances`` multipli
 import torch
 from torch import Tensor
 
+from lapal_ext.acquisition.spec import Setting
 from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.validation.tensors import check_overflow
 
 TILE = 1 << 21  # distances held at a time, 16 MiB
@@ -16,11 +16,11 @@ TILE = 1 << 21  # distances held at a time, 16 MiB
 
 def nearest_distance(
     pool: Pool,
-    points: Tensor,  # [L, D], inner, L >= 1
+    points: Tensor,  # [L, D], standardised, L >= 1
 ) -> Tensor:  # [N] float64
     """Distance of every row to its nearest point. O(N L D)."""
     result = torch.empty(len(pool), dtype=torch.float64, device=points.device)
-    for rows, tile in pool.inner_tiles():
+    for rows, tile in pool.standardized_tiles():
         nearest = [_distances(tile, block).amin(1) for block in points.split(max(1, TILE // max(1, len(tile))))]
         result[rows] = torch.stack(nearest).amin(0)
     return result
@@ -43,12 +43,12 @@ def squared_distances(
 
 
 def labelled_features(
-    posterior: LastLayerLaplace,
-    labelled: Tensor | None,  # [L, D]
-) -> Tensor:  # [L, D], inner
-    """The rows that have labels already, as the mathematics sees them; none without the argument."""
-    if labelled is None:
-        return posterior.mean.new_empty(0, posterior.mean.shape[1])
-    inner = posterior.inner_features(labelled)
-    check_overflow("labelled", 4.0 * inner.square().sum(1))
-    return inner
+    setting: Setting,
+) -> Tensor:  # [L, D]
+    """The rows that have labels already, standardised; none where they were not given."""
+    mean = setting.posterior.mean
+    if setting.labelled is None:
+        return mean.new_empty(0, mean.shape[1])
+    points = setting.posterior.standardization.standardized(setting.labelled)
+    check_overflow("labelled", 4.0 * points.square().sum(1))
+    return points

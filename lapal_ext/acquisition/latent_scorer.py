@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext.likelihood import MEAN_FIELD_FACTOR
-from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.acquisition.spec import Setting
 from lapal_ext.posterior.updating import coefficients
 
 
@@ -16,18 +14,15 @@ class LatentScorer:
     With Sigma the posterior's covariance, the direction of pick t is
         u_t = Sigma phi_t - sum_{s<t} beta_s u_s (u_s . phi_t),  O(D^2 + D t),
     and absorbing it moves every row by its column c = Phi u_t: logits += c g_t^T, v -= beta_t c^2. One label takes one
-    pass over the pool by ``selection_step_``, several at once go through one GEMM. Whoever derives from it adds
-    ``pick``.
+    pass over the pool by ``selection_step_``, several at once go through one matrix product. A subclass adds ``pick``.
     """
 
-    def __init__(
-        self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float, *, with_variance: bool
-    ) -> None:
-        self._posterior, self._pool, self._step, self._gamma = posterior, pool, step, gamma
-        self._kappa = MEAN_FIELD_FACTOR if link == "mean_field" else 0.0
-        self._logits, self._variance = pool.latent(with_variance=with_variance or link == "mean_field")
-        self._taken = torch.zeros(len(pool), dtype=torch.bool, device=pool.storage.device)
-        mean = posterior.mean
+    def __init__(self, setting: Setting, *, with_variance: bool) -> None:
+        self._posterior, self._pool, self._rule = setting.posterior, setting.pool, setting.rule
+        self._kappa = setting.link.kappa
+        self._logits, self._variance = self._pool.latent(with_variance=with_variance or setting.link.uses_variance)
+        self._taken = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.storage.device)
+        mean = self._posterior.mean
         self._directions = mean.new_zeros(0, mean.shape[1])  # [t, D]
         self._beta = mean.new_zeros(0)  # [t]
         self._steps = mean.new_zeros(0, mean.shape[0])  # [t, C]
@@ -44,17 +39,15 @@ class LatentScorer:
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
         """See ``Scorer``."""
         self._bring_up_to_date()
-        inner = self._pool.inner(picks)
-        columns = self._columns(inner)
+        x = self._pool.standardized(picks)
+        columns = self._columns(x)
         h, triangle, beta, _ = (
             result[0]
             for result in coefficients(
-                (columns @ inner.T)[None],
+                (columns @ x.T)[None],
                 self._pool.shard.gather(self._logits, picks)[None],
                 labels[None],
-                self._gamma,
-                self._step,
-                self._posterior.curvature,
+                self._rule,
                 name="pool",
                 rows=self._pool.to_rows(picks)[None],
             )
@@ -81,10 +74,13 @@ class LatentScorer:
     ) -> Tensor:  # [k, C]
         return ops.predictive(logits, variance if self._kappa > 0 else None, self._kappa)
 
-    def _columns(self, inner: Tensor) -> Tensor:
-        """Inner features times the present covariance, [k, D]."""
-        spent = (inner @ self._directions.T) * self._beta
-        return inner @ self._posterior.covariance - spent @ self._directions
+    def _columns(
+        self,
+        x: Tensor,  # [k, D], standardised
+    ) -> Tensor:  # [k, D]
+        """Rows times the present covariance."""
+        spent = (x @ self._directions.T) * self._beta
+        return x @ self._posterior.covariance - spent @ self._directions
 
     def _bring_up_to_date(self) -> None:
         """Move the pool's logits and variances by the labels they do not know yet."""
@@ -114,7 +110,7 @@ class LatentScorer:
         else:
             direction, g, beta = mean.new_zeros(1, mean.shape[1]), mean.new_zeros(mean.shape[0]), mean.new_zeros(())
         self._applied = len(self._beta)
-        weights, offsets = self._posterior.fold(direction)
+        weights, offsets = self._posterior.standardization.raw(direction)
         return ops.selection_step_.unchecked(
             self._pool.storage,
             weights[0],

@@ -3,22 +3,21 @@
 import torch
 from torch import Tensor
 
-from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.acquisition.spec import Setting
 from lapal_ext.validation.tensors import check_overflow
 
 
 class PosteriorScorer:
-    """Absorbs labels into a posterior of its own, O(D^2) each; whoever derives from it adds ``pick``."""
+    """Absorbs labels into a posterior of its own, O(D^2) each; a subclass adds ``pick``."""
 
     _takes_norms = True  # whether a pick may square the rows of the pool
 
-    def __init__(self, posterior: LastLayerLaplace, pool: Pool, link: str, step: str, gamma: float) -> None:
-        self._posterior, self._pool = posterior.clone(), pool
-        self._link, self._step, self._gamma = link, step, gamma
-        if self._takes_norms:
-            check_overflow("pool", 4.0 * pool.norms().square())  # of a variance, or of a distance between two rows
-        self._taken = torch.zeros(len(pool), dtype=torch.bool, device=pool.storage.device)
+    def __init__(self, setting: Setting) -> None:
+        self._posterior, self._pool = setting.posterior.clone(), setting.pool
+        self._rule, self._link = setting.rule, setting.link
+        if self._takes_norms:  # of a variance, or of a distance between two rows
+            check_overflow("pool", 4.0 * self._pool.norms().square())
+        self._taken = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.storage.device)
 
     def release(self, picks: Tensor) -> None:
         """See ``Scorer``."""
@@ -30,8 +29,8 @@ class PosteriorScorer:
 
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
         """See ``Scorer``."""
-        self._posterior.update(self._pool.outer(picks), labels, self._step, self._gamma)
+        self._posterior.update(self._pool.raw(picks), labels, self._rule.step, self._rule.gamma)
 
     def predictive(self, picks: Tensor) -> Tensor:
         """See ``Scorer``."""
-        return self._posterior.predict_proba(self._pool.outer(picks), self._link)
+        return self._posterior.predict_proba(self._pool.raw(picks), self._link.name)

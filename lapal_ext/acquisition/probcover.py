@@ -9,8 +9,9 @@ from lapal_ext.acquisition.clustering import cluster
 from lapal_ext.acquisition.distances import TILE, labelled_features, nearest_distance, squared_distances
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.scorer import best_first
+from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.rules import EXACT_LINKS
 
 _PURITY = 0.95  # share of the balls of the default radius that hold one pseudo-label
 
@@ -30,28 +31,19 @@ class ProbCoverScorer(PosteriorScorer):
     section 3.2.
     """
 
-    def __init__(
-        self,
-        posterior: LastLayerLaplace,
-        pool: Pool,
-        link: str,
-        step: str,
-        gamma: float,
-        labelled: Tensor | None,  # [L, D]
-        seed: int,
-    ) -> None:
-        super().__init__(posterior, pool, link, step, gamma)
-        self._radius = _pure_radius(pool, posterior.num_classes, seed)
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._radius = _pure_radius(self._pool, self._posterior.num_classes, setting.seed)
         self._covered = torch.zeros_like(self._taken)
-        self._degree = _count_closer(pool, torch.arange(len(pool), device=self._taken.device), self._radius)
-        centres = labelled_features(posterior, labelled)
+        self._degree = _count_closer(self._pool, torch.arange(len(self._pool), device=self._taken.device), self._radius)
+        centres = labelled_features(setting)
         if len(centres) > 0:
             self._cover(centres, self._covered, self._degree)
 
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
         """See ``Scorer``."""
         super().absorb(picks, labels)
-        self._cover(self._pool.inner(picks), self._covered, self._degree)
+        self._cover(self._pool.standardized(picks), self._covered, self._degree)
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
@@ -60,7 +52,7 @@ class ProbCoverScorer(PosteriorScorer):
         utilities: list[Tensor] = []
         for number in range(count):
             if number > 0:
-                self._cover(self._pool.inner(picks[-1]), covered, degree)
+                self._cover(self._pool.standardized(picks[-1]), covered, degree)
             pick, utility = best_first(degree, self._taken, 1, self._pool.shard)
             picks.append(pick)
             utilities.append(utility)
@@ -84,9 +76,9 @@ def _count_closer(
 ) -> Tensor:  # [N] int64
     """How many of some rows are closer than the radius to each row."""
     counts = torch.zeros(len(pool), dtype=torch.int64, device=among.device)
-    for rows, tile in pool.inner_tiles():
+    for rows, tile in pool.standardized_tiles():
         for block in among.split(max(1, TILE // len(tile))):
-            squares = squared_distances(tile.double(), pool.inner(block).double())
+            squares = squared_distances(tile.double(), pool.standardized(block).double())
             counts[rows] += (squares < radius * radius).sum(1)
     return counts
 
@@ -96,14 +88,17 @@ def _pure_radius(pool: Pool, n_clusters: int, seed: int) -> float:
     if len(pool) == 0:
         return 0.0
     everything = torch.arange(len(pool), device=pool.storage.device)
-    points = pool.inner(everything)
+    points = pool.standardized(everything)
     clusters = cluster(points, min(n_clusters, len(pool)), seed, needed_by="acquisition 'probcover'")
     nearest = torch.full((len(pool),), torch.inf, dtype=torch.float64, device=everything.device)
-    for rows, tile in pool.inner_tiles():
+    for rows, tile in pool.standardized_tiles():
         for block in everything.split(max(1, TILE // len(tile))):
-            squares = squared_distances(tile.double(), pool.inner(block).double())
+            squares = squared_distances(tile.double(), pool.standardized(block).double())
             squares.masked_fill_(clusters[rows, None] == clusters[block], torch.inf)
             nearest[rows] = torch.minimum(nearest[rows], squares.amin(1))
     impure = int((1.0 - _PURITY) * len(pool))
     # A ball is open, and one of the pairs is at this very distance: rounding must not put it inside.
     return math.sqrt(float(nearest.sort().values[impure])) * (1.0 - 1e-9)
+
+
+SPEC = Spec(ProbCoverScorer, drawing_links=EXACT_LINKS, needs_all_rows=True)

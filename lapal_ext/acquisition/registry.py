@@ -1,61 +1,59 @@
-"""Which acquisitions there are, by name."""
+"""Every strategy by name, and what follows from its ``Spec``.
+
+To add a strategy, write its module with a ``SPEC`` and add one line to ``STRATEGIES``.
+"""
 
 import torch
-from torch import Tensor
 
-from lapal_ext.acquisition.badge import BadgeScorer
-from lapal_ext.acquisition.bait import BaitScorer
-from lapal_ext.acquisition.bald import BaldScorer
-from lapal_ext.acquisition.coreset import CoresetScorer
-from lapal_ext.acquisition.custom import Acquisition, CustomScorer, random_acquisition
-from lapal_ext.acquisition.probcover import ProbCoverScorer
+from lapal_ext.acquisition import (
+    badge,
+    bait,
+    bald,
+    coreset,
+    custom,
+    probcover,
+    random,
+    typiclust,
+    uncertainty,
+)
+from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.scorer import Scorer
-from lapal_ext.acquisition.typiclust import TypiClustScorer
-from lapal_ext.acquisition.uncertainty import TiledUncertaintyScorer, UncertaintyScorer
-from lapal_ext.likelihood import UTILITIES
+from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
-from lapal_ext.validation.tensors import check_choice, check_generator, check_number
+from lapal_ext.rules import Link, check_link
+from lapal_ext.utilities import UTILITIES
+from lapal_ext.validation.scalars import check_choice, check_generator, check_number
 
-__all__ = [
-    "ACQUISITIONS",
-    "LINKS",
-    "Acquisition",
-    "Scorer",
-    "check_acquisition",
-    "check_memory",
-    "choose_seed",
-    "draws",
-    "make_scorer",
-    "uses_variance",
-]
-
-ACQUISITIONS = (
-    *UTILITIES,
-    "bald",
-    "badge",
-    "bait",
-    "bait_forward_backward",
-    "typiclust",
-    "coreset",
-    "probcover",
-    "random",
-)
-LINKS = ("plugin", "mean_field")  # of a utility; Monte Carlo would make picks depend on the noise
-BALD_LINKS = (*LINKS, "mc")
-_KEEP_LOGITS = ("bald", "badge")  # and cannot compute them tile by tile
-_NEED_ALL_ROWS = ("typiclust", "probcover")  # in one process
-_DRAWING = ("random", "badge", "typiclust", "probcover")
+STRATEGIES: dict[str, Spec] = {
+    **{kind: uncertainty.spec(kind) for kind in UTILITIES},
+    "bald": bald.SPEC,
+    "badge": badge.SPEC,
+    "bait": bait.SPEC,
+    "bait_forward_backward": bait.FORWARD_BACKWARD_SPEC,
+    "typiclust": typiclust.SPEC,
+    "coreset": coreset.SPEC,
+    "probcover": probcover.SPEC,
+    "random": random.SPEC,
+}
+ACQUISITIONS = tuple(STRATEGIES)
 
 
-def check_acquisition(acquisition: object, link: object, generator: object, group: object = None) -> None:
-    """Raise a typed error unless ``make_scorer`` knows what to do with these."""
+def spec_of(acquisition: str | Acquisition, name: str = "acquisition") -> Spec:
+    """The spec of a strategy by name, or of a callable that came in the argument ``name``."""
+    return custom.spec(acquisition, name) if callable(acquisition) else STRATEGIES[acquisition]
+
+
+def check_acquisition(acquisition: object, link: object, generator: object, group: object = None) -> Link:
+    """Return the link, or raise a typed error unless ``make_scorer`` knows what to do with these."""
     if not callable(acquisition):
         check_choice("acquisition", acquisition, ACQUISITIONS)
-    check_choice("link", link, BALD_LINKS if acquisition == "bald" else LINKS)
+    spec = spec_of(acquisition)  # type: ignore[arg-type]  # a name of the table or a callable, as was checked
+    chosen = check_link(link, spec.links)
     check_generator("generator", generator)
-    if group is not None and acquisition in _NEED_ALL_ROWS:
+    if group is not None and spec.needs_all_rows:
         raise ValueError(f"acquisition must not need all rows in one process with group, got {acquisition!r}")
+    return chosen
 
 
 def check_memory(
@@ -65,7 +63,7 @@ def check_memory(
     if memory is None:
         return None
     memory = check_number("memory", memory, above=0.0)
-    if acquisition in _KEEP_LOGITS and not _fits(posterior, pool, memory):
+    if spec_of(acquisition).keeps_logits and not _fits(posterior, pool, memory):
         needed = _bytes_of_logits(posterior, pool)
         raise ValueError(f"memory must be at least {needed} bytes for {acquisition!r}, which keeps all logits")
     return memory
@@ -80,23 +78,18 @@ def _bytes_of_logits(posterior: LastLayerLaplace, pool: Pool) -> int:
     return pool.shard.largest * (posterior.num_classes + 1) * posterior.mean.element_size()
 
 
-def uses_variance(acquisition: str | Acquisition, link: str) -> bool:
-    """Whether picks depend on the covariance, so that updates matter even without labels.
-
-    ``variance``, ``bald`` and both forms of BAIT always do, what is made of probabilities with the mean-field link, and
-    a callable may. The others look at the mean of the model alone, or at none.
-    """
-    if callable(acquisition) or acquisition in ("variance", "bald", "bait", "bait_forward_backward"):
-        return True
-    return (acquisition in UTILITIES or acquisition == "badge") and link == "mean_field"
+def uses_variance(acquisition: str | Acquisition, link: Link) -> bool:
+    """Whether picks depend on the covariance, so that updates matter even without labels."""
+    spec = spec_of(acquisition)
+    return spec.uses_variance or (spec.uses_probabilities and link.uses_variance)
 
 
-def draws(acquisition: str | Acquisition, link: str) -> bool:
-    """Whether picks depend on the seed of ``make_scorer``."""
-    return acquisition in _DRAWING or (acquisition == "bald" and link == "mc")
+def draws(acquisition: str | Acquisition, link: Link) -> bool:
+    """Whether picks depend on the seed."""
+    return link.name in spec_of(acquisition).drawing_links
 
 
-def choose_seed(acquisition: str | Acquisition, link: str, generator: torch.Generator | None) -> int:
+def choose_seed(acquisition: str | Acquisition, link: Link, generator: torch.Generator | None) -> int:
     """Seed of one selection; zero, and the generator stays as it is, where nothing is drawn."""
     if not draws(acquisition, link):
         return 0
@@ -106,40 +99,20 @@ def choose_seed(acquisition: str | Acquisition, link: str, generator: torch.Gene
 
 def make_scorer(
     acquisition: str | Acquisition,
-    posterior: LastLayerLaplace,
-    pool: Pool,
+    setting: Setting,
     *,
-    link: str,
-    step: str,
-    gamma: float,
-    labelled: Tensor | None,  # [L, D]
-    seed: int,
     name: str = "acquisition",
     memory: float | None = None,
 ) -> Scorer:
-    """Start the state of a selection; all arguments are already checked.
+    """Start the state of a selection.
 
-    ``name`` is the argument that a callable came in, for errors about what it returns. ``memory`` is what the logits
-    and variances of the pool may take, in bytes; ``check_memory`` comes first.
+    Args:
+        acquisition: by name, or a callable.
+        setting: what it starts from.
+        name: the argument that a callable came in, for errors about what it returns.
+        memory: bytes that the logits and variances of the pool may take; ``check_memory`` comes first.
     """
-    common = posterior, pool, link, step, gamma
-    if acquisition in UTILITIES and not _fits(posterior, pool, memory):
-        return TiledUncertaintyScorer(*common, acquisition)
-    if callable(acquisition):
-        return CustomScorer(*common, acquisition, name)
-    match acquisition:
-        case "random":
-            return CustomScorer(*common, random_acquisition(seed, pool.shard), name)
-        case "bald":
-            return BaldScorer(*common, seed)
-        case "badge":
-            return BadgeScorer(*common, seed)
-        case "bait" | "bait_forward_backward":
-            return BaitScorer(*common, backward=acquisition == "bait_forward_backward")
-        case "typiclust":
-            return TypiClustScorer(*common, labelled, seed)
-        case "coreset":
-            return CoresetScorer(*common, labelled)
-        case "probcover":
-            return ProbCoverScorer(*common, labelled, seed)
-    return UncertaintyScorer(*common, acquisition)
+    spec = spec_of(acquisition, name)
+    if spec.make_tiled is not None and not _fits(setting.posterior, setting.pool, memory):
+        return spec.make_tiled(setting)
+    return spec.make(setting)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lapal_ext.pool.sharding import Shard, Whole
+from lapal_ext.pool.sharding import Shard
 
 
 class Scorer(Protocol):
@@ -35,11 +35,20 @@ class Scorer(Protocol):
         """Probabilities [k, C] of rows [k] under the labels absorbed so far, with the selection's link."""
 
 
+def check_utilities(
+    utilities: Tensor,  # [k]
+    name: str,
+) -> None:
+    """Raise ValueError where a utility is not a number; ``name`` is the argument that the acquisition came in."""
+    if bool(utilities.isnan().any()):
+        raise ValueError(f"{name} gave a utility that is not a number; nothing was selected")
+
+
 def best_first(
     utilities: Tensor,  # [n] of the rows that are here
     taken: Tensor,  # [n] bool, the winners are set in place
     count: int,
-    shard: Whole | Shard,
+    shard: Shard,
 ) -> tuple[Tensor, Tensor]:  # [count] int64, [count]
     """Take the ``count`` largest free utilities of all shards; ties go to the lowest pick, NaN before all.
 

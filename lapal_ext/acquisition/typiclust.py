@@ -7,8 +7,8 @@ from lapal_ext.acquisition.clustering import cluster
 from lapal_ext.acquisition.distances import TILE, labelled_features, squared_distances
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.scorer import best_first
-from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.acquisition.spec import Setting, Spec
+from lapal_ext.rules import EXACT_LINKS
 
 _MAX_CLUSTERS = 500
 _NEIGHBOURS = 20
@@ -31,18 +31,9 @@ class TypiClustScorer(PosteriorScorer):
     arXiv 2202.02794, algorithm 1 with k-means; the limits are those of the published code.
     """
 
-    def __init__(
-        self,
-        posterior: LastLayerLaplace,
-        pool: Pool,
-        link: str,
-        step: str,
-        gamma: float,
-        labelled: Tensor | None,  # [L, D]
-        seed: int,
-    ) -> None:
-        super().__init__(posterior, pool, link, step, gamma)
-        self._labelled, self._seed = labelled_features(posterior, labelled), seed
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._labelled, self._seed = labelled_features(setting), setting.seed
         self._absorbed = self._taken.new_zeros(0, dtype=torch.int64)
 
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
@@ -54,7 +45,7 @@ class TypiClustScorer(PosteriorScorer):
         """See ``Scorer``."""
         n_rows = len(self._pool)
         everything = torch.arange(n_rows, device=self._taken.device)
-        points = torch.cat([self._pool.inner(everything), self._labelled])
+        points = torch.cat([self._pool.standardized(everything), self._labelled])
         n_clusters = min(len(self._labelled) + len(self._absorbed) + count, _MAX_CLUSTERS, len(points))
         clusters = cluster(points, n_clusters, self._seed, needed_by="acquisition 'typiclust'")
         sizes = clusters.bincount(minlength=n_clusters).tolist()
@@ -98,3 +89,6 @@ class TypiClustScorer(PosteriorScorer):
             distances = (inside[nearest] - inside[block, None]).square().sum(2).sqrt()
             result[numbers[block]] = -distances.sort(dim=1).values.mean(1).to(points.dtype)
         return result[: len(self._pool)]
+
+
+SPEC = Spec(TypiClustScorer, drawing_links=EXACT_LINKS, needs_all_rows=True)

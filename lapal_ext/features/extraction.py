@@ -13,15 +13,8 @@ from lapal_ext.errors import StorageError
 from lapal_ext.features.batches import Batch, Data, comes_in_order, count_rows, read_batches
 from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
 from lapal_ext.features.layers import TAKES, catch, find_head, layer_name
-from lapal_ext.validation.tensors import (
-    STORAGE_DTYPES,
-    check_choice,
-    check_device,
-    check_flag,
-    check_integer,
-    check_path,
-    is_finite,
-)
+from lapal_ext.validation.scalars import check_choice, check_device, check_flag, check_integer, check_path
+from lapal_ext.validation.tensors import STORAGE_DTYPES, is_finite
 
 _AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
 

@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lapal_ext.acquisition.registry import LINKS, Acquisition
-from lapal_ext.likelihood import UTILITIES
+from lapal_ext.acquisition.custom import Acquisition
+from lapal_ext.acquisition.registry import check_acquisition, spec_of
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
-from lapal_ext.selection.select_batch import SelectionResult, select_batch
-from lapal_ext.validation.tensors import check_choice
+from lapal_ext.posterior.standardization import standardize
+from lapal_ext.selection.select_batch import select_batch
+from lapal_ext.selection.selection_result import SelectionResult
+from lapal_ext.validation.scalars import check_choice
 
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy
@@ -24,8 +26,6 @@ except ImportError as error:
     ) from error
 
 from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier
-
-_SCORES_OF_ALL_SAMPLES = (*UTILITIES, "bald", "random")
 
 
 class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]  # scikit-activeml has no types
@@ -136,7 +136,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         if not return_utilities:
             return chosen
         utilities = np.full((batch_size, len(pool) if mapping is None else len(X)), np.nan)
-        if not callable(self.acquisition) and self.acquisition not in _SCORES_OF_ALL_SAMPLES:
+        if not spec_of(self.acquisition).scores_every_row:
             utilities[np.arange(batch_size), chosen] = result.utilities.numpy()
             return chosen, utilities
         for number, pick in enumerate(picks):
@@ -153,7 +153,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         if not isinstance(clf.estimator, LaplaceClassifier):
             raise TypeError(f"clf must wrap a LaplaceClassifier, got {clf.estimator}")
         check_equal_missing_label(clf.missing_label, self.missing_label_)
-        check_choice("link", self.link, LINKS)
+        check_acquisition(self.acquisition, self.link, None)
         if self.targets is not None:
             check_choice("targets", self.targets, ("predicted",))
 
@@ -181,7 +181,7 @@ def _fit(
     bias = zero[:, 0] if classifier.fit_bias else None
     prior = LastLayerLaplace(zero, classifier.prior_precision, classifier.curvature, bias=bias)
     if classifier.standardize:
-        prior.standardize(torch.from_numpy(X))
+        standardize(prior, torch.from_numpy(X))
     return prior.fit(X[:0]).update(X[labelled], labels[labelled], classifier.step, classifier.gamma)
 
 

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from lapal_ext.likelihood import mean_field
 from lapal_ext.posterior.last_layer_laplace import UPDATE_STEPS, LastLayerLaplace
-from lapal_ext.validation.tensors import check_choice, check_number
+from lapal_ext.validation.scalars import check_choice, check_number
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin

@@ -5,14 +5,17 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.errors import NotPSDError
-from lapal_ext.likelihood import EXPECTED_LOSSES, MEAN_FIELD_FACTOR, step_length
-from lapal_ext.lookahead.look_ahead import TILE, check_evaluation, check_update, slices, sum_losses
+from lapal_ext.likelihood import step_length
+from lapal_ext.lookahead.evaluation import Evaluation, Hypotheses, check_evaluation, tiles
+from lapal_ext.losses import EXPECTED_LOSSES
 from lapal_ext.pool.files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.posterior.updating import coefficients, steps_overflow
+from lapal_ext.rules import UpdateRule, check_rule
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.tensors import check_choice, check_overflow, is_finite
+from lapal_ext.validation.scalars import check_choice
+from lapal_ext.validation.tensors import check_overflow, is_finite
 
 _CANDIDATE_SIZE = 1024  # numbers a candidate counts for at least, so that a tile of them leaves room for columns
 
@@ -49,78 +52,67 @@ def expected_error_reduction(
     """
     rows = Pool(posterior, pool)
     check_choice("loss", loss, EXPECTED_LOSSES)
-    eval_features, _ = check_evaluation(posterior, eval_features, None, loss)
-    gamma = check_update(step, gamma, link)
-    shared = step == "newton" and link == "plugin"
+    evaluation = check_evaluation(posterior, eval_features, None, loss, link)
+    rule = check_rule(step, gamma, posterior.curvature)
+    shared = rule.step == "newton" and not evaluation.link.uses_variance
+    expected_losses = _losses_shared_by_labels if shared else _losses_of_each_label
     width = 1 if shared else posterior.num_classes
     sums = []
-    for tile in slices(len(rows), TILE // (width * max(*posterior.mean.shape, _CANDIDATE_SIZE))):
-        numbers = torch.arange(tile.start, tile.stop, device=eval_features.device)
-        inner = rows.inner(numbers)
-        if shared:
-            sums.append(_expected_losses_shared(posterior, inner, eval_features, loss, gamma))
-        else:
-            sums.append(
-                _expected_losses_of_each_label(posterior, inner, numbers, eval_features, loss, step, gamma, link)
-            )
-    means = torch.cat(sums) if sums else eval_features.new_zeros(0, dtype=torch.float64)
-    return (means / len(eval_features)).to(posterior.mean.dtype)
+    for tile in tiles(len(rows), width * max(*posterior.mean.shape, _CANDIDATE_SIZE)):
+        numbers = torch.arange(tile.start, tile.stop, device=posterior.mean.device)
+        sums.append(expected_losses(posterior, rows.standardized(numbers), numbers, evaluation, rule))
+    means = torch.cat(sums) if sums else posterior.mean.new_zeros(0, dtype=torch.float64)
+    return (means / len(evaluation)).to(posterior.mean.dtype)
 
 
-def _expected_losses_shared(
+def _losses_shared_by_labels(
     posterior: LastLayerLaplace,
-    inner: Tensor,  # [n, D]
-    eval_features: Tensor,  # [E, D]
-    loss: str,
-    gamma: float,
+    x: Tensor,  # [n, D], standardised candidates
+    _: Tensor,  # [n] int64
+    evaluation: Evaluation,
+    rule: UpdateRule,
 ) -> Tensor:  # [n] float64
-    """The Newton step is as long for every label, so that one pass serves them all."""
-    directions = ops.inner_products(inner, posterior.covariance.mT)
-    logits = inner @ posterior.mean.T
-    variance = (directions * inner).sum(1)
+    """With the Newton step and plugin probabilities: the step is as long for every label, so one pass serves all."""
+    directions = ops.inner_products(x, posterior.covariance.mT)
+    logits = x @ posterior.mean.T
+    variance = (directions * x).sum(1)
     check_overflow("pool", logits, variance)
-    any_label = torch.zeros(len(inner), dtype=torch.int64, device=inner.device)
-    lengths = step_length(logits, variance, any_label, gamma, "newton", posterior.curvature)
+    any_label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    lengths = step_length(logits, variance, any_label, *rule)
     if not bool((variance >= 0).all()):
         raise NotPSDError("covariance is not positive semi-definite along a row of pool: refresh() the posterior")
     if not is_finite(lengths):
-        raise steps_overflow(lengths, gamma)
+        raise steps_overflow(lengths, rule.gamma)
     probabilities = ops.predictive(logits, None, 0.0)
-    sums = torch.zeros(len(inner), dtype=torch.float64, device=inner.device)
+    sums = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     both = torch.cat([posterior.mean, directions])  # one pass over the points for their logits and their columns
-    for tile in slices(len(eval_features), TILE // len(both)):
-        points = posterior.inner_features(eval_features[tile])
+    for tile in tiles(len(evaluation), len(both)):
+        points = posterior.standardization.standardized(evaluation.features[tile])
         products = ops.inner_products(both, points)
         at_points, columns = products.split([posterior.num_classes, len(directions)])
         check_overflow("eval_features", at_points)  # columns that are not finite make the losses NaN
-        sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, loss)
+        sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, evaluation.loss)
         del points, products, at_points, columns  # before the next tile asks for as much
     check_overflow("eval_features", sums)
     return sums
 
 
-def _expected_losses_of_each_label(
+def _losses_of_each_label(
     posterior: LastLayerLaplace,
-    inner: Tensor,  # [n, D]
+    x: Tensor,  # [n, D], standardised candidates
     numbers: Tensor,  # [n] int64, of the rows
-    eval_features: Tensor,  # [E, D]
-    loss: str,
-    step: str,
-    gamma: float,
-    link: str,
+    evaluation: Evaluation,
+    rule: UpdateRule,
 ) -> Tensor:  # [n] float64
     """Every label of every candidate as a hypothesis of its own, n C of them."""
-    n_classes, mean_field = posterior.num_classes, link == "mean_field"
-    directions = ops.inner_products(inner, posterior.covariance.mT)
-    logits = inner @ posterior.mean.T
-    variance = (directions * inner).sum(1)
-    local = torch.arange(len(inner), device=inner.device).repeat_interleave(n_classes)[:, None]
-    labels = torch.arange(n_classes, device=inner.device).repeat(len(inner))[:, None]
+    n_classes, link = posterior.num_classes, evaluation.link
+    directions = ops.inner_products(x, posterior.covariance.mT)
+    logits = x @ posterior.mean.T
+    variance = (directions * x).sum(1)
+    local = torch.arange(len(x), device=x.device).repeat_interleave(n_classes)[:, None]
+    labels = torch.arange(n_classes, device=x.device).repeat(len(x))[:, None]
     gram = variance[local][:, :, None]
-    h, triangle, beta, _ = coefficients(
-        gram, logits[local], labels, gamma, step, posterior.curvature, name="pool", rows=numbers[local]
-    )
-    updates = (h, triangle, beta)
-    sums = sum_losses(posterior, directions, local, updates, eval_features, None, loss, link)
-    probabilities = ops.predictive(logits, variance if mean_field else None, MEAN_FIELD_FACTOR)
-    return (probabilities.double() * sums.view(len(inner), n_classes)).sum(1)
+    h, triangle, beta, _ = coefficients(gram, logits[local], labels, rule, name="pool", rows=numbers[local])
+    sums = evaluation.sum_losses(posterior, Hypotheses(directions, local, h, triangle, beta))
+    probabilities = ops.predictive(logits, variance if link.uses_variance else None, link.kappa)
+    return (probabilities.double() * sums.view(len(x), n_classes)).sum(1)

@@ -7,10 +7,14 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.acquisition.clustering import cluster
-from lapal_ext.acquisition.registry import Acquisition, choose_seed, draws, make_scorer
+from lapal_ext.acquisition.custom import Acquisition
+from lapal_ext.acquisition.registry import choose_seed, draws, make_scorer
+from lapal_ext.acquisition.scorer import check_utilities
+from lapal_ext.acquisition.spec import Setting
 from lapal_ext.likelihood import STEPS
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.rules import Link, UpdateRule
 
 _UNCERTAIN_SHARE = 0.1  # of the pool, by margin, that "informative" batches are drawn from
 _UNCERTAIN_BATCHES = 5  # batches' worth of rows they are drawn from at least
@@ -41,7 +45,7 @@ def propose_diverse(
     pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
 ) -> Tensor:  # [count, batch_size]
     """One row drawn from each of ``batch_size`` k-means clusters of the features (needs scikit-learn)."""
-    features = pool.outer(torch.arange(len(pool), device=pool.storage.device)).cpu()
+    features = pool.raw(torch.arange(len(pool), device=pool.storage.device)).cpu()
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     clusters = cluster(features, batch_size, seed, needed_by="proposals 'diverse'")
     # Shuffle within each cluster and take the first row of every cluster; should duplicates leave fewer clusters than
@@ -61,7 +65,7 @@ def propose_by_acquisition(
     pool: Pool,
     batch_size: int,
     count: int,
-    link: str,
+    link: Link,
     labelled: Tensor | None,  # [L, D]
     generator: torch.Generator | None,
 ) -> Tensor:  # [m, batch_size], m <= count
@@ -74,20 +78,10 @@ def propose_by_acquisition(
     """
     batches: list[Tensor] = []
     for _ in range(count):
-        scorer = make_scorer(
-            acquisition,
-            posterior,
-            pool,
-            link=link,
-            step=STEPS[0],
-            gamma=0.0,
-            labelled=labelled,
-            seed=choose_seed(acquisition, link, generator),
-            name="proposals",
-        )
-        picks, utilities = scorer.pick(batch_size)
-        if bool(utilities.isnan().any()):
-            raise ValueError("proposals gave a utility that is not a number; nothing was selected")
+        rule = UpdateRule(0.0, STEPS[0], posterior.curvature)
+        setting = Setting(posterior, pool, rule, link, labelled, choose_seed(acquisition, link, generator))
+        picks, utilities = make_scorer(acquisition, setting, name="proposals").pick(batch_size)
+        check_utilities(utilities, "proposals")
         if callable(acquisition) and batches and torch.equal(picks, batches[-1]):
             break
         batches.append(picks)

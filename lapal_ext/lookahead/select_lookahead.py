@@ -7,24 +7,21 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext.acquisition.registry import ACQUISITIONS, Acquisition
-from lapal_ext.likelihood import MEAN_FIELD_FACTOR
-from lapal_ext.lookahead.look_ahead import check_evaluation, check_update, look_ahead
+from lapal_ext.acquisition.custom import Acquisition
+from lapal_ext.acquisition.registry import ACQUISITIONS
+from lapal_ext.lookahead.evaluation import check_evaluation
+from lapal_ext.lookahead.look_ahead import look_ahead
 from lapal_ext.lookahead.proposals import PROPOSALS, propose_by_acquisition
 from lapal_ext.pool.files import Features
 from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.arguments import check_features
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.rules import Link, check_rule
 from lapal_ext.selection.label_sources import check_source, draw_labels
-from lapal_ext.selection.select_batch import SelectionResult
+from lapal_ext.selection.selection_result import SelectionResult
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.tensors import (
-    as_labels,
-    check_choice,
-    check_generator,
-    check_integer,
-    check_labels,
-    shape_text,
-)
+from lapal_ext.validation.scalars import check_choice, check_generator, check_integer
+from lapal_ext.validation.tensors import as_labels, check_labels, shape_text
 
 
 @torch.no_grad()
@@ -60,7 +57,7 @@ def select_lookahead(
         targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or labels [N], which makes the
             result an upper bound where it holds the true labels.
         eval_targets: labels of the evaluation points, [E].
-        loss: one of ``likelihood.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
+        loss: one of ``losses.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
             ``expected_zero_one``.
         proposals: where the batches come from: ``random`` rows, ``diverse`` (one row from each k-means cluster, needs
             scikit-learn), ``informative`` (random among the rows with the smallest margin), and any acquisition of
@@ -95,11 +92,11 @@ def select_lookahead(
     n_batches = check_integer("n_batches", n_batches, at_least=len(names))
     n_label_samples = check_integer("n_label_samples", n_label_samples, at_least=1)
     loss = ("expected_zero_one" if eval_targets is None else "cross_entropy") if loss is None else loss
-    eval_features, eval_targets = check_evaluation(posterior, eval_features, eval_targets, loss)
-    gamma = check_update(step, gamma, link)
+    evaluation = check_evaluation(posterior, eval_features, eval_targets, loss, link)
+    rule = check_rule(step, gamma, posterior.curvature)
     check_generator("generator", generator, torch.device("cpu"))
     if labelled is not None:
-        labelled = posterior.check_features(labelled, name="labelled")
+        labelled = check_features(posterior, labelled, name="labelled")
     if isinstance(targets, (Tensor, np.ndarray)):
         labels = as_labels("targets", targets, rows.storage.device)
         if labels.shape != (rows.size,):
@@ -115,27 +112,35 @@ def select_lookahead(
         [
             PROPOSALS[name](rows, batch_size, share, generator)
             if isinstance(name, str) and name in PROPOSALS
-            else propose_by_acquisition(name, posterior, rows, batch_size, share, link, labelled, generator)
+            else propose_by_acquisition(name, posterior, rows, batch_size, share, evaluation.link, labelled, generator)
             for name, share in zip(names, shares, strict=True)
         ]
     )
     total = torch.zeros(len(batches), dtype=torch.float64, device=batches.device)
     for _ in range(repeats):
         if isinstance(targets, str):
-            labels = _assumed_labels(rows, targets, link, generator)
+            labels = _assumed_labels(rows, targets, evaluation.link, generator)
         total += look_ahead(
-            posterior, rows.storage, batches, labels, eval_features, eval_targets, loss, step, gamma, link
+            posterior,
+            rows.storage,
+            batches,
+            labels,
+            evaluation.features,
+            evaluation.targets,
+            loss,
+            rule.step,
+            rule.gamma,
+            link,
         ).double()
     best = int(total.argmin())
     batch = batches[best]
-    after = posterior.condition_on(rows.outer(batch), labels[batch], step, gamma)
+    after = posterior.condition_on(rows.raw(batch), labels[batch], rule.step, rule.gamma)
     value = -(total[best] / repeats).to(posterior.mean.dtype)
     return SelectionResult(rows.to_rows(batch).clone(), value.expand(batch_size).clone(), after)
 
 
-def _assumed_labels(pool: Pool, targets: str, link: str, generator: torch.Generator | None) -> Tensor:  # [K]
-    logits, variance = pool.latent(with_variance=link == "mean_field")
+def _assumed_labels(pool: Pool, targets: str, link: Link, generator: torch.Generator | None) -> Tensor:  # [K]
+    logits, variance = pool.latent(with_variance=link.uses_variance)
     if targets == "predicted":
         return logits.argmax(1)
-    kappa = MEAN_FIELD_FACTOR if link == "mean_field" else 0.0
-    return draw_labels(ops.predictive(logits, variance, kappa), generator)
+    return draw_labels(ops.predictive(logits, variance, link.kappa), generator)

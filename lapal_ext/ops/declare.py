@@ -16,7 +16,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from lapal_ext.validation.tensors import ShapeSpec, check_choice, check_index_range, check_number, check_tensors
+from lapal_ext.validation.scalars import check_choice, check_number
+from lapal_ext.validation.tensors import ShapeSpec, check_index_range, check_tensors
 
 NAMESPACE = "lapal_ext"
 _COMPILER = "torch._dynamo"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lapal_ext.likelihood import EXPECTED_LOSSES
+from lapal_ext.losses import EXPECTED_LOSSES
 from lapal_ext.ops.declare import define
 
 _TILE = 1 << 21  # elements of the largest temporary, 8 MiB in float32
@@ -78,5 +78,7 @@ def _loss_of_each_label(t: Tensor, delta: Tensor, loss_kind: str) -> Tensor:
     rest = torch.where(leads, grown * (1.0 + remaining), remaining + grown)
     if loss_kind == "expected_zero_one":
         return rest / (1.0 + rest)
+    if loss_kind != "expected_cross_entropy":
+        raise ValueError(f"loss_kind must be one of {EXPECTED_LOSSES}, got {loss_kind!r}")
     distance = torch.where(leads, grown * (remaining_energy + d * (1.0 + remaining)), remaining_energy - grown * d)
     return rest.log1p() + distance / (1.0 + rest)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lapal_ext.ops.declare import NAMESPACE, OPS
-from lapal_ext.validation.tensors import check_choice
+from lapal_ext.validation.scalars import check_choice
 
 _ENVIRONMENT = "LAPAL_EXT_BACKEND"
 _BACKENDS = ("auto", "reference")

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, loss, mean_field
+from lapal_ext.likelihood import mean_field
+from lapal_ext.losses import EXPECTED_LOSSES, LOSSES, loss
 from lapal_ext.ops.declare import define
 from lapal_ext.validation.tensors import check_index_range
 
@@ -70,7 +71,7 @@ def lookahead_loss(
         beta: of ``update_coefficients``, [M, b]; None for the plugin link.
         variance: of the evaluation points before any update, [E]; None for the plugin link.
         targets: labels in [0, C), int64 [E]; may be None for the expected losses.
-        loss_kind: one of ``likelihood.LOSSES``.
+        loss_kind: one of ``losses.LOSSES``.
         kappa: mean-field factor; not used by the plugin link.
 
     Returns:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lapal_ext.likelihood import loss
+from lapal_ext.losses import loss
 from lapal_ext.ops.declare import define
 
 

@@ -2,11 +2,10 @@
 
 from torch import Tensor
 
-from lapal_ext import likelihood
+from lapal_ext import likelihood, utilities
 from lapal_ext.ops.best_row import pick_best
 from lapal_ext.ops.declare import define
 from lapal_ext.ops.row_products import dot_rows
-from lapal_ext.ops.utility import check_inputs
 
 
 @define(
@@ -23,9 +22,9 @@ from lapal_ext.ops.utility import check_inputs
     },
     returns=("int64 []", "[]"),
     mutates=("logits", "variance", "taken"),
-    choices={"kind": likelihood.UTILITIES},
+    choices={"kind": utilities.UTILITIES},
     nonnegative=("kappa",),
-    check=check_inputs,
+    check=utilities.check_inputs,
 )
 def selection_step_(
     pool: Tensor,  # [N, D]
@@ -55,7 +54,7 @@ def selection_step_(
         variance: of the pool, [N], changed in place; None for the plugin link.
         taken: rows that may not be picked, bool [N]; the winner is set in place.
         scale: norm of the features, [N], for ``gradient_norm``; else None.
-        kind: one of ``likelihood.UTILITIES``.
+        kind: one of ``utilities.UTILITIES``.
         kappa: mean-field factor; 0 keeps the plugin link while ``variance`` is tracked.
 
     Returns:
@@ -67,4 +66,4 @@ def selection_step_(
     if variance is not None:
         variance -= beta * column.square()
     linked = logits if variance is None else likelihood.mean_field(logits, variance, kappa)
-    return pick_best(likelihood.utility(linked, variance, scale, kind), taken)
+    return pick_best(utilities.utility(linked, variance, scale, kind), taken)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lapal_ext.errors import StorageError
 from lapal_ext.validation.arrays import Array, view
-from lapal_ext.validation.tensors import STORAGE_DTYPES, check_path, shape_text
+from lapal_ext.validation.scalars import check_path
+from lapal_ext.validation.tensors import STORAGE_DTYPES, shape_text
 
 Features: TypeAlias = Array | str | os.PathLike[str]
 """A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), or a .npy or .safetensors file."""

@@ -7,14 +7,12 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.pool.files import Features, as_tensor
-from lapal_ext.pool.ranks import Alone, Ranks
-from lapal_ext.pool.sharding import Shard, Whole, common_layout
-from lapal_ext.posterior import precision as fitting
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.pool.sharding import Ranks, Shard, common_layout
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
 from lapal_ext.posterior.updating import check_variance
+from lapal_ext.tiles import row_tiles
 from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.tensors import (
-    COMPUTE_DTYPES,
     ShapeSpec,
     as_dense,
     check_dense,
@@ -25,28 +23,17 @@ from lapal_ext.validation.tensors import (
     check_tensors,
 )
 
-_ALONE = Alone()
-
-
-def check_posterior(posterior: object) -> None:
-    """Raise a typed error unless ``posterior`` is a fitted model in a precision that is computed in."""
-    if not isinstance(posterior, LastLayerLaplace):
-        raise TypeError(f"posterior must be a LastLayerLaplace, got {type(posterior).__name__}")
-    if posterior.mean.dtype not in COMPUTE_DTYPES:
-        raise TypeError(f"posterior must be float32 or float64, got {posterior.mean.dtype}")
-    posterior.require_fitted()
-
 
 class Pool:
     """A feature matrix in its own storage dtype, read through the standardising of one posterior.
 
     Args:
-        posterior: fitted; whose inputs these are; only its standardising and its dtype are used later.
+        posterior: fitted; the rows are its inputs. Its mean, covariance and standardising are those of now.
         features: [N, D], float32, float64, or half precision as storage; an array or a file is read where it is.
         candidates: the rows that may be picked, distinct; all by default. They are copied out, in ascending order, so
             that ties still go to the lowest row.
-        ranks: who else has rows; these features come behind those of the ranks before this one, and row numbers,
-            those of ``candidates`` too, count all of them.
+        ranks: the processes that share the pool; this one alone by default. These features follow those of the ranks
+            before this one, and row numbers, those of ``candidates`` too, count all of them.
 
     Attributes:
         storage: the candidates that are here, [n, D].
@@ -60,9 +47,10 @@ class Pool:
         posterior: LastLayerLaplace,
         features: Features,
         candidates: Array | None = None,
-        ranks: Alone | Ranks = _ALONE,
+        ranks: Ranks | None = None,
     ) -> None:
         check_posterior(posterior)
+        ranks = Ranks() if ranks is None else ranks
         features = check_dense("pool", as_tensor("pool", features))
         check_tensors({"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))}, {"pool": features})
         mean = posterior.mean
@@ -77,14 +65,15 @@ class Pool:
         features, bounds = common_layout(ranks, features)
         self._first, self.size = bounds[ranks.rank], bounds[-1]
         self.rows_here = features.shape[0]
-        self._posterior = posterior
+        self._mean, self._covariance = posterior.mean, posterior.covariance
+        self._standardization = posterior.standardization
         self._candidates = None
         self.storage = features.detach()
         self._buffer: Tensor | None = None
         if candidates is not None:
             self._candidates = self.check_rows("candidates", candidates).sort().values
             bounds = torch.searchsorted(self._candidates, self._candidates.new_tensor(bounds)).tolist()
-        self.shard = Shard(ranks, bounds) if isinstance(ranks, Ranks) else Whole(bounds[-1])
+        self.shard = Shard(ranks, bounds)
         if candidates is not None:
             self.storage = self.local(self.storage)
 
@@ -137,72 +126,69 @@ class Pool:
             raise ValueError(f"{name} must be candidates, got {int(foreign[0])}")
         return picks
 
-    def outer(
+    def raw(
         self,
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k, D]
-        """Raw features of some rows, in the posterior's dtype."""
-        return self.shard.gather(self.storage, picks).to(self._posterior.mean.dtype)
+        """Features of some rows as they were passed in, in the posterior's dtype."""
+        return self.shard.gather(self.storage, picks).to(self._mean.dtype)
 
-    def inner(
+    def standardized(
         self,
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k, D] or [k, D + 1]
-        """Features of some rows as the mathematics sees them."""
-        return self._posterior.inner_features(self.outer(picks))
+        """Standardised features of some rows."""
+        return self._standardization.standardized(self.raw(picks))
 
-    def inner_tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield all rows as the mathematics sees them, a tile [n, D] or [n, D + 1] at a time, with their numbers.
+    def standardized_tiles(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield all rows standardised, a tile [n, D] or [n, D + 1] at a time, with their numbers.
 
         Every tile overwrites the one before, and the memory is kept for the next time: the allocator puts new tiles
         behind what is held of old ones, and rarely finds room in their place.
         """
         buffer, self._buffer = self._buffer, None
+        tiles = list(row_tiles(len(self)))
         if buffer is None:
-            buffer = self._posterior.mean.new_empty(min(len(self), fitting.TILE_ROWS), self._posterior.mean.shape[1])
-        for rows, tile in self._tiles():
-            yield rows, self._posterior.inner_features(tile, buffer[: len(tile)])
+            longest = max((tile.stop - tile.start for tile in tiles), default=0)
+            buffer = self._mean.new_empty(longest, self._mean.shape[1])
+        for rows in tiles:
+            yield rows, self._standardization.standardized(self.storage[rows], buffer[: rows.stop - rows.start])
         self._buffer = buffer
 
     def columns(
         self,
-        directions: Tensor,  # [k, D] or [k, D + 1], inner
+        directions: Tensor,  # [k, D] or [k, D + 1], of standardised features
     ) -> Tensor:  # [N, k]
         """Product of every row with some directions, one pass over the storage."""
-        weights, offsets = self._posterior.fold(directions)
+        weights, offsets = self._standardization.raw(directions)
         result = weights.new_empty(len(self), weights.shape[0])
-        for rows, tile in self._tiles():
-            torch.addmm(offsets, tile.to(weights.dtype), weights.T, out=result[rows])
+        for rows in row_tiles(len(self)):
+            torch.addmm(offsets, self.storage[rows].to(weights.dtype), weights.T, out=result[rows])
         return result
 
     def latent(self, *, with_variance: bool) -> tuple[Tensor, Tensor | None]:  # [N, C], [N]
         """Logits, in class-major memory, and variance of every row at present."""
-        logits = self._posterior.mean.new_empty(self._posterior.num_classes, len(self))
-        variance = self._posterior.mean.new_empty(len(self)) if with_variance else None
-        for rows, inner in self.inner_tiles():
-            logits[:, rows] = ops.inner_products(inner, self._posterior.mean).T  # copies of a row tie, to the bit
+        logits = self._mean.new_empty(self._mean.shape[0], len(self))
+        variance = self._mean.new_empty(len(self)) if with_variance else None
+        for rows, x in self.standardized_tiles():
+            logits[:, rows] = ops.inner_products(x, self._mean).T  # copies of a row tie, to the bit
             if variance is not None:
-                variance[rows] = ops.predictive_variance(inner, self._posterior.covariance)
-                check_variance(variance[rows], inner, self._posterior.covariance, "pool", rows.start)
+                variance[rows] = ops.predictive_variance(x, self._covariance)
+                check_variance(variance[rows], x, self._covariance, "pool", rows.start)
         check_overflow("pool", logits)
         return logits.T, variance
 
     def mean(self) -> Tensor:  # [1, D] or [1, D + 1], float64
-        """Average row as the mathematics sees it; zero where there is none."""
-        total = self._posterior.mean.new_zeros(1, self._posterior.mean.shape[1], dtype=torch.float64)
-        for _, inner in self.inner_tiles():
-            total += inner.double().sum(0)
+        """Average of all standardised rows; zero where there is none."""
+        total = self._mean.new_zeros(1, self._mean.shape[1], dtype=torch.float64)
+        for _, x in self.standardized_tiles():
+            total += x.double().sum(0)
         return self.shard.add(total) / max(1, self.shard.total)
 
     def norms(self) -> Tensor:  # [N]
-        """Norm |phi| of every row as the mathematics sees it."""
-        result = self._posterior.mean.new_empty(len(self))
-        for rows, inner in self.inner_tiles():
-            result[rows] = inner.norm(dim=1)
+        """Norm |phi| of every standardised row."""
+        result = self._mean.new_empty(len(self))
+        for rows, x in self.standardized_tiles():
+            result[rows] = x.norm(dim=1)
         check_overflow("pool", result)
         return result
-
-    def _tiles(self) -> list[tuple[slice, Tensor]]:
-        starts = range(0, len(self), fitting.TILE_ROWS)
-        tiles = fitting.tiles(self.storage)
-        return [(slice(start, start + len(tile)), tile) for start, tile in zip(starts, tiles, strict=True)]

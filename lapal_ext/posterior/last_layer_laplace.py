@@ -1,28 +1,63 @@
-"""The Gaussian posterior over a last layer: its state, its updates and its predictions."""
+"""The Gaussian posterior over a last layer: its state, how it is fitted, its updates and its predictions."""
 
-from typing import NamedTuple
+import copy
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from lapal_ext import ops
-from lapal_ext.likelihood import LINKS, MEAN_FIELD_FACTOR, STEPS, curvature_weight
-from lapal_ext.posterior import precision as fitting
-from lapal_ext.posterior.estimation import EstimatedLinear
+from lapal_ext.errors import StorageError
+from lapal_ext.likelihood import CURVATURES, STEPS, curvature_weight
+from lapal_ext.posterior import prior_search
+from lapal_ext.posterior.arguments import (
+    MEAN,
+    check_features,
+    check_layer,
+    check_prior_precision,
+    check_prior_precisions,
+    check_targets,
+    require_fitted,
+)
+from lapal_ext.posterior.class_names import check_class_names, check_new_name
+from lapal_ext.posterior.export import write_linear
 from lapal_ext.posterior.map_fit import map_weights_from
+from lapal_ext.posterior.precision import PendingPrecision, add_observations, inverse, precision_matrix
+from lapal_ext.posterior.standardization import Standardization
+from lapal_ext.posterior.standardization import standardize as _standardize
+from lapal_ext.posterior.state import ATTRIBUTES, EXTRA_STATE, check_state, read_file, write_file
 from lapal_ext.posterior.updating import absorb, check_variance
+from lapal_ext.rules import LINKS, UpdateRule, check_link
+from lapal_ext.tiles import row_tiles
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.tensors import (
+from lapal_ext.validation.scalars import (
     check_choice,
+    check_device,
+    check_flag,
     check_generator,
     check_integer,
     check_number,
+)
+from lapal_ext.validation.tensors import (
+    COMPUTE_DTYPES,
+    ShapeSpec,
+    as_dense,
+    check_dense,
+    check_finite,
     check_overflow,
+    check_tensors,
+    shape_text,
 )
 
-UPDATE_STEPS = (*STEPS, "joint")
-_JOINT = UPDATE_STEPS[-1]
+_JOINT = "joint"
+UPDATE_STEPS = (*STEPS, _JOINT)
 _DEFAULT_SAMPLES = 1000
+_TYPICAL_SQUARE = (0.1, 10.0)  # of a standardised feature; outside it the prior means something else than meant
 
 
 class LatentPrediction(NamedTuple):
@@ -32,7 +67,7 @@ class LatentPrediction(NamedTuple):
     variance: Tensor  # [N]
 
 
-class LastLayerLaplace(EstimatedLinear):
+class LastLayerLaplace(nn.Module):
     """Gaussian posterior over the weights of a linear softmax layer, with one covariance for all classes.
 
     Class row k of the weights is Normal(mean_k, Sigma), Sigma = (lambda I + sum_n s_n phi_n phi_n^T)^-1 with s = 1
@@ -57,24 +92,261 @@ class LastLayerLaplace(EstimatedLinear):
         class_names: one per class, distinct, or None.
 
     Attributes:
-        mean: [C, D], or [C, D + 1] with a bias.
-        covariance: Sigma, symmetric.
-        precision: its inverse, kept beside it.
-        centre: subtracted from the features, [D].
-        scale: multiplies the centred features, 0-d.
+        mean: [C, D], or [C, D + 1] with a bias; a buffer.
+        covariance: Sigma, symmetric; a buffer.
+        precision: its inverse. It is in the state dict and not among the buffers: it follows the covariance, whatever
+            changes that.
+        centre: subtracted from the features, [D]; a buffer.
+        scale: multiplies the centred features, 0-d; a buffer.
+        standardization: the three of ``centre``, ``scale`` and ``has_bias``, with ``standardized(features)``.
         has_bias: whether the last column of ``mean`` is a bias.
+        num_classes: C.
+        num_features: D, without the bias.
+        prior_precision: lambda.
+        curvature: ``categorical`` or ``gaussian``.
         fitted: whether ``fit`` has been called.
+        fitted_rows: how many rows ``fit`` was given.
+        absorbed_labels: how many labels updates have absorbed since.
         class_names: C texts, or None; kept by ``clone``, ``save`` and ``state_dict``, and grown by ``add_class``.
     """
 
+    mean: Tensor
+    covariance: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        weight: Array,  # [C, D]
+        prior_precision: float = 1.0,
+        curvature: str = "categorical",
+        *,
+        bias: Array | None = None,  # [C]
+        class_names: Iterable[str] | None = None,  # C of them
+    ) -> None:
+        super().__init__()
+        weight, bias = check_layer(weight, bias)
+        columns = [weight.detach()] if bias is None else [weight.detach(), bias.detach()[:, None]]
+        mean = torch.cat(columns, 1).clone()
+        self.prior_precision = check_prior_precision(prior_precision, mean.dtype)
+        check_choice("curvature", curvature, CURVATURES)
+        self.curvature = curvature
+        self.has_bias = bias is not None
+        self.fitted, self.fitted_rows, self.absorbed_labels = False, 0, 0
+        identity = torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
+        self.register_buffer("mean", mean)
+        self.register_buffer("centre", mean.new_zeros(weight.shape[1]))
+        self.register_buffer("scale", mean.new_ones(()))
+        self.register_buffer("covariance", identity / self.prior_precision)
+        self._precision = PendingPrecision(self.covariance, identity * self.prior_precision)
+        self.class_names = class_names
+
+    # Making one
+
+    @classmethod
+    def from_linear(
+        cls,
+        head: nn.Linear,
+        features: Array,  # [N, D]
+        prior_precision: float = 1.0,
+        curvature: str = "categorical",
+        standardize: bool = False,
+        class_names: Iterable[str] | None = None,
+    ) -> Self:
+        """Put a posterior around a trained layer and fit its covariance to the training features.
+
+        Args:
+            head: the layer; with ``standardize`` its weights are rewritten so that its predictions stay as they are.
+            features: what the layer was trained on, [N, D].
+            prior_precision: lambda > 0.
+            curvature: ``categorical`` or ``gaussian``.
+            standardize: centre (where the layer has a bias to take it up) and scale the features inside.
+            class_names: one per class, distinct, or None.
+
+        Warns:
+            UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` means
+                something else than on standardised features.
+        """
+        if not isinstance(head, nn.Linear):
+            raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
+        check_layer(head.weight, head.bias, prefix="head.")
+        posterior = cls(head.weight, prior_precision, curvature, bias=head.bias, class_names=class_names)
+        features = check_features(posterior, features, nonempty=True)
+        if check_flag("standardize", standardize):
+            _standardize(posterior, features.detach())
+        else:
+            square = float(features.detach().double().square().mean())
+            if not _TYPICAL_SQUARE[0] <= square <= _TYPICAL_SQUARE[1]:
+                warnings.warn(
+                    f"features have mean square {square:.3g}, outside [0.1, 10]: prior_precision and gamma are meant "
+                    "for standardised features, pass standardize=True",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return posterior.fit(features)
+
+    @classmethod
+    def fit_map(
+        cls,
+        features: Array,  # [N, D]
+        targets: Array,  # [N]
+        num_classes: int,
+        prior_precision: float = 10.0,
+        curvature: str = "categorical",
+        fit_bias: bool = True,
+        standardize: bool = True,
+        class_names: Iterable[str] | None = None,
+    ) -> Self:
+        """Fit the layer itself, then the covariance around it.
+
+        Minimises sum_n cross_entropy(W phi_n, y_n) + lambda / 2 |W|^2, bias included, to convergence by a
+        trust-region Newton method.
+
+        Args:
+            features: [N, D], N >= 1.
+            targets: labels in [0, num_classes), [N]; classes may be missing.
+            num_classes: C >= 2.
+            prior_precision: lambda > 0.
+            curvature: ``categorical`` or ``gaussian``.
+            fit_bias: whether the layer has a bias.
+            standardize: centre and scale the features inside; with a bias nothing but the scale of the prior changes.
+            class_names: one per class, distinct, or None.
+
+        Warns:
+            RuntimeWarning: the fit has not converged.
+        """
+        data = _check_labelled(features, targets, num_classes)
+        names = check_class_names(class_names, data.num_classes)
+        bias = data.features.new_zeros(data.num_classes) if check_flag("fit_bias", fit_bias) else None
+        weight = data.features.new_zeros(data.num_classes, data.features.shape[1])
+        posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=names)
+        fit, standardization = prior_search.fit_layer(
+            data,
+            posterior.prior_precision,
+            fit_bias=fit_bias,
+            standardize=check_flag("standardize", standardize),
+        )
+        if complaint := fit.complaint("fit_map"):
+            warnings.warn(complaint, RuntimeWarning, stacklevel=2)
+        posterior.mean = fit.weight.to(data.features.dtype)
+        posterior.centre, posterior.scale = standardization.centre, standardization.scale
+        return posterior.fit(data.features)
+
+    @classmethod
+    def optimize_prior_precision(
+        cls,
+        features: Array,  # [N, D]
+        targets: Array,  # [N]
+        num_classes: int,
+        prior_precisions: Array | None = None,  # [P]
+        n_folds: int = 5,
+        fit_bias: bool = True,
+        standardize: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> float:
+        """Return the prior precision with which ``fit_map`` predicts held-out labels best.
+
+        Cross-validation: the rows are dealt to ``n_folds`` folds at random, class by class, and the score is the
+        negative log-likelihood of each fold under the mean fitted to the others, summed over all rows. The curvature
+        plays no part in it.
+
+        Args:
+            features: [N, D], N >= 2.
+            targets: labels in [0, num_classes), [N]; classes may be missing.
+            num_classes: C >= 2.
+            prior_precisions: the values to try, float [P]; by default 11 from 0.01 to 1000, two per power of ten.
+            n_folds: 2 to N.
+            fit_bias: as for ``fit_map``.
+            standardize: as for ``fit_map``; on each training part for itself.
+            generator: of the folds; the same draws give the same result.
+
+        Returns:
+            One of ``prior_precisions``, the first of equals. P ``n_folds`` fits.
+        """
+        data = _check_labelled(features, targets, num_classes)
+        n_rows = len(data.labels)
+        if n_rows < 2:
+            shape = shape_text(data.features.shape)
+            raise ValueError(f"features must have at least two rows to hold some out, got {shape}")
+        if prior_precisions is None:
+            prior_precisions = torch.logspace(-2.0, 3.0, 11, dtype=torch.float64)
+        grid = check_prior_precisions("prior_precisions", prior_precisions, data.features.dtype)
+        if grid.dim() != 1 or len(grid) == 0:
+            raise ValueError(f"prior_precisions must have shape (P,) with P >= 1, got {shape_text(grid.shape)}")
+        n_folds = check_integer("n_folds", n_folds, at_least=2, at_most=n_rows, limit="the rows of features")
+        check_flag("fit_bias", fit_bias)
+        check_flag("standardize", standardize)
+        check_generator("generator", generator)
+        fold = prior_search.deal_folds(data.labels, n_folds, generator)
+        losses = prior_search.held_out_losses(data, grid.tolist(), fold, fit_bias=fit_bias, standardize=standardize)
+        return float(grid[losses.argmin()])
+
     @torch.no_grad()
+    def fit(
+        self,
+        features: Array,  # [N, D]
+    ) -> Self:
+        """Set Sigma from data at the present mean; exact and repeatable (it replaces, never accumulates).
+
+        Args:
+            features: [N, D]; no rows leave the prior.
+
+        Returns:
+            self.
+        """
+        features = check_features(self, features)
+        self._set_precision(precision_matrix(self._tiles(features), self.mean, self.prior_precision, self.curvature))
+        self.fitted, self.fitted_rows, self.absorbed_labels = True, features.shape[0], 0
+        return self
+
+    @torch.no_grad()
+    def add_class(self, name: str | None = None) -> Self:
+        """Add a class that nobody knew of, as number C, before its first label; in place.
+
+        Its mean row is the mean of the other rows, bias included, so that its logit is the mean of theirs. That is the
+        prior's zero: softmax leaves open what is common to all rows, the prior prefers that they sum to zero (as those
+        of ``fit_map`` do, and updates keep every sum), and in a layer from elsewhere this row is zero once what is
+        common is taken out. Sigma and the precision stay: all classes share them. So before its first label
+
+        - its probability (``plugin``, ``mean_field``) is at most 1 / (C + 1), where all logits are equal, and small
+          where they are not;
+        - it is never the likeliest class (``argmax`` gives ties to the lowest number);
+        - every other p_k is multiplied by 1 - p_new: which class is likeliest, and all odds between them, stay.
+
+        That no row has this label so far counts for nothing: nobody could have given it. Where it does count, because
+        the rows were looked at for this class, refit with C + 1 classes.
+
+        Updates move the new row along the Sigma of all classes, which many labels of the others have made narrow:
+        behind hundreds of them, a few labels of the new class move little; give those a larger ``gamma``, or refit.
+
+        A ``SequentialSelector`` keeps the classes it began with: begin another one with a posterior that has the new
+        class, and load the state of the first into it.
+
+        Args:
+            name: of the class, one that no other has; where the classes have names it needs one, else it has none.
+
+        Returns:
+            self. ``clone().add_class()`` leaves this posterior as it is.
+
+        Raises:
+            TypeError, ValueError: the name does not fit; the posterior is as it was.
+        """
+        names = check_new_name(name, self._class_names)
+        mean = torch.cat([self.mean, self.mean.mean(0, keepdim=True)])
+        check_overflow("mean", mean)
+        self.mean = mean
+        self.class_names = names
+        return self
+
+    # Absorbing labels
+
     def update(
         self,
         features: Array,  # [N, D]
         targets: Array,  # [N]
         step: str = "line_search",
         gamma: float = 1.0,
-    ) -> "LastLayerLaplace":
+    ) -> Self:
         """Absorb labels in place, in order, all or nothing.
 
         Args:
@@ -93,33 +365,12 @@ class LastLayerLaplace(EstimatedLinear):
             NotFittedError: ``fit`` has not been called.
             NotPSDError: the covariance is no longer positive semi-definite, or its dtype cannot hold what the labels
                 leave of it (features of norm 1e4 and more, not standardised, in float32); the posterior is as it was.
-        """
-        self.require_fitted()
-        features = self.check_features(features)
-        labels = self.check_targets(targets, features.shape[0])
-        check_choice("step", step, UPDATE_STEPS)
-        gamma = check_number("gamma", gamma, at_least=0.0)
-        inner = self.inner_features(features)
-        if step == _JOINT:
-            if gamma > 0.0 and features.shape[0] > 0:
-                return self._absorb_jointly(inner, labels, gamma)
-            step = STEPS[0]  # where no label moves the mean, all steps are the same
-        mean, covariance, weights = absorb(self.mean, self.covariance, inner, labels, step, gamma, self.curvature)
-        self.set_updated(mean, covariance, inner, weights)
-        return self
 
-    def _absorb_jointly(
-        self,
-        inner: Tensor,  # [N, D]
-        labels: Tensor,  # [N]
-        gamma: float,
-    ) -> "LastLayerLaplace":
-        weight = map_weights_from(self.mean, self.covariance, inner, labels, gamma)
-        mean, x = weight.to(self.mean.dtype), inner.double()
-        check_overflow("features", mean)
-        curvature = curvature_weight(x @ weight.T, self.curvature)
-        self.set_precision(fitting.add_observations(self.precision.double(), x, curvature))
-        self.mean = mean
+        Warns:
+            RuntimeWarning: the small fit of ``joint`` has not converged.
+        """
+        if complaint := self._absorb(features, targets, step, gamma):
+            warnings.warn(complaint, RuntimeWarning, stacklevel=2)
         return self
 
     def condition_on(
@@ -128,12 +379,110 @@ class LastLayerLaplace(EstimatedLinear):
         targets: Array,  # [N]
         step: str = "line_search",
         gamma: float = 1.0,
-    ) -> "LastLayerLaplace":
+    ) -> Self:
         """Return a new posterior that has absorbed the labels; this one stays as it is. See ``update``.
 
         It costs what ``update`` does: the two share the precision, as the new one's is made when it is first read.
         """
-        return self._successor().update(features, targets, step, gamma)
+        conditioned = self._successor()
+        if complaint := conditioned._absorb(features, targets, step, gamma):
+            warnings.warn(complaint, RuntimeWarning, stacklevel=2)
+        return conditioned
+
+    @torch.no_grad()
+    def _absorb(self, features: Array, targets: Array, step: str, gamma: float) -> str:
+        """Absorb labels in place; return the text of a warning, or an empty one."""
+        require_fitted(self.fitted)
+        features = check_features(self, features)
+        count = features.shape[0]
+        labels = check_targets(self, targets, count)
+        check_choice("step", step, UPDATE_STEPS)
+        gamma = check_number("gamma", gamma, at_least=0.0)
+        x = self.standardization.standardized(features)
+        complaint = ""
+        if step == _JOINT and gamma > 0.0 and count > 0:
+            complaint = self._absorb_jointly(x, labels, gamma)
+        else:
+            # Where no label moves the mean, all steps are the same.
+            rule = UpdateRule(gamma, STEPS[0] if step == _JOINT else step, self.curvature)
+            before = self.covariance
+            self.mean, self.covariance, weights = absorb(self.mean, before, x, labels, rule)
+            self._precision.add(x, weights, before, self.covariance)
+        self.absorbed_labels += count
+        return complaint
+
+    def _absorb_jointly(
+        self,
+        x: Tensor,  # [n, D], standardised
+        labels: Tensor,  # [n]
+        gamma: float,
+    ) -> str:
+        fit = map_weights_from(self.mean, self.covariance, x, labels, gamma)
+        mean, wide = fit.weight.to(self.mean.dtype), x.double()
+        check_overflow("features", mean)
+        weights = curvature_weight(wide @ fit.weight.T, self.curvature)
+        self._set_precision(add_observations(self.precision.double(), wide, weights))
+        self.mean = mean
+        return fit.complaint("update")
+
+    @torch.no_grad()
+    def refresh(self) -> Self:
+        """Invert the precision anew, which removes what many updates have added up in rounding; returns self."""
+        require_fitted(self.fitted)
+        precision = self.precision
+        covariance = inverse(precision).to(self.mean.dtype)
+        self.covariance, self._precision = covariance, PendingPrecision(covariance, precision)
+        return self
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        """Distance of the covariance from the inverse of the precision, |Sigma Lambda - I| / sqrt(D), in float64."""
+        require_fitted(self.fitted)
+        product = self.covariance.double() @ self.precision.double()
+        product.diagonal().sub_(1.0)
+        distance = product.norm()
+        check_overflow("posterior", distance)
+        return float(distance) / math.sqrt(product.shape[0])
+
+    # Predictions
+
+    def forward(
+        self,
+        features: Tensor,  # [..., D]
+    ) -> Tensor:  # [..., C]
+        """Mean of the logits, as the layer itself would give them: the posterior may stand in its place in a model.
+
+        Gradients reach the features, and stop at the posterior, which has no parameters. Values are not looked at: NaN
+        in gives NaN out, unlike in ``predict_logits``.
+
+        Raises:
+            TypeError: no dense tensor, or of another dtype than ``mean`` outside ``torch.autocast``.
+            ValueError: it has not D columns, or is on another device.
+        """
+        features = check_dense("features", features)
+        if features.shape[-1:] != (self.num_features,):
+            raise ValueError(
+                f"features must have shape (..., {self.num_features}) to match mean {shape_text(self.mean.shape)}, got "
+                f"{shape_text(features.shape)}"
+            )
+        if features.device != self.mean.device:
+            raise ValueError(f"features must be on {self.mean.device} like mean, got {features.device}")
+        if features.dtype != self.mean.dtype and not torch.is_autocast_enabled(features.device.type):
+            raise TypeError(f"features must be {self.mean.dtype} like mean, got {features.dtype}")
+        weights, offsets = self.standardization.raw(self.mean)
+        return nn.functional.linear(features, weights, offsets)
+
+    @torch.no_grad()
+    def predict_logits(
+        self,
+        features: Array,  # [N, D]
+    ) -> Tensor:  # [N, C]
+        """Mean of the logits alone, z = W phi; needs no covariance."""
+        features = check_features(self, features)
+        weights, offsets = self.standardization.raw(self.mean)
+        logits = torch.addmm(offsets, features, weights.T)
+        check_overflow("features", logits)
+        return logits
 
     @torch.no_grad()
     def predict_latent(
@@ -147,17 +496,15 @@ class LastLayerLaplace(EstimatedLinear):
             NotFittedError: ``fit`` has not been called.
             NotPSDError: a variance is below zero by more than rounding, or is nothing but rounding.
         """
-        self.require_fitted()
-        features = self.check_features(features)
+        require_fitted(self.fitted)
+        features = check_features(self, features)
         logits = features.new_empty(features.shape[0], self.num_classes)
         variance = features.new_empty(features.shape[0])
-        start = 0
-        for tile in fitting.tiles(features):
-            rows, inner = slice(start, start + tile.shape[0]), self.inner_features(tile)
-            torch.mm(inner, self.mean.T, out=logits[rows])
-            variance[rows] = ops.predictive_variance(inner, self.covariance)
-            check_variance(variance[rows], inner, self.covariance, "features", start)
-            start = rows.stop
+        for rows in row_tiles(features.shape[0]):
+            x = self.standardization.standardized(features[rows])
+            torch.mm(x, self.mean.T, out=logits[rows])
+            variance[rows] = ops.predictive_variance(x, self.covariance)
+            check_variance(variance[rows], x, self.covariance, "features", rows.start)
         check_overflow("features", logits)
         return LatentPrediction(logits, variance)
 
@@ -181,16 +528,289 @@ class LastLayerLaplace(EstimatedLinear):
         Returns:
             [N, C], rows sum to one.
         """
-        check_choice("link", link, LINKS)
+        chosen = check_link(link, tuple(LINKS))
         check_generator("generator", generator, self.mean.device)
-        if link != "mc":
-            if n_samples is not None:
-                raise ValueError(f"n_samples is for link='mc', got it with link={link!r}")
-            if link == "plugin":
-                return ops.predictive(self.predict_logits(features), None, 0.0)
-            return ops.predictive(*self.predict_latent(features), MEAN_FIELD_FACTOR)
+        if n_samples is not None and chosen.name != "mc":
+            raise ValueError(f"n_samples is for link='mc', got it with link={link!r}")
+        if not chosen.uses_variance:
+            return ops.predictive(self.predict_logits(features), None, chosen.kappa)
+        if chosen.name != "mc":
+            return ops.predictive(*self.predict_latent(features), chosen.kappa)
         count = check_integer("n_samples", _DEFAULT_SAMPLES if n_samples is None else n_samples, at_least=1)
         latent = self.predict_latent(features)
         shape = (count, self.num_classes)
         noise = torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return ops.mc_predictive(*latent, noise)[0]
+
+    @torch.no_grad()
+    def log_marginal_likelihood(
+        self,
+        features: Array,  # [N, D]
+        targets: Array,  # [N]
+        prior_precisions: Array | None = None,  # any shape
+    ) -> Tensor:  # of that shape
+        """Laplace evidence of this posterior's own model at its present mean, as a function of the prior precision.
+
+        log p(y | W) - lambda/2 |W|^2 - C/2 log |I + G / lambda|, G = sum_n s_n phi_n phi_n^T with this posterior's
+        curvature s and one G for all classes. All prior precisions share one eigendecomposition of G; the mean, which
+        was fitted with one of them, stays where it is. In float64; the covariance plays no part.
+
+        Do not choose the prior precision by maximising it: that over-regularises. s is p_max (1 - p_max) for every
+        class, where the softmax Hessian diag(p) - p p^T has the trace 1 - |p|^2, rank C - 1 and, with many classes,
+        next to no curvature in most directions. The determinant thus charges C weights per feature as if the data had
+        settled every one of them, and a larger lambda lowers the charge. ``optimize_prior_precision`` does not have
+        this bias.
+
+        Args:
+            features: what the mean was fitted to, [N, D].
+            targets: labels in [0, C), [N].
+            prior_precisions: lambda > 0, floating point; the one of this posterior by default.
+
+        Returns:
+            One value for each of ``prior_precisions``, of its shape: 0-d by default. O(N D^2 + D^3).
+
+        Source: MacKay (1992), "The Evidence Framework Applied to Classification Networks".
+        """
+        features = check_features(self, features)
+        labels = check_targets(self, targets, features.shape[0])
+        if prior_precisions is None:
+            prior_precisions = torch.tensor(self.prior_precision, dtype=torch.float64)
+        grid = check_prior_precisions("prior_precisions", prior_precisions, self.mean.dtype).to(self.mean.device)
+        values = prior_search.log_evidence(self._tiles(features), labels, self.mean, grid.flatten(), self.curvature).to(
+            self.mean.dtype
+        )
+        check_overflow("features", values)
+        return values.view(grid.shape)
+
+    # Layers, copies and files
+
+    @torch.no_grad()
+    def to_linear(self, out: nn.Linear | None = None) -> nn.Linear:
+        """Return the mean as a plain layer on raw features, or write it into a layer that is there.
+
+        Args:
+            out: a model's own layer, whose weight and bias are overwritten, all or nothing; it may be on another
+                device. By default a new layer, which has a bias where this posterior has one.
+
+        Returns:
+            ``out``, or the new layer.
+
+        Raises:
+            TypeError: ``out`` is no nn.Linear, computes its weight from something else, or has another dtype.
+            ValueError: it has another shape, or a bias where this posterior has none, or the reverse; or the mean is
+                not finite.
+        """
+        weights, offsets = self.standardization.raw(self.mean)
+        return write_linear(out, weights, offsets if self.has_bias else None, self.mean)
+
+    def clone(self) -> Self:
+        """Return a copy that shares no memory with this one."""
+        return copy.deepcopy(self._successor())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the posterior to one safetensors file with a checksum; atomic, and without pickle.
+
+        Raises:
+            ValueError, TypeError: NaN, infinity or half precision in the posterior, which ``load`` would refuse.
+        """
+        check_tensors({"mean": MEAN}, {"mean": self.mean})
+        for name, buffer in self.named_buffers():
+            check_finite(name, buffer)
+        tensors = self._tensors()
+        check_finite("precision", tensors["precision"])
+        write_file(path, tensors, self.get_extra_state())
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """Read a saved posterior.
+
+        Args:
+            path: what ``save`` wrote.
+            device: where it goes, the CPU by default.
+
+        Raises:
+            FileNotFoundError: no such file.
+            StorageError: damaged, foreign, or written by another version of the format.
+        """
+        device = None if device is None else check_device("device", device)
+        tensors, attributes = read_file(path)
+        try:
+            mean = tensors["mean"]
+            weight, bias = (mean[:, :-1], mean[:, -1]) if attributes["has_bias"] else (mean, None)
+            posterior = cls(weight, attributes["prior_precision"], attributes["curvature"], bias=bias)
+            posterior.load_state_dict({**tensors, EXTRA_STATE: attributes})
+        except (KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise StorageError(f"{os.fspath(path)} does not hold a posterior: {error}") from error
+        return posterior.to(device)
+
+    # Attributes
+
+    @property
+    def precision(self) -> Tensor:  # [D, D]
+        """Inverse of the covariance; updates note their rows and the first read adds them."""
+        return self._precision.value(self.covariance)
+
+    @property
+    def standardization(self) -> Standardization:
+        """How inputs are centred and scaled inside, as a view of the buffers."""
+        return Standardization(self.centre, self.scale, self.has_bias)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.mean.shape[0]
+
+    @property
+    def num_features(self) -> int:
+        """D, without the bias."""
+        return self.centre.shape[0]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the classes are called, in the order of their numbers; None where they have no names."""
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Iterable[str] | None) -> None:
+        self._class_names = check_class_names(names, self.num_classes)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        parts = [
+            f"{self.num_features} features",
+            f"{self.num_classes} classes" + _first_names(self._class_names),
+            f"prior precision {self.prior_precision:g}",
+            f"{self.curvature} curvature",
+            "with bias" if self.has_bias else "no bias",
+            f"fitted to {self.fitted_rows} rows" if self.fitted else "not fitted",
+            f"{self.absorbed_labels} labels absorbed",
+            f"{str(self.mean.dtype).removeprefix('torch.')} on {self.mean.device}",
+        ]
+        return ", ".join(parts)
+
+    # What torch asks of a module
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Attributes that belong to the state but are no tensors (called by ``state_dict``)."""
+        return {name: getattr(self, name) for name in ATTRIBUTES}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_extra_state`` returned (called by ``load_state_dict``)."""
+        for name in ATTRIBUTES:
+            setattr(self, name, state[name])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}precision"] = self.precision
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load all of a state or, unlike torch's own method, nothing of it.
+
+        On its own it raises a typed error; as a part of another module it reports names that are missing or unknown,
+        and values that do not fit, in torch's way.
+        """
+        state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
+        tensors = self._tensors()
+        own = (*tensors, EXTRA_STATE)
+        missing = [name for name in own if name not in state]
+        if missing and (prefix or not state):
+            missing_keys += [prefix + name for name in missing]
+            unexpected_keys += [prefix + name for name in state if name not in own]
+            return
+        try:
+            check_state({name: state[name] for name in own} if prefix else state, tensors, self.has_bias)
+        except (TypeError, ValueError) as error:
+            if not prefix:
+                raise
+            error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+            return
+        # torch fills the buffers there are, and a successor may share one. With their values, for the case that it
+        # fails. It knows of no precision.
+        for name, buffer in self.named_buffers():
+            setattr(self, name, buffer.clone())
+        known = {name: value for name, value in state_dict.items() if name != f"{prefix}precision"}
+        super()._load_from_state_dict(known, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        precision = state["precision"].detach().to(self.covariance, copy=True)
+        self._precision = PendingPrecision(self.covariance, precision)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.covariance
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._precision = self._precision.moved(fn, before, self.covariance)
+        return self
+
+    # Parts of the methods above
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that a state holds of tensors, by name."""
+        return {**dict(self.named_buffers()), "precision": self.precision}
+
+    def _tiles(self, features: Tensor) -> Iterator[Tensor]:
+        """Standardised features [n, D], a tile at a time."""
+        return (self.standardization.standardized(features[rows]) for rows in row_tiles(features.shape[0]))
+
+    def _set_precision(
+        self,
+        precision: Tensor,  # [D, D] float64
+    ) -> None:
+        """Make this the precision and its inverse the covariance."""
+        stored = precision.to(self.mean.dtype)
+        check_overflow("features", stored)
+        self.covariance = inverse(precision).to(self.mean.dtype)
+        self._precision = PendingPrecision(self.covariance, stored)
+
+    def _successor(self) -> Self:
+        """Return a copy on the same matrices, for an update of it, which makes new ones.
+
+        No method changes a matrix in place, so neither of the two sees what becomes of the other. A ``clone`` copies
+        the matrices, for as long as it takes to absorb ten labels.
+        """
+        copied = type(self).__new__(type(self))
+        for name, value in self.__dict__.items():
+            copied.__dict__[name] = value.copy() if isinstance(value, (dict, list, set, PendingPrecision)) else value
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.dim() < 2:
+                copied._buffers[name] = buffer.clone()
+        return copied
+
+
+def check_posterior(posterior: object) -> None:
+    """Raise a typed error unless ``posterior`` is a fitted model in a precision that is computed in."""
+    if not isinstance(posterior, LastLayerLaplace):
+        raise TypeError(f"posterior must be a LastLayerLaplace, got {type(posterior).__name__}")
+    if posterior.mean.dtype not in COMPUTE_DTYPES:
+        raise TypeError(f"posterior must be float32 or float64, got {posterior.mean.dtype}")
+    require_fitted(posterior.fitted)
+
+
+def _check_labelled(features: Array, targets: Array, num_classes: int) -> prior_search.LabelledFeatures:
+    """What a layer is fitted to, or a typed error."""
+    num_classes = check_integer("num_classes", num_classes, at_least=2)
+    features = as_dense("features", features).detach()
+    check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
+    if features.numel() == 0:
+        raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
+    check_finite("features", features)
+    any_model = LastLayerLaplace(features.new_zeros(num_classes, features.shape[1]))
+    return prior_search.LabelledFeatures(features, check_targets(any_model, targets, features.shape[0]), num_classes)
+
+
+def _first_names(names: tuple[str, ...] | None) -> str:
+    """The first few names of classes in brackets, for ``print``."""
+    if names is None:
+        return ""
+    shown = 3
+    return f" ({', '.join(names[:shown])}{', …' if len(names) > shown else ''})"

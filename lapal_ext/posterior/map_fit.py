@@ -10,7 +10,6 @@ regression", JMLR 9 (2008).
 """
 
 import math
-import warnings
 from typing import NamedTuple
 
 import torch
@@ -28,6 +27,19 @@ _FORCING = 0.5, 0.03  # residual of a step, relative to the gradient: far from t
 _WRONG, _HOLDS = 0.25, 0.75  # actual over predicted decrease: below one the model is wrong, above the other it holds
 _SHORTER, _LONGER = 0.3, 2.0  # the radius in lengths of the last step, then
 _RESOLVED = 1e-10  # a decrease relative to the objective: below it, the difference of two values is rounding
+
+
+class Fit(NamedTuple):
+    """The weights at which a fit ended, and how far from the minimum that may be."""
+
+    weight: Tensor  # [C, D] float64
+    gradient: float  # largest entry of the gradient there
+
+    def complaint(self, what: str) -> str:
+        """The text of a warning that ``what`` has not converged, or an empty one."""
+        if self.gradient <= _GRADIENT_WARNING:
+            return ""
+        return f"{what} stopped with a gradient of {self.gradient:.1e}"
 
 
 class _Point(NamedTuple):
@@ -60,24 +72,19 @@ def map_weights(
     targets: Tensor,  # [n] int64
     num_classes: int,
     prior_precision: float,
-) -> Tensor:  # [C, D]
+) -> Fit:
     """Minimise sum_n cross_entropy(W phi_n, y_n) + prior_precision / 2 |W|^2, to convergence.
 
-    Returns:
-        Float64 weights [C, D]; every column is penalised alike, a constant feature (the bias) too.
+    Every column is penalised alike, a constant feature (the bias) too.
 
     Raises:
         ValueError: the objective overflows.
-
-    Warns:
-        RuntimeWarning: the gradient is not within tolerance after the last step.
     """
     offset = torch.zeros(features.shape[0], num_classes, dtype=torch.float64, device=features.device)
     point = _minimise(_Objective(features, targets, offset, prior_precision))
     if not point.is_finite:
         raise ValueError("features or prior_precision must be smaller, got values with which the fit overflows")
-    _warn_unless_converged(point, "fit_map", stacklevel=5)
-    return point.weight
+    return Fit(point.weight, point.worst)
 
 
 def map_weights_from(
@@ -86,7 +93,7 @@ def map_weights_from(
     features: Tensor,  # [n, D]
     targets: Tensor,  # [n] int64
     gamma: float,
-) -> Tensor:  # [C, D]
+) -> Fit:
     """Minimise gamma sum_n cross_entropy(W phi_n, y_n) + 1/2 sum_k (W - M)_k Sigma^-1 (W - M)_k, to convergence.
 
     That is the mode of all labels together under the Gaussian that is the present posterior, in whatever order they
@@ -100,15 +107,9 @@ def map_weights_from(
         targets: labels in [0, C), [n].
         gamma: trust in the labels, > 0.
 
-    Returns:
-        Float64 weights [C, D].
-
     Raises:
         NotPSDError: the covariance is not positive definite.
         ValueError: the objective overflows.
-
-    Warns:
-        RuntimeWarning: the gradient is not within tolerance after the last step.
     """
     factor, info = torch.linalg.cholesky_ex(covariance.double())
     if int(info) != 0:
@@ -122,13 +123,7 @@ def map_weights_from(
     point = _minimise(_Objective(triangle.T, targets, x @ old.T, 1.0 / gamma))
     if not point.is_finite:
         raise ValueError("features or gamma must be smaller, got values with which the update overflows")
-    _warn_unless_converged(point, "update", stacklevel=6)
-    return torch.addmm(old, point.weight, (factor @ basis).T)
-
-
-def _warn_unless_converged(point: _Point, what: str, stacklevel: int) -> None:
-    if point.worst > _GRADIENT_WARNING:
-        warnings.warn(f"{what} stopped with a gradient of {point.worst:.1e}", RuntimeWarning, stacklevel)
+    return Fit(torch.addmm(old, point.weight, (factor @ basis).T), point.worst)
 
 
 class _Objective:

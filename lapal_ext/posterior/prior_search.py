@@ -1,17 +1,20 @@
-"""How well a prior precision fits the data, without a posterior in hand: Laplace evidence and cross-validation."""
+"""How well a prior precision fits the data: Laplace evidence and cross-validation."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lapal_ext.likelihood import curvature_weight
-from lapal_ext.posterior import precision as fitting
+from lapal_ext.posterior.map_fit import Fit, map_weights
+from lapal_ext.posterior.precision import add_observations
+from lapal_ext.posterior.standardization import Standardization, measure
 from lapal_ext.validation.tensors import check_overflow
 
 
 def log_evidence(
-    features: Iterator[Tensor],  # tiles [n, D], inner
+    features: Iterator[Tensor],  # tiles [n, D], standardised
     targets: Tensor,  # [N] int64
     weight: Tensor,  # [C, D]
     prior_precisions: Tensor,  # [P] float64
@@ -33,12 +36,66 @@ def log_evidence(
         labels = targets[start : start + len(x)]
         start += len(x)
         log_likelihood += logits.log_softmax(1).gather(1, labels[:, None]).sum()
-        gram = fitting.add_observations(gram, x, curvature_weight(logits, curvature))
+        gram = add_observations(gram, x, curvature_weight(logits, curvature))
     check_overflow("features", gram)
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0.0)
     occam = -(eigenvalues / prior_precisions[:, None]).log1p().sum(1)
     evidence: Tensor = log_likelihood - 0.5 * prior_precisions * mean.square().sum() + 0.5 * len(mean) * occam
     return evidence
+
+
+class LabelledFeatures(NamedTuple):
+    """What a layer is fitted to, checked."""
+
+    features: Tensor  # [N, D] raw
+    labels: Tensor  # [N] int64
+    num_classes: int
+
+    def only(self, rows: Tensor) -> "LabelledFeatures":
+        """Some of the rows, chosen by a bool [N]."""
+        return self._replace(features=self.features[rows], labels=self.labels[rows])
+
+
+def fit_layer(
+    data: LabelledFeatures,
+    prior_precision: float,
+    *,
+    fit_bias: bool,
+    standardize: bool,
+) -> tuple[Fit, Standardization]:
+    """The MAP weights of standardised features [C, D] or [C, D + 1], and how features are standardised."""
+    features = data.features
+    if standardize:
+        standardization = measure(features, has_bias=fit_bias)
+    else:
+        centre = features.new_zeros(features.shape[1])
+        standardization = Standardization(centre, features.new_ones(()), fit_bias)
+    x = standardization.standardized(features)
+    return map_weights(x, data.labels, data.num_classes, prior_precision), standardization
+
+
+def held_out_losses(
+    data: LabelledFeatures,
+    prior_precisions: list[float],
+    fold: Tensor,  # [N] int64, the fold of each row
+    *,
+    fit_bias: bool,
+    standardize: bool,
+) -> Tensor:  # [P] float64
+    """Negative log-likelihood of every fold under the weights fitted to the others, summed over all rows."""
+    losses = torch.zeros(len(prior_precisions), dtype=torch.float64)
+    for place, prior_precision in enumerate(prior_precisions):
+        for number in fold.unique().tolist():
+            out = fold == number
+            fit, standardization = fit_layer(
+                data.only(~out), prior_precision, fit_bias=fit_bias, standardize=standardize
+            )
+            weights, offsets = standardization.raw(fit.weight.to(data.features.dtype))
+            logits = torch.addmm(offsets, data.features[out], weights.T).double()
+            check_overflow("features", logits)
+            losses[place] += torch.nn.functional.cross_entropy(logits, data.labels[out], reduction="sum").item()
+    check_overflow("features", losses)
+    return losses
 
 
 def deal_folds(

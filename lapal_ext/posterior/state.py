@@ -1,12 +1,13 @@
-"""Tensors and attributes in one safetensors file, under a checksum that covers every byte that is read back.
+"""The state of a posterior: what a state dict must hold, and the file that ``save`` writes.
 
-No pickle: opening a foreign file can give wrong bytes, never code.
+The file is safetensors with tensors and attributes under a checksum that covers every byte that is read back. There is
+no pickle: opening a file from elsewhere can give wrong bytes, never code.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,14 +17,67 @@ from torch import Tensor
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.errors import StorageError
-from lapal_ext.validation.tensors import check_path
+from lapal_ext.likelihood import CURVATURES
+from lapal_ext.posterior.class_names import check_class_names
+from lapal_ext.validation.scalars import check_choice, check_flag, check_integer, check_number, check_path
+from lapal_ext.validation.tensors import ShapeSpec, check_dense, check_finite, check_tensors
 
 _FORMAT = "lapal_ext posterior"
-_VERSION = 2
-_OLDEST = 1  # without names of the classes
+_VERSION = 1
 
 
-def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
+ATTRIBUTES = (
+    "prior_precision", "curvature", "has_bias", "fitted", "fitted_rows", "absorbed_labels", "class_names",
+)  # fmt: skip
+EXTRA_STATE = "_extra_state"  # torch's key for what is no tensor
+
+
+def check_state(
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    has_bias: bool,
+) -> None:
+    """Raise a typed error unless ``state`` fits a posterior.
+
+    Args:
+        state: from the names of tensors to tensors, and ``_extra_state``.
+        tensors: those of the posterior, by name.
+        has_bias: whether the posterior has one.
+
+    Raises:
+        KeyError: a name is missing or unknown.
+        TypeError, ValueError: a value does not fit.
+    """
+    _check_names("state_dict", state, (*tensors, EXTRA_STATE))
+    given = {f"state_dict[{name!r}]": check_dense(f"state_dict[{name!r}]", state[name]) for name in tensors}
+    shapes = [ShapeSpec("storage", tuple(map(str, tensor.shape))) for tensor in tensors.values()]
+    check_tensors(dict(zip(given, shapes, strict=True)), given)
+    mean = tensors["mean"]
+    for name, tensor in given.items():
+        check_finite(name, tensor.to(mean.dtype))
+    attributes = state[EXTRA_STATE]
+    if not isinstance(attributes, Mapping):
+        raise TypeError(f"state_dict['_extra_state'] must be a dict, got {type(attributes).__name__}")
+    _check_names("state_dict['_extra_state']", attributes, ATTRIBUTES)
+    check_number("prior_precision", attributes["prior_precision"], above=0.0)
+    check_choice("curvature", attributes["curvature"], CURVATURES)
+    check_flag("fitted", attributes["fitted"])
+    check_integer("fitted_rows", attributes["fitted_rows"], at_least=0)
+    check_integer("absorbed_labels", attributes["absorbed_labels"], at_least=0)
+    if check_flag("has_bias", attributes["has_bias"]) != has_bias:
+        raise ValueError(f"has_bias must be {has_bias} as in this posterior, got {attributes['has_bias']}")
+    check_class_names(attributes["class_names"], mean.shape[0])
+
+
+def _check_names(what: str, given: Mapping[str, Any], expected: Iterable[str]) -> None:
+    """Raise KeyError unless the names in ``given`` are the expected ones."""
+    wanted = list(expected)
+    missing, unknown = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    if missing or unknown:
+        raise KeyError(f"{what} must hold {', '.join(wanted)}; missing: {missing}, unknown: {unknown}")
+
+
+def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
     """Write atomically: whatever stood at ``path`` stays whole until the new file is complete on disk."""
     target = check_path("path", path)
     if target.is_dir():
@@ -36,8 +90,8 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attribute
     replace_file(target, lambda scratch: scratch.write_bytes(save(contents, metadata=header)))
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what ``write`` wrote, on the CPU.
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``write_file`` wrote, on the CPU.
 
     Raises:
         FileNotFoundError: no such file.
@@ -56,9 +110,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise StorageError(f"{source} was not saved by lapal_ext")
     if header.pop("sha256", None) != _checksum(tensors, header):
         raise StorageError(f"{source} is damaged: its checksum does not match")
-    if header.get("version", "none") not in map(str, range(_OLDEST, _VERSION + 1)):
-        reads = f"{_OLDEST} to {_VERSION}"
-        raise StorageError(f"{source} has format version {header.get('version')}, this lapal_ext reads {reads}")
+    if header.get("version") != str(_VERSION):
+        raise StorageError(f"{source} has format version {header.get('version')}, this lapal_ext reads {_VERSION}")
     try:
         attributes: dict[str, Any] = json.loads(header["attributes"])
     except (KeyError, ValueError) as error:

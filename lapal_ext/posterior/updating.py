@@ -6,6 +6,7 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import PSD_SLACK, RESOLUTION
+from lapal_ext.rules import UpdateRule
 from lapal_ext.validation.tensors import check_overflow, is_finite
 
 _BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
@@ -16,9 +17,7 @@ def absorb(
     covariance: Tensor,  # [D, D]
     features: Tensor,  # [n, D]
     targets: Tensor,  # [n]
-    step: str,
-    gamma: float,
-    curvature: str,
+    rule: UpdateRule,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Absorb n labels in order; the inputs stay as they are.
 
@@ -34,12 +33,10 @@ def absorb(
     for start in range(0, max(1, features.shape[0]), _BLOCK):  # of no rows, one empty block looks at the posterior
         x, y = features[start : start + _BLOCK], targets[start : start + _BLOCK]
         old_mean, old_covariance = mean, covariance
-        mean, covariance, weights, sound = ops.absorb_labels.unchecked(
-            old_mean, old_covariance, x, y, gamma, step, curvature
-        )
-        if not sound:
+        mean, covariance, weights, certain = ops.absorb_labels.unchecked(old_mean, old_covariance, x, y, *rule)
+        if not certain:
             squares = x.square().sum(1)
-            _check_rows(old_mean, old_covariance, x, squares, y, step, gamma, curvature, start)
+            _check_rows(old_mean, old_covariance, x, squares, y, rule, start)
             check_overflow("features", mean, covariance, weights * squares)
         gained.append(weights)
     return mean, covariance, gained[0] if len(gained) == 1 else torch.cat(gained)
@@ -49,9 +46,7 @@ def coefficients(
     gram: Tensor,  # [M, b, b]
     logits: Tensor,  # [M, b, C]
     targets: Tensor,  # [M, b]
-    gamma: float,
-    step: str,
-    curvature: str,
+    rule: UpdateRule,
     *,
     name: str,
     rows: Tensor,  # [M, b]
@@ -62,9 +57,7 @@ def coefficients(
         gram: [M, b, b], as for the op, and so on.
         logits: [M, b, C].
         targets: [M, b].
-        gamma: trust in the labels.
-        step: ``line_search`` or ``newton``.
-        curvature: ``categorical`` or ``gaussian``.
+        rule: how they are absorbed.
         name: the argument that the observations come from.
         rows: where in it they stand.
 
@@ -73,14 +66,14 @@ def coefficients(
         NotPSDError: the covariance is not, or no longer, positive semi-definite, or an observation shrinks it by so
             much that what is left is rounding.
     """
-    h, triangle, beta, weights = ops.update_coefficients.unchecked(gram, logits, targets, gamma, step, curvature)
+    h, triangle, beta, weights = ops.update_coefficients.unchecked(gram, logits, targets, *rule)
     if is_finite(gram, logits, h, beta):
         check_resolution(weights, beta, name, rows)
         return h, triangle, beta, weights
     check_overflow(name, gram, logits)
     if not is_finite(beta):
         raise _not_psd(int(rows[beta.isfinite().logical_not()][0]), name)
-    raise steps_overflow(h, gamma)
+    raise steps_overflow(h, rule.gamma)
 
 
 def check_resolution(
@@ -97,7 +90,7 @@ def check_resolution(
 
 def check_variance(
     variance: Tensor,  # [n]
-    inner: Tensor,  # [n, D]
+    x: Tensor,  # [n, D], standardised
     covariance: Tensor,  # [D, D]
     name: str,
     first_row: int = 0,
@@ -115,7 +108,7 @@ def check_variance(
     check_overflow(name, variance)
     if not variance.numel():
         return
-    squares = torch.linalg.vector_norm(inner, dim=1).square()  # without a matrix of squares
+    squares = torch.linalg.vector_norm(x, dim=1).square()  # without a matrix of squares
     if float(variance.amin()) >= 0.0 and _is_held(squares, covariance):
         return
     eps = torch.finfo(variance.dtype).eps
@@ -125,7 +118,7 @@ def check_variance(
     negative = variance[rows] < -PSD_SLACK * eps * squares[rows] * covariance.norm()
     if bool(negative.any()):
         raise _not_psd(first_row + int(rows[negative][0]), name)
-    lost = _rounding(inner[rows], covariance) > allowed[rows]
+    lost = _rounding(x[rows], covariance) > allowed[rows]
     if bool(lost.any()):
         raise _not_held(first_row + int(rows[lost][0]), name, variance.dtype)
 
@@ -134,17 +127,17 @@ def _is_held(
     squares: Tensor,  # [n], |phi|^2
     covariance: Tensor,  # [D, D]
 ) -> bool:
-    """Whether rounding is little for certain, which is so in all but strange cases: the cheap question comes first."""
+    """Whether rounding is little for certain, which it nearly always is: the cheap test comes first."""
     return float(squares.amax()) * float(covariance.diagonal().amax()) <= RESOLUTION / torch.finfo(squares.dtype).eps
 
 
 def _rounding(
-    inner: Tensor,  # [n, D]
+    x: Tensor,  # [n, D], standardised
     covariance: Tensor,  # [D, D]
 ) -> Tensor:  # [n]
     """sqrt(sum_ij (phi_i Sigma_ij phi_j)^2): the rounding of a variance, in units of eps."""
-    squares = inner.double().square()
-    return ((squares @ covariance.double().square()) * squares).sum(1).sqrt().to(inner.dtype)
+    squares = x.double().square()
+    return ((squares @ covariance.double().square()) * squares).sum(1).sqrt().to(x.dtype)
 
 
 def _not_held(row: int, name: str, dtype: torch.dtype) -> NotPSDError:
@@ -172,9 +165,7 @@ def _check_rows(
     x: Tensor,
     squares: Tensor,
     targets: Tensor,
-    step: str,
-    gamma: float,
-    curvature: str,
+    rule: UpdateRule,
     first_row: int,
 ) -> None:
     """Raise where one of ``x``, from row ``first_row`` of the features on, cannot be absorbed."""
@@ -183,9 +174,7 @@ def _check_rows(
     rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
     _, triangle, beta, _ = (
         result[0]
-        for result in coefficients(
-            gram[None], logits[None], targets[None], gamma, step, curvature, name="features", rows=rows[None]
-        )
+        for result in coefficients(gram[None], logits[None], targets[None], rule, name="features", rows=rows[None])
     )
     if x.shape[0] > 0 and not _is_held(squares, covariance):
         # The variance of each row at its turn: T_tu = beta_u c_tu, for the rows u before it.

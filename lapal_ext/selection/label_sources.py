@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lapal_ext.acquisition.registry import Scorer
+from lapal_ext.acquisition.scorer import Scorer
 from lapal_ext.pool.pool import Pool
-from lapal_ext.pool.ranks import Alone, Ranks
+from lapal_ext.pool.sharding import Ranks
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.tensors import as_labels, check_choice, check_integer, check_labels, shape_text
+from lapal_ext.validation.scalars import check_choice, check_integer
+from lapal_ext.validation.tensors import as_labels, check_labels, shape_text
 
 SOURCES = ("predicted", "sampled")
 
@@ -22,7 +23,7 @@ LabelSource = Callable[[Scorer, Tensor], Tensor]
 
 
 def label_source(
-    targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None, ranks: Alone | Ranks
+    targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None, ranks: Ranks
 ) -> LabelSource:
     """Check ``targets`` and return what yields the labels of picks; no labels at all are the predicted ones.
 
@@ -63,7 +64,7 @@ def draw_labels(
     return (running > draws.to(running.device)[:, None] * running[:, -1:]).int().argmax(1)
 
 
-def _sampled(generator: torch.Generator | None, ranks: Alone | Ranks) -> LabelSource:
+def _sampled(generator: torch.Generator | None, ranks: Ranks) -> LabelSource:
     def draw(scorer: Scorer, picks: Tensor) -> Tensor:
         labels = draw_labels(scorer.predictive(picks), generator)  # by all, so that their generators stay alike
         return ranks.from_first(lambda: labels, labels)
@@ -82,7 +83,7 @@ def _given(targets: Array, pool: Pool, num_classes: int) -> LabelSource:
     return lambda _, picks: pool.shard.gather(labels, picks)
 
 
-def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int, ranks: Alone | Ranks) -> LabelSource:
+def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int, ranks: Ranks) -> LabelSource:
     def ask(_: Scorer, picks: Tensor) -> Tensor:
         answers = [
             check_integer(f"targets({row})", annotate(row), at_least=0, at_most=num_classes - 1, limit="the last class")

@@ -1,44 +1,35 @@
 """Building a batch one label at a time."""
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import (
-    Acquisition,
     check_acquisition,
     check_memory,
     choose_seed,
     make_scorer,
     uses_variance,
 )
-from lapal_ext.likelihood import STEPS
+from lapal_ext.acquisition.scorer import check_utilities
+from lapal_ext.acquisition.spec import Setting
 from lapal_ext.pool.files import Features
 from lapal_ext.pool.pool import Pool
-from lapal_ext.pool.ranks import join
+from lapal_ext.pool.sharding import Ranks
+from lapal_ext.posterior.arguments import check_features
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.rules import Link, check_rule
 from lapal_ext.selection.label_sources import Targets, label_source
+from lapal_ext.selection.progress import progress_bar
+from lapal_ext.selection.selection_result import SelectionResult
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.tensors import (
-    as_dense,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-)
+from lapal_ext.validation.scalars import check_flag, check_integer
+from lapal_ext.validation.tensors import as_dense
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-class SelectionResult(NamedTuple):
-    """A batch to label, and the model that assumed its labels."""
-
-    indices: Tensor  # [batch_size] int64, rows of the pool in pick order
-    utilities: Tensor  # [batch_size], each at the moment of its pick
-    posterior: LastLayerLaplace  # after the updates; the one passed in is unchanged
 
 
 @torch.no_grad()
@@ -69,7 +60,7 @@ def select_batch(
             memory; beside it stand [N, C] logits for most acquisitions.
         batch_size: rows to pick, at most N.
         acquisition: ``margin``, ``entropy``, ``least_confident``, ``variance`` or ``gradient_norm``, with the formulas
-            of ``likelihood.utility``; ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``,
+            of ``utilities``; ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``,
             ``coreset`` or ``probcover``, with formula and source in the module of ``lapal_ext.acquisition`` of that
             name; ``random``; or a callable (posterior, pool) -> utilities [N], higher is better.
         targets: the labels to absorb. ``predicted``: the model's own, which needs nobody; ``sampled`` from its
@@ -114,7 +105,7 @@ def select_batch(
     O(D^2 + N (D + C)) per pick for the utilities: the pool is read once, no model is ever refitted. The costs of the
     others are in their modules.
     """
-    ranks = join(group)
+    ranks = Ranks(group)
     with ranks.together():
         rows = Pool(posterior, pool, candidates, ranks)
         candidates = None if candidates is None else as_dense("candidates", candidates)
@@ -125,26 +116,25 @@ def select_batch(
             "batch_size", batch_size, at_least=1, at_most=limit, limit="the rows that may be picked"
         )
         update_every = check_integer("update_every", update_every, at_least=1, at_most=batch_size, limit="batch_size")
-        check_choice("step", step, STEPS)
-        gamma = check_number("gamma", gamma, at_least=0.0)
-        check_acquisition(acquisition, link, generator, group)
+        rule = check_rule(step, gamma, posterior.curvature)
+        chosen_link = check_acquisition(acquisition, link, generator, group)
         if labelled is not None:
-            labelled = posterior.check_features(labelled, name="labelled")
+            labelled = check_features(posterior, labelled, name="labelled")
         check_flag("progress", progress)
         memory = check_memory(acquisition, posterior, rows, memory)
         labels = label_source(targets, rows, posterior.num_classes, generator, ranks)
         if targets is None:
-            _check_unlabelled(acquisition, link, update_every, batch_size)
-            gamma = 0.0  # an update without a label moves the covariance alone
+            _check_unlabelled(acquisition, chosen_link, update_every, batch_size)
+            rule = rule._replace(gamma=0.0)  # an update without a label moves the covariance alone
         state = (posterior.mean, posterior.covariance, posterior.centre, posterior.scale)
         ranks.agree(
             posterior=torch.cat([part.flatten() for part in state]),
-            curvature=posterior.curvature,
+            curvature=rule.curvature,
             batch_size=batch_size,
             acquisition=acquisition if isinstance(acquisition, str) else "a callable",
             targets=targets if isinstance(targets, str) or targets is None else callable(targets),
-            step=step,
-            gamma=gamma,
+            step=rule.step,
+            gamma=rule.gamma,
             update_every=update_every,
             link=link,
             candidates=candidates,
@@ -152,37 +142,30 @@ def select_batch(
             exclude=excluded,
             memory=memory,
         )
-        seed = torch.tensor(choose_seed(acquisition, link, generator))  # drawn by all, so that generators stay alike
+        # Drawn on all ranks, so that their generators stay alike.
+        seed = torch.tensor(choose_seed(acquisition, chosen_link, generator))
         seed = ranks.from_first(lambda: seed, seed)
-        scorer = make_scorer(
-            acquisition,
-            posterior,
-            rows,
-            link=link,
-            step=step,
-            gamma=gamma,
-            labelled=labelled,
-            seed=int(seed),
-            memory=memory,
-        )
+        setting = Setting(posterior, rows, rule, chosen_link, labelled, int(seed))
+        scorer = make_scorer(acquisition, setting, memory=memory)
         scorer.withhold(excluded)
         chosen: list[tuple[Tensor, Tensor, Tensor]] = []
         groups = [min(update_every, batch_size - start) for start in range(0, batch_size, update_every)]
-        for number, count in enumerate(_with_progress(groups, progress and ranks.rank == 0), start=1):
-            picks, utilities = scorer.pick(count)
-            chosen.append((picks, utilities, labels(scorer, picks)))
-            if number < len(groups):
-                scorer.absorb(picks, chosen[-1][2])
+        with progress_bar("selecting", batch_size, shown=progress and ranks.rank == 0) as advance:
+            for number, count in enumerate(groups, start=1):
+                picks, utilities = scorer.pick(count)
+                chosen.append((picks, utilities, labels(scorer, picks)))
+                if number < len(groups):
+                    scorer.absorb(picks, chosen[-1][2])
+                advance(count)
         picks, utilities, absorbed = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        if bool(utilities.isnan().any()):
-            raise ValueError("acquisition gave a utility that is not a number; nothing was selected")
+        check_utilities(utilities, "acquisition")
         if targets is None and update_every == batch_size:
             return SelectionResult(rows.to_rows(picks), utilities, posterior.clone())
-        after = posterior.condition_on(rows.outer(picks), absorbed, step, gamma)
+        after = posterior.condition_on(rows.raw(picks), absorbed, rule.step, rule.gamma)
         return SelectionResult(rows.to_rows(picks), utilities, after)
 
 
-def _check_unlabelled(acquisition: str | Acquisition, link: str, update_every: int, batch_size: int) -> None:
+def _check_unlabelled(acquisition: str | Acquisition, link: Link, update_every: int, batch_size: int) -> None:
     if update_every < batch_size and not uses_variance(acquisition, link):
         raise ValueError(
             "targets=None absorbs no labels, so that only an acquisition that uses the variance changes between "
@@ -195,22 +178,3 @@ def _excluded(rows: Pool, exclude: Array | None) -> Tensor:  # [X] int64
     if exclude is None:
         return torch.zeros(0, dtype=torch.int64, device=rows.storage.device)
     return rows.to_picks(rows.check_rows("exclude", exclude), "exclude")
-
-
-def _with_progress(groups: list[int], progress: bool) -> Iterable[int]:
-    if not progress:
-        return groups
-    return _progress_bar(groups)
-
-
-def _progress_bar(groups: list[int]) -> Iterator[int]:
-    """Yield the groups under a bar that counts picks."""
-    try:
-        from rich.progress import Progress
-    except ImportError as error:
-        raise ImportError("progress=True needs rich: pip install rich") from error
-    with Progress(transient=True) as bar:
-        task = bar.add_task("selecting", total=sum(groups))
-        for count in groups:
-            yield count
-            bar.advance(task, count)

@@ -7,28 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lapal_ext.acquisition.registry import (
-    Acquisition,
-    Scorer,
-    check_acquisition,
-    check_memory,
-    choose_seed,
-    make_scorer,
-)
-from lapal_ext.likelihood import STEPS
+from lapal_ext.acquisition.custom import Acquisition
+from lapal_ext.acquisition.registry import check_acquisition, check_memory, choose_seed, make_scorer
+from lapal_ext.acquisition.scorer import Scorer, check_utilities
+from lapal_ext.acquisition.spec import Setting
 from lapal_ext.pool.files import Features
-from lapal_ext.pool.pool import Pool, check_posterior
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.arguments import check_features
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
+from lapal_ext.rules import check_rule
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.tensors import (
-    as_labels,
-    check_choice,
-    check_distinct,
-    check_integer,
-    check_labels,
-    check_number,
-    shape_text,
-)
+from lapal_ext.validation.scalars import check_integer
+from lapal_ext.validation.tensors import as_labels, check_distinct, check_labels, shape_text
 
 _SKIPPED = -1  # label of a row that was passed over, in a state dict
 _VECTORS = ("rows", "labels", "events")
@@ -74,17 +64,16 @@ class SequentialSelector:
         memory: float | None = None,
     ) -> None:
         check_posterior(posterior)
-        check_choice("step", step, STEPS)
-        self._gamma = check_number("gamma", gamma, at_least=0.0)
-        check_acquisition(acquisition, link, generator)
-        self._step, self._acquisition, self._link = step, acquisition, link
+        self._rule = check_rule(step, gamma, posterior.curvature)
+        self._link = check_acquisition(acquisition, link, generator)
+        self._acquisition = acquisition
         self._initial = posterior.clone()
         self._pool = Pool(self._initial, pool, candidates)
         if labelled is not None:
-            labelled = posterior.check_features(labelled, name="labelled").detach().clone()
+            labelled = check_features(posterior, labelled, name="labelled").detach().clone()
         self._labelled = labelled
         self._memory = check_memory(acquisition, posterior, self._pool, memory)
-        self._seed = choose_seed(acquisition, link, generator)
+        self._seed = choose_seed(acquisition, self._link, generator)
         self._events: list[_Event] = []
         self._asked: Tensor | None = None
         self._scorer = self._start(self._seed)
@@ -104,9 +93,11 @@ class SequentialSelector:
         if self._asked is None or len(self._asked) != n:
             self._retract()
             picks, utilities = self._scorer.pick(n)
-            if bool(utilities.isnan().any()):
+            try:
+                check_utilities(utilities, "acquisition")
+            except ValueError:
                 self._scorer.release(picks)
-                raise ValueError("acquisition gave a utility that is not a number")
+                raise
             self._asked = picks
         return self._pool.to_rows(self._asked).clone()
 
@@ -152,7 +143,17 @@ class SequentialSelector:
         if not told:
             return self._initial.clone()
         picks, labels = (torch.cat(parts) for parts in zip(*told, strict=True))
-        return self._initial.condition_on(self._pool.outer(picks), labels, self._step, self._gamma)
+        return self._initial.condition_on(self._pool.raw(picks), labels, self._rule.step, self._rule.gamma)
+
+    def __repr__(self) -> str:
+        """What was answered and what is left; never a matrix."""
+        name = self._acquisition if isinstance(self._acquisition, str) else "a callable"
+        told = sum(len(picks) for picks, labels in self._events if labels is not None)
+        skipped = sum(len(picks) for picks, labels in self._events if labels is None)
+        return (
+            f"SequentialSelector({name!r} over {len(self._pool)} rows, {told} labelled, {skipped} skipped, "
+            f"{len(self._pool) - len(self._closed())} left; begun with {self._initial})"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that was answered: ``rows``, ``labels`` (-1 where skipped) and ``events``, int64 [T]; ``seed`` [].
@@ -198,17 +199,8 @@ class SequentialSelector:
         self._replay(replayed, seed)
 
     def _start(self, seed: int) -> Scorer:
-        return make_scorer(
-            self._acquisition,
-            self._initial,
-            self._pool,
-            link=self._link,
-            step=self._step,
-            gamma=self._gamma,
-            labelled=self._labelled,
-            seed=seed,
-            memory=self._memory,
-        )
+        setting = Setting(self._initial, self._pool, self._rule, self._link, self._labelled, seed)
+        return make_scorer(self._acquisition, setting, memory=self._memory)
 
     def _replay(self, events: list[_Event], seed: int) -> None:
         scorer = self._start(seed)

@@ -7,7 +7,9 @@ from torch import Tensor
 from lapal_ext import LastLayerLaplace, SequentialSelector, select_batch
 from lapal_ext.acquisition.badge import BadgeScorer, thresholds
 from lapal_ext.acquisition.registry import choose_seed
+from lapal_ext.acquisition.spec import Setting
 from lapal_ext.pool.pool import Pool
+from lapal_ext.rules import LINKS, UpdateRule
 from tests.acquisition.dense import draw, embeddings, first_largest
 from tests.problems import make_problem
 
@@ -21,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def by_definition(
     posterior: LastLayerLaplace, pool: Tensor, labels: Tensor, link: str, update_every: int, seed: int
 ) -> tuple[list[int], list[float]]:
-    uniform = thresholds(choose_seed("badge", link, generator(seed)), B, torch.float64).tolist()
+    uniform = thresholds(choose_seed("badge", LINKS[link], generator(seed)), B, torch.float64).tolist()
     picks: list[int] = []
     values: list[float] = []
     while len(picks) < B:
@@ -107,7 +109,9 @@ def test_gradients_that_overflow() -> None:
 
 def test_nothing_is_drawn_from_a_gradient_that_is_not_a_number() -> None:
     problem = make_problem()
-    scorer = BadgeScorer(problem.posterior, Pool(problem.posterior, problem.pool), "plugin", "newton", 1.0, 0)
+    rule = UpdateRule(1.0, "newton", "categorical")
+    pool = Pool(problem.posterior, problem.pool)
+    scorer = BadgeScorer(Setting(problem.posterior, pool, rule, LINKS["plugin"]))
     scorer._logits[3, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^pool must give results that are finite"):
         scorer.pick(2)

@@ -6,6 +6,7 @@ import torch
 from lapal_ext import select_batch
 from lapal_ext.acquisition.bald import _SAMPLES, information_gain
 from lapal_ext.acquisition.registry import choose_seed
+from lapal_ext.rules import LINKS
 from tests.acquisition.dense import first_largest, gaussian_information_gain
 from tests.draws import Draw
 from tests.problems import Problem, make_problem
@@ -23,7 +24,7 @@ def utilities_by_definition(problem: Problem, link: str) -> torch.Tensor:
         p = problem.posterior.predict_proba(problem.pool, link)
         gains = [gaussian_information_gain(*row) for row in zip(p, variance.tolist(), strict=True)]
         return torch.tensor(gains, dtype=torch.float64)
-    seed = choose_seed("bald", link, generator())
+    seed = choose_seed("bald", LINKS[link], generator())
     noise = torch.randn(_SAMPLES, logits.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     samples = (logits[:, None] + variance.sqrt()[:, None, None] * noise).softmax(2)  # [N, S, C]
     return torch.special.entr(samples.mean(1)).sum(1) - torch.special.entr(samples).sum(2).mean(1)

@@ -47,6 +47,5 @@ def test_tiles_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     expected = result()
     monkeypatch.setattr("lapal_ext.acquisition.distances.TILE", 100)
-    monkeypatch.setattr("lapal_ext.posterior.precision.TILE_ROWS", 13)
-    monkeypatch.setattr("lapal_ext.posterior.precision.tiles", lambda features: features.split(13))
+    monkeypatch.setattr("lapal_ext.tiles.TILE_ROWS", 13)
     assert torch.equal(result(), expected)

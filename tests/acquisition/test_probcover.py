@@ -7,6 +7,7 @@ from torch import Tensor
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.acquisition.clustering import cluster
 from lapal_ext.acquisition.registry import choose_seed
+from lapal_ext.rules import LINKS
 from tests.acquisition.dense import distances, first_largest, inner
 from tests.draws import Draw
 from tests.problems import make_problem
@@ -20,7 +21,7 @@ def generator() -> torch.Generator:
 
 def largest_pure_radius(rows: Tensor, n_clusters: int) -> float:
     """The largest pair distance as an (open) radius with at least 95 % of the balls pure."""
-    labels = cluster(rows, n_clusters, choose_seed("probcover", "plugin", generator()), needed_by="this test")
+    labels = cluster(rows, n_clusters, choose_seed("probcover", LINKS["plugin"], generator()), needed_by="this test")
     apart = distances(rows, rows)
     best = 0.0
     for radius in apart.unique().tolist():
@@ -80,6 +81,5 @@ def test_tiles_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     expected = result()
     monkeypatch.setattr("lapal_ext.acquisition.probcover.TILE", 100)
-    monkeypatch.setattr("lapal_ext.posterior.precision.TILE_ROWS", 13)
-    monkeypatch.setattr("lapal_ext.posterior.precision.tiles", lambda features: features.split(13))
+    monkeypatch.setattr("lapal_ext.tiles.TILE_ROWS", 13)
     assert torch.equal(result(), expected)

@@ -8,6 +8,7 @@ from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.acquisition import typiclust
 from lapal_ext.acquisition.clustering import cluster
 from lapal_ext.acquisition.registry import choose_seed
+from lapal_ext.rules import LINKS
 from tests.acquisition.dense import distances, first_largest, inner
 from tests.draws import Draw
 from tests.problems import make_problem
@@ -20,7 +21,7 @@ def generator() -> torch.Generator:
 
 
 def by_definition(rows: Tensor, labelled: Tensor, update_every: int) -> tuple[list[int], list[float]]:
-    seed = choose_seed("typiclust", "plugin", generator())
+    seed = choose_seed("typiclust", LINKS["plugin"], generator())
     picks: list[int] = []
     values: list[float] = []
     while len(picks) < B:

@@ -28,7 +28,7 @@ KERNELS = sorted(path.stem for path in (CSRC / "cuda" / "ops").glob("*.cu"))
 CACHE = Path(tempfile.gettempdir()) / f"lapal_ext_cuda_emulator-{os.getuid()}"
 
 _FLAGS = [
-    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra",
+    "-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-Werror=switch",
     "-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY",
 ]  # fmt: skip
 

@@ -10,10 +10,15 @@ from torch import distributed
 import lapal_ext
 from lapal_ext import SequentialSelector
 from lapal_ext.acquisition.registry import ACQUISITIONS, draws
-from lapal_ext.likelihood import EXPECTED_LOSSES, LOSSES, STEPS, UTILITIES
+from lapal_ext.likelihood import STEPS
+from lapal_ext.losses import EXPECTED_LOSSES, LOSSES
+from lapal_ext.rules import LINKS
+from lapal_ext.utilities import UTILITIES
 from tests.fuzz import changes, model_changes
 from tests.fuzz.changes import REFUSED, Argument, Changed, Choose
 from tests.fuzz.small import Arguments, Function, Small
+
+PLUGIN = LINKS["plugin"]
 
 
 def _picking(choose: Choose, p: Small) -> Arguments:
@@ -114,11 +119,11 @@ FUNCTIONS = {
     "expected_error_reduction": Function(lapal_ext.expected_error_reduction, _expected_error),
     "select_lookahead": Function(lapal_ext.select_lookahead, _select_lookahead, draws=True),
     **{
-        f"select_batch ({name})": Function(lapal_ext.select_batch, _select_batch(name), draws=draws(name, "plugin"))
+        f"select_batch ({name})": Function(lapal_ext.select_batch, _select_batch(name), draws=draws(name, PLUGIN))
         for name in ACQUISITIONS
     },
     **{
-        f"SequentialSelector ({name})": Function(_ask_and_tell, _sequential(name), draws=draws(name, "plugin"))
+        f"SequentialSelector ({name})": Function(_ask_and_tell, _sequential(name), draws=draws(name, PLUGIN))
         for name in ACQUISITIONS
     },
 }

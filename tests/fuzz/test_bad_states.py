@@ -156,7 +156,7 @@ def test_devices_that_cannot_be(tmp_path: Path, device: object, error: type[Exce
 @pytest.mark.parametrize(("name", "value"), [("mean", torch.zeros(3)), ("covariance", torch.full((13, 13), math.nan))])
 def test_a_file_with_a_true_checksum_and_a_false_posterior(tmp_path: Path, name: str, value: torch.Tensor) -> None:
     tensors = {key: STATE[key] for key in TENSORS}
-    storage.write(tmp_path / "p", {**tensors, name: value.double()}, ATTRIBUTES)
+    storage.write_file(tmp_path / "p", {**tensors, name: value.double()}, ATTRIBUTES)
     with pytest.raises(StorageError, match="does not hold a posterior"):
         LastLayerLaplace.load(tmp_path / "p")
 

@@ -16,7 +16,8 @@ from lapal_ext import (
     select_batch,
 )
 from lapal_ext.acquisition.registry import ACQUISITIONS
-from lapal_ext.likelihood import LOSSES, UTILITIES
+from lapal_ext.losses import LOSSES
+from lapal_ext.utilities import UTILITIES
 from tests.draws import Draw
 from tests.fuzz.calls import bits
 from tests.problems import make_problem

@@ -4,17 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-import lapal_ext.lookahead.expected_error_reduction
-import lapal_ext.lookahead.look_ahead
 from lapal_ext import LastLayerLaplace, expected_error_reduction, look_ahead, select_batch, select_lookahead
 from lapal_ext.acquisition.registry import ACQUISITIONS, draws
-from lapal_ext.likelihood import CURVATURES, EXPECTED_LOSSES, LOSSES, STEPS
+from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.lookahead.proposals import PROPOSALS
+from lapal_ext.losses import EXPECTED_LOSSES, LOSSES
 from lapal_ext.pool.pool import Pool
+from lapal_ext.rules import EXACT_LINKS, LINKS
 from tests.draws import Draw
 from tests.problems import Problem, make_problem
-
-LINKS = ("plugin", "mean_field")
 
 
 def loss_by_definition(posterior: LastLayerLaplace, x: Tensor, y: Tensor, loss: str, link: str) -> Tensor:
@@ -34,7 +32,7 @@ def batches(draw: Draw) -> Tensor:
     return torch.stack([torch.randperm(60, generator=draw.generator)[:5] for _ in range(9)])
 
 
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", EXACT_LINKS)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("loss", LOSSES)
@@ -76,8 +74,7 @@ def test_tiles_do_not_matter(batches: Tensor, monkeypatch: pytest.MonkeyPatch) -
         ]
 
     whole = run()
-    monkeypatch.setattr(lapal_ext.lookahead.look_ahead, "TILE", 100)
-    monkeypatch.setattr(lapal_ext.lookahead.expected_error_reduction, "TILE", 100)
+    monkeypatch.setattr("lapal_ext.lookahead.evaluation.TILE", 100)
     for tiled, expected in zip(run(), whole, strict=True):
         torch.testing.assert_close(tiled, expected, rtol=1e-13, atol=0)
 
@@ -91,7 +88,7 @@ def test_no_batches_and_half_precision_pools(batches: Tensor) -> None:
     torch.testing.assert_close(kept, look_ahead(problem.posterior, stored.float(), batches, *arguments))
 
 
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", EXACT_LINKS)
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("loss", EXPECTED_LOSSES)
@@ -200,7 +197,7 @@ def test_any_acquisition_proposes_the_batch_it_picks_at_once() -> None:
             alone = select_batch(problem.posterior, problem.pool, 5, name, None, update_every=5)
             assert torch.equal(result.indices, alone.indices)
     together = search(problem, proposals=tuple(best))
-    deterministic = [value for name, value in best.items() if not draws(name, "plugin")]
+    deterministic = [value for name, value in best.items() if not draws(name, LINKS["plugin"])]
     assert float(together.utilities[0]) >= max(deterministic) - 1e-12
 
 

@@ -1,5 +1,5 @@
 // The kernels' own exponentials over an array, for test_exponential.py.
-#include "shared/likelihood.h"
+#include "shared/exponential.h"
 #if !defined(__AVX__)  // compiled for the baseline, as the kernels are: what is wide brings its own instruction set
 #include "cpu/avx512/softmax.h"
 #endif
@@ -21,16 +21,16 @@ extern "C" void exponentials_double(const double* x, double* out, long count) {
 }
 
 #if defined(LAPAL_HAS_CLONES) && LAPAL_HAS_CLONES
-LAPAL_WIDE static void powers_of_two(const float* x, float* out, long count) {
-  const lapal_ext::WideExp2<0> exp2;
+LAPAL_AVX512 static void powers_of_two(const float* x, float* out, long count) {
+  const lapal_ext::Avx512Exp2<0> exp2;
   for (long i = 0; i < count; i += 16) {
     const __mmask16 rest = count - i < 16 ? (1u << (count - i)) - 1u : 0xffffu;
     _mm512_mask_storeu_ps(out + i, rest, exp2(_mm512_maskz_loadu_ps(rest, x + i)));
   }
 }
 
-extern "C" bool exponentials_wide(const float* x, float* out, long count) {  // false where the processor has none
-  if (!lapal_ext::has_wide_registers()) {
+extern "C" bool exponentials_avx512(const float* x, float* out, long count) {  // false where the processor has none
+  if (!lapal_ext::has_avx512()) {
     return false;
   }
   powers_of_two(x, out, count);

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from lapal_ext import likelihood, ops
+from lapal_ext import likelihood, losses, ops
 from tests.budget import assert_exact, assert_within_budget
 from tests.draws import Arguments, Draw
 from tests.ops import exact_softmax
@@ -11,7 +11,7 @@ from tests.ops.dense_posterior import DensePosterior, loss_by_definition, softma
 from tests.ops.examples import example
 
 op = ops.expected_lookahead
-every_loss = pytest.mark.parametrize("kind", likelihood.EXPECTED_LOSSES)
+every_loss = pytest.mark.parametrize("kind", losses.EXPECTED_LOSSES)
 
 
 @every_loss
@@ -117,7 +117,7 @@ def test_budget_of_extreme_logits(kind: str, size: float, C: int, dtype: torch.d
 @every_loss
 @pytest.mark.parametrize(
     "delta",
-    # On both sides of the threshold of 40, and, since their references take long, two of the others.
+    # On both sides of 40, where the formula changes. The references of the two largest take seconds.
     [1.0, 39.0, 41.0, 60.0, *(pytest.param(delta, marks=pytest.mark.slow) for delta in (100.0, 400.0))],
 )
 @pytest.mark.parametrize("sign", [1, -1])

@@ -1,4 +1,4 @@
-"""The exponentials of csrc/shared/likelihood.h and csrc/cpu/avx512/softmax.h are within 2 ulp; every softmax takes one.
+"""The exponentials that every softmax takes are within 2 ulp: csrc/shared/exponential.h, csrc/cpu/avx512/softmax.h.
 
 The latter is 2^x, of logits in units of log 2, in the instructions of AVX-512.
 """
@@ -21,11 +21,11 @@ _MACHINES = {
     "baseline": [],
     "this processor": ["-march=native"],
 }  # without and, on most machines, with fused multiply-add
-_DTYPES = {"float": np.float32, "double": np.float64, "wide": np.float32}
-_EXACT = {"float": np.exp, "double": np.exp, "wide": np.exp2}
-_SMALLEST = {"float": -87.33, "double": -708.39, "wide": -126.0}
+_DTYPES = {"float": np.float32, "double": np.float64, "avx512": np.float32}
+_EXACT = {"float": np.exp, "double": np.exp, "avx512": np.exp2}
+_SMALLEST = {"float": -87.33, "double": -708.39, "avx512": -126.0}
 _PER_EXPONENT = 4096
-_CASES = [(machine, name) for machine in _MACHINES for name in ("float", "double")] + [("baseline", "wide")]
+_CASES = [(machine, name) for machine in _MACHINES for name in ("float", "double")] + [("baseline", "avx512")]
 
 Call = Callable[[np.ndarray], np.ndarray]
 
@@ -55,16 +55,16 @@ def case(request: pytest.FixtureRequest, compiled: Callable[[str], ctypes.CDLL])
     """The name of an exponential, and the function from arrays to arrays."""
     machine, name = request.param
     code = compiled(machine)
-    if name == "wide" and not hasattr(code, "exponentials_wide"):
+    if name == "avx512" and not hasattr(code, "exponentials_avx512"):
         pytest.skip("this compiler makes no code for several instruction sets")
 
     def call(x: np.ndarray) -> np.ndarray:
         x = np.ascontiguousarray(x, dtype=_DTYPES[name])
         out = np.empty_like(x)
         function = getattr(code, f"exponentials_{name}")
-        function.restype = ctypes.c_bool if name == "wide" else None
+        function.restype = ctypes.c_bool if name == "avx512" else None
         ran = function(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(out.ctypes.data), len(x))
-        if name == "wide" and not ran:
+        if name == "avx512" and not ran:
             pytest.skip("this processor has no AVX-512")
         return out
 
@@ -77,12 +77,12 @@ def every_exponent(name: str) -> np.ndarray:
     generator = np.random.default_rng(0)
     exponents = np.arange(-np.finfo(dtype).nmant - 4, 10)
     mantissas = 1 + generator.random((len(exponents), _PER_EXPONENT))
-    octave = 1.0 if name == "wide" else np.log(2)
+    octave = 1.0 if name == "avx512" else np.log(2)
     powers = np.arange(0, -_SMALLEST[name] / octave, 0.5)  # and the halves, where n changes
     near = (powers[:, None] + 1e-3 * generator.standard_normal((len(powers), 64))) * octave
     x = -np.concatenate([(np.ldexp(mantissas, exponents[:, None])).ravel(), near.ravel()]).astype(dtype)
     x = x[(x <= 0) & (x >= dtype(_SMALLEST[name]))]
-    return np.concatenate([x, -x]) if name == "wide" else x  # which also takes logits above the reference
+    return np.concatenate([x, -x]) if name == "avx512" else x  # which also takes logits above the reference
 
 
 def test_within_two_ulp_on_every_exponent(case: tuple[str, Call]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext import likelihood, ops
+from lapal_ext import losses, ops
 from tests.budget import assert_exact, assert_within_budget
 from tests.draws import Draw, cast
 from tests.ops.dense_posterior import DensePosterior, loss_by_definition
@@ -13,7 +13,7 @@ from tests.ops.examples import example
 op = ops.lookahead_loss
 KAPPA = 0.4
 NO_VARIANCE = {"triangle": None, "beta": None, "variance": None}
-every_loss = pytest.mark.parametrize("kind", likelihood.LOSSES)
+every_loss = pytest.mark.parametrize("kind", losses.LOSSES)
 every_link = pytest.mark.parametrize("link", ["plugin", "mean_field"])
 
 
@@ -234,7 +234,7 @@ def test_not_a_number_is_never_hidden(kind: str, dtype: torch.dtype, device: str
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("mean_field", [False, True])
-@pytest.mark.parametrize("kind", [kind for kind in likelihood.LOSSES if kind != "zero_one"])
+@pytest.mark.parametrize("kind", [kind for kind in losses.LOSSES if kind != "zero_one"])
 def test_columns_that_are_not_finite_show_in_their_hypotheses(
     kind: str, mean_field: bool, value: float, dtype: torch.dtype, device: str
 ) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext import likelihood, ops
+from lapal_ext import ops, utilities
 from tests.budget import Outcome, assert_exact, assert_within_budget, outcome
 from tests.draws import Arguments, Draw, cast
 from tests.native import require_native
@@ -12,7 +12,7 @@ from tests.ops.examples import example
 
 op = ops.selection_step_
 KAPPA = 0.4
-every_kind = pytest.mark.parametrize("kind", likelihood.UTILITIES)
+every_kind = pytest.mark.parametrize("kind", utilities.UTILITIES)
 HALF = [torch.bfloat16, torch.float16]
 
 

@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from lapal_ext import likelihood, ops
+from lapal_ext import ops, utilities
 from tests.budget import assert_exact, assert_within_budget
 from tests.draws import Draw, cast
 from tests.ops import exact_softmax
 from tests.ops.examples import example
 
 op = ops.utility
-every_kind = pytest.mark.parametrize("kind", likelihood.UTILITIES)
-softmax_kinds = pytest.mark.parametrize("kind", [kind for kind in likelihood.UTILITIES if kind != "variance"])
+every_kind = pytest.mark.parametrize("kind", utilities.UTILITIES)
+softmax_kinds = pytest.mark.parametrize("kind", [kind for kind in utilities.UTILITIES if kind != "variance"])
 every_link = pytest.mark.parametrize("link", ["plugin", "mean_field"])
 
 

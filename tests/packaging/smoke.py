@@ -68,7 +68,7 @@ def picks():
         found.setdefault("one label at a time", []).append(int(row))
 
     # Within an update it is called by ``absorb_labels`` alone.
-    inner = model.inner_features(pool[:1])
+    inner = model.standardization.standardized(pool[:1])
     _, direction = lapal_ext.ops.rank_one_update(model.covariance[None], inner, torch.full((1,), 0.25))
     found["rank_one_update"] = [int(direction[0].abs().argmax())]
 

@@ -1,6 +1,7 @@
-"""Imports point one way: a module may import what stands before it in ``ORDER``, and nothing after."""
+"""Imports point one way: a folder may import what stands before it in ``ORDER``; no modules import each other."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,17 +15,17 @@ from tests.fuzz.processes import HANGS
 PACKAGE = Path(lapal_ext.__file__).parent
 ROOT = "__init__"  # what ``import lapal_ext`` loads
 
-# The folders and single files of the package from left to right. A new one gets its place here first.
+# The folders of the package from left to right, among them the single files. A new one gets its place here first.
 ORDER = [
-    "errors", "atomic_file", "validation", "likelihood", "ops", "posterior", "pool", "baselines",
-    "acquisition", "selection", "lookahead",
+    "errors", "atomic_file", "tiles", "validation", "likelihood", "losses", "utilities", "rules",
+    "ops", "posterior", "baselines", "pool", "acquisition", "selection", "lookahead",
     ROOT,
     "features", "interop", "study", "cli", "__main__",
 ]  # fmt: skip
 HEAVY = ("sklearn", "scipy", "matplotlib", "rich", "torchmetrics", "pandas", "skactiveml", "laplace", "torchvision")
 
 
-def room_of(path: Path) -> str:
+def folder_of(path: Path) -> str:
     """``ops/_define.py`` -> ``ops``, ``posterior.py`` -> ``posterior``."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -33,8 +34,8 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def rooms_imported(source: str, package: str) -> Iterator[tuple[str, int]]:
-    """Rooms imported anywhere in a module of ``package``, even in functions or under TYPE_CHECKING."""
+def imports_of(source: str, package: str) -> Iterator[tuple[str, int]]:
+    """Names imported from this package anywhere in a module of ``package``, even in functions, with their lines."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -46,30 +47,61 @@ def rooms_imported(source: str, package: str) -> Iterator[tuple[str, int]]:
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
-        for name in names:
-            first, *rest = name.split(".")
-            if first == "lapal_ext":
-                # ``from lapal_ext import x`` is a module where there is one, else something of the root.
-                yield (rest[0] if rest and rest[0] in ORDER else ROOT), node.lineno
+        yield from ((name, node.lineno) for name in names if name.split(".")[0] == "lapal_ext")
 
 
-def faults(room: str, source: str, package: str) -> list[str]:
-    place = ORDER.index(room)
+def folder_imported(name: str) -> str:
+    """``from lapal_ext import x`` is a folder where there is one, else something of the root."""
+    _, *rest = name.split(".")
+    return rest[0] if rest and rest[0] in ORDER else ROOT
+
+
+def faults(folder: str, source: str, package: str) -> list[str]:
+    place = ORDER.index(folder)
     return [
-        f"line {line}: {room} imports {other}, which stands right of it"
-        for other, line in rooms_imported(source, package)
-        if other != room and ORDER.index(other) > place
+        f"line {line}: {folder} imports {other}, which stands right of it"
+        for other, line in ((folder_imported(name), line) for name, line in imports_of(source, package))
+        if other != folder and ORDER.index(other) > place
     ]
+
+
+def module_name(path: Path) -> str:
+    parts = ["lapal_ext", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def graph() -> dict[str, set[str]]:
+    """What each module imports, other modules of the package alone."""
+    known = {module_name(path): path for path in modules()}
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        package = name if path.stem == "__init__" else name.rpartition(".")[0]
+        found[name] = set()
+        for imported, _ in imports_of(path.read_text(), package):
+            target = imported if imported in known else imported.rpartition(".")[0]
+            if target in known and target != name:
+                found[name].add(target)
+    return found
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Not in a circle either, and not in functions: ``prepare`` raises with the circle."""
+    edges = graph()
+    edges.pop("lapal_ext")  # the root imports all to its left, and whoever is right of it may import the root
+    graphlib.TopologicalSorter(edges).prepare()
+    edges["lapal_ext.errors"] = {"lapal_ext.cli"}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(edges).prepare()
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_left(path: Path) -> None:
-    room = room_of(path)
-    assert room in ORDER, (
-        f"lapal_ext/{room} has no place in ORDER (tests/packaging/test_layering.py): say what it may import"
+    folder = folder_of(path)
+    assert folder in ORDER, (
+        f"lapal_ext/{folder} has no place in ORDER (tests/packaging/test_layering.py): say what it may import"
     )
     package = ".".join(["lapal_ext", *path.relative_to(PACKAGE).parent.parts])
-    found = faults(room, path.read_text(), package)
+    found = faults(folder, path.read_text(), package)
     assert not found, f"{path}: " + "; ".join(found)
 
 
@@ -106,7 +138,7 @@ def test_a_right_import_passes(line: str) -> None:
     assert faults("posterior", line, "lapal_ext") == []
 
 
-def test_relative_imports_inside_a_room() -> None:
+def test_relative_imports_inside_a_folder() -> None:
     assert faults("ops", "from .declare import define\nfrom . import loading", "lapal_ext.ops") == []
     assert len(faults("ops", "from ..posterior import LastLayerLaplace", "lapal_ext.ops")) == 1
 
@@ -124,9 +156,9 @@ def test_importing_the_package_is_light() -> None:
     """Nothing right of the root, nothing that only figures and studies need, and not the compiler (1.3 s)."""
     fresh = modules_after("import lapal_ext") - modules_after("import torch")
     right = ORDER[ORDER.index(ROOT) + 1 :]
-    unwanted = {f"lapal_ext.{room}" for room in right} | set(HEAVY) | {"torch._dynamo", "torch._inductor"}
+    unwanted = {f"lapal_ext.{folder}" for folder in right} | set(HEAVY) | {"torch._dynamo", "torch._inductor"}
     assert not {name for name in fresh for heavy in unwanted if name == heavy or name.startswith(f"{heavy}.")}
 
 
-def test_the_order_names_each_room_once() -> None:
+def test_the_order_names_each_folder_once() -> None:
     assert len(set(ORDER)) == len(ORDER)

@@ -19,9 +19,9 @@ from lapal_ext import (
     select_batch,
     select_lookahead,
 )
-from lapal_ext.likelihood import UTILITIES
 from lapal_ext.pool.files import as_tensor
 from lapal_ext.pool.pool import Pool
+from lapal_ext.utilities import UTILITIES
 from tests.fuzz.processes import python
 from tests.native import require_native
 

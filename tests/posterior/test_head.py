@@ -1,6 +1,7 @@
 """The posterior in the place of a model's last layer, and its mean back in the layer itself."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from lapal_ext import LastLayerLaplace
+from lapal_ext import LastLayerLaplace, NotPSDError
 from lapal_ext.features import extract
 from tests.draws import Draw
 from tests.problems import make_problem
 
 D, C = 7, 4
+NAMES = ("mean", "centre", "scale", "covariance", "precision")
 
 
 class Net(nn.Module):
@@ -265,7 +267,7 @@ def test_a_layer_that_cannot_be_written_to_is_refused(
 
 
 class TestBuffers:
-    """Updates queue their rows; whoever looks at the buffers sees them in the precision."""
+    """The precision is none of them: it follows the covariance, whatever changes that."""
 
     @staticmethod
     def updated() -> LastLayerLaplace:
@@ -276,25 +278,78 @@ class TestBuffers:
         source, target = self.updated(), make_problem().posterior
         for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
             mine.copy_(theirs)
-        assert target.precision.equal(source.precision)
+        torch.testing.assert_close(target.precision, source.precision, rtol=1e-9, atol=1e-9)
         assert target.drift() < 1e-9
 
     def test_what_waits_in_the_target_does_not_come_on_top(self) -> None:
         source, target = make_problem().posterior, self.updated()
         for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
             mine.copy_(theirs)
-        assert target.precision.equal(source.precision)
+        torch.testing.assert_close(target.precision, source.precision, rtol=1e-9, atol=1e-9)
 
-    def test_through_a_parent(self) -> None:
-        source = self.updated()
-        named = dict(nn.Sequential(source).named_buffers())
-        assert named["0.precision"].equal(source.clone().precision)
+    def test_the_precision_is_in_the_state_and_not_among_them(self) -> None:
+        parent = nn.Sequential(self.updated())
+        assert [name for name, _ in parent.named_buffers()] == [f"0.{name}" for name in NAMES if name != "precision"]
+        assert {f"0.{name}" for name in NAMES} < set(parent.state_dict())
+        assert parent.state_dict()["0.precision"].equal(parent[0].precision)
 
-    def test_a_moving_average(self) -> None:
-        model = nn.Sequential(self.updated())
+    def test_a_moving_average_keeps_covariance_and_precision_inverse(self) -> None:
+        """Averaged one by one, the two would be no inverses of each other."""
+        made = make_problem()
+        model = nn.Sequential(made.posterior)
         average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
-        average.update_parameters(model)
-        assert average.module[0].drift() < 1e-9
+        for start in range(0, 40, 10):
+            made.posterior.update(made.pool[start : start + 10], made.labels[start : start + 10])
+            average.update_parameters(model)
+        averaged = average.module[0]
+        assert not torch.allclose(averaged.covariance, made.posterior.covariance, rtol=1e-3)
+        assert averaged.drift() < 1e-9
+        assert made.posterior.drift() < 1e-9
+        averaged.update(made.pool[40:50], made.labels[40:50])
+        assert averaged.drift() < 1e-9
+
+    def test_a_covariance_that_is_replaced(self) -> None:
+        model = self.updated()
+        model.covariance = 2.0 * model.covariance
+        assert model.drift() < 1e-9
+        model.covariance *= 3.0
+        assert model.drift() < 1e-9
+        assert LastLayerLaplace.load_state_dict(make_problem().posterior, model.state_dict()) is not None
+
+    def test_a_covariance_without_an_inverse(self) -> None:
+        model = self.updated()
+        model.covariance.zero_()
+        with pytest.raises(NotPSDError, match="singular"):
+            _ = model.precision
+
+    def test_pickling(self) -> None:
+        model = self.updated()
+        again = pickle.loads(pickle.dumps(model))
+        assert again.precision.equal(model.precision)
+        assert again.update(draw_rows(), torch.zeros(3, dtype=torch.int64)).drift() < 1e-9
+
+
+def draw_rows() -> Tensor:
+    return Draw(3).normal(3, 12)
+
+
+def test_print_says_what_a_person_wants_to_know() -> None:
+    made = make_problem()
+    made.posterior.class_names = ["a", "b", "c", "d"]
+    made.posterior.update(made.pool[:3], made.labels[:3])
+    assert repr(made.posterior) == (
+        "LastLayerLaplace(12 features, 4 classes (a, b, c, …), prior precision 10, categorical curvature, with bias, "
+        "fitted to 16 rows, 3 labels absorbed, float64 on cpu)"
+    )
+    assert "not fitted, 0 labels absorbed" in repr(LastLayerLaplace(torch.zeros(2, 3)))
+
+
+def test_the_class_has_documented_names_alone() -> None:
+    documented = (LastLayerLaplace.__doc__ or "") + "update condition_on predict_logits predict_latent predict_proba"
+    documented += "from_linear fit_map optimize_prior_precision refresh drift log_marginal_likelihood to_linear load"
+    names = [name for name in dir(LastLayerLaplace) if not name.startswith("_") and name not in dir(nn.Module)]
+    assert [name for name in names if not getattr(LastLayerLaplace, name).__doc__] == []
+    assert [name for name in names if name not in documented] == []
 
 
 class TestLoadingIntoAParent:

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from lapal_ext import LastLayerLaplace, NotPSDError
 from lapal_ext.likelihood import curvature_weight
-from lapal_ext.posterior import map_fit as softmax_regression
+from lapal_ext.posterior import map_fit
 from tests.draws import Draw
 from tests.problems import make_problem
 
@@ -26,7 +26,7 @@ def objective(weight: Tensor, base: LastLayerLaplace, inner: Tensor, targets: Te
 def test_the_mode_under_the_present_posterior(dtype: torch.dtype, curvature: str, gamma: float) -> None:
     base, pool, labels, _, _ = make_problem(dtype=dtype, curvature=curvature)
     joint = base.condition_on(pool[NEW], labels[NEW], step="joint", gamma=gamma)
-    inner, weight = base.inner_features(pool[NEW]), joint.mean.double().requires_grad_()
+    inner, weight = base.standardization.standardized(pool[NEW]), joint.mean.double().requires_grad_()
     (gradient,) = torch.autograd.grad(objective(weight, base, inner, labels[NEW], gamma), weight)
     factor = torch.linalg.cholesky(base.covariance.double())  # in the coordinates in which the prior is spherical
     assert float((gradient @ factor).abs().max()) <= (1.1e-6 * max(gamma, 1.0) if dtype == torch.float64 else 1e-3)
@@ -48,7 +48,7 @@ def test_the_order_does_not_matter() -> None:
 
 def test_below_what_one_label_after_another_reaches() -> None:
     base, pool, labels, _, _ = make_problem()
-    inner = base.inner_features(pool[NEW])
+    inner = base.standardization.standardized(pool[NEW])
     values = {
         step: float(objective(base.condition_on(pool[NEW], labels[NEW], step=step).mean, base, inner, labels[NEW], 1.0))
         for step in ("joint", "line_search", "newton")
@@ -112,7 +112,7 @@ def test_a_broken_posterior_stays_as_it_is(broken, error: type[Exception], words
 
 def test_an_update_that_is_stopped_warns_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     base, pool, labels, _, _ = make_problem()
-    monkeypatch.setattr(softmax_regression, "_MAX_STEPS", 1)
+    monkeypatch.setattr(map_fit, "_MAX_STEPS", 1)
     with pytest.warns(RuntimeWarning, match="update stopped with a gradient of") as caught:
         base.update(pool[NEW], labels[NEW], step="joint")
     assert caught[0].filename == __file__

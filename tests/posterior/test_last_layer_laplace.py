@@ -102,8 +102,8 @@ def test_a_layer_goes_in_and_comes_back(draw: Draw, bias: bool, standardize: boo
     torch.testing.assert_close(back.weight, head.weight)
     assert (back.bias is not None) is bias
     if standardize and bias:
-        assert abs(float(posterior.inner_features(x)[:, :-1].mean())) < 1e-12
-        assert abs(float(posterior.inner_features(x)[:, :-1].square().mean()) - 1) < 1e-12
+        assert abs(float(posterior.standardization.standardized(x)[:, :-1].mean())) < 1e-12
+        assert abs(float(posterior.standardization.standardized(x)[:, :-1].square().mean()) - 1) < 1e-12
     posterior.update(x[:5], draw.integers(4, 5))
     torch.testing.assert_close(posterior.to_linear()(x).detach(), posterior.predict_logits(x))
     assert not torch.allclose(back.weight, posterior.to_linear().weight)
@@ -131,7 +131,7 @@ def test_scaling_the_features_changes_no_prediction(factor: float) -> None:
 def test_fit_map_is_the_penalised_maximum() -> None:
     _, pool, labels, _, _ = make_problem()
     posterior = LastLayerLaplace.fit_map(pool, labels, 4, prior_precision=3.0)
-    inner = posterior.inner_features(pool)
+    inner = posterior.standardization.standardized(pool)
     gap = posterior.predict_proba(pool, link="plugin") - nn.functional.one_hot(labels, 4)
     assert float((gap.T @ inner + 3.0 * posterior.mean).abs().max()) < 1e-5
     plain = LastLayerLaplace.fit_map(pool, labels, 4, prior_precision=3.0, fit_bias=False, standardize=False)

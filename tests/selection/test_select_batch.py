@@ -14,8 +14,9 @@ from torch import Tensor
 import lapal_ext
 from lapal_ext import LastLayerLaplace, NotFittedError, select_batch
 from lapal_ext.acquisition.registry import ACQUISITIONS
-from lapal_ext.likelihood import CURVATURES, STEPS, UTILITIES
+from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.selection.label_sources import draw_labels
+from lapal_ext.utilities import UTILITIES
 from tests.draws import Draw
 from tests.problems import Problem, make_problem
 
@@ -34,7 +35,7 @@ def utilities_by_definition(posterior: LastLayerLaplace, pool: Tensor, kind: str
     if kind == "variance":
         return posterior.predict_latent(pool).variance
     gradient = torch.nn.functional.one_hot(p.argmax(1), p.shape[1]) - p
-    return gradient.norm(dim=1) * posterior.inner_features(pool).norm(dim=1)
+    return gradient.norm(dim=1) * posterior.standardization.standardized(pool).norm(dim=1)
 
 
 def brute_force(

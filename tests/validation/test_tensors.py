@@ -5,16 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lapal_ext.validation.scalars import check_choice, check_integer, check_number
 from lapal_ext.validation.tensors import (
     ShapeSpec,
     as_labels,
-    check_choice,
     check_distinct,
     check_finite,
     check_index_range,
-    check_integer,
     check_labels,
-    check_number,
     check_tensors,
     shape_text,
 )

@@ -1,11 +1,15 @@
-// cpu/passes/lookahead_tile.h for float32 with AVX-512: the softmax after a hypothesis in one pass over the classes.
+// cpu/passes/lookahead_tile.h for float32 with AVX-512: one pass over the classes computes the logits after a
+// hypothesis and the sums of their softmax.
 //
-//   x_k = (logits_k - max logits + sum_t columns_t H_tk) log2(e),  by kind of loss the sums of cpu/avx512/softmax.h.
+//   x_k = (logits_k - max logits + sum_t columns_t H_tk) log2(e)
 //
-// Two blocks of points at a time, since a multiply-add that also loads its factor takes half as long again. A group of
-// classes is accumulated in registers, then joins the sums from there, while the multiply-adds of the next group
-// already run. Logits are relative to the largest before the hypothesis. Where one moves the largest so far that powers
-// would leave the range of float32, a second pass over the moved logits takes them relative to the new one.
+// The sums are those of cpu/avx512/softmax.h; the loss decides which of them are needed.
+//
+// Two blocks of points share every factor: a multiply-add that loads its factor from memory takes half as long again.
+// The logits of a group of classes are accumulated in registers and added to the sums from there; the multiply-adds of
+// the next group overlap with that. Logits are relative to the largest before the hypothesis. If a hypothesis moves the
+// largest so far that powers would leave the range of float32, a second pass over the moved logits is relative to the
+// new largest.
 //
 // Limit: b multiply-adds and 12 to 14 other instructions per class of a block.
 #pragma once
@@ -20,8 +24,8 @@
 
 namespace lapal_ext {
 
-// Blocks of points that lie side by side, and one hypothesis.
-struct WideBlocks {
+// Neighbouring blocks of points, and one hypothesis.
+struct Avx512Blocks {
   const float* logits;        // [block][C][lane]
   const float* columns;       // of the first point
   const float* link;          // [block][lane], null for the plugin link
@@ -32,8 +36,8 @@ struct WideBlocks {
   float* moved;  // [block][C][lane]
 };
 
-// What becomes of them.
-struct WideResults {
+// The results for these blocks.
+struct Avx512Results {
   float* best;     // [block][lane]
   float* rest;     // as best
   float* moments;  // as best
@@ -41,9 +45,9 @@ struct WideResults {
 
 // Classes [first, first + kClasses).
 template <int kBlocks, int kClasses, Moment moment>
-LAPAL_WIDE inline void wide_move_group(const WideBlocks& blocks, int64_t first,
-                                       const typename WideLosers<moment>::Exp2& exp2,
-                                       WideLosers<moment> (&losers)[kBlocks]) {
+LAPAL_AVX512 inline void avx512_move_group(const Avx512Blocks& blocks, int64_t first,
+                                           const typename Avx512LosingSums<moment>::Exp2& exp2,
+                                           Avx512LosingSums<moment> (&losing)[kBlocks]) {
   constexpr int kL = kLanes<float>;
   const int64_t block_size = blocks.n_classes * kL;
   __m512 x[kBlocks][kClasses];
@@ -84,70 +88,76 @@ LAPAL_WIDE inline void wide_move_group(const WideBlocks& blocks, int64_t first,
     LAPAL_UNROLL
     for (int k = 0; k < kClasses; ++k) {
       _mm512_store_ps(moved + k * kL, x[block][k]);
-      losers[block].meet(x[block][k], exp2(x[block][k]));
+      losing[block].add(x[block][k], exp2(x[block][k]));
     }
   }
 }
 
-// A group of `size` <= kClasses of them.
+// A group of `size` <= kClasses classes.
 template <int kBlocks, int kClasses, Moment moment>
-LAPAL_WIDE inline void wide_move_some(const WideBlocks& blocks, int64_t first, int64_t size,
-                                      const typename WideLosers<moment>::Exp2& exp2,
-                                      WideLosers<moment> (&losers)[kBlocks]) {
+LAPAL_AVX512 inline void avx512_move_some(const Avx512Blocks& blocks, int64_t first, int64_t size,
+                                          const typename Avx512LosingSums<moment>::Exp2& exp2,
+                                          Avx512LosingSums<moment> (&losing)[kBlocks]) {
   if constexpr (kClasses > 1) {
     if (size < kClasses) {
-      return wide_move_some<kBlocks, kClasses - 1>(blocks, first, size, exp2, losers);
+      return avx512_move_some<kBlocks, kClasses - 1>(blocks, first, size, exp2, losing);
     }
   }
-  wide_move_group<kBlocks, kClasses>(blocks, first, exp2, losers);
+  avx512_move_group<kBlocks, kClasses>(blocks, first, exp2, losing);
 }
 
 // All classes of kBlocks blocks.
 template <int kBlocks, Moment moment>
-LAPAL_WIDE inline void wide_take_blocks(const WideBlocks& blocks, const WideResults& results) {
+LAPAL_AVX512 inline void avx512_take_blocks(const Avx512Blocks& blocks, const Avx512Results& results) {
   constexpr int kL = kLanes<float>;
-  const typename WideLosers<moment>::Exp2 exp2;
-  WideLosers<moment> losers[kBlocks];
+  const typename Avx512LosingSums<moment>::Exp2 exp2;
+  Avx512LosingSums<moment> losing[kBlocks];
   const int64_t n_groups = (blocks.n_classes + kGroup - 1) / kGroup;
   const int64_t small = blocks.n_classes / n_groups, n_large = blocks.n_classes % n_groups;
   int64_t first = 0;
   for (int64_t group = 0; group < n_groups; ++group) {
     const int64_t size = small + (group < n_large);
-    wide_move_some<kBlocks, kGroup>(blocks, first, size, exp2, losers);
+    avx512_move_some<kBlocks, kGroup>(blocks, first, size, exp2, losing);
     first += size;
   }
   for (int block = 0; block < kBlocks; ++block) {
-    if (!losers[block].in_range()) {
-      const __m512 best = losers[block].best();
-      losers[block] = WideLosers<moment>();
+    if (!losing[block].in_range()) {
+      const __m512 best = losing[block].best();
+      losing[block] = Avx512LosingSums<moment>();
       float* moved = blocks.moved + block * blocks.n_classes * kL;
       for (int64_t k = 0; k < blocks.n_classes; ++k) {
         const __m512 x = _mm512_sub_ps(_mm512_load_ps(moved + k * kL), best);
         _mm512_store_ps(moved + k * kL, x);
-        losers[block].meet(x, exp2(x));
+        losing[block].add(x, exp2(x));
       }
     }
-    _mm512_store_ps(results.best + block * kL, losers[block].best());
-    const __m512 inverse = losers[block].inverse();
-    _mm512_store_ps(results.rest + block * kL, losers[block].rest(inverse));
-    _mm512_store_ps(results.moments + block * kL, losers[block].second(inverse));
+    _mm512_store_ps(results.best + block * kL, losing[block].best());
+    const __m512 inverse = losing[block].inverse();
+    _mm512_store_ps(results.rest + block * kL, losing[block].rest(inverse));
+    _mm512_store_ps(results.moments + block * kL, losing[block].second(inverse));
   }
 }
 
 template <int kBlocks>
-LAPAL_WIDE inline void wide_take_blocks_for_loss(Loss kind, const WideBlocks& blocks, const WideResults& results) {
-  switch (moment_of(kind)) {
-    case Moment::energy:
-      return wide_take_blocks<kBlocks, Moment::energy>(blocks, results);
-    case Moment::squares:
-      return wide_take_blocks<kBlocks, Moment::squares>(blocks, results);
-    default:
-      return wide_take_blocks<kBlocks, Moment::none>(blocks, results);
+LAPAL_AVX512 inline void avx512_take_blocks_for_loss(Loss kind, const Avx512Blocks& blocks,
+                                                     const Avx512Results& results) {
+  switch (kind) {
+    case Loss::expected_cross_entropy:
+      return avx512_take_blocks<kBlocks, needs_of(Loss::expected_cross_entropy).moment>(blocks, results);
+    case Loss::brier:
+      return avx512_take_blocks<kBlocks, needs_of(Loss::brier).moment>(blocks, results);
+    case Loss::cross_entropy:
+      return avx512_take_blocks<kBlocks, needs_of(Loss::cross_entropy).moment>(blocks, results);
+    case Loss::expected_zero_one:
+      return avx512_take_blocks<kBlocks, needs_of(Loss::expected_zero_one).moment>(blocks, results);
+    case Loss::zero_one:
+      return;  // needs no sums
   }
 }
 
 // Losses of hypotheses [begin, end), summed over the points of a tile.
-LAPAL_WIDE inline void wide_lookahead_tile(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_AVX512 inline void avx512_lookahead_tile(const LookaheadTile<float>& tile, int64_t begin, int64_t end,
+                                               double* sums) {
   constexpr int kL = kLanes<float>;
   const int64_t b = tile.batch_size, n_classes = tile.n_classes;
   float* z = tile.buffer + kBlocksAtOnce * n_classes * kL;
@@ -157,14 +167,14 @@ LAPAL_WIDE inline void wide_lookahead_tile(const LookaheadTile<float>& tile, int
   alignas(kBlockBytes) float link[kBlocksAtOnce * kL];
   alignas(kBlockBytes) float unit[kL];
   fill_lanes(kLog2, unit);
-  WideBlocks blocks{};
+  Avx512Blocks blocks{};
   blocks.link = tile.variance == nullptr ? nullptr : link;
   blocks.coefficients = coefficients;
   blocks.batch_size = b;
   blocks.n_classes = n_classes;
   blocks.moved = tile.buffer;
   for (int64_t start = 0; start < tile.points; start += kL) {
-    wide_prepare_logits(n_classes, kLog2e, tile.logits + start * n_classes);
+    avx512_prepare_logits(n_classes, kLog2e, tile.logits + start * n_classes);
   }
   for (int64_t m = begin; m < end; ++m) {
     blocks.slots = tile.slots + m * b;
@@ -188,16 +198,16 @@ LAPAL_WIDE inline void wide_lookahead_tile(const LookaheadTile<float>& tile, int
                      tile.variance + start + block * kL, z, link + block * kL);
         }
       }
-      const WideResults results{best, softmaxes.rest + start, softmaxes.moments + start};
-      if (tile.kind == Loss::zero_one) {
+      const Avx512Results results{best, softmaxes.rest + start, softmaxes.moments + start};
+      if (!needs_of(tile.kind).sums) {
         for (int64_t block = 0; block < n_blocks; ++block) {
           move_block(tile, blocks.logits + block * n_classes * kL, blocks.columns + block * kL, blocks.slots,
                      coefficients, blocks.moved + block * n_classes * kL, best + block * kL);
         }
       } else if (n_blocks == kBlocksAtOnce) {
-        wide_take_blocks_for_loss<kBlocksAtOnce>(tile.kind, blocks, results);
+        avx512_take_blocks_for_loss<kBlocksAtOnce>(tile.kind, blocks, results);
       } else {
-        wide_take_blocks_for_loss<1>(tile.kind, blocks, results);
+        avx512_take_blocks_for_loss<1>(tile.kind, blocks, results);
       }
       for (int64_t block = 0; block < n_blocks; ++block) {
         take_labels(tile, blocks.moved + block * n_classes * kL, best + block * kL, unit, start + block * kL,

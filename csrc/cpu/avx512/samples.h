@@ -1,10 +1,10 @@
-// The samples of mc_predictive for float32 with AVX-512: one pass over classes for each instead of two.
+// cpu/passes/samples.h for float32 with AVX-512: one pass over the classes for each sample instead of two.
 //
-//   x_k = (logits_k - max logits + sqrt(v) noise_k) log2(e),  by the sums of cpu/avx512/softmax.h.
+//   x_k = (logits_k - max logits + sqrt(v) noise_k) log2(e), with the sums of cpu/avx512/softmax.h.
 //
-// Two samples at a time, which share loads: one computes while the other divides. Logits are relative to the largest
-// before noise. Where a sample moves it so far that powers would leave the range of float32, a second pass draws it
-// again, relative to its own largest.
+// Two samples at a time share loads, and the division of one overlaps with the arithmetic of the other. Logits are
+// relative to the largest before the noise. If a sample moves the largest so far that powers would leave the range of
+// float32, a second pass computes it again, relative to its own largest.
 //
 // Limit: 16 instructions per class of a sample.
 #pragma once
@@ -18,15 +18,15 @@
 
 namespace lapal_ext {
 
-using SampleLosers = WideLosers<Moment::energy>;
+using SampleSums = Avx512LosingSums<Moment::energy>;
 
-constexpr int kDrawn = 2;  // samples at a time, for which SampleBlock has room
+constexpr int kDrawn = 2;  // samples at a time; SampleBlock has room for them
 
-// Draws samples, and leaves their powers in `drawn`; those of the samples before first join their sums.
+// Adds the powers in `drawn` to the sums, then draws the next samples and stores their powers in `drawn`.
 template <int kSamples>
-LAPAL_WIDE inline void wide_draw_samples(const SampleBlock<float>& block, const float* noise, __m512 deviation,
-                                         const __m512 (&weights)[kDrawn], const SampleLosers::Exp2& exp2,
-                                         SampleLosers (&losers)[kSamples]) {
+LAPAL_AVX512 inline void avx512_draw_samples(const SampleBlock<float>& block, const float* noise, __m512 deviation,
+                                             const __m512 (&weights)[kDrawn], const SampleSums::Exp2& exp2,
+                                             SampleSums (&losing)[kSamples]) {
   const int64_t size = block.n_classes * kLanes<float>;
   for (int64_t k = 0; k < block.n_classes; ++k) {
     const int64_t row = k * kLanes<float>;
@@ -42,58 +42,59 @@ LAPAL_WIDE inline void wide_draw_samples(const SampleBlock<float>& block, const 
       const __m512 x = _mm512_fmadd_ps(deviation, _mm512_set1_ps(noise[i * block.n_classes + k]), logits);
       const __m512 power = exp2(x);
       _mm512_store_ps(block.drawn + i * size + row, power);
-      losers[i].meet(x, power);
+      losing[i].add(x, power);
     }
   }
 }
 
-// One sample again, relative to its largest logit.
-LAPAL_WIDE inline void wide_draw_again(const SampleBlock<float>& block, const float* noise, __m512 deviation,
-                                       const SampleLosers::Exp2& exp2, float* drawn, SampleLosers& losers) {
-  const __m512 origin = losers.best();
-  losers = SampleLosers();
+// Computes one sample again, relative to its largest logit.
+LAPAL_AVX512 inline void avx512_draw_again(const SampleBlock<float>& block, const float* noise, __m512 deviation,
+                                           const SampleSums::Exp2& exp2, float* drawn, SampleSums& losing) {
+  const __m512 origin = losing.best();
+  losing = SampleSums();
   for (int64_t k = 0; k < block.n_classes; ++k) {
     const int64_t row = k * kLanes<float>;
     const __m512 logit = _mm512_load_ps(block.logits + row);
     const __m512 x = _mm512_sub_ps(_mm512_fmadd_ps(deviation, _mm512_set1_ps(noise[k]), logit), origin);
     const __m512 power = exp2(x);
     _mm512_store_ps(drawn + row, power);
-    losers.meet(x, power);
+    losing.add(x, power);
   }
 }
 
-// What the samples of one logarithm add up to.
-struct WideEntropy {
-  __m512 beyond;  // product of partition functions, less one
+// The sums of the samples that share one logarithm.
+struct Avx512Entropy {
+  __m512 product_less_one;  // product of partition functions, less one
   __m512 energy;
 };
 
-// Draws samples, and weights them.
+// Draws samples and computes their weights.
 template <int kSamples>
-LAPAL_WIDE inline void wide_take_samples(const SampleBlock<float>& block, const float* noise, __m512 deviation,
-                                         const SampleLosers::Exp2& exp2, __m512 (&weights)[kDrawn],
-                                         WideEntropy& entropy) {
-  SampleLosers losers[kSamples];
-  wide_draw_samples(block, noise, deviation, weights, exp2, losers);
-  weights[kDrawn - 1] = _mm512_setzero_ps();  // of one sample alone
+LAPAL_AVX512 inline void avx512_take_samples(const SampleBlock<float>& block, const float* noise, __m512 deviation,
+                                             const SampleSums::Exp2& exp2, __m512 (&weights)[kDrawn],
+                                             Avx512Entropy& entropy) {
+  SampleSums losing[kSamples];
+  avx512_draw_samples(block, noise, deviation, weights, exp2, losing);
+  weights[kDrawn - 1] = _mm512_setzero_ps();  // for kSamples = 1
   LAPAL_UNROLL
   for (int i = 0; i < kSamples; ++i) {
-    if (!losers[i].in_range()) {
+    if (!losing[i].in_range()) {
       float* drawn = block.drawn + i * block.n_classes * kLanes<float>;
-      wide_draw_again(block, noise + i * block.n_classes, deviation, exp2, drawn, losers[i]);
+      avx512_draw_again(block, noise + i * block.n_classes, deviation, exp2, drawn, losing[i]);
     }
-    const __m512 rest = losers[i].rest(losers[i].inverse());
-    weights[i] = losers[i].weight();
-    entropy.energy = _mm512_add_ps(entropy.energy, losers[i].second(weights[i]));
-    entropy.beyond = _mm512_add_ps(entropy.beyond, _mm512_fmadd_ps(entropy.beyond, rest, rest));
+    const __m512 rest = losing[i].rest(losing[i].inverse());
+    weights[i] = losing[i].weight();
+    entropy.energy = _mm512_add_ps(entropy.energy, losing[i].second(weights[i]));
+    entropy.product_less_one =
+        _mm512_add_ps(entropy.product_less_one, _mm512_fmadd_ps(entropy.product_less_one, rest, rest));
   }
 }
 
 // average_samples() of a block whose logits are prepared.
-LAPAL_WIDE inline void wide_average_samples(const SampleBlock<float>& block, int64_t n_samples) {
+LAPAL_AVX512 inline void avx512_average_samples(const SampleBlock<float>& block, int64_t n_samples) {
   constexpr int kL = kLanes<float>;
   const int64_t size = block.n_classes * kL;
-  const SampleLosers::Exp2 exp2;
+  const SampleSums::Exp2 exp2;
   const __m512 deviation = _mm512_mul_ps(_mm512_load_ps(block.deviation), _mm512_set1_ps(kLog2e));
   __m512 weights[kDrawn] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   std::fill(block.drawn, block.drawn + kDrawn * size, 0.0f);
@@ -103,16 +104,16 @@ LAPAL_WIDE inline void wide_average_samples(const SampleBlock<float>& block, int
     std::fill(block.sums, block.sums + size, 0.0f);
     for (int64_t first = begin; first < end; first += kProduct) {
       const int64_t last = std::min(first + kProduct, end);
-      WideEntropy entropy{_mm512_setzero_ps(), _mm512_setzero_ps()};
+      Avx512Entropy entropy{_mm512_setzero_ps(), _mm512_setzero_ps()};
       int64_t s = first;
       for (; s + kDrawn <= last; s += kDrawn) {
-        wide_take_samples<kDrawn>(block, block.noise + s * block.n_classes, deviation, exp2, weights, entropy);
+        avx512_take_samples<kDrawn>(block, block.noise + s * block.n_classes, deviation, exp2, weights, entropy);
       }
       if (s < last) {
-        wide_take_samples<1>(block, block.noise + s * block.n_classes, deviation, exp2, weights, entropy);
+        avx512_take_samples<1>(block, block.noise + s * block.n_classes, deviation, exp2, weights, entropy);
       }
       alignas(kBlockBytes) float products[kL], energies[kL];
-      _mm512_store_ps(products, entropy.beyond);
+      _mm512_store_ps(products, entropy.product_less_one);
       _mm512_store_ps(energies, entropy.energy);
 #pragma omp simd
       for (int lane = 0; lane < kL; ++lane) {
@@ -121,7 +122,7 @@ LAPAL_WIDE inline void wide_average_samples(const SampleBlock<float>& block, int
     }
     add_chunk(block, entropies);
   }
-  for (int64_t k = 0; k < size; k += kL) {  // what the last samples left
+  for (int64_t k = 0; k < size; k += kL) {  // adds the last samples
     __m512 sum = _mm512_setzero_ps();
     LAPAL_UNROLL
     for (int i = 0; i < kDrawn; ++i) {

@@ -1,17 +1,20 @@
-// The softmax of blocks of logits in float32, in the instructions of AVX-512: what the compiler does not find in plain
-// loops. Logits are in units of log 2, relative to about the largest of their lane: wide_prepare_logits().
+// The softmax of blocks of logits in float32, in AVX-512 intrinsics for which compilers have no plain loop.
+//
+// Logits are in units of log 2, and close to relative to the largest of their lane: avx512_prepare_logits().
 //
 //   2^x = 2^floor(x) R (1 + r q(r)),  r = x - floor(32 x) / 32,  R = 2^(x - r - floor(x)), one of the 32 roots of two.
 //
-// One instruction finds r, one looks R up in two registers, and one takes the power of two, zero or infinity where it
-// is out of range. That leaves a polynomial of two terms: 8 instructions for the 15 of exp_nonpositive().
+// One instruction computes r, one reads R from two registers, and one multiplies by the power of two, with zero or
+// infinity out of range. The polynomial has two terms. This takes 8 instructions; exp_nonpositive() takes 15.
 //
-// The winner is left out of the sums without a pass that looks for it first: of the largest power so far and the next
-// one, the smaller joins the sum. Ties need no care, and no difference is taken.
+// The sums leave out the winner without a first pass that finds it: of the largest power so far and the next power, the
+// smaller one is added to the sum. Ties need no special case, and there is no subtraction.
 //
-// Not always_inline, since templates without this target stand between a kernel and these.
+// The functions are not always_inline: a template without this target is between them and the kernel, and the compiler
+// inlines them all the same.
 #pragma once
 
+#include "cpu/passes/softmax_block.h"
 #include "cpu/simd/lanes.h"
 
 #if LAPAL_HAS_CLONES
@@ -21,32 +24,32 @@ namespace lapal_ext {
 
 constexpr float kLog2e = 1.44269504088896340736f;
 constexpr float kLog2 = 0.69314718055994530942f;
-constexpr __mmask16 kAllLanes = 0xffff;  // some unmasked intrinsics make GCC 12 warn of its own headers
+constexpr __mmask16 kAllLanes = 0xffff;  // masked intrinsics avoid a GCC 12 warning about its own headers
 
-// Of two numbers; of a NaN and anything, in whatever order, the second.
-LAPAL_WIDE inline __m512 wide_min(__m512 a, __m512 b) {
+// If one of the two numbers is NaN, the result is the second.
+LAPAL_AVX512 inline __m512 avx512_min(__m512 a, __m512 b) {
   return _mm512_maskz_min_ps(kAllLanes, a, b);
 }
 
-LAPAL_WIDE inline __m512 wide_max(__m512 a, __m512 b) {
+LAPAL_AVX512 inline __m512 avx512_max(__m512 a, __m512 b) {
   return _mm512_maskz_max_ps(kAllLanes, a, b);
 }
 
 // 2^(x + kLift) within 2 ulp.
 template <int kLift>
-class WideExp2 {
+class Avx512Exp2 {
  public:
-  LAPAL_WIDE WideExp2() {
+  LAPAL_AVX512 Avx512Exp2() {
     const __m512 lift = _mm512_set1_ps(float(kLift));
     low_ = _mm512_maskz_scalef_ps(kAllLanes, _mm512_load_ps(kRoots), lift);
     high_ = _mm512_maskz_scalef_ps(kAllLanes, _mm512_load_ps(kRoots + kLanes<float>), lift);
   }
 
-  // Zero where that would not be a normal number: those are slow to compute with. NaN stays NaN.
-  LAPAL_WIDE __m512 operator()(__m512 x) const {
+  // Zero instead of a subnormal number, which would be slow. NaN stays NaN.
+  LAPAL_AVX512 __m512 operator()(__m512 x) const {
     constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
     const __m512 r = _mm512_maskz_reduce_ps(kAllLanes, x, 5 << 4 | _MM_FROUND_TO_NEG_INF);
-    // Leaves floor(32 x) in the lowest bits.
+    // The lowest bits are floor(32 x).
     const __m512 steps = _mm512_maskz_add_round_ps(kAllLanes, x, _mm512_set1_ps(0x1.8p18f), kDown);
     const __m512 root = _mm512_permutex2var_ps(low_, _mm512_castps_si512(steps), high_);
     // (2^r - 1) / r, minimax: 0.54 ulp.
@@ -69,62 +72,63 @@ class WideExp2 {
 
 // The sums of a softmax over all classes but the winner.
 //
-// The largest logit may be kLift away from zero: then powers that count, down to 2^-126 of the winner's, are normal
-// numbers, and what is summed, 2^(2 kLift) at most and its square, stays below 2^128 for any number of classes.
+// The largest logit may be up to kLift from zero. Then all powers down to 2^-126 of the winner's are normal numbers,
+// and the powers, at most 2^(2 kLift), and their squares have sums below 2^128 for any number of classes.
 template <Moment moment>
-class WideLosers {
+class Avx512LosingSums {
   static_assert(moment == Moment::none || moment == Moment::squares || moment == Moment::energy, "of a utility");
   static constexpr int kLift = moment == Moment::squares ? 24 : 48;
 
  public:
-  using Exp2 = WideExp2<kLift>;
+  using Exp2 = Avx512Exp2<kLift>;
 
-  LAPAL_WIDE WideLosers()
-      : best_(_mm512_set1_ps(-0x1.fffffep127f)),  // no infinity, whose product with nothing is NaN
+  LAPAL_AVX512 Avx512LosingSums()
+      : best_(_mm512_set1_ps(-0x1.fffffep127f)),  // not infinite, since zero times infinity is NaN
         largest_(_mm512_setzero_ps()),
         sum_(_mm512_setzero_ps()),
         second_(_mm512_setzero_ps()) {}
 
-  // One class: its logit and the power of it. A NaN gets into the sums, but not into the largest.
-  LAPAL_WIDE void meet(__m512 x, __m512 power) {
-    const __m512 lower = wide_min(largest_, power);
+  // Adds one class, by its logit and its power. A NaN is added to the sums, and is never the largest.
+  LAPAL_AVX512 void add(__m512 x, __m512 power) {
+    const __m512 lower = avx512_min(largest_, power);
     if constexpr (moment == Moment::squares) {
       second_ = _mm512_fmadd_ps(lower, lower, second_);
     } else if constexpr (moment == Moment::energy) {
-      second_ = _mm512_fmadd_ps(lower, wide_min(x, best_), second_);
+      second_ = _mm512_fmadd_ps(lower, avx512_min(x, best_), second_);
     }
     sum_ = _mm512_add_ps(sum_, lower);
-    largest_ = wide_max(power, largest_);
-    best_ = wide_max(x, best_);
+    largest_ = avx512_max(power, largest_);
+    best_ = avx512_max(x, best_);
   }
 
   // Largest logit of each lane.
-  LAPAL_WIDE __m512 best() const {
+  LAPAL_AVX512 __m512 best() const {
     return best_;
   }
 
-  // Whether no largest logit lies too far from zero.
-  LAPAL_WIDE bool in_range() const {
+  // Whether the largest logits are close enough to zero in all lanes.
+  LAPAL_AVX512 bool in_range() const {
     return _mm512_cmp_ps_mask(_mm512_mul_ps(best_, best_), _mm512_set1_ps(float(kLift * kLift)), _CMP_NLE_UQ) == 0;
   }
 
   // One over the power of the winner.
-  LAPAL_WIDE __m512 inverse() const {
+  LAPAL_AVX512 __m512 inverse() const {
     return _mm512_div_ps(_mm512_set1_ps(1.0f), largest_);
   }
 
   // One over the sum of the powers of all classes.
-  LAPAL_WIDE __m512 weight() const {
+  LAPAL_AVX512 __m512 weight() const {
     return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(largest_, sum_));
   }
 
-  // Relative to the winner, the sum of the exponentials.
-  LAPAL_WIDE __m512 rest(__m512 inverse) const {
+  // The sum of the exponentials, relative to the winner.
+  LAPAL_AVX512 __m512 rest(__m512 inverse) const {
     return _mm512_mul_ps(sum_, inverse);
   }
 
-  // The sum of their squares, or of their products with the shifted logits; of probabilities, by weight().
-  LAPAL_WIDE __m512 second(__m512 inverse) const {
+  // The moment: squares of the exponentials, or products with the shifted logits. With weight() in place of inverse(),
+  // of the probabilities.
+  LAPAL_AVX512 __m512 second(__m512 inverse) const {
     if constexpr (moment == Moment::squares) {
       return _mm512_mul_ps(_mm512_mul_ps(second_, inverse), inverse);
     } else if constexpr (moment == Moment::energy) {
@@ -139,8 +143,9 @@ class WideLosers {
   __m512 best_, largest_, sum_, second_;
 };
 
-// Logits of one block, [C][lane], become relative to the largest of each lane; times kLog2e, in units of log 2.
-LAPAL_WIDE inline void wide_prepare_logits(int64_t n_classes, float factor, float* logits) {
+// Makes the logits of one block, [C][lane], relative to the largest of each lane, and multiplies them by `factor`. With
+// kLog2e they are in units of log 2.
+LAPAL_AVX512 inline void avx512_prepare_logits(int64_t n_classes, float factor, float* logits) {
   alignas(kBlockBytes) float best[kLanes<float>];
   find_largest(logits, n_classes, best);
   for (int64_t k = 0; k < n_classes; ++k) {

@@ -1,21 +1,22 @@
-// Dot products of rows with vectors, in an order that their length alone decides.
+// Dot products of rows with vectors. The order of the sums depends on the length only.
 //
-// Features lie in lanes. Equal rows give equal bits wherever they lie and however many vectors they meet, so that
-// duplicates tie exactly and no result depends on tiles or threads.
+// Features are in lanes. Equal rows have equal products, at any address and for any number of vectors, so duplicates
+// tie exactly and no result depends on tiles or threads.
 #pragma once
 
 #include <cstring>
 
 #include "cpu/simd/lanes.h"
+#include "shared/half_precision.h"
 
 namespace lapal_ext {
 
-// Sum of a register's lanes, halving: lane + lane + width / 2, and so on.
+// Sum of the lanes of a register, by halves: lane i plus lane i + width / 2, and so on.
 template <class T>
 LAPAL_HD T fold(const T* values) {
   constexpr int kL = kLanes<T>;
 #if LAPAL_HAS_SHUFFLE
-  // Shuffles of whole registers: through memory, every halving would wait for the store of the one before.
+  // Shuffles of registers. In memory, every step would wait for the store of the step before.
   typedef T Vector __attribute__((vector_size(kBlockBytes)));
   Vector sum;
   std::memcpy(&sum, values, sizeof(sum));
@@ -44,9 +45,9 @@ LAPAL_HD T fold(const T* values) {
 #endif
 }
 
-constexpr int kParts = 4;  // running sums of a product: one would wait for itself
+constexpr int kParts = 4;  // running sums of a product, so that additions do not wait for each other
 
-// One step of dots() for one register of the row, the chunk's register number kPart.
+// One step of dots(): register kPart of the chunk.
 template <int kPart, int kVectors, class From, class T>
 LAPAL_HD void add_products(const From* row, const T* const (&vectors)[kVectors], int64_t i,
                            T (*sums)[kParts][kLanes<T>]) {
@@ -61,14 +62,14 @@ LAPAL_HD void add_products(const From* row, const T* const (&vectors)[kVectors],
   }
 }
 
-// products[k] = row . vector_k, in an order that only `size` decides. The row may be stored in half precision: it
-// converts exactly, once for all vectors.
+// products[k] = row . vector_k, in an order that depends on `size` only. The row may be stored in half precision: it is
+// converted exactly, once for all vectors.
 template <int kVectors, class From, class T>
 LAPAL_HD void dots(const From* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
   constexpr int kL = kLanes<T>;
   alignas(kBlockBytes) T sums[kVectors][kParts][kL];
   LAPAL_UNROLL
-  for (int k = 0; k < kVectors; ++k) {  // an initialiser would be a call to clear memory
+  for (int k = 0; k < kVectors; ++k) {  // an initialiser would compile to a call that clears memory
     LAPAL_UNROLL
     for (int part = 0; part < kParts; ++part) {
 #pragma omp simd
@@ -102,7 +103,7 @@ LAPAL_HD void dots(const From* row, const T* const (&vectors)[kVectors], int64_t
   }
 }
 
-// a . b in the order of dots().
+// a . b, in the order of dots().
 template <class From, class T>
 LAPAL_HD T dot(const From* a, const T* b, int64_t size) {
   T product[1];

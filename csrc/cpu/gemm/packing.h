@@ -1,16 +1,16 @@
-// Matrices of any layout, packed as the tiles of a product read them (cpu/gemm/tile.h).
+// Packing of matrices with any strides into the layout that the tile of a product reads (cpu/gemm/tile.h).
 #pragma once
 
 #include <algorithm>
 
+#include "cpu/gemm/matrix.h"
 #include "cpu/gemm/tile.h"
-#include "cpu/ops/inner_products.h"
 #include "cpu/simd/transpose.h"
 
 namespace lapal_ext {
 
-// Points [begin, end) that lie as panels do, packed as [panel][depth][kPanel]: a line of all panels at a time, which is
-// how they lie.
+// Points [begin, end) whose lines are contiguous, packed as [panel][depth][kPanel]. The outer loop is over lines, so
+// that memory is read in order.
 template <class T>
 LAPAL_HD void pack_lines(const Matrix<T>& points, int64_t begin, int64_t end, int64_t start, int64_t depth, T* panels) {
   for (int64_t i = 0; i < depth; ++i) {
@@ -34,7 +34,7 @@ LAPAL_HD void pack_lines(const Matrix<T>& points, int64_t begin, int64_t end, in
   }
 }
 
-// The same of points in any other layout.
+// The same for points with any other strides.
 template <class T>
 LAPAL_HD void pack_points(const Matrix<T>& points, int64_t begin, int64_t end, int64_t start, int64_t depth,
                           T* panels) {
@@ -57,7 +57,7 @@ LAPAL_HD void pack_points(const Matrix<T>& points, int64_t begin, int64_t end, i
   }
 }
 
-// Rows [first, first + kRows) as one chunk of a group; zeros behind the last of them.
+// Rows [first, first + kRows) as one chunk of a group, with zeros after the last row.
 template <int kRows, class T>
 LAPAL_HD void pack_group(const Matrix<T>& rows, int64_t first, int64_t start, int64_t depth, T* group) {
   for (int64_t row = 0; row < kRows; ++row) {

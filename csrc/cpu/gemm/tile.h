@@ -1,9 +1,9 @@
-// The register tile of a matrix product: a few rows against a panel that is two vectors wide.
+// The register tile of a matrix product: a few rows times a panel that is two vectors wide.
 //
-// A panel lies as [depth][kPanel], a group of rows as [row][depth] at a stride, both padded with zeros, so the loops
-// have no tails; or the group as [depth][row], where its rows are columns of other panels. Every sum is one chain of
-// multiply-adds over the depth, and where the depth is cut into chunks of kDepth, one addition per chunk: its order
-// depends on the depth alone, not on where in a matrix the element lies.
+// Layout: a panel is [depth][kPanel]. A group of rows is [row][depth] at a stride, or [depth][row] if its rows are
+// columns of other panels. Both are padded with zeros, so the loops have no tails. Every sum is one chain of
+// multiply-adds over the depth. If the depth is cut into chunks of kDepth, there is one addition per chunk. So the
+// order of a sum depends on the depth only, not on the position of the element in a matrix.
 //
 // Limit: arithmetic, kRows * kPanel multiply-adds for kRows + 2 loads.
 #pragma once
@@ -14,31 +14,31 @@
 
 namespace lapal_ext {
 
-constexpr int kWideRows = 14;    // 28 sums, two columns and a factor: the 32 registers of AVX-512
-constexpr int kNarrowRows = 3;   // 12 of the 16 registers of AVX2, where a vector of 64 bytes takes two
-constexpr int64_t kDepth = 384;  // of a chunk: so much of kWideRows rows stays in the first-level cache
-// Lines of a matrix that are called for ahead: they lie too far apart for the hardware to foresee the next.
+constexpr int kAvx512Rows = 14;   // 28 sums, two columns and a factor fill the 32 registers of AVX-512
+constexpr int kPortableRows = 3;  // 12 of the 16 registers of AVX2, in which a vector of 64 bytes takes two
+constexpr int64_t kDepth = 384;   // of a chunk: this part of kAvx512Rows rows stays in the first-level cache
+// Lines of a matrix that are prefetched: they are too far apart for the hardware prefetcher.
 constexpr int64_t kLinesAhead = 8;
 
 template <class T>
 constexpr int kPanel = 2 * kLanes<T>;
 
 inline int rows_of_group() {
-  return has_wide_registers() ? kWideRows : kNarrowRows;
+  return has_avx512() ? kAvx512Rows : kPortableRows;
 }
 
-// Between the rows of a group, one chunk of the depth wide. An odd number of cache lines: they would otherwise share a
-// few sets. A constant: as a variable, it takes a pointer per row, more than there are registers for.
+// Distance between the rows of a group, for one chunk of the depth. It is an odd number of cache lines: with an even
+// number, the rows would share a few cache sets. It is a constant: a variable would take one pointer register per row.
 template <class T>
 constexpr int64_t kGroupStride = round_up(kDepth, kPanel<T>) + kLanes<T>;
 
-// Where chunk `start / kDepth` of a group of rows begins: chunks lie one behind another, each as [row][kGroupStride].
+// Offset of chunk `start / kDepth` of a group of rows. Chunks follow each other, each as [row][kGroupStride].
 template <int kRows, class T>
 constexpr int64_t group_offset(int64_t start) {
   return start / kDepth * kRows * kGroupStride<T>;
 }
 
-// Numbers that a group of rows takes.
+// Size of a group of rows, in numbers.
 template <class T>
 int64_t group_size(int64_t rows, int64_t depth) {
   return (depth + kDepth - 1) / kDepth * rows * kGroupStride<T>;
@@ -50,7 +50,7 @@ struct TileSums {
   T left[kRows][kLanes<T>];
   T right[kRows][kLanes<T>];
 
-  LAPAL_HD TileSums() {  // an initialiser would clear memory, and load it
+  LAPAL_HD TileSums() {  // an initialiser would clear memory and load it again
     LAPAL_UNROLL
     for (int row = 0; row < kRows; ++row) {
 #pragma omp simd
@@ -61,8 +61,8 @@ struct TileSums {
     }
   }
 
-  // Adds sum_i rows[row][i] panel[i][j]; the strides lie between rows, between i in a row, and between i in the panel.
-  // Apart: in a panel that was not packed.
+  // Adds sum_i rows[row][i] panel[i][j]. The strides are those between rows, between i in a row, and between i in the
+  // panel. kApart: the panel was not packed, and its lines are prefetched.
   template <bool kApart = false>
   LAPAL_HD void add(const T* rows, int64_t row_stride, int64_t factor_stride, const T* panel, int64_t panel_stride,
                     int64_t depth) {
@@ -112,7 +112,7 @@ LAPAL_HD void multiply_panel(const T* rows, int64_t stride, const T* panel, int6
   sums.store(tile);
 }
 
-// The same for a panel that was not packed: lines of a matrix, `panel_stride` apart.
+// The same for a panel that was not packed: its lines are `panel_stride` apart.
 template <int kRows, class T>
 LAPAL_HD void multiply_lines(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile,
                              int64_t panel_stride) {
@@ -132,11 +132,11 @@ LAPAL_HD void multiply_group(const T* group, const T* panel, int64_t depth, T* t
   sums.store(tile);
 }
 
-// Between the lines of a group that lies as [depth][row], which may be written as whole vectors.
+// Distance between the lines of a group [depth][row], which are written in whole vectors.
 template <int kRows>
 constexpr int64_t kColumnStride = kRows <= 4 ? 4 : 16;
 
-// multiply_panel for such a group, of any depth.
+// multiply_panel for a group [depth][row] of any depth.
 template <int kRows, class T>
 LAPAL_HD void multiply_columns(const T* group, const T* panel, int64_t depth, T* tile) {
   TileSums<kRows, T> sums;

@@ -1,17 +1,21 @@
 // A batch of labels absorbed into a mean and a covariance.
 //
-//   W' = W + H^T X Sigma;  Sigma' = Sigma - U^T diag(beta) U,  T U = X Sigma;  H, T, beta and s' from the recursion of
-//   update_coefficients with the gram matrix X Sigma X^T and the logits X W^T.
+//   W' = W + H^T X Sigma;  Sigma' = Sigma - U^T diag(beta) U,  T U = X Sigma.
+//
+// H, T, beta and the weights s' come from the recursion of update_coefficients, with the gram matrix X Sigma X^T and
+// the logits X W^T.
 //
 // Shapes: mean W [C, D], covariance Sigma [D, D], features X [b, D], targets [b] -> W' [C, D], Sigma' [D, D], s' [b],
-// sound []: all of these and the gram matrix, logits, beta and s' |x|^2 are finite, s' <= limit beta for each row, and
-// |x|^2 max_i Sigma_ii <= limit = 2^-7 / eps.
+// well_conditioned []. The last one is true if all results, the gram matrix, the logits, beta and s' |x|^2 are finite,
+// s' <= limit beta for each row, and |x|^2 max_i Sigma_ii <= limit = 2^-7 / eps.
 //
-// The kernels of inner_products, update_coefficients and rank_n_update, or rank_one_update, in a row, on memory of this
-// call; parallel as they are, with their bits. For ten labels at D = 384, five calls through Python and the dispatcher
-// would take longer than what they compute: that is why the five have an op in common.
+// The kernels of inner_products, update_coefficients and rank_n_update (rank_one_update for one label) run one after
+// the other, and each is parallel in its own way. One op for all of them saves time: for ten labels at D = 384, the
+// calls through Python and the dispatcher would take longer than the arithmetic.
 //
-// Limit: b D (D + b + 2 C) + b D^2 / 2 multiply-adds; for few labels memory, two reads of Sigma and one write.
+// Limit: b D (D + b + 2 C) + b D^2 / 2 multiply-adds. For few labels it is memory: two reads of Sigma and one write.
+#include "torch/arguments/absorb_labels.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -27,9 +31,8 @@
 #include "cpu/ops/rank_one_update.h"
 #include "cpu/ops/update_coefficients.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
 #include "shared/likelihood.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
 #include "torch/dispatch.h"
 #include "torch/recycled_memory.h"
 
@@ -39,10 +42,9 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "absorb_labels";
-constexpr int64_t kGrain = 1 << 17;  // numbers looked at per worker, below which starting one costs more
+constexpr int64_t kGrain = 1 << 17;  // numbers per worker; with fewer, starting the worker costs more
 
-// What the launcher was given and what it returns, contiguous.
+// The inputs and results of a call, all contiguous.
 template <class T>
 struct Batch {
   int64_t n_rows, n_classes, n_features;
@@ -55,7 +57,7 @@ struct Batch {
   T* weights;
 };
 
-// Whether no value is NaN or infinite: the others are equal to themselves, and less themselves zero.
+// Whether no value is NaN or infinite: x - x is zero for every other number.
 template <class T>
 LAPAL_HD bool all_finite(const T* values, int64_t size) {
   LaneIndex<T> bad = 0;
@@ -66,23 +68,23 @@ LAPAL_HD bool all_finite(const T* values, int64_t size) {
   return bad == 0;
 }
 
-// Whether what each row adds to the precision is finite, and what it takes out of the covariance more than rounding.
+// Whether each row adds something finite to the precision, and whether it changes the covariance by more than rounding.
 template <class T>
-LAPAL_HD bool sound_observations(const Batch<T>& batch, const T* beta) {
+LAPAL_HD bool well_conditioned_observations(const Batch<T>& batch, const T* beta) {
   const T limit = T(kResolution) / std::numeric_limits<T>::epsilon();
   T largest = 0;
   for (int64_t i = 0; i < batch.n_features; ++i) {
     largest = std::max(largest, batch.covariance[i * (batch.n_features + 1)]);
   }
-  bool sound = true;
+  bool well_conditioned = true;
   for (int64_t t = 0; t < batch.n_rows; ++t) {
     const T* row = batch.features + t * batch.n_features;
     const T square = dot(row, row, batch.n_features);
     const T gained = batch.weights[t] * square;
-    // Each comparison is false of NaN.
-    sound &= all_finite(&gained, 1) && batch.weights[t] <= limit * beta[t] && square * largest <= limit;
+    // Each comparison is false for a NaN.
+    well_conditioned &= all_finite(&gained, 1) && batch.weights[t] <= limit * beta[t] && square * largest <= limit;
   }
-  return sound;
+  return well_conditioned;
 }
 
 #define LAPAL_FINITE_KERNELS(T)                                                 \
@@ -90,7 +92,7 @@ LAPAL_HD bool sound_observations(const Batch<T>& batch, const T* beta) {
     return all_finite(values, size);                                            \
   }                                                                             \
   LAPAL_CLONES bool observations_kernel(const Batch<T>& batch, const T* beta) { \
-    return sound_observations(batch, beta);                                     \
+    return well_conditioned_observations(batch, beta);                          \
   }                                                                             \
   LAPAL_CLONES void add_kernel(const T* values, int64_t size, T* out) {         \
     _Pragma("omp simd") for (int64_t i = 0; i < size; ++i) {                    \
@@ -101,7 +103,7 @@ LAPAL_FINITE_KERNELS(float)
 LAPAL_FINITE_KERNELS(double)
 #undef LAPAL_FINITE_KERNELS
 
-// Rows [0, size) of a symmetric matrix, each up to its diagonal.
+// Whether a symmetric matrix is finite. Each row is read up to the diagonal.
 template <class T>
 bool finite_triangle(const T* matrix, int64_t size) {
   std::atomic<bool> finite{true};
@@ -115,7 +117,7 @@ bool finite_triangle(const T* matrix, int64_t size) {
   return finite;
 }
 
-// Returns whether everything is finite and held.
+// Returns `well_conditioned`.
 template <class T>
 bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
   const int64_t b = batch.n_rows, n_classes = batch.n_classes, size = batch.n_features;
@@ -123,7 +125,7 @@ bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
       beta(b);
   STD_TORCH_CHECK(columns && gram && logits && coefficients && triangle && beta, kOp, ": out of memory");
   const Matrix<T> rows{batch.features, b, size, 1};
-  // Sigma is read as its transpose, whose rows lie as the product's panels do.
+  // Sigma is passed as its transpose: its rows then have the layout of the panels of the product.
   multiply(rows, Matrix<T>{batch.covariance, size, 1, size}, size, columns.data());
   multiply(Matrix<T>{columns.data(), b, size, 1}, rows, size, gram.data(), Part::lower);
   multiply(rows, Matrix<T>{batch.mean, n_classes, size, 1}, size, logits.data());
@@ -133,7 +135,7 @@ bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
   multiply(Matrix<T>{coefficients.data(), n_classes, 1, n_classes}, Matrix<T>{columns.data(), size, 1, size}, b,
            batch.new_mean);
   add_kernel(batch.mean, n_classes * size, batch.new_mean);
-  const bool sound = observations_kernel(batch, beta.data()) && finite_kernel(beta.data(), b);
+  const bool well_conditioned = observations_kernel(batch, beta.data()) && finite_kernel(beta.data(), b);
   if (b == 1) {
     update_matrices(batch.covariance, batch.features, batch.weights, 1, size, batch.new_covariance, columns.data());
   } else {
@@ -141,8 +143,8 @@ bool absorb_labels_impl(const Batch<T>& batch, const UpdateRule& rule) {
     update_matrix(
         RankNUpdate<T>{batch.covariance, columns.data(), beta.data(), triangle.data(), size, b, batch.new_covariance});
   }
-  // The steps are not looked at: one that is not finite makes a row of the mean NaN.
-  return sound && finite_triangle(gram.data(), b) && finite_kernel(logits.data(), b * n_classes) &&
+  // The coefficients need no check: one that is not finite makes a row of the mean NaN.
+  return well_conditioned && finite_triangle(gram.data(), b) && finite_kernel(logits.data(), b * n_classes) &&
          finite_kernel(batch.new_mean, n_classes * size) && finite_triangle(batch.new_covariance, size);
 }
 
@@ -150,27 +152,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean,
                                                              const Tensor& features, const Tensor& targets,
                                                              double gamma, const std::string& step,
                                                              const std::string& curvature) {
-  check_dim(mean, 2, kOp, "mean");
-  const int64_t n_classes = mean.size(0), size = mean.size(1);
-  check_shape(covariance, {size, size}, kOp, "covariance");
-  check_shape(features, {kAnySize, size}, kOp, "features");
-  const int64_t n_rows = features.size(0);
-  check_shape(targets, {n_rows}, kOp, "targets");
-  check_dtype(covariance, mean.scalar_type(), kOp, "covariance");
-  check_dtype(features, mean.scalar_type(), kOp, "features");
-  check_dtype(targets, ScalarType::Long, kOp, "targets");
-  const UpdateRule rule{gamma, parse_step(step, kOp), parse_curvature(curvature, kOp)};
+  const AbsorbLabelsArguments call = check_absorb_labels(mean, covariance, features, targets, gamma, step, curvature);
+  const int64_t n_classes = call.n_classes, size = call.n_features, n_rows = call.n_rows;
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 
   Tensor new_mean = recycled_empty(mean, {n_classes, size});
   Tensor new_covariance = recycled_empty(mean, {size, size});
   Tensor weights = torch::stable::new_empty(mean, {n_rows});
-  Tensor sound = torch::stable::new_empty(mean, {}, ScalarType::Bool);
+  Tensor well_conditioned = torch::stable::new_empty(mean, {}, ScalarType::Bool);
   const Tensor dense_mean = torch::stable::contiguous(mean);
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
   const Tensor dense_features = torch::stable::contiguous(features);
-  dispatch_floating(mean.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Batch<scalar_t> batch{n_rows,
                                 n_classes,
@@ -182,9 +176,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> absorb_labels_cpu(const Tensor& mean,
                                 new_mean.mutable_data_ptr<scalar_t>(),
                                 new_covariance.mutable_data_ptr<scalar_t>(),
                                 weights.mutable_data_ptr<scalar_t>()};
-    *sound.mutable_data_ptr<bool>() = absorb_labels_impl(batch, rule);
+    *well_conditioned.mutable_data_ptr<bool>() = absorb_labels_impl(batch, call.rule);
   });
-  return {new_mean, new_covariance, weights, sound};
+  return {new_mean, new_covariance, weights, well_conditioned};
 }
 
 }  // namespace

@@ -1,18 +1,23 @@
-// One k-means++ pick of BADGE: a single pass over the pool, and a draw.
+// One k-means++ pick of BADGE: one pass over the pool, then a draw.
 //
-//   |g (x) phi - g* (x) phi*|^2 = |g|^2 |phi|^2 + |g*|^2 |phi*|^2 - 2 (g.g*)(phi.phi*), never below the row's distance
-//   so far; then the first row at which the running sum of distances exceeds threshold times its total.
+//   |g (x) phi - g* (x) phi*|^2 = |g|^2 |phi|^2 + |g*|^2 |phi*|^2 - 2 (g.g*)(phi.phi*)
 //
-// Shapes: pool [N, D] in any storage dtype, u [D], gradient [N, C], g [C], squared_norm and distance [N].
+// A row keeps the smaller of this distance and its distance so far. The draw returns the first row at which the running
+// sum of distances exceeds threshold times the total.
 //
-// Layout: pool rows contiguous. Rows are worked off in tiles: one dot product per row with phi* and one with g*, each
-// in an order that D or C alone decides; then the distances with rows in lanes. Few classes, or class-major gradients,
-// lie in lanes as well: a dot product over ten classes would be all tail.
+// Shapes: pool [N, D] in any storage dtype, u = phi* [D], gradient [N, C], g = g* [C], squared_norm and distance [N].
 //
-// Parallel over tiles of a fixed size, each with a float64 sum of its distances. The running sum of a row is that of
-// the tiles before it plus that of its own tile up to it, for any thread count; only one tile is searched row by row.
+// Layout: pool rows are contiguous. Every row of a tile has one dot product with phi* and one with g*, each in an order
+// that depends on D or C only. Then the distances are computed with rows in lanes. If there are few classes, or if the
+// gradients are class-major, the product with g* also has rows in lanes: a dot product over ten classes would not fill
+// a register.
+//
+// Parallel over tiles of a fixed size. Each tile has a float64 sum of its distances. The draw first finds the tile from
+// these sums, then the row inside this one tile, so the result does not depend on the number of threads.
 //
 // Limit: memory, one read of the pool.
+#include "torch/arguments/badge_step_.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -23,7 +28,6 @@
 #include "cpu/gemm/dots.h"
 #include "cpu/pool/rows.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -32,10 +36,9 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "badge_step_";
-constexpr double kSamePoint = 16.0;  // distances below this many eps of the norms they come from are rounding
+constexpr double kSamePoint = 16.0;  // a distance below so many eps of its norms is rounding
 
-// A pass over the rows; the pointers are those of the tensors, with their strides.
+// The data of one pass: pointers and strides of the tensors.
 template <class T, class S>
 struct Pass {
   PoolRows<S> pool;
@@ -103,7 +106,7 @@ LAPAL_HD double badge_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, 
       const T norms = squared_norm[lane] + pass.centre_norm;
       const T product = along_g[lane] * along_u[lane];
       const T computed = norms - T(2) * product;
-      // A NaN is no rounding: it stays, and the caller sees it.
+      // A NaN is not rounding: it is stored, so that the caller can detect it.
       const T fresh = computed <= kRounding * norms ? T(0) : computed;
       const T old = distance[lane];
       const T lower = fresh < old ? fresh : old;
@@ -124,7 +127,7 @@ LAPAL_HD double badge_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, 
 LAPAL_FOR_POOL_TYPES(LAPAL_BADGE_KERNEL)
 #undef LAPAL_BADGE_KERNEL
 
-// The first row whose running sum exceeds the target, which lies below the total; sums holds one per tile.
+// The first row whose running sum exceeds the target. The target is below the total; `sums` has one sum per tile.
 template <class T>
 int64_t draw(const T* distance, int64_t stride, int64_t n_rows, const std::vector<double>& sums, double target) {
   double before = 0.0;
@@ -149,20 +152,18 @@ int64_t draw(const T* distance, int64_t stride, int64_t n_rows, const std::vecto
 template <class T, class S>
 int64_t badge_step_impl(const Pass<T, S>& pass, int64_t n_rows, double threshold) {
   std::vector<double> sums(size_t((n_rows + kMaxTileRows - 1) / kMaxTileRows));
-  const bool complete =
-      for_each_tile<T>(n_rows, kMaxTileRows, kMaxTileRows, [&](int64_t tile, int64_t start, int64_t rows, T* scratch) {
-        sums[size_t(tile)] = badge_step_kernel(pass, start, rows, scratch);
-      });
-  STD_TORCH_CHECK(complete, kOp, ": out of memory");
+  for_each_tile<T>(n_rows, kMaxTileRows, kMaxTileRows, kOp, [&](int64_t tile, int64_t start, int64_t rows, T* scratch) {
+    sums[size_t(tile)] = badge_step_kernel(pass, start, rows, scratch);
+  });
   double total = 0.0;
   for (const double sum : sums) {
     total += sum;
   }
-  // Not `total <= 0`: with a NaN among the distances nothing can be drawn.
+  // Not `total <= 0`: if a distance is NaN, the total is NaN and there is no draw.
   if (!(total > 0.0)) {
     return -1;
   }
-  // A threshold just below one may round to the total itself, which no running sum exceeds.
+  // A threshold just below one may round to the total, and no running sum exceeds the total.
   const double target = std::min(std::nextafter(total, 0.0), threshold * total);
   return draw(pass.distance, pass.distance_stride, n_rows, sums, target);
 }
@@ -170,28 +171,15 @@ int64_t badge_step_impl(const Pass<T, S>& pass, int64_t n_rows, double threshold
 Tensor badge_step__cpu(const Tensor& pool, const Tensor& u, const Tensor& offset, const Tensor& gradient,
                        const Tensor& g, const Tensor& squared_norm, const Tensor& centre_norm, const Tensor& threshold,
                        const Tensor& distance) {
-  check_dim(pool, 2, kOp, "pool");
-  check_dim(gradient, 2, kOp, "gradient");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = gradient.size(1);
-  const ScalarType dtype = u.scalar_type();
-  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
-    check_shape(tensor, shape, kOp, argument);
-    check_dtype(tensor, dtype, kOp, argument);
-  };
-  check(u, {n_features}, "u");
-  check(offset, {}, "offset");
-  check(gradient, {n_rows, n_classes}, "gradient");
-  check(g, {n_classes}, "g");
-  check(squared_norm, {n_rows}, "squared_norm");
-  check(centre_norm, {}, "centre_norm");
-  check(threshold, {}, "threshold");
-  check(distance, {n_rows}, "distance");
+  const BadgeStepArguments call =
+      check_badge_step(pool, u, offset, gradient, g, squared_norm, centre_norm, threshold, distance);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
 
   Tensor index = torch::stable::new_empty(u, {}, ScalarType::Long);
   const Tensor dense_pool = with_contiguous_rows(pool);
   const Tensor dense_u = torch::stable::contiguous(u);
   const Tensor dense_g = torch::stable::contiguous(g);
-  dispatch_floating(dtype, kOp, [&](auto compute) {
+  dispatch_floating(call.dtype, kOp, [&](auto compute) {
     using scalar_t = typename decltype(compute)::type;
     dispatch_storage(pool.scalar_type(), kOp, [&](auto storage) {
       using storage_t = typename decltype(storage)::type;

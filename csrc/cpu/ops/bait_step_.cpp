@@ -1,17 +1,20 @@
-// One pick of BAIT with the binary-surrogate Fisher information: a single pass over the pool.
+// One pick of BAIT with the binary surrogate of the Fisher information: one pass over the pool.
 //
-//   a = Phi u + u_offset;  c = Phi w + w_offset;  h -= beta a^2;  q += beta a (beta a u^T F u - 2 c);
-//   the free row with the largest gain s q / (1 + s h) is taken.
+//   a = Phi u + u_offset;  c = Phi w + w_offset;  h -= beta a^2;  q += beta a (beta a u^T F u - 2 c)
+//
+// The pick is the free row with the largest gain s q / (1 + s h).
 //
 // Shapes: pool [N, D] in any storage dtype, u and w [D], curvature s, h, q and taken [N].
 //
-// Layout: pool rows contiguous. Rows are worked off in tiles: both dot products of a row while it is in the first-level
-// cache, each in one fixed order; then h, q and the gain with rows in lanes. A block that is not full is computed like
-// a full one, so equal rows keep equal values.
+// Layout: pool rows are contiguous. Both dot products of a row are computed while the row is in the first-level cache,
+// each in one fixed order. Then h, q and the gain are computed with rows in lanes. An incomplete block is computed like
+// a complete one, so equal rows have equal gains.
 //
-// Parallel over tiles of a fixed size; the best rows of the tiles are compared in order (cpu/pool/rows.h).
+// Parallel over tiles of a fixed size. The best rows of the tiles are compared in order (cpu/pool/rows.h).
 //
 // Limit: memory, one read of the pool.
+#include "torch/arguments/bait_step_.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -19,7 +22,6 @@
 
 #include "cpu/pool/rows.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -28,13 +30,11 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "bait_step_";
-
-// A pass over the rows; the pointers are those of the tensors, with their strides.
+// The data of one pass: pointers and strides of the tensors.
 template <class T, class S>
 struct Pass {
   PoolRows<S> pool;
-  bool moves;  // false: the previous pick counts for nothing, and the pool is not read
+  bool moves;  // false if the previous pick changes nothing: then the pool is not read
   Direction<T> u;
   Direction<T> w;
   T fisher_norm;
@@ -45,7 +45,7 @@ struct Pass {
   int64_t h_stride;
   T* q;
   int64_t q_stride;
-  Taken taken;
+  TakenRows taken;
 };
 
 // Rows [start, start + rows); `scratch` holds two lines of kMaxTileRows products.
@@ -84,7 +84,7 @@ LAPAL_HD Best bait_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, T* 
     for (int lane = 0; lane < kL; ++lane) {
       gains[lane] = curvature[lane] * q[lane] / (T(1) + curvature[lane] * h[lane]);
     }
-    pass.taken.offer(gains, first, valid, best);
+    pass.taken.update_best(gains, first, valid, best);
   }
   return best;
 }
@@ -100,31 +100,16 @@ std::tuple<Tensor, Tensor> bait_step__cpu(const Tensor& pool, const Tensor& u, c
                                           const Tensor& w_offset, const Tensor& fisher_norm, const Tensor& beta,
                                           const Tensor& curvature, const Tensor& h, const Tensor& q,
                                           const Tensor& taken) {
-  check_dim(pool, 2, kOp, "pool");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1);
-  const ScalarType dtype = u.scalar_type();
-  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
-    check_shape(tensor, shape, kOp, argument);
-    check_dtype(tensor, dtype, kOp, argument);
-  };
-  check(u, {n_features}, "u");
-  check(u_offset, {}, "u_offset");
-  check(w, {n_features}, "w");
-  check(w_offset, {}, "w_offset");
-  check(fisher_norm, {}, "fisher_norm");
-  check(beta, {}, "beta");
-  check(curvature, {n_rows}, "curvature");
-  check(h, {n_rows}, "h");
-  check(q, {n_rows}, "q");
-  check_shape(taken, {n_rows}, kOp, "taken");
-  check_dtype(taken, ScalarType::Bool, kOp, "taken");
+  const BaitStepArguments call =
+      check_bait_step(pool, u, u_offset, w, w_offset, fisher_norm, beta, curvature, h, q, taken);
+  const int64_t n_rows = call.n_rows;
 
   Tensor index = torch::stable::new_empty(u, {}, ScalarType::Long);
   Tensor gain = torch::stable::new_empty(u, {});
   const Tensor dense_pool = with_contiguous_rows(pool);
   const Tensor dense_u = torch::stable::contiguous(u);
   const Tensor dense_w = torch::stable::contiguous(w);
-  dispatch_floating(dtype, kOp, [&](auto compute) {
+  dispatch_floating(call.dtype, kOp, [&](auto compute) {
     using scalar_t = typename decltype(compute)::type;
     dispatch_storage(pool.scalar_type(), kOp, [&](auto storage) {
       using storage_t = typename decltype(storage)::type;

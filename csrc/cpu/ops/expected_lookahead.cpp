@@ -1,25 +1,31 @@
-// Expected loss after one more label, for every candidate and all its possible labels at once.
+// Expected loss after one more label, for every candidate, over all labels that it may have.
 //
 //   out_n = sum over e and k of p_nk loss(softmax(z_e + delta (e_k - p_n))),  delta = a_n c_ne.
 //
 // Shapes: logits z [C, E], columns c [N, E], step lengths a [N], probabilities p [N, C] -> float64 [N].
 //
-// All labels of a candidate share t = z - delta p and differ in class k alone, so per (candidate, point) one pass finds
-// the two largest of t, one takes C exponentials relative to the runner-up, and the last takes class k out of their sum
-// and lets it return (shared/single_logit_shift.h). That needs exp(t_k + delta) for every k: the product of the weight
-// at hand with exp(delta), or an exponential of its own in a block where a delta is too large for that. The winner of t
-// is the only class that lies above the runner-up, and the only one that leaves another largest behind: its label is
-// taken by itself. For the error, float32 with AVX-512 needs one pass for the first two
-// (cpu/avx512/hypothetical_labels.h).
+// All labels of a candidate share t = z - delta p; label k adds delta to class k only. So a (candidate, point) takes
+// three passes over the classes instead of C softmaxes:
 //
-// Layout: evaluation points lie in lanes. The logits of a tile of points are packed as [block][C][lane] and stay in the
-// second-level cache while all candidates pass over them; columns are read where they are.
+// 1. Find the two largest of t.
+// 2. Compute the C exponentials relative to the second largest, and their sum.
+// 3. For each label k, replace the exponential of class k in the sum by exp(t_k + delta) (shared/single_logit_shift.h).
+//    This is the exponential of pass 2 times exp(delta). In a block where delta is too large for that, it is an
+//    exponential of its own.
+//
+// The winner of t is the only class whose removal changes the largest logit, so its label is computed separately. For
+// the error, float32 with AVX-512 needs one pass for the first two (cpu/avx512/hypothetical_labels.h).
+//
+// Layout: evaluation points are in lanes. The logits of a tile of points are packed as [block][C][lane] and stay in the
+// second-level cache for all candidates. Columns are read in place.
 //
 // Parallel over pairs (tile, candidate), see cpu/passes/evaluation_tiles.h. The losses of at most kChunk labels are
 // added in the dtype of the inputs, and these sums in float64.
 //
 // Limit: arithmetic. Per (candidate, point, class) about 5 operations for the two largest, 20 for the exponential, and
-// 10 for the error or 40 for the entropy; the error needs half a division, the entropy one.
+// 10 for the error or 40 for the entropy. The error needs half a division, the entropy one.
+#include "torch/arguments/expected_lookahead.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -29,9 +35,9 @@
 #include "cpu/passes/evaluation_tiles.h"
 #include "cpu/passes/hypothetical_labels.h"
 #include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
+#include "shared/losses.h"
 #include "shared/single_logit_shift.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -40,11 +46,10 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "expected_lookahead";
 constexpr int64_t kTileBytes = 1 << 18;  // of logits: an eighth of a large second-level cache, a quarter of a small one
 constexpr int64_t kChunk = 32;           // labels, a multiple of two
 
-// One tile of points, and everything about the candidates that is the same for all tiles.
+// One tile of points, and the data of the candidates, which is the same for all tiles.
 template <class T>
 struct Tile {
   int64_t points;
@@ -60,23 +65,23 @@ struct Tile {
 };
 
 // Expected loss of each point of a block, added to `totals`.
-template <bool kWide, Loss kind, class T>
+template <bool kAvx512, Loss kind, class T>
 LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T* p, Softmax<T>& softmax,
                                   double* totals) {
   constexpr int kL = kLanes<T>;
-  if constexpr (kWide && kind == Loss::expected_zero_one) {
-    if (wide_add_expected_error(logits, p, tile.n_classes, kChunk, softmax.delta, tile.weights, totals)) {
+  if constexpr (kAvx512 && kind == Loss::expected_zero_one) {
+    if (avx512_add_expected_error(logits, p, tile.n_classes, kChunk, softmax.delta, tile.weights, totals)) {
       return;
     }
   }
   find_top_two(logits, p, tile.n_classes, tile.shifted, softmax);
-  if constexpr (kWide) {
-    wide_sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
+  if constexpr (kAvx512) {
+    avx512_sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
   } else {
     sum_weights(p, tile.n_classes, tile.shifted, tile.weights, softmax);
   }
-  Whole<T> whole;
-  whole.take(softmax);
+  SharedSums<T> shared;
+  shared.take(softmax);
   int too_large = 0;
 #pragma omp simd reduction(+ : too_large)
   for (int lane = 0; lane < kL; ++lane) {
@@ -86,9 +91,9 @@ LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T*
   for (int64_t begin = 0; begin < tile.n_classes; begin += kChunk) {
     const int64_t end = begin + kChunk < tile.n_classes ? begin + kChunk : tile.n_classes;
     if (too_large == 0) {
-      add_labels<kind>(p, begin, end, tile.shifted, tile.weights, whole, sums);
+      add_labels<kind>(p, begin, end, tile.shifted, tile.weights, shared, sums);
     } else {
-      add_labels_of_any_shift<kind>(logits, p, begin, end, tile.shifted, tile.weights, softmax, whole, sums);
+      add_labels_of_any_shift<kind>(logits, p, begin, end, tile.shifted, tile.weights, softmax, shared, sums);
     }
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
@@ -97,8 +102,8 @@ LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T*
   }
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
-    const T d = whole.gap[lane] + softmax.delta[lane];
-    sums[lane] = softmax.p_winner[lane] * returned_loss<kind>(softmax.beyond[lane], softmax.energy[lane], d);
+    const T d = shared.gap[lane] + softmax.delta[lane];
+    sums[lane] = softmax.p_winner[lane] * shifted_loss<kind>(softmax.rest[lane], softmax.energy[lane], d);
   }
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
@@ -106,7 +111,7 @@ LAPAL_HD void expected_loss_block(const Tile<T>& tile, const T* logits, const T*
   }
 }
 
-template <bool kWide, Loss kind, class T>
+template <bool kAvx512, Loss kind, class T>
 LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
   constexpr int kL = kLanes<T>;
   const T* p = tile.probabilities + n * tile.n_classes;
@@ -120,7 +125,7 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
     for (int lane = 0; lane < kL; ++lane) {
       softmax.delta[lane] = length * columns[start + lane];
     }
-    expected_loss_block<kWide, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, totals);
+    expected_loss_block<kAvx512, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, totals);
   }
   double sum = 0.0;
   if (start < tile.points) {
@@ -128,7 +133,7 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
     for (int lane = 0; lane < kL; ++lane) {
       softmax.delta[lane] = start + lane < tile.points ? length * columns[start + lane] : T(0);
     }
-    expected_loss_block<kWide, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, last);
+    expected_loss_block<kAvx512, kind>(tile, tile.logits + start * tile.n_classes, p, softmax, last);
     for (int lane = 0; start + lane < tile.points; ++lane) {
       sum += last[lane];
     }
@@ -139,34 +144,44 @@ LAPAL_HD double sum_tile(const Tile<T>& tile, int64_t n) {
   return sum;
 }
 
-template <bool kWide, class T>
+template <bool kAvx512, class T>
 LAPAL_HD void expected_lookahead_tile(const Tile<T>& tile, int64_t begin, int64_t end, double* sums) {
   for (int64_t n = begin; n < end; ++n) {
-    sums[n] = tile.kind == Loss::expected_zero_one ? sum_tile<kWide, Loss::expected_zero_one>(tile, n)
-                                                   : sum_tile<kWide, Loss::expected_cross_entropy>(tile, n);
+    switch (tile.kind) {
+      case Loss::expected_zero_one:
+        sums[n] = sum_tile<kAvx512, Loss::expected_zero_one>(tile, n);
+        break;
+      case Loss::expected_cross_entropy:
+        sums[n] = sum_tile<kAvx512, Loss::expected_cross_entropy>(tile, n);
+        break;
+      case Loss::cross_entropy:
+      case Loss::zero_one:
+      case Loss::brier:
+        break;  // they need targets: the check of the arguments refuses them
+    }
   }
 }
 
 #if LAPAL_HAS_CLONES
-LAPAL_WIDE void wide_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_AVX512 void avx512_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
   for (int64_t start = 0; start < tile.points; start += kLanes<float>) {
-    wide_prepare_logits(tile.n_classes, 1.0f, tile.logits + start * tile.n_classes);
+    avx512_prepare_logits(tile.n_classes, 1.0f, tile.logits + start * tile.n_classes);
   }
   expected_lookahead_tile<true>(tile, begin, end, sums);
 }
 #endif
 
-LAPAL_NARROW void narrow_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_NOT_AVX512 void portable_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
   expected_lookahead_tile<false>(tile, begin, end, sums);
 }
 
 void expected_lookahead_kernel(const Tile<float>& tile, int64_t begin, int64_t end, double* sums) {
 #if LAPAL_HAS_CLONES
-  if (has_wide_registers()) {
-    return wide_kernel(tile, begin, end, sums);
+  if (has_avx512()) {
+    return avx512_kernel(tile, begin, end, sums);
   }
 #endif
-  narrow_kernel(tile, begin, end, sums);
+  portable_kernel(tile, begin, end, sums);
 }
 
 LAPAL_CLONES void expected_lookahead_kernel(const Tile<double>& tile, int64_t begin, int64_t end, double* sums) {
@@ -209,19 +224,9 @@ struct Worker {
 
 Tensor expected_lookahead_cpu(const Tensor& logits, const Tensor& columns, const Tensor& step_lengths,
                               const Tensor& probabilities, const std::string& loss_kind) {
-  const Loss kind = parse_loss(loss_kind, kOp);
-  STD_TORCH_CHECK(!needs_targets(kind), kOp, ": loss '", loss_kind, "' needs targets");
-  check_dim(logits, 2, kOp, "logits");
-  check_dim(columns, 2, kOp, "columns");
-  const int64_t n_classes = logits.size(0), n_eval = logits.size(1), n_candidates = columns.size(0);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  check_shape(columns, {kAnySize, n_eval}, kOp, "columns");
-  check_shape(step_lengths, {n_candidates}, kOp, "step_lengths");
-  check_shape(probabilities, {n_candidates, n_classes}, kOp, "probabilities");
-  check_dtype(columns, dtype, kOp, "columns");
-  check_dtype(step_lengths, dtype, kOp, "step_lengths");
-  check_dtype(probabilities, dtype, kOp, "probabilities");
+  const ExpectedLookaheadArguments call =
+      check_expected_lookahead(logits, columns, step_lengths, probabilities, loss_kind);
+  const int64_t n_classes = call.n_classes, n_eval = call.n_eval, n_candidates = call.n_candidates;
 
   Tensor sums = torch::stable::new_zeros(logits, {n_candidates}, ScalarType::Double);
   if (n_candidates == 0 || n_eval == 0 || n_classes == 1) {  // a single class is certain
@@ -230,18 +235,16 @@ Tensor expected_lookahead_cpu(const Tensor& logits, const Tensor& columns, const
   const Tensor dense_columns = n_eval == 1 || columns.stride(1) == 1 ? columns : torch::stable::contiguous(columns);
   const Tensor dense_lengths = torch::stable::contiguous(step_lengths);
   const Tensor dense_probabilities = torch::stable::contiguous(probabilities);
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Tile<scalar_t> common{};
     common.step_lengths = dense_lengths.const_data_ptr<scalar_t>();
     common.probabilities = dense_probabilities.const_data_ptr<scalar_t>();
     common.n_classes = n_classes;
-    common.kind = kind;
+    common.kind = call.kind;
     const Tiling tiling = tiling_of<scalar_t>(n_eval, n_classes, kTileBytes);
-    const bool enough = sum_over_tiles<scalar_t>(
-        tiling, n_candidates, [&] { return Worker<scalar_t>(logits, dense_columns, common, tiling.tile_points); },
-        sums.mutable_data_ptr<double>());
-    STD_TORCH_CHECK(enough, kOp, ": out of memory");
+    const auto make_worker = [&] { return Worker<scalar_t>(logits, dense_columns, common, tiling.tile_points); };
+    sum_over_tiles<scalar_t>(tiling, n_candidates, kOp, make_worker, sums.mutable_data_ptr<double>());
   });
   return sums;
 }

@@ -1,20 +1,21 @@
-// Inner products of the rows of two matrices, the matrix product rows points^T.
+// Inner products of the rows of two matrices: the matrix product rows points^T.
 //
-//   out_ne = sum_d rows_nd points_ed.
+//   out_ne = sum_d rows_nd points_ed
 //
 // Shapes: rows [N, D], points [E, D] -> [N, E]; any strides.
 //
-// Layout: points lie in lanes. A block of points is packed in panels [panel][depth][kPanel] that stay in the
-// second-level cache while groups of rows pass over them (cpu/gemm/tile.h); a group is copied to a padded buffer, which
-// makes every layout one. For few rows packing the points would not pay: they are met where they are, as panels where
-// they lie like them (a transposed matrix), with a call for the lines ahead; else, for very few, as dot products.
+// Layout: points are in lanes. A block of points is packed in panels [panel][depth][kPanel] that stay in the
+// second-level cache for many groups of rows (cpu/gemm/tile.h). A group of rows is copied to a padded buffer, so the
+// tile has one layout for all inputs. For few rows, packing the points costs more than it saves. Then the points are
+// read in place: as panels if they have that layout (a transposed matrix), with prefetching; or, for very few rows, as
+// dot products.
 //
-// Parallel over pairs (block of points, block of row groups); each worker packs the points it meets. Every sum has an
-// order that D alone decides (dot products have one, panels another), so equal points have equal products for any
-// thread count.
+// Parallel over pairs (block of points, block of row groups). Each worker packs its own points. The order of every sum
+// depends on D only (one order for dot products, one for panels), so equal points have equal products for any number of
+// threads.
 //
-// Why not torch's product: the BLAS that torch brings decides by the processor's maker and reaches less than half of
-// what AVX-512 gives on others, and in its results equal points may differ by rounding.
+// Why not torch's product: the BLAS in torch selects its code by the vendor of the processor. On other vendors it
+// reaches less than half of the rate of AVX-512, and equal points may get products that differ by rounding.
 //
 // Limit: arithmetic, N E D multiply-adds.
 #include "cpu/ops/inner_products.h"
@@ -23,14 +24,15 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "cpu/gemm/dots.h"
 #include "cpu/gemm/packing.h"
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
+#include "cpu/simd/scratch.h"
+#include "torch/arguments/inner_products.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 #include "torch/recycled_memory.h"
 
 namespace {
@@ -38,14 +40,13 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "inner_products";
-constexpr int64_t kDotRows = 10;       // up to here, packing points that lie like the rows costs more than it saves
-constexpr int64_t kInPlaceRows = 112;  // and here, points that lie as panels do,
-constexpr int64_t kInPlaceBytes = 1 << 19;  // unless so many lines at their distance lie on more pages than are near
-constexpr int64_t kBlockPanels = 8;         // at most; 384 KiB of packed points, a fraction of a second-level cache
+constexpr int64_t kDotRows = 10;            // up to here dot products, unless the points have the layout of panels
+constexpr int64_t kInPlaceRows = 112;       // up to here, points with the layout of panels are read in place,
+constexpr int64_t kInPlaceBytes = 1 << 19;  // unless their lines spread over more memory than this
+constexpr int64_t kBlockPanels = 8;         // at most: 384 KiB of packed points, part of a second-level cache
 constexpr int64_t kBlockGroups = 16;        // row groups of one task
-constexpr int kHeightStep = 4;              // between the heights of tiles: 2, 6, 10 and all 14 rows
-constexpr int64_t kGrainWork = 1 << 17;     // multiply-adds per worker, below which starting one costs more
+constexpr int kHeightStep = 4;              // between the heights of tiles: 2, 6, 10 and 14 rows
+constexpr int64_t kGrainWork = 1 << 17;     // multiply-adds per worker; with fewer, starting the worker costs more
 
 template <class T>
 struct Product {
@@ -64,7 +65,18 @@ struct Buffers {
   T* group;
 };
 
-// Sets or adds one tile; rows and points behind the last are left out.
+// The numbers behind them.
+template <class T>
+struct Memory {
+  Memory(int64_t panels_size, int64_t group_size) : panels(panels_size), group(group_size) {}
+  explicit operator bool() const {
+    return panels && group;
+  }
+
+  Scratch<T> panels, group;
+};
+
+// Stores or adds one tile. Rows and points after the last are skipped.
 template <int kRows, class T>
 LAPAL_HD void store_tile(const Product<T>& product, const T* tile, int64_t row, int64_t point, bool first_chunk) {
   const int64_t height = std::min<int64_t>(kRows, product.rows.n_rows - row);
@@ -86,22 +98,22 @@ LAPAL_HD void store_tile(const Product<T>& product, const T* tile, int64_t row, 
   }
 }
 
-// A block of points, and the features that are met at a time.
+// A block of points, and a range of features.
 struct Chunk {
   int64_t first_point;
-  int64_t first_packed;  // points before it are met where they are
+  int64_t first_packed;  // points before it are read in place
   int64_t last_point;
   int64_t start;
   int64_t depth;
 
-  // Where the panel of a packed point lies.
+  // Offset of the panel of a packed point.
   LAPAL_HD int64_t offset(int64_t point) const {
     return (point - first_packed) * depth;
   }
 };
 
-// Products of the `height` rows from `row` on with one chunk. A last group that is not full is computed by the smallest
-// tile that holds it: of 100 rows, 14 at a time would make 112.
+// Products of `height` rows from `row` with one chunk. An incomplete last group uses the smallest tile that holds it:
+// with 14 rows at a time, 100 rows would cost as much as 112.
 template <int kRows, class T>
 LAPAL_HD void multiply_rows(const Product<T>& product, const Chunk& chunk, int64_t row, int64_t height,
                             const Buffers<T>& buffers) {
@@ -133,7 +145,7 @@ LAPAL_HD void multiply_block(const Product<T>& product, int64_t block, int64_t b
   Chunk chunk;
   chunk.first_point = block * product.block_points;
   chunk.last_point = std::min(chunk.first_point + product.block_points, points.n_rows);
-  // Points that lie as panels do are packed only where they are met often.
+  // Points with the layout of panels are packed only if many rows use them.
   const int64_t n_rows = (end - begin) * kRows, line_bytes = points.feature_stride * int64_t(sizeof(T));
   const bool in_place = points.row_stride == 1 && n_rows <= kInPlaceRows && n_rows * line_bytes <= kInPlaceBytes;
   const int64_t whole_panels = (chunk.last_point - chunk.first_point) / kPanel<T>;
@@ -164,23 +176,23 @@ LAPAL_HD void multiply_few_rows(const Product<T>& product, int64_t begin, int64_
   }
 }
 
-#define LAPAL_PRODUCT_KERNELS(T)                                                                        \
-  LAPAL_CLONES void few_rows_kernel(const Product<T>& product, int64_t begin, int64_t end) {            \
-    multiply_few_rows(product, begin, end);                                                             \
-  }                                                                                                     \
-  LAPAL_CLONES void wide_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end,   \
-                                const Buffers<T>& buffers) {                                            \
-    multiply_block<kWideRows>(product, block, begin, end, buffers);                                     \
-  }                                                                                                     \
-  LAPAL_CLONES void narrow_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end, \
-                                  const Buffers<T>& buffers) {                                          \
-    multiply_block<kNarrowRows>(product, block, begin, end, buffers);                                   \
+#define LAPAL_PRODUCT_KERNELS(T)                                                                          \
+  LAPAL_CLONES void few_rows_kernel(const Product<T>& product, int64_t begin, int64_t end) {              \
+    multiply_few_rows(product, begin, end);                                                               \
+  }                                                                                                       \
+  LAPAL_CLONES void avx512_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end,   \
+                                  const Buffers<T>& buffers) {                                            \
+    multiply_block<kAvx512Rows>(product, block, begin, end, buffers);                                     \
+  }                                                                                                       \
+  LAPAL_CLONES void portable_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end, \
+                                    const Buffers<T>& buffers) {                                          \
+    multiply_block<kPortableRows>(product, block, begin, end, buffers);                                   \
   }
 LAPAL_PRODUCT_KERNELS(float)
 LAPAL_PRODUCT_KERNELS(double)
 #undef LAPAL_PRODUCT_KERNELS
 
-// Whether rows meet points as dot products, which read both along the features.
+// Whether the product is computed as dot products, which read both matrices along the features.
 bool takes_dots(int64_t n_rows, int64_t point_stride) {
   return n_rows <= kDotRows && point_stride != 1;
 }
@@ -191,36 +203,30 @@ void multiply_panels(Product<T> product) {
   const int group_rows = rows_of_group();
   const int64_t n_groups = (n_rows + group_rows - 1) / group_rows;
   const int64_t row_blocks = (n_groups + kBlockGroups - 1) / kBlockGroups;
-  // Blocks of the same size, so that their tasks are as long.
+  // Blocks of equal size, so that their tasks take equal time.
   const int64_t n_panels = (n_points + kPanel<T> - 1) / kPanel<T>;
   const int64_t n_blocks = (n_panels + kBlockPanels - 1) / kBlockPanels;
   const int64_t block_points = (n_panels + n_blocks - 1) / n_blocks * kPanel<T>;
   product.block_points = block_points;
   const int64_t n_tasks = n_blocks * row_blocks;
   const int64_t work = kBlockGroups * group_rows * block_points * product.depth;
-  std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, n_tasks, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
-    const int64_t depth = std::min(kDepth, product.depth);
-    const Scratch<T> panels(block_points * depth), group(group_rows * kGroupStride<T>);
-    if (!panels || !group) {
-      out_of_memory = true;
-      return;
-    }
-    const Buffers<T> buffers{panels.data(), group.data()};
-    while (begin < end) {  // all of a worker's row groups for one block of points, which is packed once
+  const int64_t panels_size = block_points * std::min(kDepth, product.depth);
+  const auto make_memory = [&] { return Memory<T>(panels_size, group_rows * kGroupStride<T>); };
+  parallel_tiles(n_tasks, 1 + kGrainWork / work, kOp, make_memory, [&](int64_t begin, int64_t end, const auto& memory) {
+    const Buffers<T> buffers{memory.panels.data(), memory.group.data()};
+    while (begin < end) {  // all row groups of this worker for one block of points, which is packed once
       const int64_t block = begin / row_blocks, base = block * row_blocks;
       const int64_t stop = std::min(end, base + row_blocks);
       const int64_t first_group = (begin - base) * kBlockGroups;
       const int64_t last_group = std::min((stop - base) * kBlockGroups, n_groups);
-      if (group_rows == kWideRows) {
-        wide_kernel(product, block, first_group, last_group, buffers);
+      if (group_rows == kAvx512Rows) {
+        avx512_kernel(product, block, first_group, last_group, buffers);
       } else {
-        narrow_kernel(product, block, first_group, last_group, buffers);
+        portable_kernel(product, block, first_group, last_group, buffers);
       }
       begin = stop;
     }
   });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
 }
 
 }  // namespace
@@ -250,19 +256,17 @@ template void multiply(const Matrix<double>&, const Matrix<double>&, int64_t, do
 namespace {
 
 Tensor inner_products_cpu(const Tensor& rows, const Tensor& points) {
-  check_dim(rows, 2, kOp, "rows");
-  check_dim(points, 2, kOp, "points");
-  const int64_t depth = rows.size(1);
-  check_shape(points, {kAnySize, depth}, kOp, "points");
-  check_dtype(points, rows.scalar_type(), kOp, "points");
-  const int64_t n_rows = rows.size(0), n_points = points.size(0);
+  const InnerProductsArguments call = check_inner_products(rows, points);
+  const int64_t n_rows = call.n_rows, n_points = call.n_points;
+
   Tensor out = recycled_empty(rows, {n_rows, n_points});
   const bool dots = takes_dots(n_rows, points.stride(0));
-  const Tensor near_rows = dots ? torch::stable::contiguous(rows) : rows;
-  const Tensor near_points = dots ? torch::stable::contiguous(points) : points;
-  dispatch_floating(rows.scalar_type(), kOp, [&](auto tag) {
+  const Tensor dense_rows = dots ? torch::stable::contiguous(rows) : rows;
+  const Tensor dense_points = dots ? torch::stable::contiguous(points) : points;
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    multiply(matrix_of<scalar_t>(near_rows), matrix_of<scalar_t>(near_points), depth, out.mutable_data_ptr<scalar_t>());
+    multiply(matrix_of<scalar_t>(dense_rows), matrix_of<scalar_t>(dense_points), call.n_features,
+             out.mutable_data_ptr<scalar_t>());
   });
   return out;
 }

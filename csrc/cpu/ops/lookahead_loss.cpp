@@ -1,22 +1,28 @@
 // Loss after each of M hypothetical batches, summed over E evaluation points.
 //
-//   logits'(e) = logits(e) + c_e^T H,  c_e = columns[batch, e];  loss of softmax(logits'), or with the
-//   mean-field link of softmax(logits' / sqrt(1 + kappa v')),  v' = v - sum_t beta_t z_t^2,  T z = c_e.
+//   logits'(e) = logits(e) + c_e^T H,  c_e = columns[batch, e]
 //
-// Shapes: logits [C, E], columns [N, E], batches [M, b], H [M, b, C], T [M, b, b], beta [M, b], v [E],
-// targets [E].
+// The loss is that of softmax(logits'). With the mean-field link it is that of softmax(logits' / sqrt(1 + kappa v')),
+// where v' = v - sum_t beta_t z_t^2 and T z = c_e.
 //
-// Layout: evaluation points lie in lanes. Columns are read where they are (a copy would cost more than the few times
-// each is used), the logits of a tile of points are packed as [block][C][lane]. A tile is small enough for its columns
-// to stay in the second-level cache while all hypotheses pass over it; points beyond the last full block are a tile of
-// their own, with packed columns. Within a block, a group of classes is accumulated in registers over the b columns,
-// then two passes take the softmax from a buffer [C][lane]; float32 with AVX-512 needs one pass
-// (cpu/avx512/lookahead_tile.h). What the softmax leaves of each point is kept until the tile is done: the logarithms
-// of many points together are limited by throughput, one by one by latency.
+// Shapes: logits [C, E], columns [N, E], batches [M, b], H [M, b, C], T [M, b, b], beta [M, b], v [E], targets [E]
+// -> float64 [M].
+//
+// Layout: evaluation points are in lanes. Columns are read in place: each is used a few times, and a copy would cost
+// more. The logits of a tile of points are packed as [block][C][lane]. A tile is small enough for its columns to stay
+// in the second-level cache for all hypotheses. The points after the last full block are a tile of their own, with
+// packed columns.
+//
+// In a block, the logits of a group of classes are accumulated in registers over the b columns and stored in a buffer
+// [C][lane]. Two passes over this buffer compute the sums of the softmax; float32 with AVX-512 needs one pass
+// (cpu/avx512/lookahead_tile.h). The sums of all points are kept until the tile is complete, and the losses are
+// computed from them at the end: many independent logarithms run at full throughput.
 //
 // Parallel over pairs (tile, hypothesis), see cpu/passes/evaluation_tiles.h.
 //
-// Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds and 12 to 20 operations of softmax.
+// Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds and 12 to 20 operations of the softmax.
+#include "torch/arguments/lookahead_loss.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -28,8 +34,7 @@
 #include "cpu/passes/evaluation_tiles.h"
 #include "cpu/passes/lookahead_tile.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
+#include "cpu/simd/scratch.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -38,7 +43,6 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "lookahead_loss";
 constexpr int64_t kTileBytes = 1 << 20;  // of columns and logits: half of a common second-level cache
 
 template <class T>
@@ -52,7 +56,7 @@ LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, i
   fill_lanes(T(1), link);
   for (int64_t m = begin; m < end; ++m) {
     const int64_t* slots = tile.slots + m * b;
-    // The columns of a hypothesis lie on b pages: those of the next one are called for while this one is computed.
+    // The columns of a hypothesis are on b pages. Those of the next hypothesis are prefetched here.
     const int64_t* next_slots = m + 1 < end ? slots + b : slots;
     const T* coefficients = tile.coefficients + m * b * tile.n_classes;
     for (int64_t start = 0; start < tile.points; start += kL) {
@@ -74,25 +78,25 @@ LAPAL_HD void lookahead_loss_tile(const LookaheadTile<T>& tile, int64_t begin, i
   }
 }
 
-LAPAL_NARROW void narrow_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
+LAPAL_NOT_AVX512 void portable_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
   lookahead_loss_tile(tile, begin, end, sums);
 }
 
 void lookahead_loss_kernel(const LookaheadTile<float>& tile, int64_t begin, int64_t end, double* sums) {
 #if LAPAL_HAS_CLONES
-  if (has_wide_registers()) {
-    return wide_lookahead_tile(tile, begin, end, sums);
+  if (has_avx512()) {
+    return avx512_lookahead_tile(tile, begin, end, sums);
   }
 #endif
-  narrow_kernel(tile, begin, end, sums);
+  portable_kernel(tile, begin, end, sums);
 }
 
 LAPAL_CLONES void lookahead_loss_kernel(const LookaheadTile<double>& tile, int64_t begin, int64_t end, double* sums) {
   lookahead_loss_tile(tile, begin, end, sums);
 }
 
-// Where the columns of every hypothesis lie: offsets into `columns`, and into the packed columns of the last tile,
-// which holds only the rows that occur, in order of appearance.
+// Offsets of the columns of every hypothesis: in `columns`, and in the packed columns of the last tile. The packed
+// columns hold only the rows that occur in a batch, in the order of their first use.
 struct Slots {
   std::vector<int64_t> in_place, packed, rows;
 };
@@ -150,7 +154,7 @@ struct Worker {
   }
 
  private:
-  // Columns where they are, or packed where they end within a block.
+  // Columns in place, or packed if they end inside a block.
   void point_at_columns(int64_t start, LookaheadTile<T>& tile) const {
     const T* values = inputs.columns.const_data_ptr<T>() + start;
     if (tile.points % kLanes<T> == 0) {
@@ -212,61 +216,40 @@ void lookahead_loss_impl(const Inputs& inputs, const Tensor& batches, const Tens
   common.kappa = T(kappa);
   const Tiling tiling = tiling_of<T>(inputs.logits.size(1), int64_t(slots.rows.size()) + n_classes, kTileBytes);
   const auto make_worker = [&] { return Worker<T>(inputs, slots, common, tiling.tile_points); };
-  STD_TORCH_CHECK(sum_over_tiles<T>(tiling, batches.size(0), make_worker, out), kOp, ": out of memory");
+  sum_over_tiles<T>(tiling, batches.size(0), kOp, make_worker, out);
 }
 
 Tensor lookahead_loss_cpu(const Tensor& logits, const Tensor& columns, const Tensor& batches,
                           const Tensor& coefficients, const std::optional<Tensor>& triangle,
                           const std::optional<Tensor>& beta, const std::optional<Tensor>& variance,
                           const std::optional<Tensor>& targets, const std::string& loss_kind, double kappa) {
-  const Loss kind = parse_loss(loss_kind, kOp);
-  check_dim(logits, 2, kOp, "logits");
-  check_dim(batches, 2, kOp, "batches");
-  const int64_t n_classes = logits.size(0), n_eval = logits.size(1);
-  const int64_t n_hypotheses = batches.size(0), batch_size = batches.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  check_shape(columns, {kAnySize, n_eval}, kOp, "columns");
-  check_shape(coefficients, {n_hypotheses, batch_size, n_classes}, kOp, "coefficients");
-  check_dtype(columns, dtype, kOp, "columns");
-  check_dtype(coefficients, dtype, kOp, "coefficients");
-  check_dtype(batches, ScalarType::Long, kOp, "batches");
+  const LookaheadLossArguments call =
+      check_lookahead_loss(logits, columns, batches, coefficients, triangle, beta, variance, targets, loss_kind);
+  const bool labelled = needs_of(call.kind).targets;
+  const Tensor contiguous_batches = torch::stable::contiguous(batches);
+  check_index_range(contiguous_batches, call.n_rows, kOp, "batches");
+  if (labelled) {
+    check_index_range(torch::stable::contiguous(*targets), call.n_classes, kOp, "targets");
+  }
 
-  const bool linked = triangle.has_value() && beta.has_value() && variance.has_value();
+  Tensor sums = torch::stable::new_zeros(logits, {call.n_hypotheses}, ScalarType::Double);
+  if (call.n_hypotheses == 0 || call.n_eval == 0) {
+    return sums;
+  }
   std::optional<Tensor> contiguous_triangle, contiguous_beta;
-  if (linked) {
-    check_shape(*triangle, {n_hypotheses, batch_size, batch_size}, kOp, "triangle");
-    check_shape(*beta, {n_hypotheses, batch_size}, kOp, "beta");
-    check_shape(*variance, {n_eval}, kOp, "variance");
-    check_dtype(*triangle, dtype, kOp, "triangle");
-    check_dtype(*beta, dtype, kOp, "beta");
-    check_dtype(*variance, dtype, kOp, "variance");
+  if (call.linked) {
     contiguous_triangle = torch::stable::contiguous(*triangle);
     contiguous_beta = torch::stable::contiguous(*beta);
   }
-  const Tensor contiguous_batches = torch::stable::contiguous(batches);
-  check_index_range(contiguous_batches, columns.size(0), kOp, "batches");
-  const bool labelled = needs_targets(kind);
-  if (labelled) {
-    STD_TORCH_CHECK(targets.has_value(), kOp, ": targets must be given for loss '", loss_kind, "'");
-    check_shape(*targets, {n_eval}, kOp, "targets");
-    check_dtype(*targets, ScalarType::Long, kOp, "targets");
-    check_index_range(torch::stable::contiguous(*targets), n_classes, kOp, "targets");
-  }
-
-  Tensor sums = torch::stable::new_zeros(logits, {n_hypotheses}, ScalarType::Double);
-  if (n_hypotheses == 0 || n_eval == 0) {
-    return sums;
-  }
   const Tensor contiguous_coefficients = torch::stable::contiguous(coefficients);
-  const bool dense_columns = n_eval == 1 || columns.stride(1) == 1;
+  const bool dense_columns = call.n_eval == 1 || columns.stride(1) == 1;
   const Tensor contiguous_columns = dense_columns ? columns : torch::stable::contiguous(columns);
-  const Inputs inputs{logits, contiguous_columns, linked ? &*variance : nullptr, labelled ? &*targets : nullptr};
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  const Inputs inputs{logits, contiguous_columns, call.linked ? &*variance : nullptr, labelled ? &*targets : nullptr};
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    lookahead_loss_impl<scalar_t>(inputs, contiguous_batches, contiguous_coefficients,
-                                  linked ? &*contiguous_triangle : nullptr, linked ? &*contiguous_beta : nullptr, kind,
-                                  kappa, sums.mutable_data_ptr<double>());
+    lookahead_loss_impl<scalar_t>(
+        inputs, contiguous_batches, contiguous_coefficients, call.linked ? &*contiguous_triangle : nullptr,
+        call.linked ? &*contiguous_beta : nullptr, call.kind, kappa, sums.mutable_data_ptr<double>());
   });
   return sums;
 }

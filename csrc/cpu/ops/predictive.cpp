@@ -4,24 +4,28 @@
 //
 // Shapes: logits z [N, C], variance v [N] -> [N, C].
 //
-// Layout: with few classes rows lie in lanes; a block of rows is brought into [C][lane], where the winner is found, the
-// exponentials are taken relative to it and divided by their sum, and written back row by row. Logits may have any
-// strides; class-major ones need no transposition. Rows of many contiguous classes stay where they are, with classes in
-// lanes: transposing them twice took longer than their softmax.
+// Layout: for few classes, rows are in lanes. A block of rows is transposed to [C][lane], its softmax is computed
+// there, and it is transposed back. Logits may have any strides; class-major logits need no transposition. For many
+// contiguous classes, classes are in lanes and rows stay in place: two transpositions would take longer than the
+// softmax.
 //
 // Parallel over blocks of rows.
 //
 // Limit: one exponential per number, and for few classes two transpositions in the first-level cache.
+#include "torch/arguments/predictive.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <atomic>
 #include <optional>
 
 #include "cpu/passes/row_block.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
+#include "cpu/simd/scratch.h"
+#include "shared/likelihood.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
+#include "torch/rows.h"
 
 namespace {
 
@@ -29,16 +33,11 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "predictive";
-constexpr int64_t kManyClasses = 64;  // from here on a row fills its last register well enough
+constexpr int64_t kManyClasses = 64;  // from here on, classes are in lanes
 
 template <class T>
 struct Rows {
-  const T* logits;
-  int64_t row_stride;
-  int64_t class_stride;
-  int64_t n_rows;
-  int64_t n_classes;
+  LogitRows<T> logits;
   const T* variance;  // null for the plugin link
   int64_t variance_stride;
   T kappa;
@@ -110,8 +109,8 @@ LAPAL_HD void softmax_row(const T* logits, T link, int64_t n_classes, T* out) {
 template <class T>
 LAPAL_HD void predictive_blocks(const Rows<T>& rows, int64_t begin, int64_t end, T* block) {
   constexpr int kL = kLanes<T>;
-  for (int64_t start = begin * kL; start < end * kL && start < rows.n_rows; start += kL) {
-    const int64_t valid = rows.n_rows - start < kL ? rows.n_rows - start : kL;
+  for (int64_t start = begin * kL; start < end * kL && start < rows.logits.n_rows; start += kL) {
+    const int64_t valid = rows.logits.n_rows - start < kL ? rows.logits.n_rows - start : kL;
     alignas(kBlockBytes) T link[kL];
     if (rows.variance != nullptr) {
       read_values(rows.variance + start * rows.variance_stride, rows.variance_stride, valid, link);
@@ -120,17 +119,18 @@ LAPAL_HD void predictive_blocks(const Rows<T>& rows, int64_t begin, int64_t end,
     for (int lane = 0; lane < kL; ++lane) {
       link[lane] = rows.variance != nullptr ? mean_field(link[lane], rows.kappa) : T(1);
     }
-    const T* logits = rows.logits + start * rows.row_stride;
-    T* out = rows.probabilities + start * rows.n_classes;
-    if (rows.class_stride == 1 && rows.n_classes >= kManyClasses) {
+    const T* logits = rows.logits.data + start * rows.logits.row_stride;
+    T* out = rows.probabilities + start * rows.logits.n_classes;
+    if (rows.logits.class_stride == 1 && rows.logits.n_classes >= kManyClasses) {
       for (int64_t lane = 0; lane < valid; ++lane) {
-        softmax_row(logits + lane * rows.row_stride, link[lane], rows.n_classes, out + lane * rows.n_classes);
+        softmax_row(logits + lane * rows.logits.row_stride, link[lane], rows.logits.n_classes,
+                    out + lane * rows.logits.n_classes);
       }
       continue;
     }
-    read_rows(logits, rows.row_stride, rows.class_stride, rows.n_classes, valid, block);
-    softmax_block(link, rows.n_classes, block);
-    write_rows(block, rows.n_classes, valid, out);
+    read_rows(rows.logits, start, valid, block);
+    softmax_block(link, rows.logits.n_classes, block);
+    write_rows(block, rows.logits.n_classes, valid, out);
   }
 }
 
@@ -144,39 +144,24 @@ LAPAL_CLONES void predictive_kernel(const Rows<double>& rows, int64_t begin, int
 
 template <class T>
 void predictive_impl(const Rows<T>& rows) {
-  std::atomic<bool> out_of_memory{false};
-  const int64_t n_blocks = (rows.n_rows + kLanes<T> - 1) / kLanes<T>;
-  torch::stable::parallel_for(0, n_blocks, grain_of_rows<T>(rows.n_classes), [&](int64_t begin, int64_t end) {
-    const Scratch<T> block(rows.n_classes * kLanes<T>);
-    if (!block) {
-      out_of_memory = true;
-      return;
-    }
-    predictive_kernel(rows, begin, end, block.data());
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+  const int64_t n_blocks = (rows.logits.n_rows + kLanes<T> - 1) / kLanes<T>;
+  parallel_tiles(
+      n_blocks, grain_of_rows<T>(rows.logits.n_classes), kOp,
+      [&] { return Scratch<T>(rows.logits.n_classes * kLanes<T>); },
+      [&](int64_t begin, int64_t end, const Scratch<T>& block) { predictive_kernel(rows, begin, end, block.data()); });
 }
 
 Tensor predictive_cpu(const Tensor& logits, const std::optional<Tensor>& variance, double kappa) {
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  if (variance.has_value()) {
-    check_shape(*variance, {n_rows}, kOp, "variance");
-    check_dtype(*variance, dtype, kOp, "variance");
-  }
+  const PredictiveArguments call = check_predictive(logits, variance);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
   Tensor probabilities = torch::stable::new_empty(logits, {n_rows, n_classes});
   if (n_rows == 0 || n_classes == 0) {
     return probabilities;
   }
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Rows<scalar_t> rows{};
-    rows.logits = logits.const_data_ptr<scalar_t>();
-    rows.row_stride = logits.stride(0);
-    rows.class_stride = logits.stride(1);
-    rows.n_rows = n_rows;
-    rows.n_classes = n_classes;
+    rows.logits = rows_of_logits<scalar_t>(logits);
     if (variance.has_value()) {
       rows.variance = variance->const_data_ptr<scalar_t>();
       rows.variance_stride = variance->stride(0);

@@ -4,41 +4,43 @@
 //
 // Shapes: features [N, D], covariance [D, D] -> [N].
 //
-// Layout: half the arithmetic of (Phi Sigma) * Phi, since a quadratic form sees only Sigma_ij + Sigma_ji: the upper
-// triangle U is packed once, in panels [D / panel][row][panel] two vectors wide (cpu/gemm/tile.h), each down to its
-// last row that is not zero. A few rows of features are copied to a padded buffer, which makes every layout one and
-// every tail zeros; their sums over a panel stay in registers until the panel's end, and meet the features again there.
-// Nothing of size N x D is ever formed.
+// Layout: the quadratic form depends on Sigma_ij + Sigma_ji only. So the upper triangle U has half the arithmetic of
+// (Phi Sigma) * Phi. U is packed once, in panels [D / panel][row][panel] that are two vectors wide (cpu/gemm/tile.h);
+// each panel ends at its last nonzero row. A group of rows of features is copied to a buffer that is padded with zeros,
+// so there is one layout for all inputs and no tail. The sums of a group over one panel stay in registers, and are
+// multiplied by the features again at the end of the panel. Nothing of size N x D is stored.
 //
-// For up to kFewRows rows packing would not pay: they meet the rows of Sigma as it is, as dot products.
+// For up to kFewRows rows, packing costs more than it saves: they take dot products with the rows of Sigma in place.
 //
-// Parallel over groups of rows. How many make a group depends on the registers of the machine, but the order of every
-// sum on D alone (one for few rows, one for many): equal rows have equal variances, for any thread count.
+// Parallel over groups of rows. The size of a group depends on the registers of the machine. The order of every sum
+// depends on D only (one order for few rows, one for many), so equal rows have equal variances for any number of
+// threads.
 //
 // Limit: arithmetic, N D^2 / 2 multiply-adds.
+#include "torch/arguments/predictive_variance.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 
 #include "cpu/gemm/dots.h"
 #include "cpu/gemm/packing.h"
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
+#include "cpu/simd/scratch.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 
 namespace {
 
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "predictive_variance";
 constexpr int64_t kFewRows = 64;         // up to here, packing the triangle costs more than it saves
-constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker; with fewer, starting the worker costs more
 
-// Where a panel starts in the packed triangle: panels 0, 1, ... have 1, 2, ... times kPanel rows.
+// Offset of a panel in the packed triangle: panels 0, 1, ... have 1, 2, ... times kPanel rows.
 template <class T>
 constexpr int64_t panel_offset(int64_t panel) {
   return panel * (panel + 1) / 2 * kPanel<T> * kPanel<T>;
@@ -66,7 +68,7 @@ LAPAL_HD void pack_block(const T* covariance, int64_t size, int64_t i, int64_t f
     }
   }
   for (int64_t k = 0; k < kL; ++k) {
-    // From the diagonal on: everything above the panel's own square, nothing below its last row.
+    // Only the columns from the diagonal on; rows after the last are zero.
     const int64_t diagonal = std::max<int64_t>(i + k - first, 0);
     std::fill(to + k * kPanel<T>, to + (k + 1) * kPanel<T>, T(0));
     if (k < height) {
@@ -94,7 +96,7 @@ LAPAL_HD void pack_panels(const T* covariance, int64_t size, int64_t begin, int6
   }
 }
 
-// variance[row] += sum_j phi_j sum_i phi_i U_ij over one panel; `length` rows of it are not all zero.
+// variance[row] += sum_j phi_j sum_i phi_i U_ij over one panel, which has `length` rows.
 template <int kRows, class T>
 LAPAL_HD void add_panel(const T* group, const T* panel, int64_t length, T (*variance)[kLanes<T>]) {
   constexpr int kL = kLanes<T>;
@@ -134,7 +136,7 @@ LAPAL_HD void variance_groups(const Form<T>& form, int64_t begin, int64_t end, i
   }
 }
 
-// A few rows, with Sigma as it is; features and Sigma contiguous.
+// A few rows, with Sigma in place. Features and Sigma are contiguous.
 template <class T>
 LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {
   const int64_t size = form.n_features;
@@ -148,18 +150,18 @@ LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t be
   }
 }
 
-#define LAPAL_VARIANCE_KERNELS(T)                                                                             \
-  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) { \
-    pack_panels(covariance, size, begin, end, triangle);                                                      \
-  }                                                                                                           \
-  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {   \
-    variance_rows(form, covariance, begin, end);                                                              \
-  }                                                                                                           \
-  LAPAL_CLONES void wide_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {    \
-    variance_groups<kWideRows>(form, begin, end, size, group);                                                \
-  }                                                                                                           \
-  LAPAL_CLONES void narrow_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {  \
-    variance_groups<kNarrowRows>(form, begin, end, size, group);                                              \
+#define LAPAL_VARIANCE_KERNELS(T)                                                                              \
+  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) {  \
+    pack_panels(covariance, size, begin, end, triangle);                                                       \
+  }                                                                                                            \
+  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {    \
+    variance_rows(form, covariance, begin, end);                                                               \
+  }                                                                                                            \
+  LAPAL_CLONES void avx512_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {   \
+    variance_groups<kAvx512Rows>(form, begin, end, size, group);                                               \
+  }                                                                                                            \
+  LAPAL_CLONES void portable_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) { \
+    variance_groups<kPortableRows>(form, begin, end, size, group);                                             \
   }
 LAPAL_VARIANCE_KERNELS(float)
 LAPAL_VARIANCE_KERNELS(double)
@@ -177,34 +179,29 @@ void predictive_variance_impl(Form<T> form, const T* covariance) {
   });
   const int rows = rows_of_group();
   const int64_t size = group_size<T>(rows, form.n_features);
-  std::atomic<bool> out_of_memory{false};
   const int64_t n_groups = (form.rows.n_rows + rows - 1) / rows;
   const int64_t grain = kGrainWork / (rows * form.n_features * form.n_features / 2 + 1) + 1;
-  torch::stable::parallel_for(0, n_groups, grain, [&](int64_t begin, int64_t end) {
-    const Scratch<T> group(size);
-    if (!group) {
-      out_of_memory = true;
-    } else if (rows == kWideRows) {
-      wide_kernel(form, begin, end, size, group.data());
-    } else {
-      narrow_kernel(form, begin, end, size, group.data());
-    }
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+  parallel_tiles(
+      n_groups, grain, kOp, [&] { return Scratch<T>(size); },
+      [&](int64_t begin, int64_t end, const Scratch<T>& group) {
+        if (rows == kAvx512Rows) {
+          avx512_kernel(form, begin, end, size, group.data());
+        } else {
+          portable_kernel(form, begin, end, size, group.data());
+        }
+      });
 }
 
 Tensor predictive_variance_cpu(const Tensor& features, const Tensor& covariance) {
-  check_dim(features, 2, kOp, "features");
-  const int64_t n_rows = features.size(0), n_features = features.size(1);
-  check_shape(covariance, {n_features, n_features}, kOp, "covariance");
-  check_dtype(covariance, features.scalar_type(), kOp, "covariance");
+  const PredictiveVarianceArguments call = check_predictive_variance(features, covariance);
+  const int64_t n_rows = call.n_rows, n_features = call.n_features;
   const bool few = n_rows <= kFewRows;
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
-  const Tensor near_features = few ? torch::stable::contiguous(features) : features;
+  const Tensor dense_features = few ? torch::stable::contiguous(features) : features;
   Tensor variance = torch::stable::new_empty(features, {n_rows});
-  dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const Form<scalar_t> form{matrix_of<scalar_t>(near_features), n_features, nullptr,
+    const Form<scalar_t> form{matrix_of<scalar_t>(dense_features), n_features, nullptr,
                               variance.mutable_data_ptr<scalar_t>()};
     const scalar_t* sigma = dense_covariance.const_data_ptr<scalar_t>();
     if (few) {

@@ -1,33 +1,37 @@
 // Symmetric update of a matrix by b rows.
 //
-//   out = matrix + sum_t weights_t u_t u_t^T, symmetric to the bit;  triangle u = rows, or u = rows without one.
+//   out = matrix + sum_t weights_t u_t u_t^T;  triangle u = rows, or u = rows without a triangle.
+//
+// The result is symmetric to the bit.
 //
 // Shapes: matrix [D, D], rows [b, D], weights [b], triangle [b, b] -> [D, D].
 //
-// Layout: the rows are packed in panels [panel][b][kPanel]. The triangle is solved for within a panel, kSolved rows at
-// a time: what they take from all rows before is a product (cpu/gemm/tile.h), what they take from each other a short
-// recursion. Then the lower triangle of the result is worked off in tiles, half the arithmetic of a general product:
-// groups of a few columns of the weighted u, [b][column], against panels. Every tile is added to the matrix, stored,
-// and stored again as its mirror image, so both triangles hold the same bits.
+// Layout: the rows are packed in panels [panel][b][kPanel]. The triangular system is solved in each panel, kSolved rows
+// at a time: the contribution of all earlier rows is a product (cpu/gemm/tile.h), that of rows in the same group a
+// short recursion. Then the lower triangle of the result is computed in tiles, which is half the arithmetic of a
+// general product: groups of a few columns of the weighted u, [b][column], times panels. Every tile is added to the
+// matrix, stored, and stored again at its mirror image.
 //
-// Parallel over pairs of row groups, one from each end, which together are as long as any other pair. Every sum has an
-// order that b alone decides.
+// Parallel over pairs of row groups. A pair is one group from each end, so all pairs take equal time. The order of
+// every sum depends on b only.
 //
-// Limit: arithmetic, b D^2 / 2 multiply-adds; for few rows memory, one read of half the matrix and one write of all.
+// Limit: arithmetic, b D^2 / 2 multiply-adds. For few rows it is memory: one read of half the matrix and one write of
+// all.
 #include "cpu/ops/rank_n_update.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <optional>
 
 #include "cpu/gemm/packing.h"
 #include "cpu/gemm/tile.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
+#include "cpu/simd/scratch.h"
+#include "torch/arguments/rank_n_update.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 #include "torch/recycled_memory.h"
 
 namespace {
@@ -35,8 +39,7 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "rank_n_update";
-constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker, below which starting one costs more
+constexpr int64_t kGrainWork = 1 << 17;  // multiply-adds per worker; with fewer, starting the worker costs more
 
 template <class T>
 struct Update : RankNUpdate<T> {
@@ -59,7 +62,8 @@ LAPAL_HD void solve_panel(const Update<T>& update, T* panel) {
         rows[i] -= known[i];
       }
     }
-    for (int64_t t = 0; t < count; ++t) {  // the last rows, fewer than a tile has, take all from here
+    for (int64_t t = 0; t < count;
+         ++t) {  // an incomplete last group has no product: it subtracts all earlier rows here
       T* row = panel + (first + t) * kPanel<T>;
       for (int64_t s = count == kSolved ? first : 0; s < first + t; ++s) {
         const T weight = triangle[t * b + s];
@@ -84,8 +88,8 @@ LAPAL_HD void prepare_panels(const Update<T>& update, int64_t begin, int64_t end
   }
 }
 
-// Columns [first, first + kRows) of the weighted u, as [b][kColumnStride]. They lie in one panel or in two, and are
-// copied by whole vectors: what is too much of one is overwritten by the next, or belongs to no column.
+// Columns [first, first + kRows) of the weighted u, as [b][kColumnStride]. They are in one panel or in two, and are
+// copied in whole vectors. Surplus values are overwritten by the next copy, or are in no column.
 template <int kRows, class T>
 LAPAL_HD void pack_columns(const Update<T>& update, int64_t first, T* group) {
   constexpr int64_t kWidth = kColumnStride<kRows>;
@@ -111,7 +115,7 @@ LAPAL_HD void pack_columns(const Update<T>& update, int64_t first, T* group) {
   }
 }
 
-// Adds a tile of the lower triangle to the matrix, and mirrors it; kInside: all of it lies below the diagonal.
+// Adds a tile of the lower triangle to the matrix, and mirrors it. kInside: the whole tile is below the diagonal.
 template <int kRows, bool kInside, class T>
 LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column, T* tile) {
   const int64_t size = update.size;
@@ -136,8 +140,8 @@ LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column,
   }
 }
 
-// Calls for what a tile will be added to and stored over, while its sums are still being made: the rows of a matrix lie
-// too far apart for the hardware to see a pattern.
+// Prefetches the memory that a tile is added to and stored in, before its sums are computed. The rows of a matrix are
+// too far apart for the hardware prefetcher.
 template <int kRows, class T>
 LAPAL_HD void prefetch_tile(const Update<T>& update, int64_t first, int64_t column) {
   for (int64_t row = first; row < first + kRows; ++row) {
@@ -179,53 +183,50 @@ LAPAL_HD void update_pairs(const Update<T>& update, int64_t begin, int64_t end, 
   }
 }
 
-#define LAPAL_UPDATE_KERNELS(T)                                                                    \
-  LAPAL_CLONES void wide_panels(const Update<T>& update, int64_t begin, int64_t end) {             \
-    prepare_panels<kWideRows>(update, begin, end);                                                 \
-  }                                                                                                \
-  LAPAL_CLONES void narrow_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
-    prepare_panels<kNarrowRows>(update, begin, end);                                               \
-  }                                                                                                \
-  LAPAL_CLONES void wide_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {   \
-    update_pairs<kWideRows>(update, begin, end, group);                                            \
-  }                                                                                                \
-  LAPAL_CLONES void narrow_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
-    update_pairs<kNarrowRows>(update, begin, end, group);                                          \
+#define LAPAL_UPDATE_KERNELS(T)                                                                      \
+  LAPAL_CLONES void avx512_panels(const Update<T>& update, int64_t begin, int64_t end) {             \
+    prepare_panels<kAvx512Rows>(update, begin, end);                                                 \
+  }                                                                                                  \
+  LAPAL_CLONES void portable_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
+    prepare_panels<kPortableRows>(update, begin, end);                                               \
+  }                                                                                                  \
+  LAPAL_CLONES void avx512_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {   \
+    update_pairs<kAvx512Rows>(update, begin, end, group);                                            \
+  }                                                                                                  \
+  LAPAL_CLONES void portable_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
+    update_pairs<kPortableRows>(update, begin, end, group);                                          \
   }
 LAPAL_UPDATE_KERNELS(float)
 LAPAL_UPDATE_KERNELS(double)
 #undef LAPAL_UPDATE_KERNELS
 
-// One chunk of rows, or with a triangle all of them.
+// One chunk of rows. With a triangle the chunk is all rows.
 template <class T>
 void update_with_rows(Update<T> update) {
   const int64_t n_panels = (update.size + kPanel<T> - 1) / kPanel<T>;
-  const Scratch<T> panels(n_panels * update.n_rows * kPanel<T> + kColumnStride<kWideRows>);
+  const Scratch<T> panels(n_panels * update.n_rows * kPanel<T> + kColumnStride<kAvx512Rows>);
   STD_TORCH_CHECK(bool(panels), kOp, ": out of memory");
   update.panels = panels.data();
   const int group_rows = rows_of_group();
   const int64_t panel_work = update.n_rows * kPanel<T> * (update.triangle == nullptr ? 1 : update.n_rows / 2 + 1);
   torch::stable::parallel_for(0, n_panels, 1 + kGrainWork / (panel_work + 1), [&](int64_t begin, int64_t end) {
-    if (group_rows == kWideRows) {
-      wide_panels(update, begin, end);
+    if (group_rows == kAvx512Rows) {
+      avx512_panels(update, begin, end);
     } else {
-      narrow_panels(update, begin, end);
+      portable_panels(update, begin, end);
     }
   });
   const int64_t n_groups = (update.size + group_rows - 1) / group_rows;
-  const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile costs as much as 8 rows without any
-  std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, (n_groups + 1) / 2, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
-    const Scratch<T> group((update.n_rows + 1) * kColumnStride<kWideRows>);
-    if (!group) {
-      out_of_memory = true;
-    } else if (group_rows == kWideRows) {
-      wide_kernel(update, begin, end, group.data());
-    } else {
-      narrow_kernel(update, begin, end, group.data());
-    }
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+  const int64_t work = (update.n_rows + 8) * group_rows * update.size;  // a tile without rows costs as much as 8 rows
+  parallel_tiles((n_groups + 1) / 2, 1 + kGrainWork / work, kOp,
+                 [&] { return Scratch<T>((update.n_rows + 1) * kColumnStride<kAvx512Rows>); },
+                 [&](int64_t begin, int64_t end, const Scratch<T>& group) {
+                   if (group_rows == kAvx512Rows) {
+                     avx512_kernel(update, begin, end, group.data());
+                   } else {
+                     portable_kernel(update, begin, end, group.data());
+                   }
+                 });
 }
 
 }  // namespace
@@ -241,11 +242,11 @@ void update_matrix(const RankNUpdate<T>& given) {
   if (update.triangle != nullptr || update.n_rows <= kDepth) {
     return update_with_rows(update);
   }
-  const int64_t n_rows = update.n_rows;  // panels of a chunk stay in the second-level cache
+  const int64_t n_rows = update.n_rows;  // the panels of a chunk stay in the second-level cache
   for (int64_t start = 0; start < n_rows; start += kDepth) {
     update.n_rows = std::min(kDepth, n_rows - start);
     update_with_rows(update);
-    update.matrix = update.out;  // from here on in place: every element is read and written by one thread
+    update.matrix = update.out;  // in place from here on: one thread reads and writes each element
     update.rows += kDepth * update.size;
     update.weights += kDepth;
   }
@@ -260,23 +261,16 @@ namespace {
 
 Tensor rank_n_update_cpu(const Tensor& matrix, const Tensor& rows, const Tensor& weights,
                          const std::optional<Tensor>& triangle) {
-  check_dim(rows, 2, kOp, "rows");
-  const int64_t n_rows = rows.size(0), size = rows.size(1);
-  check_shape(matrix, {size, size}, kOp, "matrix");
-  check_shape(weights, {n_rows}, kOp, "weights");
-  check_dtype(rows, matrix.scalar_type(), kOp, "rows");
-  check_dtype(weights, matrix.scalar_type(), kOp, "weights");
-  if (triangle) {
-    check_shape(*triangle, {n_rows, n_rows}, kOp, "triangle");
-    check_dtype(*triangle, matrix.scalar_type(), kOp, "triangle");
-  }
+  const RankNUpdateArguments call = check_rank_n_update(matrix, rows, weights, triangle);
+  const int64_t n_rows = call.n_rows, size = call.n_features;
+
   Tensor out = recycled_empty(matrix, {size, size});
   const Tensor dense_matrix = torch::stable::contiguous(matrix);
   const Tensor dense_rows = torch::stable::contiguous(rows);
   const Tensor dense_weights = torch::stable::contiguous(weights);
   const std::optional<Tensor> dense_triangle =
       triangle ? std::optional<Tensor>(torch::stable::contiguous(*triangle)) : std::nullopt;
-  dispatch_floating(matrix.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     update_matrix(RankNUpdate<scalar_t>{dense_matrix.const_data_ptr<scalar_t>(), dense_rows.const_data_ptr<scalar_t>(),
                                         dense_weights.const_data_ptr<scalar_t>(),

@@ -1,4 +1,4 @@
-// The downdate behind rank_n_update, for kernels that need it on memory of their own.
+// The update of rank_n_update, for kernels that call it on their own memory.
 #pragma once
 
 #include <cstdint>

@@ -4,12 +4,11 @@
 //
 // Shapes: covariance [B, D, D], features [B, D], curvature [B] -> Sigma' [B, D, D], u [B, D]; contiguous.
 //
-// Two passes over rows: u_i = Sigma_i . phi, each row's sum in one fixed order; then row i of Sigma'. The
-// product u_i u_j is rounded before the shrinkage multiplies it, so Sigma' is symmetric to the bit where
-// Sigma is.
+// Two passes over rows: u_i = Sigma_i . phi, each sum in one fixed order; then row i of Sigma'. The product u_i u_j is
+// rounded before it is multiplied by the shrinkage, so Sigma' is symmetric to the bit where Sigma is.
 //
-// Parallel over matrices, or over the rows of each matrix where there are fewer matrices than threads: rows
-// do not depend on each other, so both give the same bits.
+// Parallel over matrices, or over the rows of each matrix if there are fewer matrices than threads. Rows are
+// independent, so both give the same bits.
 //
 // Limit: memory, one read of Sigma (a second from cache while a matrix fits) and one write of Sigma'.
 #include "cpu/ops/rank_one_update.h"
@@ -21,7 +20,7 @@
 
 #include "cpu/gemm/dots.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
+#include "torch/arguments/rank_one_update.h"
 #include "torch/dispatch.h"
 #include "torch/recycled_memory.h"
 
@@ -30,8 +29,7 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "rank_one_update";
-constexpr int64_t kGrain = 1 << 15;  // elements of Sigma per worker, below which starting one costs more
+constexpr int64_t kGrain = 1 << 15;  // elements of Sigma per worker; with fewer, starting the worker costs more
 
 // u_i for rows [begin, end) of one matrix.
 template <class T>
@@ -133,19 +131,15 @@ namespace {
 
 std::tuple<Tensor, Tensor> rank_one_update_cpu(const Tensor& covariance, const Tensor& features,
                                                const Tensor& curvature) {
-  check_dim(features, 2, kOp, "features");
-  const int64_t n_matrices = features.size(0), size = features.size(1);
-  check_shape(covariance, {n_matrices, size, size}, kOp, "covariance");
-  check_shape(curvature, {n_matrices}, kOp, "curvature");
-  check_dtype(features, covariance.scalar_type(), kOp, "features");
-  check_dtype(curvature, covariance.scalar_type(), kOp, "curvature");
+  const RankOneUpdateArguments call = check_rank_one_update(covariance, features, curvature);
+  const int64_t n_matrices = call.n_matrices, size = call.n_features;
 
   Tensor result = recycled_empty(covariance, {n_matrices, size, size});
   Tensor direction = torch::stable::new_empty(covariance, {n_matrices, size});
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
   const Tensor dense_features = torch::stable::contiguous(features);
   const Tensor dense_curvature = torch::stable::contiguous(curvature);
-  dispatch_floating(covariance.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     update_matrices(dense_covariance.const_data_ptr<scalar_t>(), dense_features.const_data_ptr<scalar_t>(),
                     dense_curvature.const_data_ptr<scalar_t>(), n_matrices, size, result.mutable_data_ptr<scalar_t>(),

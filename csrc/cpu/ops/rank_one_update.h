@@ -1,4 +1,4 @@
-// The downdates behind rank_one_update, for kernels that need them on memory of their own.
+// The downdates of rank_one_update, for kernels that call them on their own memory.
 #pragma once
 
 #include <cstdint>

@@ -1,19 +1,20 @@
-// One pick of sequential selection: a single pass over the pool.
+// One pick of sequential selection: one pass over the pool.
 //
-//   c = Phi u + offset;  logits += c g^T;  v -= beta c^2;  utility of softmax(logits / sqrt(1 + kappa v));
-//   the free row with the largest utility is taken.
+//   c = Phi u + offset;  logits += c g^T;  v -= beta c^2;  utility of softmax(logits / sqrt(1 + kappa v))
+//
+// The pick is the free row with the largest utility.
 //
 // Shapes: pool [N, D] in any storage dtype, u [D], g [C], logits [N, C], v [N], taken [N], scale [N].
 //
-// Layout: pool rows contiguous. Rows are worked off in tiles. The columns c of a tile come from one dot
-// product per row, each in the same order, so equal rows tie exactly wherever they lie. The tile's logits are
-// then updated class by class (contiguous where the logits are class-major, the fast layout) and copied to a
-// buffer [block][C][lane], from which the utility is taken with rows in lanes.
+// Layout: pool rows are contiguous. The products c of a tile are one dot product per row, all in the same order, so
+// equal rows tie exactly. Then the logits of the tile are updated class by class, which is fast for class-major logits,
+// and copied to a buffer [block][C][lane]. The utility is computed from this buffer with rows in lanes.
 //
-// Parallel over tiles, whose size depends on C alone; the best rows of the tiles are compared in order
-// (cpu/pool/rows.h).
+// Parallel over tiles whose size depends on C only. The best rows of the tiles are compared in order (cpu/pool/rows.h).
 //
 // Limit: memory, one read of the pool.
+#include "torch/arguments/selection_step_.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -25,8 +26,7 @@
 #include "cpu/passes/utility_block.h"
 #include "cpu/pool/rows.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
+#include "shared/likelihood.h"
 #include "torch/dispatch.h"
 
 namespace {
@@ -35,14 +35,13 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "selection_step_";
-constexpr int64_t kTileBytes = 1 << 17;  // of the buffer of logits: it stays in the second-level cache
+constexpr int64_t kTileBytes = 1 << 17;  // of the buffer of logits, which stays in the second-level cache
 
-// A pass over the rows; the pointers are those of the tensors, with their strides.
+// The data of one pass: pointers and strides of the tensors.
 template <class T, class S>
 struct Pass {
   PoolRows<S> pool;
-  bool moves;  // false: c counts for nothing, and the pool is not read
+  bool moves;  // false if c changes nothing: then the pool is not read
   Direction<T> u;
   const T* g;
   T beta;
@@ -52,7 +51,7 @@ struct Pass {
   int64_t n_classes;
   T* variance;  // null for the plugin link
   int64_t variance_stride;
-  Taken taken;
+  TakenRows taken;
   const T* scale;  // null unless the utility needs it
   Utility kind;
   T kappa;
@@ -118,7 +117,7 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
     alignas(kBlockBytes) T scale[kL] = {};
     T* block = buffer + i * pass.n_classes;
     if (valid < kL) {
-      // The lanes behind the last row hold whatever was there: harmless, but slow where it is subnormal.
+      // Lanes after the last row hold old values. These would be slow if they were subnormal.
       for (int64_t k = 0; k < pass.n_classes; ++k) {
         for (int lane = valid; lane < kL; ++lane) {
           block[k * kL + lane] = T(0);
@@ -150,7 +149,7 @@ LAPAL_HD Best selection_tile(const Pass<T, S>& pass, int64_t start, int64_t rows
       constexpr const T* kNoLink = nullptr;
       utility_block_of_kind<false>(pass.kind, block, pass.n_classes, kNoLink, scale, utilities);
     }
-    pass.taken.offer(utilities, first, valid, best);
+    pass.taken.update_best(utilities, first, valid, best);
   }
   return best;
 }
@@ -184,33 +183,10 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
                                                const std::optional<Tensor>& variance, const Tensor& taken,
                                                const std::optional<Tensor>& scale, const std::string& kind_name,
                                                double kappa) {
-  const Utility kind = parse_utility(kind_name, kOp);
-  check_dim(pool, 2, kOp, "pool");
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  check_shape(logits, {n_rows, kAnySize}, kOp, "logits");
-  check_shape(u, {n_features}, kOp, "u");
-  check_shape(offset, {}, kOp, "offset");
-  check_shape(g, {n_classes}, kOp, "g");
-  check_shape(beta, {}, kOp, "beta");
-  check_shape(taken, {n_rows}, kOp, "taken");
-  check_dtype(u, dtype, kOp, "u");
-  check_dtype(offset, dtype, kOp, "offset");
-  check_dtype(g, dtype, kOp, "g");
-  check_dtype(beta, dtype, kOp, "beta");
-  check_dtype(taken, ScalarType::Bool, kOp, "taken");
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  if (variance.has_value()) {
-    check_shape(*variance, {n_rows}, kOp, "variance");
-    check_dtype(*variance, dtype, kOp, "variance");
-  }
-  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp, ": utility 'variance' needs variance");
+  const SelectionStepArguments call =
+      check_selection_step(pool, u, offset, g, beta, logits, variance, taken, scale, kind_name);
   std::optional<Tensor> dense_scale;
-  if (kind == Utility::gradient_norm) {
-    STD_TORCH_CHECK(scale.has_value(), kOp, ": utility 'gradient_norm' needs scale");
-    check_shape(*scale, {n_rows}, kOp, "scale");
-    check_dtype(*scale, dtype, kOp, "scale");
+  if (needs_of(call.kind).scale) {
     dense_scale = torch::stable::contiguous(*scale);
   }
 
@@ -219,7 +195,7 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
   const Tensor dense_pool = with_contiguous_rows(pool);
   const Tensor dense_u = torch::stable::contiguous(u);
   const Tensor dense_g = torch::stable::contiguous(g);
-  dispatch_floating(dtype, kOp, [&](auto compute) {
+  dispatch_floating(call.dtype, kOp, [&](auto compute) {
     using scalar_t = typename decltype(compute)::type;
     dispatch_storage(pool.scalar_type(), kOp, [&](auto storage) {
       using storage_t = typename decltype(storage)::type;
@@ -234,16 +210,16 @@ std::tuple<Tensor, Tensor> selection_step__cpu(const Tensor& pool, const Tensor&
       pass.logits = logits.mutable_data_ptr<scalar_t>();
       pass.row_stride = logits.stride(0);
       pass.class_stride = logits.stride(1);
-      pass.n_classes = n_classes;
+      pass.n_classes = call.n_classes;
       if (variance.has_value()) {
         pass.variance = variance->mutable_data_ptr<scalar_t>();
         pass.variance_stride = variance->stride(0);
       }
       pass.taken = {taken.mutable_data_ptr<bool>(), taken.stride(0)};
       pass.scale = dense_scale.has_value() ? dense_scale->const_data_ptr<scalar_t>() : nullptr;
-      pass.kind = kind;
+      pass.kind = call.kind;
       pass.kappa = scalar_t(kappa);
-      const Best best = selection_step_impl(pass, n_rows);
+      const Best best = selection_step_impl(pass, call.n_rows);
       *index.mutable_data_ptr<int64_t>() = best.index;
       *utility.mutable_data_ptr<scalar_t>() = scalar_t(best.utility);
     });

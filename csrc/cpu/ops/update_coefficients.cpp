@@ -1,37 +1,38 @@
-// The recursion that absorbs b labels into M hypotheses without touching the feature space.
+// The recursion that absorbs b labels into M hypotheses, in terms of their gram matrix only.
 //
-// Observation t, with c and v from the gram matrix as it stands:
-//   g_t = a (e_y - softmax(f_t));  f_j += c_j g_t for j >= t;  s'_t = curvature(f_t);  beta_t = s'_t / (1 +
-//   s'_t v); T_jt = beta_t c_j and gram_jk -= beta_t c_j c_k for j, k > t.  Finally T^T H = g.
+// For observation t, with column c and variance v of the present gram matrix:
 //
-// Shapes: gram [M, b, b], logits [M, b, C], targets [M, b] -> H [M, b, C], T [M, b, b], beta [M, b], s' [M,
-// b].
+//   g_t = a (e_y - softmax(f_t));  f_j += c_j g_t for j >= t;  s'_t = curvature(f_t);  beta_t = s'_t / (1 + s'_t v)
+//   T_jt = beta_t c_j and gram_jk -= beta_t c_j c_k for j, k > t
 //
-// All of it runs in float64. Row t of the work matrix is column t of the gram matrix's lower triangle, [t, b), so that
-// the downdate runs along contiguous memory, in full blocks, whose surplus nobody reads; once t is absorbed the row is
-// final. That is why f_t is computed when it is needed, as logits_t + sum over s < t of c_t^(s) g_s, with the classes
-// in registers, instead of updating every later row at each t: without writing b^2 C numbers.
+// At the end, T^T H = g.
 //
-// Parallel over hypotheses; one hypothesis is a chain and runs on one thread.
+// Shapes: gram [M, b, b], logits [M, b, C], targets [M, b] -> H [M, b, C], T [M, b, b], beta [M, b], s' [M, b].
 //
-// Limit: b^2 C multiply-adds (f and H) + b^3 / 6 (gram), and about 6 passes of C exponentials per line
-// search.
+// Layout: all numbers are float64. Row t of the work matrix is column t of the lower triangle of the gram matrix, [t,
+// b), so the downdate runs along contiguous memory. It runs in full blocks; surplus values are never read. f_t is
+// computed when it is needed, as logits_t + sum over s < t of c_t^(s) g_s, with the classes in registers. Updating
+// every later row at each t would write b^2 C numbers instead.
+//
+// Parallel over hypotheses. One hypothesis is a sequential chain and runs on one thread.
+//
+// Limit: b^2 C multiply-adds (f and H), b^3 / 6 (gram), and about 6 passes of C exponentials per line search.
 #include "cpu/ops/update_coefficients.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <string>
 #include <tuple>
 
 #include "cpu/passes/line_search.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
+#include "cpu/simd/scratch.h"
+#include "torch/arguments/update_coefficients.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
 
 namespace {
 
@@ -39,11 +40,10 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "update_coefficients";
 constexpr int kL = kLanes<double>;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// One hypothesis in float64. Rows of classes are padded to full blocks; the padding has logits of -inf.
+// One hypothesis in float64. Rows of classes are padded to full blocks, with logits of -inf.
 struct Work {
   int64_t batch_size;
   int64_t n_classes;
@@ -62,8 +62,19 @@ struct Work {
   double* terms;           // [row_size]
 };
 
-// out += sign * sum_j coefficients[j * stride] * rows[j], for kBlocks blocks. The sums stay in registers, and those of
-// few blocks in several chains: one multiply-add would wait for the other.
+// The numbers behind the pointers of one Work.
+struct Memory {
+  Memory(int64_t b, int64_t row_size, int64_t gram_stride)
+      : gram(b * gram_stride), logits(b * row_size), steps(b * row_size), scalars(3 * b), rows(2 * row_size) {}
+  explicit operator bool() const {
+    return gram && logits && steps && scalars && rows;
+  }
+
+  Scratch<double> gram, logits, steps, scalars, rows;
+};
+
+// out += sign * sum_j coefficients[j * stride] * rows[j], for kBlocks blocks. The sums stay in registers. Few blocks
+// have several chains of sums, so that multiply-adds do not wait for each other.
 template <int kBlocks>
 LAPAL_HD void add_blocks(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
                          int64_t row_size, double* out) {
@@ -125,10 +136,24 @@ LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, 
 }
 
 LAPAL_HD double weight_of(const Work& work, const double* logits) {
-  if (work.rule.curvature == Curvature::gaussian) {
-    return 1.0;
+  switch (work.rule.curvature) {
+    case Curvature::gaussian:
+      return 1.0;
+    case Curvature::categorical:
+      return curvature_weight(losing_terms(logits, work.row_size, argmax(logits, work.n_classes), work.terms));
   }
-  return curvature_weight(losing_terms(logits, work.row_size, argmax(logits, work.n_classes), work.terms));
+  return kNaN;
+}
+
+LAPAL_HD double step_length(const Work& work, const double* logits, double variance, int64_t target) {
+  const double gamma = work.rule.gamma;
+  switch (work.rule.step) {
+    case Step::newton:
+      return gamma / (1.0 + weight_of(work, logits) * variance);
+    case Step::line_search:
+      return line_search(logits, variance, work.residual, work.row_size, target, gamma, work.terms);
+  }
+  return kNaN;
 }
 
 LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
@@ -145,10 +170,7 @@ LAPAL_CLONES void update_coefficients_kernel(const Work& work) {
 
     const double variance = column[t] >= -work.slack * work.variances[t] ? column[t] : kNaN;
     residual(f, work.n_classes, row_size, target, work.terms, work.residual);
-    const double gamma = work.rule.gamma;
-    const double length = work.rule.step == Step::newton
-                              ? gamma / (1.0 + weight_of(work, f) * variance)
-                              : line_search(f, variance, work.residual, row_size, target, gamma, work.terms);
+    const double length = step_length(work, f, variance, target);
 #pragma omp simd
     for (int64_t k = 0; k < row_size; ++k) {
       step[k] = length * work.residual[k];
@@ -225,14 +247,8 @@ void find_coefficients(const Hypotheses<T>& hypotheses, const UpdateRule& rule) 
     return;
   }
   const int64_t b = hypotheses.batch_size, row_size = round_up(hypotheses.n_classes, kL), gram_stride = round_up(b, kL);
-  std::atomic<bool> out_of_memory{false};
-  torch::stable::parallel_for(0, hypotheses.count, 1, [&](int64_t begin, int64_t end) {
-    const Scratch<double> gram(b * gram_stride), logits(b * row_size), steps(b * row_size), scalars(3 * b),
-        rows(2 * row_size);
-    if (!gram || !logits || !steps || !scalars || !rows) {
-      out_of_memory = true;
-      return;
-    }
+  const auto make_memory = [&] { return Memory(b, row_size, gram_stride); };
+  parallel_tiles(hypotheses.count, 1, kOp, make_memory, [&](int64_t begin, int64_t end, const Memory& memory) {
     Work work{};
     work.batch_size = b;
     work.n_classes = hypotheses.n_classes;
@@ -240,19 +256,18 @@ void find_coefficients(const Hypotheses<T>& hypotheses, const UpdateRule& rule) 
     work.rule = rule;
     work.slack = kPsdSlack * double(std::numeric_limits<T>::epsilon());
     work.gram_stride = gram_stride;
-    work.gram = gram.data();
-    work.logits = logits.data();
-    work.steps = steps.data();
-    work.beta = scalars.data();
-    work.weights = scalars.data() + b;
-    work.variances = scalars.data() + 2 * b;
-    work.residual = rows.data();
-    work.terms = rows.data() + row_size;
+    work.gram = memory.gram.data();
+    work.logits = memory.logits.data();
+    work.steps = memory.steps.data();
+    work.beta = memory.scalars.data();
+    work.weights = memory.scalars.data() + b;
+    work.variances = memory.scalars.data() + 2 * b;
+    work.residual = memory.rows.data();
+    work.terms = memory.rows.data() + row_size;
     for (int64_t m = begin; m < end; ++m) {
       absorb(hypotheses, m, work);
     }
   });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
 }
 
 template void find_coefficients(const Hypotheses<float>&, const UpdateRule&);
@@ -266,13 +281,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
                                                                    const Tensor& targets, double gamma,
                                                                    const std::string& step,
                                                                    const std::string& curvature) {
-  check_dim(logits, 3, kOp, "logits");
-  const int64_t n_hypotheses = logits.size(0), batch_size = logits.size(1), n_classes = logits.size(2);
-  check_shape(gram, {n_hypotheses, batch_size, batch_size}, kOp, "gram");
-  check_shape(targets, {n_hypotheses, batch_size}, kOp, "targets");
-  check_dtype(logits, gram.scalar_type(), kOp, "logits");
-  check_dtype(targets, ScalarType::Long, kOp, "targets");
-  const UpdateRule rule{gamma, parse_step(step, kOp), parse_curvature(curvature, kOp)};
+  const UpdateCoefficientsArguments call = check_update_coefficients(gram, logits, targets, gamma, step, curvature);
+  const int64_t n_hypotheses = call.n_hypotheses, batch_size = call.batch_size, n_classes = call.n_classes;
   const Tensor dense_targets = torch::stable::contiguous(targets);
   check_index_range(dense_targets, n_classes, kOp, "targets");
 
@@ -282,7 +292,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
   Tensor weights = torch::stable::new_empty(gram, {n_hypotheses, batch_size});
   const Tensor dense_gram = torch::stable::contiguous(gram);
   const Tensor dense_logits = torch::stable::contiguous(logits);
-  dispatch_floating(gram.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Hypotheses<scalar_t> hypotheses{n_hypotheses,
                                           batch_size,
@@ -294,7 +304,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cpu(const Tensor&
                                           triangle.mutable_data_ptr<scalar_t>(),
                                           beta.mutable_data_ptr<scalar_t>(),
                                           weights.mutable_data_ptr<scalar_t>()};
-    find_coefficients(hypotheses, rule);
+    find_coefficients(hypotheses, call.rule);
   });
   return {coefficients, triangle, beta, weights};
 }

@@ -1,4 +1,4 @@
-// The recursion behind update_coefficients, for kernels that need it on memory of their own.
+// The recursion of update_coefficients, for kernels that call it on their own memory.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +7,7 @@
 
 namespace lapal_ext {
 
-// How labels are absorbed.
-struct UpdateRule {
-  double gamma;
-  Step step;
-  Curvature curvature;
-};
-
-// M hypotheses of b observations each and what comes of them, contiguous.
+// M hypotheses of b observations each, and their results; all contiguous.
 template <class T>
 struct Hypotheses {
   int64_t count;

@@ -1,28 +1,31 @@
-// How much a label of each row would tell, from its predictive alone.
+// Utility of a label for each row, from its predictive distribution.
 //
-//   utility of softmax(z_n / sqrt(1 + kappa v_n)), or of softmax(z_n) without v; formulas in shared/likelihood.h.
+//   utility of softmax(z_n / sqrt(1 + kappa v_n)), or of softmax(z_n) without v; formulas in shared/utilities.h.
 //
 // Shapes: logits z [N, C], variance v [N], scale [N] -> [N].
 //
-// Layout: rows lie in lanes; a block of rows is brought into [C][lane] and passed over twice: the largest, then the
-// exponentials and what the utility sums of them. Logits may have any strides; class-major ones need no transposition.
+// Layout: rows are in lanes. A block of rows is transposed to [C][lane]; then one pass finds the largest logit and one
+// computes the exponentials and their sums. Logits may have any strides; class-major logits need no transposition.
 //
 // Parallel over blocks of rows.
 //
 // Limit: one exponential and one transposition in the first-level cache per logit.
+#include "torch/arguments/utility.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <atomic>
 #include <optional>
 #include <string>
 
 #include "cpu/passes/row_block.h"
 #include "cpu/passes/utility_block.h"
 #include "cpu/simd/lanes.h"
-#include "torch/checks.h"
-#include "torch/choices.h"
+#include "cpu/simd/scratch.h"
+#include "shared/likelihood.h"
 #include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
+#include "torch/rows.h"
 
 namespace {
 
@@ -30,15 +33,9 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "utility";
-
 template <class T>
 struct Rows {
-  const T* logits;
-  int64_t row_stride;
-  int64_t class_stride;
-  int64_t n_rows;
-  int64_t n_classes;
+  LogitRows<T> logits;
   const T* variance;  // null for the plugin link
   int64_t variance_stride;
   const T* scale;  // null unless the utility needs it
@@ -51,8 +48,8 @@ struct Rows {
 template <class T>
 LAPAL_HD void utility_blocks(const Rows<T>& rows, int64_t begin, int64_t end, T* block) {
   constexpr int kL = kLanes<T>;
-  for (int64_t start = begin * kL; start < end * kL && start < rows.n_rows; start += kL) {
-    const int64_t valid = rows.n_rows - start < kL ? rows.n_rows - start : kL;
+  for (int64_t start = begin * kL; start < end * kL && start < rows.logits.n_rows; start += kL) {
+    const int64_t valid = rows.logits.n_rows - start < kL ? rows.logits.n_rows - start : kL;
     alignas(kBlockBytes) T link[kL];
     alignas(kBlockBytes) T scale[kL] = {};
     alignas(kBlockBytes) T utilities[kL];
@@ -62,17 +59,16 @@ LAPAL_HD void utility_blocks(const Rows<T>& rows, int64_t begin, int64_t end, T*
     if (rows.variance != nullptr) {
       read_values(rows.variance + start * rows.variance_stride, rows.variance_stride, valid, utilities);
     }
-    if (rows.kind != Utility::variance) {
-      read_rows(rows.logits + start * rows.row_stride, rows.row_stride, rows.class_stride, rows.n_classes, valid,
-                block);
+    if (needs_of(rows.kind).logits) {
+      read_rows(rows.logits, start, valid, block);
       if (rows.variance != nullptr) {
 #pragma omp simd
         for (int lane = 0; lane < kL; ++lane) {
           link[lane] = mean_field(utilities[lane], rows.kappa);
         }
-        utility_block_of_kind<true>(rows.kind, block, rows.n_classes, link, scale, utilities);
+        utility_block_of_kind<true>(rows.kind, block, rows.logits.n_classes, link, scale, utilities);
       } else {
-        utility_block_of_kind<false>(rows.kind, block, rows.n_classes, link, scale, utilities);
+        utility_block_of_kind<false>(rows.kind, block, rows.logits.n_classes, link, scale, utilities);
       }
     }
     for (int64_t lane = 0; lane < valid; ++lane) {
@@ -91,57 +87,33 @@ LAPAL_CLONES void utility_kernel(const Rows<double>& rows, int64_t begin, int64_
 
 template <class T>
 void utility_impl(const Rows<T>& rows) {
-  std::atomic<bool> out_of_memory{false};
-  const int64_t n_blocks = (rows.n_rows + kLanes<T> - 1) / kLanes<T>;
-  torch::stable::parallel_for(0, n_blocks, grain_of_rows<T>(rows.n_classes), [&](int64_t begin, int64_t end) {
-    const Scratch<T> block(rows.n_classes * kLanes<T>);
-    if (!block) {
-      out_of_memory = true;
-      return;
-    }
-    utility_kernel(rows, begin, end, block.data());
-  });
-  STD_TORCH_CHECK(!out_of_memory, kOp, ": out of memory");
+  const int64_t n_blocks = (rows.logits.n_rows + kLanes<T> - 1) / kLanes<T>;
+  parallel_tiles(
+      n_blocks, grain_of_rows<T>(rows.logits.n_classes), kOp,
+      [&] { return Scratch<T>(rows.logits.n_classes * kLanes<T>); },
+      [&](int64_t begin, int64_t end, const Scratch<T>& block) { utility_kernel(rows, begin, end, block.data()); });
 }
 
 Tensor utility_cpu(const Tensor& logits, const std::optional<Tensor>& variance, const std::optional<Tensor>& scale,
                    const std::string& kind_name, double kappa) {
-  const Utility kind = parse_utility(kind_name, kOp);
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp, ": utility 'variance' needs variance");
-  STD_TORCH_CHECK(kind != Utility::gradient_norm || scale.has_value(), kOp, ": utility 'gradient_norm' needs scale");
-  if (variance.has_value()) {
-    check_shape(*variance, {n_rows}, kOp, "variance");
-    check_dtype(*variance, dtype, kOp, "variance");
-  }
-  if (kind == Utility::gradient_norm) {
-    check_shape(*scale, {n_rows}, kOp, "scale");
-    check_dtype(*scale, dtype, kOp, "scale");
-  }
-  Tensor utilities = torch::stable::new_empty(logits, {n_rows});
-  if (n_rows == 0) {
+  const UtilityArguments call = check_utility(logits, variance, scale, kind_name);
+  Tensor utilities = torch::stable::new_empty(logits, {call.n_rows});
+  if (call.n_rows == 0) {
     return utilities;
   }
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Rows<scalar_t> rows{};
-    rows.logits = logits.const_data_ptr<scalar_t>();
-    rows.row_stride = logits.stride(0);
-    rows.class_stride = logits.stride(1);
-    rows.n_rows = n_rows;
-    rows.n_classes = n_classes;
+    rows.logits = rows_of_logits<scalar_t>(logits);
     if (variance.has_value()) {
       rows.variance = variance->const_data_ptr<scalar_t>();
       rows.variance_stride = variance->stride(0);
     }
-    if (kind == Utility::gradient_norm) {
+    if (needs_of(call.kind).scale) {
       rows.scale = scale->const_data_ptr<scalar_t>();
       rows.scale_stride = scale->stride(0);
     }
-    rows.kind = kind;
+    rows.kind = call.kind;
     rows.kappa = scalar_t(kappa);
     rows.utilities = utilities.mutable_data_ptr<scalar_t>();
     utility_impl(rows);

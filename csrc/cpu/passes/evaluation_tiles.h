@@ -1,23 +1,24 @@
 // Evaluation points in tiles, for the ops that sum a loss over all points for each of many items.
 //
-// Workers share out the pairs (tile, item), each weighing as many blocks as the tile has. Every pair writes its own
-// float64 sum, and tiles are added in order, so the result depends on no thread count.
+// Workers share the pairs (tile, item). A pair counts as many units of work as its tile has blocks. Every pair writes
+// its own float64 sum, and the sums of the tiles are added in order, so the result does not depend on the number of
+// threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "cpu/simd/lanes.h"
+#include "torch/parallel_tiles.h"
 
 namespace lapal_ext {
 
-constexpr int64_t kMaxTilePoints = 256;  // longer tiles gain nothing and leave less to share between threads
+constexpr int64_t kMaxTilePoints = 256;  // longer tiles are not faster, and leave fewer pairs for the threads
 
-// The points of a call: tiles of full blocks, then what is left.
+// The points of a call: tiles of full blocks, then one tile of the remaining points.
 struct Tiling {
   int64_t n_eval;
   int64_t tile_points;
@@ -32,12 +33,12 @@ struct Tiling {
     return tile < n_full_tiles ? std::min(tile_points, n_full_points - start(tile)) : n_eval - n_full_points;
   }
   template <class T>
-  int64_t blocks_before(int64_t tile) const {  // a block that is not full takes as long as one that is
+  int64_t blocks_before(int64_t tile) const {  // an incomplete block takes as long as a full one
     return tile < n_tiles ? start(tile) / kLanes<T> : (n_eval + kLanes<T> - 1) / kLanes<T>;
   }
 };
 
-// Tiles that take `bytes` where each point has `values_per_point` numbers, in pairs of full blocks.
+// Tiles of about `bytes`, for points of `values_per_point` numbers. A tile is a multiple of two full blocks.
 template <class T>
 Tiling tiling_of(int64_t n_eval, int64_t values_per_point, int64_t bytes) {
   constexpr int kL = kLanes<T>;
@@ -51,7 +52,7 @@ Tiling tiling_of(int64_t n_eval, int64_t values_per_point, int64_t bytes) {
   return tiling;
 }
 
-// One block of kWidth lanes; those beyond `valid` are zero.
+// One block of kWidth lanes, with zeros after the first `valid`.
 template <int kWidth, class To, class From>
 void copy_block(const From* from, int64_t stride, int64_t valid, To* to) {
   for (int lane = 0; lane < kWidth; ++lane) {
@@ -72,32 +73,27 @@ void pack_logits(const torch::stable::Tensor& logits, int64_t start, int64_t poi
   }
 }
 
-// Adds to `out` the sum over all points for each of n_items. `make_worker` returns the memory of one worker, false
-// where there was none; its `sum_tile(start, points, begin, end, sums)` writes the sums of one tile's points for items
-// [begin, end). Returns whether there was memory.
+// Adds to `out` the sum over all points for each of n_items. `make_worker` returns the memory of one worker for
+// parallel_tiles(). Its `sum_tile(start, points, begin, end, sums)` writes the sums of one tile's points for
+// items [begin, end).
 template <class T, class MakeWorker>
-bool sum_over_tiles(const Tiling& tiling, int64_t n_items, MakeWorker&& make_worker, double* out) {
+void sum_over_tiles(const Tiling& tiling, int64_t n_items, const char* op, MakeWorker&& make_worker, double* out) {
   constexpr int64_t kMaxPartialSums = int64_t(1) << 20;
   const int64_t round = std::max<int64_t>(1, kMaxPartialSums / n_items);  // tiles between two additions
   std::vector<double> sums(size_t(std::min(round, tiling.n_tiles) * n_items));
-  std::atomic<bool> out_of_memory{false};
   for (int64_t first = 0; first < tiling.n_tiles; first += round) {
     const int64_t count = std::min(round, tiling.n_tiles - first);
-    // Unit number (blocks before the tile) * n_items + item * (blocks of the tile) begins a pair.
+    // The pair (tile, item) begins at unit (blocks before the tile) * n_items + item * (blocks of the tile).
     const int64_t first_block = tiling.template blocks_before<T>(first);
     const int64_t n_units = (tiling.template blocks_before<T>(first + count) - first_block) * n_items;
-    torch::stable::parallel_for(0, n_units, tiling.tile_points / kLanes<T>, [&](int64_t begin, int64_t end) {
-      const auto worker = make_worker();
-      if (!worker) {
-        out_of_memory = true;
-        return;
-      }
+    const int64_t grain = tiling.tile_points / kLanes<T>;
+    parallel_tiles(n_units, grain, op, make_worker, [&](int64_t begin, int64_t end, const auto& worker) {
       for (int64_t index = 0; index < count; ++index) {
         const int64_t tile = first + index;
         const int64_t before = tiling.template blocks_before<T>(tile);
         const int64_t blocks = tiling.template blocks_before<T>(tile + 1) - before;
         const int64_t base = (before - first_block) * n_items;
-        // A worker takes the pairs that begin in its range.
+        // A worker computes the pairs that begin in its range.
         const auto items_before = [&](int64_t unit) {
           return std::clamp<int64_t>((unit - base + blocks - 1) / blocks, 0, n_items);
         };
@@ -107,16 +103,12 @@ bool sum_over_tiles(const Tiling& tiling, int64_t n_items, MakeWorker&& make_wor
         }
       }
     });
-    if (out_of_memory) {
-      return false;
-    }
     for (int64_t index = 0; index < count; ++index) {
       for (int64_t i = 0; i < n_items; ++i) {
         out[i] += sums[size_t(index * n_items + i)];
       }
     }
   }
-  return true;
 }
 
 }  // namespace lapal_ext

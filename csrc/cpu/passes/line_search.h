@@ -1,6 +1,6 @@
 // The step length of one observation in float64, with the classes of one row in lanes.
 //
-// Rows are padded to full blocks: row_size classes, of which those from n_classes on have logits of -inf. `terms` is
+// Rows are padded to full blocks: row_size classes, of which those from n_classes on have logits of -inf. `terms` has
 // room for one row.
 #pragma once
 
@@ -23,10 +23,10 @@ LAPAL_HD int64_t argmax(const double* values, int64_t size) {
       return k;
     }
   }
-  return 0;  // only NaN is unequal to itself
+  return 0;  // reached if all values are NaN
 }
 
-// Exponentials relative to the winner into `terms`, zero for the winner itself; returns their sum.
+// Writes the exponentials relative to the winner to `terms`, with zero for the winner, and returns their sum.
 LAPAL_HD double losing_terms(const double* logits, int64_t row_size, int64_t winner, double* terms) {
   const double best = logits[winner];
 #pragma omp simd
@@ -42,7 +42,7 @@ LAPAL_HD double losing_terms(const double* logits, int64_t row_size, int64_t win
   return rest;
 }
 
-// r = e_y - softmax(z), zero in the padding. 1 - p_y is the sum of the other probabilities.
+// r = e_y - softmax(z), and zero in the padding. 1 - p_y is computed as the sum of the other probabilities.
 LAPAL_HD void residual(const double* logits, int64_t n_classes, int64_t row_size, int64_t target, double* terms,
                        double* r) {
   const int64_t winner = argmax(logits, n_classes);
@@ -58,9 +58,9 @@ LAPAL_HD void residual(const double* logits, int64_t n_classes, int64_t row_size
   r[target] = others * inverse;
 }
 
-// Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma; see likelihood.py for why it is
-// safeguarded. The product is the mean of r_k - r_y, which is never positive: nothing cancels in it, however right the
-// model is.
+// Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma; lapal_ext/likelihood.py says why it is
+// safeguarded. The product is the mean of r_k - r_y, which is never positive, so it has no cancellation even if the
+// model is right.
 LAPAL_HD double line_search(const double* logits, double variance, const double* r, int64_t row_size, int64_t target,
                             double gamma, double* terms) {
   if (gamma == 0.0) {
@@ -72,7 +72,7 @@ LAPAL_HD double line_search(const double* logits, double variance, const double*
   for (int64_t k = 0; k < row_size; ++k) {
     norm += r[k] * r[k];
   }
-  StepBracket bracket(gamma);
+  LineSearchBracket bracket(gamma);
   for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
     const double reach = bracket.a * variance;
     double best = -std::numeric_limits<double>::infinity();

@@ -4,18 +4,21 @@
 #include <algorithm>
 
 #include "cpu/passes/evaluation_tiles.h"
+#include "cpu/passes/softmax_block.h"
 #include "cpu/simd/lanes.h"
+#include "shared/likelihood.h"
+#include "shared/losses.h"
 
 namespace lapal_ext {
 
-constexpr int kGroup = 8;         // classes in registers; with 16 lanes AVX2 needs two each
+constexpr int kGroup = 8;         // classes in registers; AVX2 needs two registers for 16 lanes
 constexpr int kBlocksAtOnce = 2;  // at most
 
-// One tile of points, and everything about the hypotheses that is the same for all tiles.
+// One tile of points, and the data of the hypotheses, which is the same for all tiles.
 template <class T>
 struct LookaheadTile {
-  int64_t points;               // a multiple of the lanes, but for the last tile
-  T* logits;                    // [block][C][lane]; a kernel may prepare them
+  int64_t points;               // a multiple of the lanes, except in the last tile
+  T* logits;                    // [block][C][lane]; a kernel may change them
   const T* columns;             // of the tile's first point
   const T* variance;            // [point], null for the plugin link
   const LaneIndex<T>* targets;  // [point], offsets label * lanes + lane; null for the expected losses
@@ -27,16 +30,16 @@ struct LookaheadTile {
   int64_t n_classes;
   Loss kind;
   T kappa;
-  T* buffer;  // of lookahead_buffer_size()
+  T* buffer;  // lookahead_buffer_size() numbers
 };
 
-// Numbers for the moved logits, z of the link, and coefficients in other units; not every kernel needs them all.
+// Size of the buffer for the moved logits, z of the link, and scaled coefficients. Not every kernel needs all three.
 template <class T>
 int64_t lookahead_buffer_size(int64_t n_classes, int64_t batch_size) {
   return (kBlocksAtOnce * n_classes + batch_size) * kLanes<T> + batch_size * n_classes;
 }
 
-// What the softmax leaves of each point of a tile.
+// The sums of the softmax of each point of a tile, and what else its loss needs.
 template <class T>
 struct Softmaxes {
   alignas(kBlockBytes) T rest[kMaxTilePoints];
@@ -45,8 +48,9 @@ struct Softmaxes {
   alignas(kBlockBytes) LaneIndex<T> winners[kMaxTilePoints];  // as offsets, like LookaheadTile::targets; for hits
 };
 
-// moved[k][lane] = logits[k][lane] + sum_t columns_t[lane] H[t, k] for kClasses classes from `first`; best[lane] meets
-// them. At least one t: around a loop that may not run, the compiler keeps the sums in memory instead of registers.
+// moved[k][lane] = logits[k][lane] + sum_t columns_t[lane] H[t, k] for kClasses classes from `first`; best[lane] is
+// raised to the largest of them. The loop runs for at least one t: around a loop that may not run, the compiler would
+// keep the sums in memory.
 template <int kClasses, class T>
 LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
                          const T* coefficients, int64_t first, T* moved, T* best) {
@@ -82,8 +86,8 @@ LAPAL_HD void move_group(const LookaheadTile<T>& tile, const T* logits, const T*
   }
 }
 
-// Logits of one block after the hypothesis, and the largest of them. Groups are as equal as possible: short ones
-// would leave the multiply-add units waiting for their own results.
+// Logits of one block after the hypothesis, and the largest of them. Groups are as equal as possible, because a short
+// group has too few independent multiply-adds.
 template <class T>
 LAPAL_HD void move_block(const LookaheadTile<T>& tile, const T* logits, const T* columns, const int64_t* slots,
                          const T* coefficients, T* moved, T* best) {
@@ -128,7 +132,7 @@ LAPAL_HD void move_block(const LookaheadTile<T>& tile, const T* logits, const T*
   }
 }
 
-// Factor of the mean-field link: z by forward substitution in each lane.
+// Factor of the mean-field link, with z from a forward substitution in each lane.
 template <class T>
 LAPAL_HD void link_block(const LookaheadTile<T>& tile, const T* columns, const int64_t* slots, const T* triangle,
                          const T* beta, const T* variance, T* z, T* link) {
@@ -165,7 +169,7 @@ LAPAL_HD void link_block(const LookaheadTile<T>& tile, const T* columns, const i
   }
 }
 
-// What the loss asks of the labels of one block: their shifted logits times `factor`, and who won.
+// What the loss needs of the labels of one block: their shifted logits times `factor`, and the winners.
 template <class T>
 LAPAL_HD void take_labels(const LookaheadTile<T>& tile, const T* moved, const T* best, const T* factor, int64_t start,
                           Softmaxes<T>& softmaxes) {
@@ -173,7 +177,7 @@ LAPAL_HD void take_labels(const LookaheadTile<T>& tile, const T* moved, const T*
   if (tile.targets == nullptr) {
     return;
   }
-  if (tile.kind != Loss::zero_one) {
+  if (needs_of(tile.kind).target_logit) {
     const LaneIndex<T>* targets = tile.targets + start;
     T* shifted = softmaxes.targets + start;
     for (int lane = 0; lane < kL; ++lane) {
@@ -184,7 +188,7 @@ LAPAL_HD void take_labels(const LookaheadTile<T>& tile, const T* moved, const T*
       shifted[lane] = (shifted[lane] - best[lane]) * factor[lane];
     }
   }
-  if (needs_hits(tile.kind)) {
+  if (needs_of(tile.kind).hit) {
     LaneIndex<T>* winners = softmaxes.winners + start;
     find_winner(moved, tile.n_classes, best, winners);
 #pragma omp simd
@@ -202,13 +206,13 @@ LAPAL_HD void softmax_block_for_loss(const LookaheadTile<T>& tile, const T* move
   switch (tile.kind) {
     case Loss::cross_entropy:
     case Loss::expected_zero_one:
-      return sum_losers<Moment::none, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+      return sum_losing_classes<Moment::none, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::expected_cross_entropy:
-      return sum_losers<Moment::energy, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+      return sum_losing_classes<Moment::energy, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::brier:
-      return sum_losers<Moment::squares, kLinked>(moved, tile.n_classes, best, link, rest, moments);
+      return sum_losing_classes<Moment::squares, kLinked>(moved, tile.n_classes, best, link, rest, moments);
     case Loss::zero_one:
-      return;  // the winner says it all
+      return;  // needs no sums
   }
 }
 
@@ -222,7 +226,7 @@ LAPAL_HD double sum_losses(const LookaheadTile<T>& tile, const Softmaxes<T>& sof
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
       const int64_t e = start + lane;
-      const bool hit = needs_hits(kind) && tile.targets[e] == softmaxes.winners[e];
+      const bool hit = needs_of(kind).hit && tile.targets[e] == softmaxes.winners[e];
       losses[lane] = loss<kind>(softmaxes.rest[e], softmaxes.moments[e], softmaxes.targets[e], hit);
     }
     for (int64_t lane = tile.points - start; lane < kL; ++lane) {
@@ -251,9 +255,10 @@ LAPAL_HD double sum_losses_of_kind(const LookaheadTile<T>& tile, const Softmaxes
       return sum_losses<Loss::brier>(tile, softmaxes);
     case Loss::expected_cross_entropy:
       return sum_losses<Loss::expected_cross_entropy>(tile, softmaxes);
-    default:
+    case Loss::expected_zero_one:
       return sum_losses<Loss::expected_zero_one>(tile, softmaxes);
   }
+  return __builtin_nan("");
 }
 
 }  // namespace lapal_ext

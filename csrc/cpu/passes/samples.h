@@ -4,11 +4,12 @@
 #include <algorithm>
 
 #include "cpu/simd/lanes.h"
+#include "shared/exponential.h"
 
 namespace lapal_ext {
 
 constexpr int64_t kChunk = 16;   // samples
-constexpr int64_t kProduct = 4;  // samples per logarithm: a float holds the product up to a billion classes
+constexpr int64_t kProduct = 4;  // samples per logarithm: for up to a billion classes, the product fits in a float
 
 // One block of rows, class-major.
 template <class T>
@@ -23,16 +24,16 @@ struct SampleBlock {
   double* entropy;  // [lane]
 };
 
-// What a block keeps between the passes of one sample and the next.
+// The state of a block between two passes.
 template <class T>
 struct Running {
-  alignas(kBlockBytes) T best[kLanes<T>];     // largest logit of the sample that is drawn
-  alignas(kBlockBytes) T inverse[kLanes<T>];  // of the partition function of the sample before
-  alignas(kBlockBytes) T beyond[kLanes<T>];   // product of partition functions, less one
-  alignas(kBlockBytes) T energy[kLanes<T>];   // sum of the mean distances from the largest logit, <= 0
+  alignas(kBlockBytes) T best[kLanes<T>];              // largest logit of the present sample
+  alignas(kBlockBytes) T inverse[kLanes<T>];           // one over the partition function of the previous sample
+  alignas(kBlockBytes) T product_less_one[kLanes<T>];  // product of partition functions, less one
+  alignas(kBlockBytes) T energy[kLanes<T>];            // sum of the mean distances from the largest logit, <= 0
 };
 
-// Adds the probabilities of the sample in `drawn`, and draws the next one there.
+// Adds the probabilities of the sample in `drawn`, and replaces it by the next sample.
 template <bool kAdds, class T>
 LAPAL_HD void draw_sample(const SampleBlock<T>& block, const T* noise, Running<T>& running) {
   constexpr int kL = kLanes<T>;
@@ -66,15 +67,15 @@ LAPAL_HD void draw_sample(const SampleBlock<T>& block, const T* noise, Running<T
   }
 }
 
-// The drawn logits become exponentials relative to the largest; of these, the sum of all but the largest, and the sum
-// times the shifted logits.
+// Replaces the drawn logits by exponentials relative to the largest. `rest` is the sum of all but the largest, `energy`
+// the sum of exponential times shifted logit.
 template <class T>
 LAPAL_HD void take_exponentials(T* drawn, int64_t n_classes, const T* largest, T* rest, T* energy) {
   constexpr int kL = kLanes<T>;
   alignas(kBlockBytes) T best[kL];
   alignas(kBlockBytes) T total[kL];
   alignas(kBlockBytes) T products[kL];
-  alignas(kBlockBytes) T ties[kL];  // classes as large as the largest, beyond the first
+  alignas(kBlockBytes) T ties[kL];  // classes as large as the largest, product_less_one the first
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
     best[lane] = largest[lane];
@@ -88,7 +89,7 @@ LAPAL_HD void take_exponentials(T* drawn, int64_t n_classes, const T* largest, T
     for (int lane = 0; lane < kL; ++lane) {
       const T shifted = row[lane] - best[lane];
       const T term = exp_nonpositive(shifted);
-      const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
+      const bool loses = !(shifted >= T(0));  // a NaN is in the sum
       row[lane] = term;
       total[lane] += loses ? term : T(0);
       ties[lane] += loses ? T(0) : T(1);
@@ -102,7 +103,7 @@ LAPAL_HD void take_exponentials(T* drawn, int64_t n_classes, const T* largest, T
   }
 }
 
-// The sample in `drawn` is weighted for its probabilities, and joins the entropy.
+// Computes the weight that turns the exponentials in `drawn` into probabilities, and adds the sample to the entropy.
 template <class T>
 LAPAL_HD void take_softmax(const SampleBlock<T>& block, Running<T>& running) {
   constexpr int kL = kLanes<T>;
@@ -114,11 +115,11 @@ LAPAL_HD void take_softmax(const SampleBlock<T>& block, Running<T>& running) {
     const T inverse = T(1) / (T(1) + rest[lane]);
     running.inverse[lane] = inverse;
     running.energy[lane] += energy[lane] * inverse;
-    running.beyond[lane] += rest[lane] + running.beyond[lane] * rest[lane];
+    running.product_less_one[lane] += rest[lane] + running.product_less_one[lane] * rest[lane];
   }
 }
 
-// The sums of a chunk of samples join those of the call.
+// Adds the sums of a chunk of samples to those of the call.
 template <class T>
 LAPAL_HD void add_chunk(const SampleBlock<T>& block, const T* entropies) {
 #pragma omp simd
@@ -147,16 +148,17 @@ LAPAL_HD void average_samples(const SampleBlock<T>& block, int64_t n_samples) {
     std::fill(block.sums, block.sums + block.n_classes * kL, T(0));
     for (int64_t first = begin; first < end; first += kProduct) {
       const int64_t last = std::min(first + kProduct, end);
-      fill_lanes(T(0), running.beyond);
+      fill_lanes(T(0), running.product_less_one);
       fill_lanes(T(0), running.energy);
       for (int64_t s = first; s < last; ++s) {
         take_softmax(block, running);
-        const int64_t next = std::min(s + 1, n_samples - 1);  // behind the last one, drawn in vain
+        const int64_t next =
+            std::min(s + 1, n_samples - 1);  // after the last sample, it is drawn once more and not used
         draw_sample<true>(block, block.noise + next * block.n_classes, running);
       }
 #pragma omp simd
       for (int lane = 0; lane < kL; ++lane) {
-        entropies[lane] += log1p_nonnegative(running.beyond[lane]) - running.energy[lane];
+        entropies[lane] += log1p_nonnegative(running.product_less_one[lane]) - running.energy[lane];
       }
     }
     add_chunk(block, entropies);

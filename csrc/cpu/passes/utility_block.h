@@ -1,7 +1,9 @@
 // Utilities of one block of rows, from logits [C][lane].
 #pragma once
 
+#include "cpu/passes/softmax_block.h"
 #include "cpu/simd/lanes.h"
+#include "shared/utilities.h"
 
 namespace lapal_ext {
 
@@ -13,7 +15,7 @@ LAPAL_HD void utility_block(const T* logits, int64_t n_classes, const T* link, c
   alignas(kBlockBytes) T moments[kL];
   alignas(kBlockBytes) T best[kL];
   find_largest(logits, n_classes, best);
-  sum_losers<moment_of(kind), kLinked>(logits, n_classes, best, link, rest, moments);
+  sum_losing_classes<needs_of(kind).moment, kLinked>(logits, n_classes, best, link, rest, moments);
 #pragma omp simd
   for (int lane = 0; lane < kL; ++lane) {
     utilities[lane] = utility<kind>(rest[lane], moments[lane], scale[lane]);

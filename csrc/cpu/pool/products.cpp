@@ -1,14 +1,14 @@
 // Dot products of the rows of a pool with one vector or two: the part of a selection step that reads the pool.
 //
-// Features lie in lanes. The sums have the order of cpu/gemm/dots.h, whatever the registers. With those of 64 bytes
-// they are vectors of the compiler: from plain loops over lanes, GCC takes half of each for rows in half precision, and
-// sends the sums through memory, which took twice as long as reading bfloat16. Split into narrower registers, such
-// vectors are three times as slow as plain loops: so other machines take cpu/gemm/dots.h itself.
+// Layout: features are in lanes. The order of the sums is that of cpu/gemm/dots.h on every machine. With AVX-512 the
+// sums are compiler vectors: for rows in half precision, GCC compiles plain loops over lanes to half registers and
+// keeps the sums in memory, which took twice as long as reading bfloat16. Without AVX-512 such vectors are three times
+// as slow as plain loops, so other machines call cpu/gemm/dots.h.
 //
-// A row is read to its end before the next one: two at a time share the vectors, but out of cache took half as long
-// again.
+// A row is read to its end before the next one. Two rows at a time would share the vectors, but took half as long again
+// for a pool that is not in cache.
 //
-// Limit: memory, one read of the pool; loads where it lies in cache.
+// Limit: memory, one read of the pool; for a pool in cache, loads.
 #include "cpu/pool/products.h"
 
 #include <cstring>
@@ -21,18 +21,19 @@ namespace lapal_ext {
 
 namespace {
 
-// How far ahead of the row in work the pool is called for: left alone, the hardware stops at every page and while a
-// tile is scored. Half-precision pools out of cache gained a quarter; four times as far, those in cache lose a tenth.
+// Distance of the prefetch. The hardware prefetcher stops at every page, and while the rows of a tile are scored.
+// Half-precision pools that are not in cache became a quarter faster; with four times this distance, pools in cache
+// became a tenth slower.
 constexpr int64_t kPrefetchBytes = 1 << 12;
 
 template <class T, int kCount>
 using Vector = typename VectorOf<T, kCount* int(sizeof(T))>::Type;
 
-// As many numbers as T has lanes. Functions take it by reference: its ABI depends on the instruction set.
+// As many numbers as T has lanes. Functions take it by reference, because its ABI depends on the instruction set.
 template <class T, class Compute>
 using Lanes = Vector<T, kLanes<Compute>>;
 
-// The bits of floats from those of half precision: widen() of shared/half_precision.h, for all lanes at once.
+// The bits of floats from those of half precision: widen() of shared/half_precision.h for all lanes.
 template <class T>
 LAPAL_HD void widen_bits(Bfloat16Bits, Lanes<uint32_t, T>& bits) {
   bits <<= 16;
@@ -54,7 +55,7 @@ LAPAL_HD void widen_bits(Float16Bits, Lanes<uint32_t, T>& bits) {
   bits = (subnormal_bits & is_subnormal) | (normal_bits & ~is_subnormal) | (bits & 0x8000u) << 16;
 }
 
-// The next numbers of a row, wherever they start and however they are stored, widened exactly.
+// The next numbers of a row, at any alignment and in any storage dtype, converted exactly.
 template <class T, class S>
 LAPAL_HD void load(const S* from, Lanes<T, T>& to) {
   if constexpr (std::is_floating_point_v<S>) {
@@ -62,7 +63,7 @@ LAPAL_HD void load(const S* from, Lanes<T, T>& to) {
     std::memcpy(&stored, from, sizeof(stored));
     to = __builtin_convertvector(stored, Lanes<T, T>);
   } else {
-    uint32_t lanes[kLanes<T>];  // a plain loop: GCC converts vectors of integers in halves
+    uint32_t lanes[kLanes<T>];  // a plain loop, because GCC splits a conversion of integer vectors
     for (int lane = 0; lane < kLanes<T>; ++lane) {
       lanes[lane] = from[lane].bits;
     }
@@ -90,7 +91,7 @@ LAPAL_HD void add_products(const S* row, const T* const (&vectors)[kVectors], in
 
 // dots() with registers of 64 bytes.
 template <int kVectors, class S, class T>
-LAPAL_HD void wide_dots(const S* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
+LAPAL_HD void vector_dots(const S* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
   constexpr int kL = kLanes<T>;
   Lanes<T, T> sums[kVectors][kParts];
   LAPAL_UNROLL
@@ -121,7 +122,7 @@ LAPAL_HD void wide_dots(const S* row, const T* const (&vectors)[kVectors], int64
   }
 }
 
-template <bool kWide, int kDirections, class T, class S>
+template <bool kAvx512, int kDirections, class T, class S>
 LAPAL_HD void multiply_all(const PoolRows<S>& pool, int64_t start, int64_t rows,
                            const Direction<T> (&directions)[kDirections], T* products, int64_t stride) {
   const int64_t row_bytes = pool.n_features * int64_t(sizeof(S));
@@ -137,8 +138,8 @@ LAPAL_HD void multiply_all(const PoolRows<S>& pool, int64_t start, int64_t rows,
       __builtin_prefetch(later + byte);
     }
     T found[kDirections];
-    if constexpr (kWide) {
-      wide_dots<kDirections>(row, vectors, pool.n_features, found);
+    if constexpr (kAvx512) {
+      vector_dots<kDirections>(row, vectors, pool.n_features, found);
     } else {
       dots<kDirections>(row, vectors, pool.n_features, found);
     }
@@ -148,14 +149,14 @@ LAPAL_HD void multiply_all(const PoolRows<S>& pool, int64_t start, int64_t rows,
   }
 }
 
-#define LAPAL_ROWS_KERNELS(T, S, kDirections)                                                                  \
-  LAPAL_WIDE void wide_kernel(const PoolRows<S>& pool, int64_t start, int64_t rows,                            \
-                              const Direction<T>(&directions)[kDirections], T* products, int64_t stride) {     \
-    multiply_all<true>(pool, start, rows, directions, products, stride);                                       \
-  }                                                                                                            \
-  LAPAL_NARROW void narrow_kernel(const PoolRows<S>& pool, int64_t start, int64_t rows,                        \
-                                  const Direction<T>(&directions)[kDirections], T* products, int64_t stride) { \
-    multiply_all<false>(pool, start, rows, directions, products, stride);                                      \
+#define LAPAL_ROWS_KERNELS(T, S, kDirections)                                                                        \
+  LAPAL_AVX512 void avx512_kernel(const PoolRows<S>& pool, int64_t start, int64_t rows,                              \
+                                  const Direction<T>(&directions)[kDirections], T* products, int64_t stride) {       \
+    multiply_all<true>(pool, start, rows, directions, products, stride);                                             \
+  }                                                                                                                  \
+  LAPAL_NOT_AVX512 void portable_kernel(const PoolRows<S>& pool, int64_t start, int64_t rows,                        \
+                                        const Direction<T>(&directions)[kDirections], T* products, int64_t stride) { \
+    multiply_all<false>(pool, start, rows, directions, products, stride);                                            \
   }
 #define LAPAL_ROWS_KERNEL_PAIRS(T, S) LAPAL_ROWS_KERNELS(T, S, 1) LAPAL_ROWS_KERNELS(T, S, 2)
 LAPAL_FOR_POOL_TYPES(LAPAL_ROWS_KERNEL_PAIRS)
@@ -167,10 +168,10 @@ LAPAL_FOR_POOL_TYPES(LAPAL_ROWS_KERNEL_PAIRS)
 template <int kDirections, class T, class S>
 void multiply_rows(const PoolRows<S>& pool, int64_t start, int64_t rows, const Direction<T> (&directions)[kDirections],
                    T* products, int64_t stride) {
-  if (has_wide_registers()) {
-    wide_kernel(pool, start, rows, directions, products, stride);
+  if (has_avx512()) {
+    avx512_kernel(pool, start, rows, directions, products, stride);
   } else {
-    narrow_kernel(pool, start, rows, directions, products, stride);
+    portable_kernel(pool, start, rows, directions, products, stride);
   }
 }
 

@@ -1,4 +1,4 @@
-// Dot products of the rows of a pool with one vector or two, which every selection step makes.
+// Dot products of the rows of a pool with one vector or two, for every selection step.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace lapal_ext {
 
-// Kernels are plain functions, since clones need one, for every pair of compute and storage types.
+// One plain function for every pair of compute and storage type, because templates cannot have clones.
 #define LAPAL_FOR_POOL_TYPES(KERNEL) \
   KERNEL(float, float)               \
   KERNEL(float, double)              \
@@ -18,7 +18,7 @@ namespace lapal_ext {
   KERNEL(double, Bfloat16Bits)       \
   KERNEL(double, Float16Bits)
 
-// Rows are contiguous, and may lie apart.
+// Contiguous rows, `stride` apart.
 template <class S>
 struct PoolRows {
   const S* data;
@@ -26,7 +26,7 @@ struct PoolRows {
   int64_t n_features;
 };
 
-// A vector that rows are multiplied with, and what bias and centring add to the product.
+// A vector that rows are multiplied with, and the term that bias and centring add to the product.
 template <class T>
 struct Direction {
   const T* vector;

@@ -1,5 +1,5 @@
-// Whether the compiler can build a function once per instruction set for the dynamic loader to choose from (ifunc).
-// It needs glibc; elsewhere the baseline serves.
+// Function clones: the compiler builds a function once for each instruction set, and the dynamic loader chooses one
+// when the library is loaded (ifunc). This needs glibc; on other systems there is one baseline function.
 #pragma once
 
 #include <cstdlib>  // any header of the C library says whether it is glibc
@@ -8,13 +8,13 @@
     ((defined(__clang__) && __clang_major__ >= 18) || (!defined(__clang__) && __GNUC__ >= 12))
 #define LAPAL_HAS_CLONES 1
 #define LAPAL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-// Where registers of 64 bytes want other code: a function for machines that have them, and one for all others, to be
-// chosen by has_wide_registers().
-#define LAPAL_WIDE __attribute__((target("arch=x86-64-v4")))
-#define LAPAL_NARROW __attribute__((target_clones("arch=x86-64-v3", "default")))
+// For kernels whose code differs with AVX-512: one function for machines that have it and one for all others. The
+// caller chooses by has_avx512().
+#define LAPAL_AVX512 __attribute__((target("arch=x86-64-v4")))
+#define LAPAL_NOT_AVX512 __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define LAPAL_HAS_CLONES 0
 #define LAPAL_CLONES
-#define LAPAL_WIDE
-#define LAPAL_NARROW
+#define LAPAL_AVX512
+#define LAPAL_NOT_AVX512
 #endif

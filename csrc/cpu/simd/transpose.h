@@ -1,7 +1,7 @@
-// Transposition of small matrices, for the blocks and panels that hold a matrix's rows in lanes.
+// Transposition of small matrices, for blocks and panels that have the rows of a matrix in lanes.
 //
-// Squares of 4 x 4 go through registers; what is left at the edges is moved number by number, which is two to three
-// times as slow.
+// Squares of 4 x 4 are transposed in registers. The edges are moved number by number, which is two to three times as
+// slow.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 namespace lapal_ext {
 
 #if LAPAL_HAS_SHUFFLE
-// to[j][i] = from[i][j] for i, j < 4; the strides lie between lines.
+// to[j][i] = from[i][j] for i, j < 4; the strides are those between lines.
 template <class T>
 LAPAL_HD void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
   using Vector = typename VectorOf<T, 4 * int(sizeof(T))>::Type;
@@ -43,8 +43,8 @@ LAPAL_HD void transpose_square(const T* from, int64_t from_stride, T* to, int64_
 }
 #endif
 
-// to[j][i] = from[i][j] for i < rows, j < columns. A cache line of every row at a time: the lines that they go to stay
-// near until they are full.
+// to[j][i] = from[i][j] for i < rows, j < columns. One cache line of every row at a time, so that the lines that are
+// written stay in cache until they are full.
 template <class T>
 LAPAL_HD void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
   const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;

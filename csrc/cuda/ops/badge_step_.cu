@@ -1,6 +1,7 @@
 #include "cuda/ops/badge_step_.cuh"
 #include "cuda/shared/pool_launch.cuh"
 #include "cuda/shared/row_launch.cuh"
+#include "torch/arguments/badge_step_.h"
 
 namespace {
 
@@ -8,28 +9,12 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "badge_step_";
-
 Tensor badge_step__cuda(const Tensor& pool, const Tensor& u, const Tensor& offset, const Tensor& gradient,
                         const Tensor& g, const Tensor& squared_norm, const Tensor& centre_norm, const Tensor& threshold,
                         const Tensor& distance) {
-  check_dim(pool, 2, kOp, "pool");
-  check_dim(gradient, 2, kOp, "gradient");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = gradient.size(1);
-  const ScalarType dtype = u.scalar_type();
-  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
-    check_shape(tensor, shape, kOp, argument);
-    check_dtype(tensor, dtype, kOp, argument);
-    check_same_device(tensor, pool, kOp, argument, "pool");
-  };
-  check(u, {n_features}, "u");
-  check(offset, {}, "offset");
-  check(gradient, {n_rows, n_classes}, "gradient");
-  check(g, {n_classes}, "g");
-  check(squared_norm, {n_rows}, "squared_norm");
-  check(centre_norm, {}, "centre_norm");
-  check(threshold, {}, "threshold");
-  check(distance, {n_rows}, "distance");
+  const BadgeStepArguments call =
+      check_badge_step(pool, u, offset, gradient, g, squared_norm, centre_norm, threshold, distance);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
 
   const Launch launch(pool);
   Tensor index = torch::stable::new_empty(u, {}, ScalarType::Long);
@@ -41,7 +26,7 @@ Tensor badge_step__cuda(const Tensor& pool, const Tensor& u, const Tensor& offse
   const int64_t n_tiles = (n_rows + kTileRows - 1) / kTileRows;
   const Tensor products = torch::stable::new_empty(u, {many_classes ? 2 : 1, n_rows});
   const Tensor sums = torch::stable::new_empty(u, {n_tiles}, ScalarType::Double);
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     scalar_t* along_u = products.mutable_data_ptr<scalar_t>();
     BadgeRows<scalar_t> rows{};

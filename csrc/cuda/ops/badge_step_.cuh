@@ -1,22 +1,26 @@
-// One k-means++ pick of BADGE: a single pass over the pool, and a draw.
+// One k-means++ pick of BADGE: one pass over the pool, then a draw.
 //
-//   |g (x) phi - g* (x) phi*|^2 = |g|^2 |phi|^2 + |g*|^2 |phi*|^2 - 2 (g.g*)(phi.phi*), never below the row's distance
-//   so far; then the first row at which the running sum of distances exceeds threshold times its total.
+//   |g (x) phi - g* (x) phi*|^2 = |g|^2 |phi|^2 + |g*|^2 |phi*|^2 - 2 (g.g*)(phi.phi*)
 //
-// Shapes: pool [N, D] in any storage dtype, u [D], gradient [N, C], g [C], squared_norm and distance [N].
+// A row keeps the smaller of this distance and its distance so far. The draw returns the first row at which the running
+// sum of distances exceeds threshold times the total.
 //
-// Three launches: phi.phi* (pool_rows.cuh); then the distances, a row per thread, and the sum of each tile of
-// kTileRows rows; then the draw, by one block. Of few classes, a block brings the gradients of a tile to shared memory
-// in the order of memory, whether rows or classes are contiguous there; many are one more product of rows, of a copy
-// where their rows are not contiguous. Workspace: one or two products per row and a float64 sum per tile.
+// Shapes: pool [N, D] in any storage dtype, u = phi* [D], gradient [N, C], g = g* [C], squared_norm and distance [N].
 //
-// The draw goes down three levels: segments of the tiles, one for each thread; tiles of the segment; rows of the tile.
-// Sums run in float64, each in an order that N alone decides. Two levels may round the same sum differently: a level
-// whose sum ends just short of the target takes its last member that is not zero, so a row with distance zero is never
+// Layout: pool rows are contiguous, all else has any strides. For few classes, a block copies the gradients of a tile
+// to shared memory in the order of memory, for contiguous rows and for contiguous classes. For many classes the product
+// with g* is a product of rows like that with phi*, of a copy if the rows are not contiguous.
+//
+// Three launches: phi.phi* (pool_rows.cuh); then the distances, one row per thread, with the sum of each tile of
+// kTileRows rows; then the draw, by one block. Workspace: one or two products per row and a float64 sum per tile.
+//
+// The draw has three levels: segments of tiles, one per thread; tiles of the segment; rows of the tile. Sums are
+// float64, each in an order that depends on N only. Two levels may round the same sum differently. If the sum of a
+// level ends just below the target, the level takes its last nonzero member, so a row with distance zero is never
 // drawn.
 //
-// Limit: memory, one read of the pool, one of the gradients; beside them 5 numbers per row. The draw waits for its
-// chains of additions instead, a few microseconds up to a million rows.
+// Limit: memory, one read of the pool, one of the gradients, and 5 numbers per row. The draw is a chain of additions, a
+// few microseconds for up to a million rows.
 #pragma once
 
 #include "cuda/shared/pool_rows.cuh"
@@ -25,14 +29,14 @@
 namespace lapal_ext {
 
 constexpr int kDrawBlock = 256;
-constexpr double kSamePoint = 16.0;  // distances below this many eps of the norms they come from are rounding
+constexpr double kSamePoint = 16.0;  // a distance below so many eps of its norms is rounding
 
 template <class T>
 struct BadgeRows {
   LogitRows<T> gradient;
   const T* g;
   const T* along_u;  // [N]
-  const T* along_g;  // [N]; null where they come from tiles of the gradient
+  const T* along_g;  // [N]; null if they are computed from tiles of the gradient
   const T* squared_norm;
   int64_t norm_stride;
   const T* centre_norm;
@@ -47,7 +51,7 @@ __device__ __forceinline__ T lower_distance(const BadgeRows<T>& rows, int64_t n,
   const T norms = rows.squared_norm[n * rows.norm_stride] + *rows.centre_norm;
   const T product = along_g * rows.along_u[n];
   const T computed = norms - T(2) * product;
-  // A NaN is no rounding: it stays, and the caller sees it.
+  // A NaN is not rounding: it is stored, so that the caller can detect it.
   const T fresh = computed <= T(kSamePoint) * kEpsilon * norms ? T(0) : computed;
   T* at = rows.distance + n * rows.distance_stride;
   const T old = *at;
@@ -78,7 +82,7 @@ __global__ void __launch_bounds__(kTileRows, 1) badge_kernel(BadgeRows<T> rows) 
       along_g = rows.along_g[n];
     }
     const double distance = n < n_rows ? double(lower_distance(rows, n, along_g)) : 0.0;
-    // All threads meet in it, so the next tile may overwrite this one.
+    // It is a barrier for all threads, so the next tile may overwrite this one.
     const double sum = block_reduce<kTileRows>(distance, 0.0, Sum(), scratch);
     if (threadIdx.x == 0) {
       rows.sums[start / kTileRows] = sum;
@@ -86,14 +90,14 @@ __global__ void __launch_bounds__(kTileRows, 1) badge_kernel(BadgeRows<T> rows) 
   }
 }
 
-// Where a draw ends, and the running sum before it; a negative index stands for nowhere.
+// The member that was drawn, and the running sum before it. A negative index means none.
 struct Drawn {
   int64_t index;
   double before;
 };
 
-// The first of `count` weights that takes their running sum, which starts at `before`, above the target. It does not
-// stop there: loads would have to wait for sums.
+// The first of `count` weights at which the running sum, which starts at `before`, exceeds the target. The loop does
+// not end there: loads would have to wait for the sum.
 template <class Weight>
 __device__ __forceinline__ Drawn draw(int64_t count, double before, double target, Weight&& weight) {
   Drawn drawn{-1, before};
@@ -116,7 +120,7 @@ __device__ __forceinline__ double next_below(double value) {
   return detail::bit_cast<double>(detail::bit_cast<uint64_t>(value) - 1);
 }
 
-// The row that `threshold` draws, -1 where every distance is zero or one is NaN. One block.
+// The row that `threshold` draws, or -1 if all distances are zero or one is NaN. One block.
 template <class T>
 __global__ void __launch_bounds__(kDrawBlock, 1)
     badge_draw_kernel(BadgeRows<T> rows, int64_t n_tiles, const T* threshold, int64_t* index) {
@@ -143,7 +147,7 @@ __global__ void __launch_bounds__(kDrawBlock, 1)
     }
     Drawn tile{-1, 0.0};
     if (total > 0.0) {
-      // A threshold just below one may round to the total itself, which no running sum exceeds.
+      // A threshold just below one may round to the total, and no running sum exceeds the total.
       const double wanted = double(*threshold) * total, largest = next_below(total);
       target[0] = wanted < largest ? wanted : largest;
       const Drawn segment = draw(kDrawBlock, 0.0, target[0], [&](int64_t i) { return segments[i]; });

@@ -2,6 +2,7 @@
 
 #include "cuda/ops/bait_step_.cuh"
 #include "cuda/shared/pool_launch.cuh"
+#include "torch/arguments/bait_step_.h"
 
 namespace {
 
@@ -9,32 +10,13 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "bait_step_";
-
 std::tuple<Tensor, Tensor> bait_step__cuda(const Tensor& pool, const Tensor& u, const Tensor& u_offset, const Tensor& w,
                                            const Tensor& w_offset, const Tensor& fisher_norm, const Tensor& beta,
                                            const Tensor& curvature, const Tensor& h, const Tensor& q,
                                            const Tensor& taken) {
-  check_dim(pool, 2, kOp, "pool");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1);
-  const ScalarType dtype = u.scalar_type();
-  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
-    check_shape(tensor, shape, kOp, argument);
-    check_dtype(tensor, dtype, kOp, argument);
-    check_same_device(tensor, pool, kOp, argument, "pool");
-  };
-  check(u, {n_features}, "u");
-  check(u_offset, {}, "u_offset");
-  check(w, {n_features}, "w");
-  check(w_offset, {}, "w_offset");
-  check(fisher_norm, {}, "fisher_norm");
-  check(beta, {}, "beta");
-  check(curvature, {n_rows}, "curvature");
-  check(h, {n_rows}, "h");
-  check(q, {n_rows}, "q");
-  check_shape(taken, {n_rows}, kOp, "taken");
-  check_dtype(taken, ScalarType::Bool, kOp, "taken");
-  check_same_device(taken, pool, kOp, "taken", "pool");
+  const BaitStepArguments call =
+      check_bait_step(pool, u, u_offset, w, w_offset, fisher_norm, beta, curvature, h, q, taken);
+  const int64_t n_rows = call.n_rows;
 
   const Launch launch(pool);
   Tensor index = torch::stable::new_empty(u, {}, ScalarType::Long);
@@ -44,7 +26,7 @@ std::tuple<Tensor, Tensor> bait_step__cuda(const Tensor& pool, const Tensor& u, 
   const Tensor dense_w = torch::stable::contiguous(w);
   const Tensor products = torch::stable::new_empty(u, {2, n_rows});
   const unsigned n_blocks = launch.grid((n_rows + kBaitBlock - 1) / kBaitBlock);
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Tensor candidates = new_candidates<scalar_t>(u, n_blocks);
     BaitRows<scalar_t> rows{};
@@ -52,7 +34,7 @@ std::tuple<Tensor, Tensor> bait_step__cuda(const Tensor& pool, const Tensor& u, 
     rows.along_u = products.const_data_ptr<scalar_t>();
     rows.along_w = rows.along_u + n_rows;
     rows.effect.u = dense_u.const_data_ptr<scalar_t>();
-    rows.effect.n_features = n_features;
+    rows.effect.n_features = call.n_features;
     rows.effect.offset = u_offset.const_data_ptr<scalar_t>();
     rows.effect.beta = beta.const_data_ptr<scalar_t>();
     rows.fisher_norm = fisher_norm.const_data_ptr<scalar_t>();

@@ -1,19 +1,19 @@
-// One pick of BAIT with the binary-surrogate Fisher information: a single pass over the pool.
+// One pick of BAIT with the binary surrogate of the Fisher information: one pass over the pool.
 //
-//   a = Phi u + u_offset;  c = Phi w + w_offset;  h -= beta a^2;  q += beta a (beta a u^T F u - 2 c);
-//   the free row with the largest gain s q / (1 + s h) is taken.
+//   a = Phi u + u_offset;  c = Phi w + w_offset;  h -= beta a^2;  q += beta a (beta a u^T F u - 2 c)
+//
+// The pick is the free row with the largest gain s q / (1 + s h).
 //
 // Shapes: pool [N, D] in any storage dtype, u and w [D], curvature s, h, q and taken [N].
 //
-// Three launches: a and c, both while a row is in registers (pool_rows.cuh); then h, q and the gain, a row per thread,
-// and the best row of each block; then the best block. Workspace: a and c [2, N] and a candidate per block.
+// Layout: pool rows are contiguous, all else has any strides.
 //
-// Layout: pool rows contiguous, all else with any strides.
+// Three launches: a and c, both while a row is in registers (pool_rows.cuh); then h, q and the gain, one row per
+// thread, and the best row of each block; then the best of all blocks. Workspace: a and c [2, N] and a candidate per
+// block. Blocks share the tiles of rows in grid-stride loops. The order of candidates is total, so the pick does not
+// depend on the grid.
 //
-// Blocks share the tiles of rows in grid-stride loops, and an argmax has one result whoever meets whom, so picks
-// depend on no grid.
-//
-// Limit: memory, one read of the pool; beside it 9 numbers per row, a few percent of that.
+// Limit: memory, one read of the pool and 9 numbers per row, which is a few percent of that.
 #pragma once
 
 #include "cuda/shared/pool_rows.cuh"
@@ -35,7 +35,7 @@ struct BaitRows {
   int64_t h_stride;
   T* q;
   int64_t q_stride;
-  Taken taken;
+  TakenRows taken;
   Candidate<T>* candidates;  // [blocks]
 };
 
@@ -57,9 +57,9 @@ __global__ void __launch_bounds__(kBaitBlock, 1) bait_kernel(BaitRows<T> rows) {
       rows.q[n * rows.q_stride] = q;
     }
     const T curvature = rows.curvature[n * rows.curvature_stride];
-    best = rows.taken.offer(curvature * q / (T(1) + curvature * h), n, best);
+    best = rows.taken.better_of(curvature * q / (T(1) + curvature * h), n, best);
   }
-  leave_candidate<kBaitBlock>(best, best_scratch, rows.candidates);
+  store_candidate<kBaitBlock>(best, best_scratch, rows.candidates);
 }
 
 }  // namespace lapal_ext

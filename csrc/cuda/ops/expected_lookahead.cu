@@ -2,7 +2,7 @@
 
 #include "cuda/ops/expected_lookahead.cuh"
 #include "cuda/shared/launch.cuh"
-#include "torch/choices.h"
+#include "torch/arguments/expected_lookahead.h"
 
 namespace {
 
@@ -10,8 +10,7 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "expected_lookahead";
-constexpr int64_t kLeastBlocks = 3;  // of a multiprocessor: with fewer, it is cheaper to compute weights again
+constexpr int64_t kLeastBlocks = 3;  // of a multiprocessor; with fewer, computing the weights again is faster
 
 template <Loss kind, class T>
 void sum_of_kind(const Launch& launch, const Candidates<T>& call) {
@@ -29,10 +28,17 @@ void sum_of_kind(const Launch& launch, const Candidates<T>& call) {
 
 template <class T>
 void expected_lookahead_impl(const Launch& launch, Loss kind, const Candidates<T>& call, double* sums) {
-  if (kind == Loss::expected_zero_one) {
-    sum_of_kind<Loss::expected_zero_one>(launch, call);
-  } else {
-    sum_of_kind<Loss::expected_cross_entropy>(launch, call);
+  switch (kind) {
+    case Loss::expected_zero_one:
+      sum_of_kind<Loss::expected_zero_one>(launch, call);
+      break;
+    case Loss::expected_cross_entropy:
+      sum_of_kind<Loss::expected_cross_entropy>(launch, call);
+      break;
+    case Loss::cross_entropy:
+    case Loss::zero_one:
+    case Loss::brier:
+      break;  // they need targets: the check of the arguments refuses them
   }
   const int64_t n_items = call.n_candidates;
   LAPAL_LAUNCH(add_parts_kernel<double>, launch.grid((n_items + kPointBlock - 1) / kPointBlock), kPointBlock, 0,
@@ -42,22 +48,9 @@ void expected_lookahead_impl(const Launch& launch, Loss kind, const Candidates<T
 
 Tensor expected_lookahead_cuda(const Tensor& logits, const Tensor& columns, const Tensor& step_lengths,
                                const Tensor& probabilities, const std::string& loss_kind) {
-  const Loss kind = parse_loss(loss_kind, kOp);
-  STD_TORCH_CHECK(!needs_targets(kind), kOp, ": loss '", loss_kind, "' needs targets");
-  check_dim(logits, 2, kOp, "logits");
-  check_dim(columns, 2, kOp, "columns");
-  const int64_t n_classes = logits.size(0), n_eval = logits.size(1), n_candidates = columns.size(0);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  check_shape(columns, {kAnySize, n_eval}, kOp, "columns");
-  check_shape(step_lengths, {n_candidates}, kOp, "step_lengths");
-  check_shape(probabilities, {n_candidates, n_classes}, kOp, "probabilities");
-  check_dtype(columns, dtype, kOp, "columns");
-  check_dtype(step_lengths, dtype, kOp, "step_lengths");
-  check_dtype(probabilities, dtype, kOp, "probabilities");
-  check_same_device(columns, logits, kOp, "columns", "logits");
-  check_same_device(step_lengths, logits, kOp, "step_lengths", "logits");
-  check_same_device(probabilities, logits, kOp, "probabilities", "logits");
+  const ExpectedLookaheadArguments checked =
+      check_expected_lookahead(logits, columns, step_lengths, probabilities, loss_kind);
+  const int64_t n_classes = checked.n_classes, n_eval = checked.n_eval, n_candidates = checked.n_candidates;
 
   const Launch launch(logits);
   if (n_candidates == 0 || n_eval == 0 || n_classes == 1) {  // a single class is certain
@@ -65,7 +58,7 @@ Tensor expected_lookahead_cuda(const Tensor& logits, const Tensor& columns, cons
   }
   Tensor sums = torch::stable::new_empty(logits, {n_candidates}, ScalarType::Double);
   const Tensor dense_probabilities = torch::stable::contiguous(probabilities);
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(checked.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Candidates<scalar_t> call{};
     call.logits = logits.const_data_ptr<scalar_t>();
@@ -82,7 +75,7 @@ Tensor expected_lookahead_cuda(const Tensor& logits, const Tensor& columns, cons
     call.parts = parts_of(n_eval, kCandidatePoints);
     Tensor partial_sums = torch::stable::new_empty(logits, {call.parts.n_parts * n_candidates}, ScalarType::Double);
     call.partial_sums = partial_sums.mutable_data_ptr<double>();
-    expected_lookahead_impl(launch, kind, call, sums.mutable_data_ptr<double>());
+    expected_lookahead_impl(launch, checked.kind, call, sums.mutable_data_ptr<double>());
   });
   return sums;
 }

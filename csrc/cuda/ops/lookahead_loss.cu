@@ -3,15 +3,13 @@
 
 #include "cuda/ops/lookahead_loss.cuh"
 #include "cuda/shared/launch.cuh"
-#include "torch/choices.h"
+#include "torch/arguments/lookahead_loss.h"
 
 namespace {
 
 using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "lookahead_loss";
 
 template <Loss kind, int kGroup, class T>
 void sum_staged(const Launch& launch, const Lookahead<T>& call, int64_t shared_bytes) {
@@ -21,7 +19,7 @@ void sum_staged(const Launch& launch, const Lookahead<T>& call, int64_t shared_b
                launch.stream(), call);
 }
 
-// H, T and z are too large for shared memory.
+// For H, T and z that are too large for shared memory.
 template <Loss kind, class T>
 void sum_in_place(const Launch& launch, Lookahead<T> call, const Tensor& logits) {
   unsigned grid = launch.grid(call.parts.n_parts * call.n_hypotheses);
@@ -38,7 +36,7 @@ void sum_in_place(const Launch& launch, Lookahead<T> call, const Tensor& logits)
 
 template <Loss kind, class T>
 void sum_of_kind(const Launch& launch, const Lookahead<T>& call, const Tensor& logits) {
-  // Groups of eight where that leaves no more classes empty than groups of four.
+  // Groups of eight, unless they have more empty classes than groups of four.
   const int group = groups_of(call.n_classes, 4) % 2 == 0 || call.n_classes > 12 ? 8 : 4;
   const int64_t shared_bytes = StagedLayout<T>(call.batch_size, call.n_classes, group, call.variance != nullptr).all;
   if (shared_bytes + kPointWarps * int64_t(sizeof(double)) > launch.max_shared_bytes()) {
@@ -77,42 +75,13 @@ void lookahead_loss_impl(const Launch& launch, Loss kind, const Lookahead<T>& ca
   LAPAL_CHECK_LAUNCH();
 }
 
-void check_like(const Tensor& tensor, const Tensor& logits, const char* argument) {
-  check_dtype(tensor, logits.scalar_type(), kOp, argument);
-  check_same_device(tensor, logits, kOp, argument, "logits");
-}
-
 Tensor lookahead_loss_cuda(const Tensor& logits, const Tensor& columns, const Tensor& batches,
                            const Tensor& coefficients, const std::optional<Tensor>& triangle,
                            const std::optional<Tensor>& beta, const std::optional<Tensor>& variance,
                            const std::optional<Tensor>& targets, const std::string& loss_kind, double kappa) {
-  const Loss kind = parse_loss(loss_kind, kOp);
-  check_dim(logits, 2, kOp, "logits");
-  check_dim(batches, 2, kOp, "batches");
-  const int64_t n_classes = logits.size(0), n_eval = logits.size(1);
-  const int64_t n_hypotheses = batches.size(0), batch_size = batches.size(1);
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  check_shape(columns, {kAnySize, n_eval}, kOp, "columns");
-  check_shape(coefficients, {n_hypotheses, batch_size, n_classes}, kOp, "coefficients");
-  check_like(columns, logits, "columns");
-  check_like(coefficients, logits, "coefficients");
-  check_dtype(batches, ScalarType::Long, kOp, "batches");
-  check_same_device(batches, logits, kOp, "batches", "logits");
-  const bool linked = triangle.has_value() && beta.has_value() && variance.has_value();
-  if (linked) {
-    check_shape(*triangle, {n_hypotheses, batch_size, batch_size}, kOp, "triangle");
-    check_shape(*beta, {n_hypotheses, batch_size}, kOp, "beta");
-    check_shape(*variance, {n_eval}, kOp, "variance");
-    check_like(*triangle, logits, "triangle");
-    check_like(*beta, logits, "beta");
-    check_like(*variance, logits, "variance");
-  }
-  if (needs_targets(kind)) {
-    STD_TORCH_CHECK(targets.has_value(), kOp, ": targets must be given for loss '", loss_kind, "'");
-    check_shape(*targets, {n_eval}, kOp, "targets");
-    check_dtype(*targets, ScalarType::Long, kOp, "targets");
-    check_same_device(*targets, logits, kOp, "targets", "logits");
-  }
+  const LookaheadLossArguments checked =
+      check_lookahead_loss(logits, columns, batches, coefficients, triangle, beta, variance, targets, loss_kind);
+  const int64_t n_eval = checked.n_eval, n_hypotheses = checked.n_hypotheses;
 
   const Launch launch(logits);
   if (n_hypotheses == 0 || n_eval == 0) {
@@ -122,11 +91,11 @@ Tensor lookahead_loss_cuda(const Tensor& logits, const Tensor& columns, const Te
   const Tensor dense_batches = torch::stable::contiguous(batches);
   const Tensor dense_coefficients = torch::stable::contiguous(coefficients);
   std::optional<Tensor> dense_triangle, dense_beta;
-  if (linked) {
+  if (checked.linked) {
     dense_triangle = torch::stable::contiguous(*triangle);
     dense_beta = torch::stable::contiguous(*beta);
   }
-  dispatch_floating(logits.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(checked.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Lookahead<scalar_t> call{};
     call.logits = logits.const_data_ptr<scalar_t>();
@@ -137,25 +106,25 @@ Tensor lookahead_loss_cuda(const Tensor& logits, const Tensor& columns, const Te
     call.column_stride = columns.stride(1);
     call.batches = dense_batches.const_data_ptr<int64_t>();
     call.coefficients = dense_coefficients.const_data_ptr<scalar_t>();
-    if (linked) {
+    if (checked.linked) {
       call.triangle = dense_triangle->const_data_ptr<scalar_t>();
       call.beta = dense_beta->const_data_ptr<scalar_t>();
       call.variance = variance->const_data_ptr<scalar_t>();
       call.variance_stride = variance->stride(0);
     }
-    if (needs_targets(kind)) {
+    if (needs_of(checked.kind).targets) {
       call.targets = targets->const_data_ptr<int64_t>();
       call.target_stride = targets->stride(0);
     }
     call.n_hypotheses = n_hypotheses;
-    call.n_rows = columns.size(0);
-    call.batch_size = int(batch_size);
-    call.n_classes = int(n_classes);
+    call.n_rows = checked.n_rows;
+    call.batch_size = int(checked.batch_size);
+    call.n_classes = int(checked.n_classes);
     call.kappa = scalar_t(kappa);
     call.parts = parts_of(n_eval, kRoundPoints<scalar_t>);
     Tensor partial_sums = torch::stable::new_empty(logits, {call.parts.n_parts * n_hypotheses}, ScalarType::Double);
     call.partial_sums = partial_sums.mutable_data_ptr<double>();
-    lookahead_loss_impl(launch, kind, call, logits, sums.mutable_data_ptr<double>());
+    lookahead_loss_impl(launch, checked.kind, call, logits, sums.mutable_data_ptr<double>());
   });
   return sums;
 }

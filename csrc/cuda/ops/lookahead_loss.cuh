@@ -1,22 +1,25 @@
 // Loss after each of M hypothetical batches, summed over E evaluation points.
 //
-//   logits'(e) = logits(e) + c_e^T H,  c_e = columns[batch, e];  loss of softmax(logits'), or with the
-//   mean-field link of softmax(logits' / sqrt(1 + kappa v')),  v' = v - sum_t beta_t z_t^2,  T z = c_e.
+//   logits'(e) = logits(e) + c_e^T H,  c_e = columns[batch, e]
 //
-// Shapes: logits [C, E], columns [N, E], batches [M, b], H [M, b, C], T [M, b, b], beta [M, b], v [E],
-// targets [E] -> float64 [M]. Logits, columns, v and targets with any strides; points should be contiguous.
+// The loss is that of softmax(logits'). With the mean-field link it is that of softmax(logits' / sqrt(1 + kappa v')),
+// where v' = v - sum_t beta_t z_t^2 and T z = c_e.
 //
-// A block takes one hypothesis and a part of the points (evaluation_tiles.cuh). Its H lies in shared memory as
-// [group][b][kGroup], T and beta behind it. A thread takes kPoints points at a time, so that each number of H that it
-// reads serves as many multiply-adds, and kGroup classes of their logits live in its registers. A group that is
-// complete joins the softmax of those before it, which is relative to the largest of them: logits are never stored,
-// and C may be anything. z of the mean-field link has its place in shared memory, b numbers per point.
-// Where H, T and z do not fit there, the same kernel reads H and T where they are and keeps z in a workspace of at most
-// kMaxLinkBytes. A hypothesis with a row outside of the columns, and every hypothesis where a label is no class, is
-// NaN.
+// Shapes: logits [C, E], columns [N, E], batches [M, b], H [M, b, C], T [M, b, b], beta [M, b], v [E], targets [E]
+// -> float64 [M]. Logits, columns, v and targets have any strides; contiguous points are fastest.
 //
-// Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds, one exponential in each group beside the one of
-// the class, and about 25 operations; per (hypothesis, point) b columns for each group, from the second-level cache.
+// A block takes one hypothesis and a part of the points (evaluation_tiles.cuh). Its H is in shared memory as
+// [group][b][kGroup], followed by T and beta. A thread takes kPoints points at a time, so that each number of H that it
+// reads serves as many multiply-adds. It keeps kGroup classes of their logits in registers. A complete group is added
+// to a running softmax, which is relative to the largest logit so far. So logits are never stored, and C may be any
+// number. z of the mean-field link is in shared memory, b numbers per point.
+//
+// If H, T and z do not fit into shared memory, the same kernel reads H and T in place and keeps z in a workspace of at
+// most kMaxLinkBytes. A hypothesis with an index outside of the columns is NaN. If a label is not a class, all
+// hypotheses are.
+//
+// Limit: arithmetic. Per (hypothesis, point, class) b multiply-adds, one exponential, one more per group, and about 25
+// operations. Per (hypothesis, point) b columns for each group, from the second-level cache.
 #pragma once
 
 #include "cuda/shared/evaluation_tiles.cuh"
@@ -51,11 +54,11 @@ struct Lookahead {
   int batch_size, n_classes;
   T kappa;
   EvaluationParts parts;
-  T* z;                  // [blocks][b][kPoints][thread], where it is not in shared memory
+  T* z;                  // [blocks][b][kPoints][thread], if it is not in shared memory
   double* partial_sums;  // [parts, M]
 };
 
-// One hypothesis, in shared memory or where it is.
+// One hypothesis, in shared memory or in place.
 template <class T>
 struct Hypothesis {
   const int64_t* rows;  // [b]
@@ -69,7 +72,7 @@ __host__ __device__ constexpr int groups_of(int n_classes, int group) {
   return (n_classes + group - 1) / group;
 }
 
-// Where a staged hypothesis has its parts, in bytes; the coefficients first, since they are read in packs.
+// Offsets of the parts of a staged hypothesis, in bytes. The coefficients are first, because they are read in packs.
 template <class T>
 struct StagedLayout {
   int64_t triangle, beta, z, rows, all;
@@ -84,7 +87,7 @@ struct StagedLayout {
   }
 };
 
-// Copies hypothesis m to shared memory; classes behind the last have coefficients of zero.
+// Copies hypothesis m to shared memory. Classes after the last have coefficients of zero.
 template <int kGroup, class T>
 __device__ __forceinline__ Hypothesis<T> stage(const Lookahead<T>& call, int64_t m, unsigned char* memory) {
   const int b = call.batch_size, thread = int(threadIdx.x);
@@ -122,10 +125,10 @@ __device__ __forceinline__ Hypothesis<T> in_place(const Lookahead<T>& call, int6
           call.beta + m * b, call.z + int64_t(blockIdx.x) * b * kRoundPoints<T>};
 }
 
-// Where a thread's points lie.
+// The points of a thread.
 template <class T>
 struct Points {
-  int64_t index[kPoints<T>];  // those behind the last are the last
+  int64_t index[kPoints<T>];  // points after the last repeat it
 
   __device__ __forceinline__ Points(int64_t start, int64_t n_eval) {
 #pragma unroll
@@ -146,7 +149,7 @@ struct Points {
   }
 };
 
-// Factors of the mean-field link: z by forward substitution.
+// Factors of the mean-field link, with z from a forward substitution.
 template <class T>
 __device__ __forceinline__ void find_links(const Lookahead<T>& call, const Hypothesis<T>& hypothesis,
                                            const Points<T>& points, T (&links)[kPoints<T>]) {
@@ -224,7 +227,7 @@ __device__ __forceinline__ void move_group(const Lookahead<T>& call, const Hypot
   }
 }
 
-// The thread's losses from `start` on, those of points before `end` alone.
+// The losses of the points of this thread between `start` and `end`.
 template <Loss kind, int kGroup, bool kStaged, class T>
 __device__ __forceinline__ double sum_losses(const Lookahead<T>& call, const Hypothesis<T>& hypothesis, int64_t start,
                                              int64_t end) {
@@ -232,12 +235,12 @@ __device__ __forceinline__ double sum_losses(const Lookahead<T>& call, const Hyp
   const Points<T> points(start, end);
   RunningSoftmax<kind, T> softmaxes[kP];
   T links[kP];
-  int targets[kP];  // -1 where the label is no class
+  int targets[kP];  // -1 if the label is not a class
 #pragma unroll
   for (int i = 0; i < kP; ++i) {
     links[i] = T(1);
     targets[i] = -1;
-    if constexpr (needs_targets(kind)) {
+    if constexpr (needs_of(kind).targets) {
       const int64_t label = call.targets[points.index[i] * call.target_stride];
       targets[i] = label >= 0 && label < call.n_classes ? int(label) : -1;
     }
@@ -251,7 +254,7 @@ __device__ __forceinline__ double sum_losses(const Lookahead<T>& call, const Hyp
     move_group<kGroup, kStaged>(call, hypothesis, points, first, count, moved);
 #pragma unroll
     for (int i = 0; i < kP; ++i) {
-      softmaxes[i].meet(moved[i], first, count, links[i], targets[i]);
+      softmaxes[i].add(moved[i], first, count, links[i], targets[i]);
     }
   }
   double sum = 0.0;
@@ -260,7 +263,7 @@ __device__ __forceinline__ double sum_losses(const Lookahead<T>& call, const Hyp
     const RunningSoftmax<kind, T>& softmax = softmaxes[i];
     const T target = (softmax.label - softmax.best) * links[i];
     T value = loss<kind>(softmax.rest, softmax.moment, target, softmax.winner == targets[i]);
-    if (needs_targets(kind) && targets[i] < 0) {
+    if (needs_of(kind).targets && targets[i] < 0) {
       value = T(__builtin_nanf(""));
     }
     sum += start + i * kPointBlock + threadIdx.x < end ? double(value) : 0.0;
@@ -268,7 +271,7 @@ __device__ __forceinline__ double sum_losses(const Lookahead<T>& call, const Hyp
   return sum;
 }
 
-// Pairs (part, hypothesis), neighbours with the same part: their columns are in cache.
+// Pairs (part, hypothesis). Neighbouring blocks have the same part, whose columns are in cache.
 template <Loss kind, int kGroup, bool kStaged, class T>
 __global__ void __launch_bounds__(kPointBlock, 3) lookahead_loss_kernel(Lookahead<T> call) {
   LAPAL_DYN_SHARED(unsigned char, memory);
@@ -292,7 +295,7 @@ __global__ void __launch_bounds__(kPointBlock, 3) lookahead_loss_kernel(Lookahea
     for (int64_t start = inside ? call.parts.start(part) : end; start < end; start += kRoundPoints<T>) {
       sum += sum_losses<kind, kGroup, kStaged>(call, hypothesis, start, end);
     }
-    // Its barriers also keep the next hypothesis out of shared memory until all have done with this one.
+    // Its barriers also protect shared memory: the next hypothesis is written after all threads have read this one.
     sum = block_reduce<kPointBlock>(sum, 0.0, Sum(), scratch);
     if (threadIdx.x == 0) {
       call.partial_sums[pair] = sum;

@@ -2,14 +2,13 @@
 
 #include "cuda/ops/mc_predictive.cuh"
 #include "cuda/shared/row_launch.cuh"
+#include "torch/arguments/mc_predictive.h"
 
 namespace {
 
 using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "mc_predictive";
 
 template <int kClasses, class T>
 void average_in_lanes(const Launch& launch, unsigned grid, const SampledRows<T>& rows) {
@@ -54,16 +53,8 @@ void mc_predictive_impl(const Launch& launch, const SampledRows<T>& rows) {
 }
 
 std::tuple<Tensor, Tensor> mc_predictive_cuda(const Tensor& logits, const Tensor& variance, const Tensor& noise) {
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  check_shape(variance, {n_rows}, kOp, "variance");
-  check_shape(noise, {kAnySize, n_classes}, kOp, "noise");
-  check_dtype(variance, dtype, kOp, "variance");
-  check_dtype(noise, dtype, kOp, "noise");
-  check_same_device(variance, logits, kOp, "variance", "logits");
-  check_same_device(noise, logits, kOp, "noise", "logits");
+  const McPredictiveArguments call = check_mc_predictive(logits, variance, noise);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
 
   const Launch launch(logits);
   Tensor mean = torch::stable::new_empty(logits, {n_rows, n_classes});
@@ -72,14 +63,14 @@ std::tuple<Tensor, Tensor> mc_predictive_cuda(const Tensor& logits, const Tensor
     return {mean, entropy};
   }
   const Tensor dense_noise = torch::stable::contiguous(noise);
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     SampledRows<scalar_t> rows{};
     rows.logits = rows_of_logits<scalar_t>(logits);
     rows.variance = variance.const_data_ptr<scalar_t>();
     rows.variance_stride = variance.stride(0);
     rows.noise = dense_noise.const_data_ptr<scalar_t>();
-    rows.n_samples = noise.size(0);
+    rows.n_samples = call.n_samples;
     rows.mean = mean.mutable_data_ptr<scalar_t>();
     rows.entropy = entropy.mutable_data_ptr<scalar_t>();
     mc_predictive_impl(launch, rows);

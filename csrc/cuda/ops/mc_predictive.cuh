@@ -1,21 +1,22 @@
 // Monte Carlo predictive and its mean entropy, streamed over the samples.
 //
-//   mean_n = 1/S sum_s softmax(z_n + sqrt(v_n) noise_s),  entropy_n = 1/S sum_s of the entropies of the same.
+//   mean_n = 1/S sum_s softmax(z_n + sqrt(v_n) noise_s),  entropy_n = 1/S sum_s entropy(softmax(z_n + sqrt(v_n)
+//   noise_s))
 //
 // Shapes: logits z [N, C] with any strides, variance v [N], noise [S, C] contiguous -> mean [N, C], entropy [N].
 //
-// A warp takes a row, and the rows of a block share tiles of the noise in shared memory. Few classes: a lane takes a
-// whole sample of its own, and the lanes add what they have once per tile, class k in lane k. Many classes: the warp
-// takes one sample at a time, every 32nd class in each lane, and keeps its sums in registers for kChunk samples, then
-// in shared memory. Rows that are longer still are done 512 classes at a time, with the softmax of each sample
-// computed again for each of these.
+// A warp takes a row. The rows of a block share tiles of the noise in shared memory. For few classes, each lane
+// computes samples of its own, and the lanes are added once per tile, with class k in lane k. For many classes, the
+// warp computes one sample at a time, with every 32nd class in a lane. It keeps its sums in registers for kChunk
+// samples, then in shared memory. Rows that are too long for that are computed 512 classes at a time, and the softmax
+// of each sample is computed again for each of these.
 //
 // The probabilities of at most kChunk samples of a lane are added in the dtype of the inputs, and these sums in
-// float64. The partition functions of kProduct samples are multiplied, as what they are beyond one, before a logarithm
-// is taken. All sums have an order that S and C alone decide.
+// float64. One logarithm serves kProduct samples: it is taken of the product of their partition functions. The order of
+// all sums depends on S and C only.
 //
-// Limit: arithmetic. One exponential per (row, sample, class) and about 12 other operations; for many classes 15
-// shuffles per (row, sample) as well. Memory moves N C numbers twice; a tile of the noise is read by each block.
+// Limit: arithmetic. One exponential per (row, sample, class) and about 12 other operations; for many classes also 15
+// shuffles per (row, sample). Memory moves N C numbers twice, and each block reads the noise.
 #pragma once
 
 #include "cuda/shared/reduce.cuh"
@@ -27,7 +28,7 @@ constexpr int kSampleRounds = 8;  // samples of a lane in one tile, for few clas
 constexpr int kTileSamples = kSampleRounds * kWarpSize;
 constexpr int kNoiseBytes = 16 << 10;  // of a tile, for many classes
 constexpr int kChunk = 16;             // samples
-constexpr int kProduct = 4;            // samples per logarithm: a float holds the product up to a billion classes
+constexpr int kProduct = 4;  // samples per logarithm: for up to a billion classes, the product fits in a float
 constexpr int kSampleBlock = kRowWarps * kWarpSize;
 static_assert(kSampleBlock == kTileRows, "TileWalk takes a step of kTileRows");
 
@@ -53,20 +54,20 @@ __device__ __forceinline__ T deviation_of(const SampledRows<T>& rows, int64_t n)
 template <class T>
 struct EntropySum {
   double total = 0.0;
-  T beyond = T(0);  // product of partition functions, less one
-  T energy = T(0);  // sum of the mean distances from the largest logit, <= 0
+  T product_less_one = T(0);  // product of partition functions, less one
+  T energy = T(0);            // sum of the mean distances from the largest logit, <= 0
   int count = 0;
 
   __device__ __forceinline__ void add(T rest, T mean_distance) {
-    beyond += rest + beyond * rest;
+    product_less_one += rest + product_less_one * rest;
     energy += mean_distance;
     if (++count == kProduct) {
       flush();
     }
   }
   __device__ __forceinline__ void flush() {
-    total += double(log1p_nonnegative(beyond) - energy);
-    beyond = T(0);
+    total += double(log1p_nonnegative(product_less_one) - energy);
+    product_less_one = T(0);
     energy = T(0);
     count = 0;
   }
@@ -114,13 +115,13 @@ __global__ void __launch_bounds__(kSampleBlock, 2) mc_predictive_lane_kernel(Sam
               best = drawn[k] > best ? drawn[k] : best;
             }
           }
-          T total = T(0), energy = T(0), ties = T(-1);  // classes as large as the largest, beyond the first
+          T total = T(0), energy = T(0), ties = T(-1);  // classes as large as the largest, product_less_one the first
 #pragma unroll
           for (int k = 0; k < kClasses; ++k) {
             if (k < n_classes) {
               const T shifted = drawn[k] - best;
               const T term = exp_nonpositive(shifted);
-              const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
+              const bool loses = !(shifted >= T(0));  // a NaN is in the sum
               drawn[k] = term;
               total += loses ? term : T(0);
               ties += loses ? T(0) : T(1);
@@ -158,13 +159,13 @@ __global__ void __launch_bounds__(kSampleBlock, 2) mc_predictive_lane_kernel(Sam
   }
 }
 
-// What a warp has seen of one sample, joined over its lanes.
+// The sums of one sample over all lanes of a warp.
 template <class T>
 struct SampleSums {
   T rest, energy;
 };
 
-// `ties` counts the lane's classes that are as large as the largest; the first lane that has one leaves out the winner.
+// `ties` counts the classes of the lane that equal the largest. The first lane with one leaves out the winner.
 template <class T>
 __device__ __forceinline__ SampleSums<T> join_sample(T total, T ties, T energy) {
   const unsigned before = (1u << (threadIdx.x % kWarpSize)) - 1;
@@ -181,7 +182,7 @@ __global__ void __launch_bounds__(kSampleBlock, 2) mc_predictive_warp_kernel(Sam
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
   const int n_classes = int(rows.logits.n_classes);
   T* tile = reinterpret_cast<T*>(means + kRowWarps * n_classes);
-  double* mean = means + warp * n_classes;  // each class its lane's own
+  double* mean = means + warp * n_classes;  // each class belongs to one lane
   for (int64_t start = int64_t(blockIdx.x) * kRowWarps; start < rows.logits.n_rows;
        start += int64_t(gridDim.x) * kRowWarps) {
     const int64_t n = start + warp;
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(kSampleBlock, 2) mc_predictive_warp_kernel(Sam
           const bool counts = i * kWarpSize + lane < n_classes;
           const T shifted = drawn[i] - best;
           const T term = counts ? exp_nonpositive(shifted) : T(0);
-          const bool loses = !(shifted >= T(0));  // NaN too, so that it is seen
+          const bool loses = !(shifted >= T(0));  // a NaN is in the sum
           drawn[i] = term;
           total += loses ? term : T(0);
           ties += counts && !loses ? T(1) : T(0);

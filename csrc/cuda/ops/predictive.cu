@@ -2,14 +2,13 @@
 
 #include "cuda/ops/predictive.cuh"
 #include "cuda/shared/row_launch.cuh"
+#include "torch/arguments/predictive.h"
 
 namespace {
 
 using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "predictive";
 
 template <class T>
 void predictive_impl(const Launch& launch, const PredictiveRows<T>& rows) {
@@ -29,20 +28,14 @@ void predictive_impl(const Launch& launch, const PredictiveRows<T>& rows) {
 }
 
 Tensor predictive_cuda(const Tensor& logits, const std::optional<Tensor>& variance, double kappa) {
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  if (variance.has_value()) {
-    check_shape(*variance, {n_rows}, kOp, "variance");
-    check_dtype(*variance, dtype, kOp, "variance");
-    check_same_device(*variance, logits, kOp, "variance", "logits");
-  }
+  const PredictiveArguments call = check_predictive(logits, variance);
+  const int64_t n_rows = call.n_rows, n_classes = call.n_classes;
   const Launch launch(logits);
   Tensor probabilities = torch::stable::new_empty(logits, {n_rows, n_classes});
   if (n_rows == 0 || n_classes == 0) {
     return probabilities;
   }
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     PredictiveRows<scalar_t> rows{};
     rows.logits = rows_of_logits<scalar_t>(logits);

@@ -4,10 +4,10 @@
 //
 // Shapes: logits z [N, C] with any strides, variance v [N] -> [N, C], contiguous.
 //
-// Few classes: a thread takes a row. A block brings its rows to shared memory and back in the order of memory, whether
-// rows or classes are contiguous there; a row's place in shared memory is of odd length, so that the threads of a warp
-// read from 32 banks. Many classes: a warp takes a row, each lane every 32nd class, and keeps them in registers between
-// the maximum and the sum; rows that are longer still are read three times, the last two from cache.
+// For few classes, a thread takes a row. A block copies its rows to shared memory and back in the order of memory, for
+// contiguous rows and for contiguous classes. A row in shared memory has an odd length, so that the threads of a warp
+// read from 32 banks. For many classes, a warp takes a row, each lane every 32nd class, and keeps them in registers
+// between the maximum and the sum. Rows that are too long for that are read three times, the last two from cache.
 //
 // Limit: memory, one read and one write of N C numbers. An exponential per number is half of that time on an H100.
 #pragma once

@@ -1,12 +1,11 @@
 #include "cuda/ops/predictive_variance.cuh"
 #include "cuda/shared/launch.cuh"
+#include "torch/arguments/predictive_variance.h"
 
 namespace {
 
 using namespace lapal_ext;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "predictive_variance";
 
 // `parts` has room for `at_a_time` rows.
 template <class T>
@@ -27,11 +26,8 @@ void predictive_variance_impl(const Launch& launch, const Forms<T>& all, int64_t
 }
 
 Tensor predictive_variance_cuda(const Tensor& features, const Tensor& covariance) {
-  check_dim(features, 2, kOp, "features");
-  const int64_t n_rows = features.size(0), n_features = features.size(1);
-  check_shape(covariance, {n_features, n_features}, kOp, "covariance");
-  check_dtype(covariance, features.scalar_type(), kOp, "covariance");
-  check_same_device(covariance, features, kOp, "covariance", "features");
+  const PredictiveVarianceArguments call = check_predictive_variance(features, covariance);
+  const int64_t n_rows = call.n_rows, n_features = call.n_features;
 
   const Launch launch(features);
   Tensor variance = torch::stable::new_empty(features, {n_rows});
@@ -39,7 +35,7 @@ Tensor predictive_variance_cuda(const Tensor& features, const Tensor& covariance
     return variance;
   }
   const int64_t at_a_time = std::min(n_rows, kFormRows * int64_t(launch.grid((n_rows + kFormRows - 1) / kFormRows)));
-  dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     constexpr int64_t kCols = FormTile<scalar_t>::kCols;
     const int64_t n_panels = (n_features + kCols - 1) / kCols;

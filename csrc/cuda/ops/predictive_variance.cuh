@@ -4,18 +4,18 @@
 //
 // Shapes: features [N, D], covariance [D, D] -> [N]; all with any strides.
 //
-// No product of torch's: half the arithmetic of (Phi Sigma) * Phi, since a quadratic form sees only U; nothing of size
-// N x D is written; and the order of a sum is that of D alone, so equal rows have equal variances. Three launches: U is
-// packed once, in panels [D / kCols][row][kCols], each down to its diagonal; then a block for each pair of kFormRows
-// rows and a panel; then the sum over the panels. Workspace: U, and a number per row and panel, for as many rows at a
-// time as there are blocks on the device.
+// Why not torch's product: the quadratic form depends on U only, which is half the arithmetic of (Phi Sigma) * Phi;
+// nothing of size N x D is written; and the order of a sum depends on D only, so equal rows have equal variances.
 //
-// A block brings kFormDepth features of its rows, transposed, and as many rows of the panel to shared memory, while the
-// next ones are on their way to registers. A thread keeps 8 rows x 2 packs of columns in registers: per 64
-// multiply-adds in float32 it reads 64 bytes of shared memory, which is what it can have in the time; two or three
-// blocks share a multiprocessor, so that some multiply while others meet at a barrier. Where D is no multiple of kCols
-// the features are padded in front, so that the shortest panel is the incomplete one. The panels with the longest sums
-// come first.
+// Three launches. The first packs U in panels [D / kCols][row][kCols], each down to its diagonal. In the second, a
+// block takes a pair of kFormRows rows and a panel. The third sums over the panels. Workspace: U, and a number per row
+// and panel for as many rows at a time as the device has blocks for.
+//
+// A block copies kFormDepth features of its rows, transposed, and as many rows of the panel to shared memory, while it
+// loads the next ones to registers. A thread keeps 8 rows x 2 packs of columns in registers: per 64 multiply-adds in
+// float32 it reads 64 bytes of shared memory, which the hardware can deliver in that time. Two or three blocks share a
+// multiprocessor, so some multiply while others wait at a barrier. If D is not a multiple of kCols, the features are
+// padded in front, so that the incomplete panel is the shortest. The panels with the longest sums come first.
 //
 // Limit: arithmetic, N D (D + kCols) / 2 multiply-adds.
 #pragma once
@@ -26,7 +26,7 @@ namespace lapal_ext {
 
 constexpr int kFormBlock = 128;  // threads
 constexpr int kFormDepth = 16;   // features at a time
-constexpr int kColThreads = 8;   // neighbouring threads, for the columns of the same rows
+constexpr int kColThreads = 8;   // neighbouring threads with the same rows and other columns
 constexpr int kRowThreads = kFormBlock / kColThreads;
 constexpr int kThreadRows = 8;
 constexpr int kFormRows = kRowThreads * kThreadRows;  // of a block
@@ -38,11 +38,11 @@ struct FormTile {
   static constexpr int kRowPacks = kThreadRows / kPack;
   static constexpr int kThreadCols = 2 * kPack;
   static constexpr int kCols = kColThreads * kThreadCols;
-  static constexpr int kRowLine = kFormRows / kPack + 1;  // packs; the odd one spreads a column over the banks
+  static constexpr int kRowLine = kFormRows / kPack + 1;  // packs; an odd number spreads a column over the banks
   static constexpr int kColLine = kCols / kPack;
 };
 
-// Where a panel starts in the packed triangle: panels 0, 1, ... have 1, 2, ... times kCols rows.
+// Offset of a panel in the packed triangle: panels 0, 1, ... have 1, 2, ... times kCols rows.
 template <class T>
 __host__ __device__ constexpr int64_t panel_offset(int64_t panel) {
   return panel * (panel + 1) / 2 * FormTile<T>::kCols * FormTile<T>::kCols;
@@ -66,7 +66,7 @@ struct Forms {
   }
 };
 
-// Squares of kCols x kCols of the triangle, one for a block.
+// A block packs squares of kCols x kCols of the triangle.
 template <class T>
 __global__ void __launch_bounds__(kFormBlock, 1)
     pack_triangle_kernel(const T* covariance, int64_t row_stride, int64_t column_stride, int64_t n_features,
@@ -91,7 +91,8 @@ __global__ void __launch_bounds__(kFormBlock, 1)
   }
 }
 
-// kFormDepth features of the block's rows and as many rows of the panel, on their way to shared memory.
+// kFormDepth features of the rows of a block and as many rows of the panel, in registers before they are stored to
+// shared memory.
 template <class T>
 struct Fetched {
   using Tile = FormTile<T>;
@@ -103,8 +104,8 @@ struct Fetched {
   T features[kFeatures];
   Pack<T, Tile::kPack> packs[kPacks];
 
-  // Neighbouring threads take neighbouring numbers, whether rows or features are contiguous: a thread fetches all of
-  // one row, or one feature of every kRowStep-th.
+  // Neighbouring threads load neighbouring numbers, for contiguous rows and for contiguous features: a thread loads all
+  // features of one row, or one feature of every kRowStep-th row.
   static constexpr int kRowStep = kFormBlock / kFormDepth;
   static __device__ __forceinline__ int first_row_of(bool along_rows) {
     return along_rows ? int(threadIdx.x) : int(threadIdx.x) / kFormDepth;
@@ -113,7 +114,7 @@ struct Fetched {
     return along_rows ? 0 : int(threadIdx.x) % kFormDepth;
   }
 
-  // `k` counts the padding.
+  // `k` includes the padding.
   __device__ __forceinline__ void load(const Forms<T>& all, int64_t first_row, const T* panel, int64_t k,
                                        bool along_rows) {
     int64_t n = first_row + first_row_of(along_rows), feature = k + first_depth_of(along_rows) - all.padding();
@@ -150,14 +151,14 @@ struct Fetched {
   }
 };
 
-// sums += the outer products of the thread's rows and columns, kFormDepth of them.
+// Adds kFormDepth outer products of the rows and columns of the thread.
 template <class T>
 __device__ __forceinline__ void multiply_tile(const Pack<T, FormTile<T>::kPack>* rows,
                                               const Pack<T, FormTile<T>::kPack>* panel,
                                               T (&sums)[kThreadRows][FormTile<T>::kThreadCols]) {
   using Tile = FormTile<T>;
   const int col = int(threadIdx.x) % kColThreads, row = int(threadIdx.x) / kColThreads;
-  // Unrolled completely, it would hold so much at once that fewer blocks fit.
+  // Not unrolled completely: it would need so many registers that fewer blocks fit.
 #pragma unroll 4
   for (int depth = 0; depth < kFormDepth; ++depth) {
     Pack<T, Tile::kPack> of_rows[Tile::kRowPacks], of_cols[2];
@@ -180,7 +181,7 @@ __device__ __forceinline__ void multiply_tile(const Pack<T, FormTile<T>::kPack>*
   }
 }
 
-// What a panel adds to the variances of the block's rows: the sums meet the features of its columns.
+// The contribution of a panel to the variances: the sums times the features of its columns.
 template <class T>
 __device__ __forceinline__ void finish_panel(const Forms<T>& all, int64_t first_row, int64_t panel,
                                              const T (&sums)[kThreadRows][FormTile<T>::kThreadCols]) {
@@ -229,7 +230,7 @@ __global__ void __launch_bounds__(kFormBlock) variance_kernel(Forms<T> all) {
         fetched.load(all, first_row, triangle, k, along_rows);
       }
       multiply_tile<T>(rows, columns, sums);
-      __syncthreads();  // the next ones overwrite these
+      __syncthreads();  // the next features overwrite these
     }
     finish_panel(all, first_row, panel, sums);
   }

@@ -2,16 +2,16 @@
 
 #include "cuda/ops/rank_one_update.cuh"
 #include "cuda/shared/launch.cuh"
+#include "torch/arguments/rank_one_update.h"
 
 namespace {
 
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "rank_one_update";
-constexpr int64_t kTileUpdateRows = 4 * kUpdateWarps;  // each warp of a block takes some, so that v is worth its sum
+constexpr int64_t kTileUpdateRows = 4 * kUpdateWarps;  // several per warp, so that computing v again costs little
 
-// One block per posterior, which holds it whole. False where its shared memory is too small.
+// One block per posterior. Returns false if the matrix does not fit into shared memory.
 template <class T>
 bool downdate_small(const Launch& launch, const Downdates<T>& all) {
   const int64_t shared_bytes = (all.size * all.size + all.size) * int64_t(sizeof(T));
@@ -29,7 +29,7 @@ bool downdate_small(const Launch& launch, const Downdates<T>& all) {
 template <class T>
 void downdate_large(const Launch& launch, const Downdates<T>& all) {
   const int64_t area = all.size * all.size;
-  // Half of the cache: what the first kernel reads has to stay while the second one writes as much.
+  // Half of the cache: the second kernel writes as much as the first one reads.
   const int64_t at_a_time = std::max<int64_t>(1, launch.cache_bytes() / 2 / (area * int64_t(sizeof(T))));
   for (int64_t m = 0; m < all.n_matrices; m += at_a_time) {
     Downdates<T> part = all;
@@ -51,14 +51,8 @@ void downdate_large(const Launch& launch, const Downdates<T>& all) {
 
 std::tuple<Tensor, Tensor> rank_one_update_cuda(const Tensor& covariance, const Tensor& features,
                                                 const Tensor& curvature) {
-  check_dim(features, 2, kOp, "features");
-  const int64_t n_matrices = features.size(0), size = features.size(1);
-  check_shape(covariance, {n_matrices, size, size}, kOp, "covariance");
-  check_shape(curvature, {n_matrices}, kOp, "curvature");
-  check_dtype(features, covariance.scalar_type(), kOp, "features");
-  check_dtype(curvature, covariance.scalar_type(), kOp, "curvature");
-  check_same_device(features, covariance, kOp, "features", "covariance");
-  check_same_device(curvature, covariance, kOp, "curvature", "covariance");
+  const RankOneUpdateArguments call = check_rank_one_update(covariance, features, curvature);
+  const int64_t n_matrices = call.n_matrices, size = call.n_features;
 
   const Launch launch(covariance);
   Tensor result = torch::stable::new_empty(covariance, {n_matrices, size, size});
@@ -69,7 +63,7 @@ std::tuple<Tensor, Tensor> rank_one_update_cuda(const Tensor& covariance, const 
   const Tensor dense_covariance = torch::stable::contiguous(covariance);
   const Tensor dense_features = torch::stable::contiguous(features);
   const Tensor dense_curvature = torch::stable::contiguous(curvature);
-  dispatch_floating(covariance.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Downdates<scalar_t> all = {dense_covariance.const_data_ptr<scalar_t>(),
                                      dense_features.const_data_ptr<scalar_t>(),

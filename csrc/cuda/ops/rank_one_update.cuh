@@ -4,11 +4,11 @@
 //
 // Shapes: covariance [B, D, D], features [B, D], curvature [B] -> Sigma' [B, D, D], u [B, D]; all contiguous.
 //
-// Sigma is needed twice, for u and after all of u. A matrix that fits into a block's shared memory is read once into
-// it: one block per posterior. Larger ones take two kernels, u with a warp per row and then Sigma' with a block per
-// tile of rows, for as many posteriors at a time as the second-level cache holds: the second read is not one of
-// memory. The product u_i u_j is rounded before the shrinkage multiplies it, so Sigma' is symmetric to the bit where
-// Sigma is; each sum has one order, which D alone decides.
+// Sigma is needed twice: for u, and again after all of u. If a matrix fits into the shared memory of a block, one block
+// per posterior reads it once. Larger matrices take two kernels: u with a warp per row, then Sigma' with a block per
+// tile of rows. They run for as many posteriors at a time as fit into the second-level cache, so the second read is
+// from cache. The product u_i u_j is rounded before it is multiplied by the shrinkage, so Sigma' is symmetric to the
+// bit where Sigma is. The order of each sum depends on D only.
 //
 // Limit: memory, one read of Sigma and one write of Sigma'.
 #pragma once
@@ -31,8 +31,8 @@ struct Downdates {
   T* direction;
 };
 
-// u_i, the sum of one row: every 32nd product in each lane, then across the lanes. Hands every element to keep(j,
-// value).
+// u_i, the sum of one row: every 32nd product in each lane, then the sum over lanes. Calls keep(j, value) for every
+// element.
 template <class T, class Keep>
 __device__ __forceinline__ T row_product(const T* row, const T* features, int64_t size, Keep&& keep) {
   T sum = T(0);
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kUpdateBlock) direction_kernel(Downdates<T> al
   }
 }
 
-// Sigma' from u, tiles of `tile_rows` rows of one matrix; each block sums v again, D products.
+// Sigma' from u, in tiles of `tile_rows` rows of one matrix. Each block computes v again, which is D products.
 template <class T>
 __global__ void __launch_bounds__(kUpdateBlock) downdate_kernel(Downdates<T> all, int64_t tile_rows) {
   LAPAL_SHARED(double, scratch, kUpdateWarps);

@@ -5,7 +5,7 @@
 #include "cuda/ops/selection_step_.cuh"
 #include "cuda/shared/pool_launch.cuh"
 #include "cuda/shared/row_launch.cuh"
-#include "torch/choices.h"
+#include "torch/arguments/selection_step_.h"
 
 namespace {
 
@@ -13,9 +13,7 @@ using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr const char* kOp = "selection_step_";
-
-// Returns the number of blocks, each of which has left a candidate.
+// Returns the number of blocks, each of which has stored a candidate.
 template <Utility kind, class T>
 unsigned selection_of_kind(const Launch& launch, const SelectionRows<T>& rows) {
   unsigned n_blocks = 0;
@@ -27,8 +25,8 @@ unsigned selection_of_kind(const Launch& launch, const SelectionRows<T>& rows) {
       },
       [&](unsigned grid, unsigned block, auto per_lane) {
         [[maybe_unused]] constexpr int kPerLane = decltype(per_lane)::value;
-        // A utility that asks for no logits has no use for them in registers.
-        if constexpr (kind == Utility::variance) {
+        // A utility that needs no logits does not keep them in registers.
+        if constexpr (!needs_of(kind).logits) {
           LAPAL_LAUNCH((selection_long_kernel<kind, T>), grid, block, 0, launch.stream(), rows);
         } else {
           LAPAL_LAUNCH((selection_warp_kernel<kind, kPerLane, T>), grid, block, 0, launch.stream(), rows);
@@ -65,33 +63,9 @@ std::tuple<Tensor, Tensor> selection_step__cuda(const Tensor& pool, const Tensor
                                                 const std::optional<Tensor>& variance, const Tensor& taken,
                                                 const std::optional<Tensor>& scale, const std::string& kind_name,
                                                 double kappa) {
-  const Utility kind = parse_utility(kind_name, kOp);
-  check_dim(pool, 2, kOp, "pool");
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = pool.size(0), n_features = pool.size(1), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  const auto check = [&](const Tensor& tensor, std::initializer_list<int64_t> shape, const char* argument) {
-    check_shape(tensor, shape, kOp, argument);
-    check_dtype(tensor, dtype, kOp, argument);
-    check_same_device(tensor, pool, kOp, argument, "pool");
-  };
-  check(logits, {n_rows, kAnySize}, "logits");
-  check(u, {n_features}, "u");
-  check(offset, {}, "offset");
-  check(g, {n_classes}, "g");
-  check(beta, {}, "beta");
-  check_shape(taken, {n_rows}, kOp, "taken");
-  check_dtype(taken, ScalarType::Bool, kOp, "taken");
-  check_same_device(taken, pool, kOp, "taken", "pool");
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp, ": utility 'variance' needs variance");
-  STD_TORCH_CHECK(kind != Utility::gradient_norm || scale.has_value(), kOp, ": utility 'gradient_norm' needs scale");
-  if (variance.has_value()) {
-    check(*variance, {n_rows}, "variance");
-  }
-  if (kind == Utility::gradient_norm) {
-    check(*scale, {n_rows}, "scale");
-  }
+  const SelectionStepArguments call =
+      check_selection_step(pool, u, offset, g, beta, logits, variance, taken, scale, kind_name);
+  const int64_t n_rows = call.n_rows;
 
   const Launch launch(pool);
   Tensor index = torch::stable::new_empty(logits, {}, ScalarType::Long);
@@ -100,7 +74,7 @@ std::tuple<Tensor, Tensor> selection_step__cuda(const Tensor& pool, const Tensor
   const Tensor dense_u = torch::stable::contiguous(u);
   const Tensor dense_g = torch::stable::contiguous(g);
   const Tensor columns = torch::stable::new_empty(logits, {n_rows});
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     const Tensor candidates = new_candidates<scalar_t>(logits, launch.grid(n_rows));
     SelectionRows<scalar_t> rows{};
@@ -108,16 +82,16 @@ std::tuple<Tensor, Tensor> selection_step__cuda(const Tensor& pool, const Tensor
     rows.moved = logits.mutable_data_ptr<scalar_t>();
     rows.columns = columns.const_data_ptr<scalar_t>();
     rows.effect = {dense_u.const_data_ptr<scalar_t>(),
-                   n_features,
+                   call.n_features,
                    offset.const_data_ptr<scalar_t>(),
                    dense_g.const_data_ptr<scalar_t>(),
-                   n_classes,
+                   call.n_classes,
                    variance.has_value() ? beta.const_data_ptr<scalar_t>() : nullptr};
     if (variance.has_value()) {
       rows.variance = variance->mutable_data_ptr<scalar_t>();
       rows.variance_stride = variance->stride(0);
     }
-    if (kind == Utility::gradient_norm) {
+    if (needs_of(call.kind).scale) {
       rows.scale = scale->const_data_ptr<scalar_t>();
       rows.scale_stride = scale->stride(0);
     }
@@ -128,7 +102,7 @@ std::tuple<Tensor, Tensor> selection_step__cuda(const Tensor& pool, const Tensor
     if (n_rows > 0) {
       multiply_pool<1, scalar_t>(launch, dense_pool, {rows.effect.u}, {rows.effect.offset}, rows.effect,
                                  columns.mutable_data_ptr<scalar_t>(), kOp);
-      n_blocks = selection_impl(launch, kind, rows);
+      n_blocks = selection_impl(launch, call.kind, rows);
     }
     take_best(launch, rows.candidates, n_blocks, rows.taken, index.mutable_data_ptr<int64_t>(),
               utility.mutable_data_ptr<scalar_t>());

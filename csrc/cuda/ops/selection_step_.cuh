@@ -1,19 +1,19 @@
-// One pick of sequential selection: a single pass over the pool.
+// One pick of sequential selection: one pass over the pool.
 //
-//   c = Phi u + offset;  logits += c g^T;  v -= beta c^2;  utility of softmax(logits / sqrt(1 + kappa v));
-//   the free row with the largest utility is taken.
+//   c = Phi u + offset;  logits += c g^T;  v -= beta c^2;  utility of softmax(logits / sqrt(1 + kappa v))
+//
+// The pick is the free row with the largest utility.
 //
 // Shapes: pool [N, D] in any storage dtype, u [D], g [C], logits [N, C], v [N], taken [N], scale [N].
 //
-// Three launches, in the order of the formula: c (pool_rows.cuh); then each row's logits, variance and utility, and the
-// best row of each block; then the best block. Workspace: c [N] and a candidate per block.
+// Layout: pool rows are contiguous, all else has any strides.
 //
-// Layout: pool rows contiguous, all else with any strides. Few classes: a thread takes a row, from a tile that a block
-// brings to shared memory in the order of memory, and moves on the way. Many classes: a warp takes a row and keeps it
-// in registers; rows that are longer still are moved in memory and read again from cache.
-//
-// Blocks share the tiles in grid-stride loops, and an argmax has one result whoever meets whom, so picks depend on no
-// grid.
+// Three launches: c (pool_rows.cuh); then the logits, variance and utility of each row, and the best row of each block;
+// then the best of all blocks. Workspace: c [N] and a candidate per block. For few classes, a thread takes a row of a
+// tile that the block copies to shared memory in the order of memory, and updates on the way. For many classes, a warp
+// takes a row and keeps it in registers. Rows that are too long for that are updated in memory and read again from
+// cache. Blocks share the tiles in grid-stride loops. The order of candidates is total, so the pick does not depend on
+// the grid.
 //
 // Limit: memory, one read of the pool, a read and a write of N C logits. An exponential per logit is a quarter of the
 // time of the latter on an H100.
@@ -36,11 +36,11 @@ struct SelectionRows {
   const T* scale;  // null unless the utility needs it
   int64_t scale_stride;
   T kappa;
-  Taken taken;
+  TakenRows taken;
   Candidate<T>* candidates;  // [blocks]
 };
 
-// load_tile, with c g^T added to what is loaded, there and in memory.
+// load_tile() that also adds c g^T, in the tile and in memory.
 template <class T>
 __device__ __forceinline__ void move_tile(const SelectionRows<T>& rows, int64_t start, T* tile) {
   const LogitRows<T>& logits = rows.logits;
@@ -66,7 +66,7 @@ __device__ __forceinline__ void move_tile(const SelectionRows<T>& rows, int64_t 
   }
 }
 
-// The variance of row n, brought up to date. One thread calls it for each row.
+// Updates the variance of row n and returns it. One thread calls it for each row.
 template <class T>
 __device__ __forceinline__ T move_variance(const SelectionRows<T>& rows, int64_t n, bool moves) {
   if (rows.variance == nullptr) {
@@ -112,18 +112,18 @@ __global__ void __launch_bounds__(kTileRows, 1) selection_tile_kernel(SelectionR
     const int64_t n = start + threadIdx.x;
     if (n < rows.logits.n_rows) {
       T utility = move_variance(rows, n, any_move);
-      if constexpr (kind != Utility::variance) {
+      if constexpr (needs_of(kind).logits) {
         const T* row = tile + int(threadIdx.x) * length;
         utility = utility_of_row<kind>(row, n_classes, link_of(rows, utility), scale_of(rows, n));
       }
-      best = rows.taken.offer(utility, n, best);
+      best = rows.taken.better_of(utility, n, best);
     }
     __syncthreads();  // the next tile overwrites this one
   }
-  leave_candidate<kTileRows>(best, best_scratch, rows.candidates);
+  store_candidate<kTileRows>(best, best_scratch, rows.candidates);
 }
 
-// move_variance by one lane, for the whole warp.
+// move_variance() by one lane, with the result in all lanes.
 template <class T>
 __device__ __forceinline__ T move_variance_of_warp(const SelectionRows<T>& rows, int64_t n, bool moves) {
   const T variance = threadIdx.x % kWarpSize == 0 ? move_variance(rows, n, moves) : T(0);
@@ -156,9 +156,9 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize, 1) selection_warp_kernel
     }
     const T variance = move_variance_of_warp(rows, n, any_move);
     const T utility = utility_of_lanes<kind>(values, logits.n_classes, link_of(rows, variance), scale_of(rows, n));
-    best = rows.taken.offer(utility, n, best);
+    best = rows.taken.better_of(utility, n, best);
   }
-  leave_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
+  store_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
 }
 
 // A row per warp, for rows of any length.
@@ -173,19 +173,19 @@ __global__ void __launch_bounds__(kRowWarps* kWarpSize, 1) selection_long_kernel
     T* row = rows.moved + n * logits.row_stride;
     if (any_move) {
       const T column = rows.columns[n];
-      // Each lane moves the classes that it will read.
+      // Each lane updates the classes that it reads later.
       for (int64_t k = threadIdx.x % kWarpSize; k < logits.n_classes; k += kWarpSize) {
         row[k * logits.class_stride] += column * rows.effect.g[k];
       }
     }
     T utility = move_variance_of_warp(rows, n, any_move);
-    if constexpr (kind != Utility::variance) {
+    if constexpr (needs_of(kind).logits) {
       utility = utility_of_long_row<kind>(row, logits.class_stride, logits.n_classes, link_of(rows, utility),
                                           scale_of(rows, n));
     }
-    best = rows.taken.offer(utility, n, best);
+    best = rows.taken.better_of(utility, n, best);
   }
-  leave_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
+  store_candidate<kRowWarps * kWarpSize>(best, best_scratch, rows.candidates);
 }
 
 }  // namespace lapal_ext

@@ -4,15 +4,13 @@
 
 #include "cuda/ops/update_coefficients.cuh"
 #include "cuda/shared/launch.cuh"
-#include "torch/choices.h"
+#include "torch/arguments/update_coefficients.h"
 
 namespace {
 
 using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "update_coefficients";
 
 template <int kBlockSize, class T>
 void absorb_batches(const Launch& launch, Recursion<T> call, const Tensor& gram) {
@@ -47,16 +45,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cuda(const Tensor
                                                                     const Tensor& targets, double gamma,
                                                                     const std::string& step,
                                                                     const std::string& curvature) {
-  check_dim(logits, 3, kOp, "logits");
-  const int64_t n_hypotheses = logits.size(0), batch_size = logits.size(1), n_classes = logits.size(2);
-  check_shape(gram, {n_hypotheses, batch_size, batch_size}, kOp, "gram");
-  check_shape(targets, {n_hypotheses, batch_size}, kOp, "targets");
-  check_dtype(logits, gram.scalar_type(), kOp, "logits");
-  check_dtype(targets, ScalarType::Long, kOp, "targets");
-  check_same_device(logits, gram, kOp, "logits", "gram");
-  check_same_device(targets, gram, kOp, "targets", "gram");
-  const Step rule = parse_step(step, kOp);
-  const Curvature weighting = parse_curvature(curvature, kOp);
+  const UpdateCoefficientsArguments checked = check_update_coefficients(gram, logits, targets, gamma, step, curvature);
+  const int64_t n_hypotheses = checked.n_hypotheses, batch_size = checked.batch_size, n_classes = checked.n_classes;
 
   const Launch launch(gram);
   Tensor coefficients = torch::stable::new_empty(gram, {n_hypotheses, batch_size, n_classes});
@@ -69,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cuda(const Tensor
   const Tensor dense_gram = torch::stable::contiguous(gram);
   const Tensor dense_logits = torch::stable::contiguous(logits);
   const Tensor dense_targets = torch::stable::contiguous(targets);
-  dispatch_floating(gram.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(checked.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     Recursion<scalar_t> call{};
     call.gram = dense_gram.const_data_ptr<scalar_t>();
@@ -78,10 +68,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> update_coefficients_cuda(const Tensor
     call.n_hypotheses = n_hypotheses;
     call.batch_size = batch_size;
     call.n_classes = n_classes;
-    call.gamma = gamma;
     call.slack = kPsdSlack * double(std::numeric_limits<scalar_t>::epsilon());
-    call.step = rule;
-    call.curvature = weighting;
+    call.rule = checked.rule;
     call.coefficients = coefficients.mutable_data_ptr<scalar_t>();
     call.triangle = triangle.mutable_data_ptr<scalar_t>();
     call.beta = beta.mutable_data_ptr<scalar_t>();

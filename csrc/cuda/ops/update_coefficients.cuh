@@ -1,20 +1,24 @@
-// The recursion that absorbs b labels into M hypotheses without touching the feature space.
+// The recursion that absorbs b labels into M hypotheses, in terms of their gram matrix only.
 //
-// Observation t, with c and v from the gram matrix as it stands:
-//   g_t = a (e_y - softmax(f_t));  f_j += c_j g_t for j >= t;  s'_t = curvature(f_t);  beta_t = s'_t / (1 + s'_t v);
-//   T_jt = beta_t c_j and gram_jk -= beta_t c_j c_k for j, k > t.  Finally T^T H = g.
+// For observation t, with column c and variance v of the present gram matrix:
+//
+//   g_t = a (e_y - softmax(f_t));  f_j += c_j g_t for j >= t;  s'_t = curvature(f_t);  beta_t = s'_t / (1 + s'_t v)
+//   T_jt = beta_t c_j and gram_jk -= beta_t c_j c_k for j, k > t
+//
+// At the end, T^T H = g.
 //
 // Shapes: gram [M, b, b], logits [M, b, C], targets [M, b] -> H [M, b, C], T [M, b, b], beta [M, b], s' [M, b]; all
 // contiguous.
 //
-// A block takes one hypothesis, in float64: a warp where there are few classes, since the chain of observations waits
-// for its reductions and not for its arithmetic. Every kBlockSize-th class is a thread's own, through all rows: only
+// A block takes one hypothesis, in float64. For few classes the block is one warp, because the chain of observations
+// waits for reductions rather than for arithmetic. Every kBlockSize-th class belongs to one thread in all rows, so only
 // sums over classes and the gram matrix need barriers. As on the CPU, row t of the gram matrix is column t of its lower
-// triangle, and f_t is computed when it is needed. The work lies in shared memory, or in a workspace of at most
-// kMaxWorkBytes where it does not fit. Where a label is no class, beta is NaN from that observation on.
+// triangle, and f_t is computed when it is needed. The work is in shared memory, or in a workspace of at most
+// kMaxWorkBytes if it does not fit. If a label is not a class, beta is NaN from that observation on.
 //
-// Limit: latency. Each observation waits for about three reductions and an exponential in every iteration of its line
-// search, about 6, and for six reductions beside; b^2 C + b^3 / 6 multiply-adds in float64 are little beside that.
+// Limit: latency. Each observation waits for about three reductions and an exponential in each of about 6 iterations of
+// its line search, and for six more reductions. Its b^2 C + b^3 / 6 multiply-adds in float64 take little time beside
+// that.
 #pragma once
 
 #include "cuda/shared/reduce.cuh"
@@ -23,7 +27,7 @@
 namespace lapal_ext {
 
 constexpr int kChainBlock = 256;                       // threads of a block for many classes
-constexpr int64_t kMaxWorkBytes = int64_t(256) << 20;  // or that of one block
+constexpr int64_t kMaxWorkBytes = int64_t(256) << 20;  // or the work of one block, if that is more
 
 template <class T>
 struct Recursion {
@@ -31,11 +35,9 @@ struct Recursion {
   const T* logits;
   const int64_t* targets;
   int64_t n_hypotheses, batch_size, n_classes;
-  double gamma;
-  double slack;  // kPsdSlack * eps of T
-  Step step;
-  Curvature curvature;
-  double* workspace;  // null where the work is in shared memory
+  UpdateRule rule;
+  double slack;       // kPsdSlack * eps of T
+  double* workspace;  // null if the work is in shared memory
   T* coefficients;
   T* triangle;
   T* beta;
@@ -57,7 +59,7 @@ __device__ __forceinline__ TwoSums shuffle_xor(const TwoSums& sums, int lane_mas
   return {shuffle_xor(sums.first, lane_mask), shuffle_xor(sums.second, lane_mask)};
 }
 
-// One hypothesis at work.
+// The work memory of one hypothesis.
 struct Work {
   double* gram;       // [b, b], row t holds column t of the lower triangle
   double* steps;      // [b, C]
@@ -81,12 +83,23 @@ struct Work {
   }
 };
 
-// What an observation leaves: s' and beta.
+// The results of one observation: s' and beta.
 struct Absorbed {
   double weight, beta;
 };
 
-// What all threads of a block do together; `scratch` holds two numbers for each of its warps.
+// s, from the sum of the exponentials of the losing classes.
+__device__ __forceinline__ double weight_of(Curvature curvature, double rest) {
+  switch (curvature) {
+    case Curvature::gaussian:
+      return 1.0;
+    case Curvature::categorical:
+      return curvature_weight(rest);
+  }
+  return double(__builtin_nanf(""));
+}
+
+// Functions that all threads of a block call together. `scratch` holds two numbers for each warp.
 template <int kBlockSize>
 struct Block {
   double* scratch;
@@ -96,8 +109,8 @@ struct Block {
     return block_reduce<kBlockSize>(value, identity, join, reinterpret_cast<T*>(scratch));
   }
 
-  // Exponentials relative to the winner into `terms`, one for the winner itself. The first sum leaves out the winner,
-  // the second the target.
+  // Writes the exponentials relative to the winner to `terms`. The first sum leaves out the winner, the second the
+  // target.
   __device__ __forceinline__ TwoSums sum_terms(const double* logits, int64_t n_classes, int64_t target,
                                                double* terms) const {
     Candidate<double> winner = no_candidate<double>();
@@ -115,7 +128,7 @@ struct Block {
     return reduce(sums, TwoSums{0.0, 0.0}, AddBoth());
   }
 
-  // As line_search of cpu/passes/line_search.h.
+  // The same as line_search() of cpu/passes/line_search.h.
   __device__ __forceinline__ double line_search(const Work& work, int64_t n_classes, double variance, double r_target,
                                                 double gamma) const {
     if (gamma == 0.0) {
@@ -129,7 +142,7 @@ struct Block {
       norm += r[k] * r[k];
     }
     norm = reduce(norm, 0.0, Sum());
-    StepBracket bracket(gamma);
+    LineSearchBracket bracket(gamma);
     for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
       const double reach = bracket.a * variance;
       double best = -double(__builtin_inff());
@@ -184,15 +197,23 @@ struct Block {
     for (int64_t k = threadIdx.x; k < n_classes; k += kBlockSize) {
       work.residual[k] = k == target ? r_target : -(work.terms[k] * inverse);
     }
-    const bool weighs = call.curvature == Curvature::categorical;
-    const double length = call.step == Step::newton
-                              ? call.gamma / (1.0 + (weighs ? curvature_weight(sums.first) : 1.0) * variance)
-                              : line_search(work, n_classes, variance, r_target, call.gamma);
+    double length = double(__builtin_nanf(""));
+    switch (call.rule.step) {
+      case Step::newton:
+        length = call.rule.gamma / (1.0 + weight_of(call.rule.curvature, sums.first) * variance);
+        break;
+      case Step::line_search:
+        length = line_search(work, n_classes, variance, r_target, call.rule.gamma);
+        break;
+    }
     for (int64_t k = threadIdx.x; k < n_classes; k += kBlockSize) {
       step[k] = length * work.residual[k];
       work.logits[k] += column[t] * step[k];
     }
-    const double weight = weighs ? curvature_weight(sum_terms(work.logits, n_classes, target, work.terms).first) : 1.0;
+    const double rest = call.rule.curvature == Curvature::gaussian
+                            ? 0.0  // not needed
+                            : sum_terms(work.logits, n_classes, target, work.terms).first;
+    const double weight = weight_of(call.rule.curvature, rest);
     const double scale = 1.0 + weight * variance;
     return {weight, scale > 0.0 ? weight / scale : double(__builtin_nanf(""))};
   }

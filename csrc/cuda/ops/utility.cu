@@ -3,15 +3,13 @@
 
 #include "cuda/ops/utility.cuh"
 #include "cuda/shared/row_launch.cuh"
-#include "torch/choices.h"
+#include "torch/arguments/utility.h"
 
 namespace {
 
 using namespace lapal_ext;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-constexpr const char* kOp = "utility";
 
 template <Utility kind, class T>
 void utility_of_kind(const Launch& launch, const UtilityRows<T>& rows) {
@@ -55,29 +53,13 @@ void utility_impl(const Launch& launch, Utility kind, const UtilityRows<T>& rows
 
 Tensor utility_cuda(const Tensor& logits, const std::optional<Tensor>& variance, const std::optional<Tensor>& scale,
                     const std::string& kind_name, double kappa) {
-  const Utility kind = parse_utility(kind_name, kOp);
-  check_dim(logits, 2, kOp, "logits");
-  const int64_t n_rows = logits.size(0), n_classes = logits.size(1);
-  const ScalarType dtype = logits.scalar_type();
-  STD_TORCH_CHECK(n_classes > 0, kOp, ": logits must have at least one class");
-  STD_TORCH_CHECK(kind != Utility::variance || variance.has_value(), kOp, ": utility 'variance' needs variance");
-  STD_TORCH_CHECK(kind != Utility::gradient_norm || scale.has_value(), kOp, ": utility 'gradient_norm' needs scale");
-  if (variance.has_value()) {
-    check_shape(*variance, {n_rows}, kOp, "variance");
-    check_dtype(*variance, dtype, kOp, "variance");
-    check_same_device(*variance, logits, kOp, "variance", "logits");
-  }
-  if (kind == Utility::gradient_norm) {
-    check_shape(*scale, {n_rows}, kOp, "scale");
-    check_dtype(*scale, dtype, kOp, "scale");
-    check_same_device(*scale, logits, kOp, "scale", "logits");
-  }
+  const UtilityArguments call = check_utility(logits, variance, scale, kind_name);
   const Launch launch(logits);
-  Tensor utilities = torch::stable::new_empty(logits, {n_rows});
-  if (n_rows == 0) {
+  Tensor utilities = torch::stable::new_empty(logits, {call.n_rows});
+  if (call.n_rows == 0) {
     return utilities;
   }
-  dispatch_floating(dtype, kOp, [&](auto tag) {
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
     UtilityRows<scalar_t> rows{};
     rows.logits = rows_of_logits<scalar_t>(logits);
@@ -85,13 +67,13 @@ Tensor utility_cuda(const Tensor& logits, const std::optional<Tensor>& variance,
       rows.variance = variance->const_data_ptr<scalar_t>();
       rows.variance_stride = variance->stride(0);
     }
-    if (kind == Utility::gradient_norm) {
+    if (needs_of(call.kind).scale) {
       rows.scale = scale->const_data_ptr<scalar_t>();
       rows.scale_stride = scale->stride(0);
     }
     rows.kappa = scalar_t(kappa);
     rows.utilities = utilities.mutable_data_ptr<scalar_t>();
-    utility_impl(launch, kind, rows);
+    utility_impl(launch, call.kind, rows);
   });
   return utilities;
 }

@@ -1,11 +1,11 @@
-// How much a label of each row would tell, from its predictive alone.
+// Utility of a label for each row, from its predictive distribution.
 //
-//   utility of softmax(z_n / sqrt(1 + kappa v_n)), or of softmax(z_n) without v; formulas in shared/likelihood.h.
+//   utility of softmax(z_n / sqrt(1 + kappa v_n)), or of softmax(z_n) without v; formulas in shared/utilities.h.
 //
 // Shapes: logits z [N, C] with any strides, variance v [N], scale [N] -> [N].
 //
-// Few classes: a thread takes a row of a tile in shared memory; many: a warp takes a row and keeps it in registers, as
-// predictive does; what either makes of it is in utility_row.cuh. The kind `variance` reads no logits.
+// For few classes, a thread takes a row of a tile in shared memory. For many classes, a warp takes a row and keeps it
+// in registers, as predictive.cuh does. The sums are in utility_row.cuh. The utility `variance` reads no logits.
 //
 // Limit: memory, one read of N C numbers. An exponential per number is two thirds of that time on an H100.
 #pragma once

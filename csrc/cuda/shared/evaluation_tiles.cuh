@@ -1,8 +1,8 @@
 // Evaluation points in parts, for the ops that sum a loss over all points for each of many items.
 //
-// A block takes a pair (part, item), and a thread every kPointBlock-th point of the part. Every pair writes its own
-// float64 sum to a workspace [parts, items], and a second launch adds the parts of each item in order: the result
-// depends on the sizes alone. With at most kMaxParts parts, the workspace has at most 512 bytes per item.
+// A block takes a pair (part, item), and a thread takes every kPointBlock-th point of the part. Every pair writes its
+// own float64 sum to a workspace [parts, items]. A second launch adds the parts of each item in order, so the result
+// depends on the sizes only. With at most kMaxParts parts, the workspace has at most 512 bytes per item.
 #pragma once
 
 #include "cuda/shared/reduce.cuh"
@@ -26,14 +26,14 @@ struct EvaluationParts {
   }
 };
 
-// Parts of `least` points, or of a multiple where that would be too many.
+// Parts of `least` points, or of a multiple of that if there would be too many parts.
 inline EvaluationParts parts_of(int64_t n_eval, int64_t least) {
   const int64_t rounds = (n_eval + kMaxParts * least - 1) / (kMaxParts * least);
   const int64_t part_points = rounds * least;
   return {n_eval, part_points, (n_eval + part_points - 1) / part_points};
 }
 
-// sums[i] = the sums [parts, items] of item i, in the order of the parts.
+// sums[i] is the sum over the parts of item i, in order.
 template <class T>
 __global__ void __launch_bounds__(kPointBlock)
     add_parts_kernel(const double* partial_sums, int64_t n_parts, int64_t n_items, T* sums) {

@@ -1,14 +1,14 @@
-// What launchers share: the device and stream of a call, the sizes of its launches. Kernels do not include it.
+// The device and stream of a call, and the sizes of its launches. Launchers include this file; kernels do not.
 //
 //   const Launch launch(logits);   // from here to the end of the scope, the tensor's device is the current one
 //   LAPAL_LAUNCH((f_kernel<scalar_t>), launch.grid(n_tiles), kBlockSize, shared_bytes, launch.stream(), ...);
 //   LAPAL_CHECK_LAUNCH();
 //
-// and last in the file:
+// and at the end of the file:
 //
 //   LAPAL_CUDA_IMPL(m) { m.impl("f", TORCH_BOX(&f_cuda)); }
 //
-// Compiled by g++ for the emulator, the same launcher takes CPU tensors and is lapal_ext_emulated::f.
+// If g++ compiles the launcher for the emulator, it takes CPU tensors and is registered as lapal_ext_emulated::f.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -48,9 +48,9 @@ class Launch {
     return static_cast<cudaStream_t>(stream_);
   }
 
-  // Blocks that share `n_tiles` in grid-stride loops: enough to fill the device and even out its blocks.
+  // The number of blocks for `n_tiles` in grid-stride loops: enough to fill the device and to balance its blocks.
   unsigned grid(int64_t n_tiles) const {
-    constexpr int64_t kBlocksPerMultiprocessor = 32;  // the most that can be resident
+    constexpr int64_t kBlocksPerMultiprocessor = 32;  // the largest number that can be resident
     return unsigned(std::min(n_tiles, kBlocksPerMultiprocessor * attribute(cudaDevAttrMultiProcessorCount)));
   }
 
@@ -84,7 +84,7 @@ class Launch {
 
 #else
 
-// A tiny device, so that small problems already go round the loops and past the limits.
+// A tiny device, so that small problems reach the second round of loops and the limits.
 class Launch {
  public:
   explicit Launch(const torch::stable::Tensor&) {}

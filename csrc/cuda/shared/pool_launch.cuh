@@ -1,16 +1,13 @@
-// How a selection step launches the kernels of pool_rows.cuh.
+// The launches of the kernels of pool_rows.cuh.
 #pragma once
 
 #include "cuda/shared/launch.cuh"
 #include "cuda/shared/pool_rows.cuh"
+#include "torch/rows.h"
 
 namespace lapal_ext {
 
-inline torch::stable::Tensor with_contiguous_rows(const torch::stable::Tensor& pool) {
-  return pool.size(1) <= 1 || pool.stride(1) == 1 ? pool : torch::stable::contiguous(pool);
-}
-
-inline Taken taken_rows(const torch::stable::Tensor& taken) {
+inline TakenRows taken_rows(const torch::stable::Tensor& taken) {
   return {taken.mutable_data_ptr<bool>(), taken.stride(0)};
 }
 
@@ -35,7 +32,7 @@ bool is_aligned(const PoolProducts<kDirections, T, S>& all) {
   return bits % 16 == 0;
 }
 
-// Fills `all.products` from a pool whose rows are contiguous; everything else of `all` but the pool is given.
+// Computes `all.products` from a pool with contiguous rows.
 template <int kDirections, class T, class S>
 void multiply_rows(const Launch& launch, PoolProducts<kDirections, T, S> all) {
   constexpr int64_t kBlockRows = kPoolWarps * kRowsAtOnce;
@@ -48,8 +45,8 @@ void multiply_rows(const Launch& launch, PoolProducts<kDirections, T, S> all) {
   LAPAL_CHECK_LAUNCH();
 }
 
-// The products [K, N] of a pool in any storage dtype, its rows contiguous. `vectors` are contiguous, and an offset may
-// be null.
+// The products [K, N] of a pool in any storage dtype with contiguous rows. `vectors` are contiguous. An offset may be
+// null.
 template <int kDirections, class T>
 void multiply_pool(const Launch& launch, const torch::stable::Tensor& pool, const T* const (&vectors)[kDirections],
                    const T* const (&offsets)[kDirections], const Effect<T>& effect, T* products, const char* op) {
@@ -69,7 +66,7 @@ void multiply_pool(const Launch& launch, const torch::stable::Tensor& pool, cons
 }
 
 template <class T>
-void take_best(const Launch& launch, const Candidate<T>* candidates, unsigned n_blocks, const Taken& taken,
+void take_best(const Launch& launch, const Candidate<T>* candidates, unsigned n_blocks, const TakenRows& taken,
                int64_t* index, T* utility) {
   LAPAL_LAUNCH(take_best_kernel<T>, 1, kPoolBlock, 0, launch.stream(), candidates, int64_t(n_blocks), taken, index,
                utility);

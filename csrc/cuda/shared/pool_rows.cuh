@@ -1,21 +1,22 @@
-// What every selection step is made of: products of a pool's rows with a vector, and the best row of all.
+// The parts of every selection step: products of the rows of a pool with vectors, and the best row of all.
 //
 //   products[k][n] = row_n . vector_k + offset_k
 //
 // Shapes: pool [N, D] in any storage dtype, vectors [D] -> products [K, N].
 //
-// Layout: pool rows contiguous, any distance apart; vectors contiguous. Where all of them are aligned to 16 bytes, a
-// lane reads P elements in one instruction, and 32 lanes the next 32 P; elsewhere the same elements one by one.
+// Layout: pool rows are contiguous, at any distance; vectors are contiguous. If all of them are aligned to 16 bytes, a
+// lane reads P elements in one instruction, and 32 lanes read the next 32 P. Otherwise the same elements are read one
+// by one.
 //
-// Parallel over rows, kRowsAtOnce in a warp: they share what is read of the vectors, and keep enough loads under way.
-// Each lane sums its own elements in order, then the lanes are joined: the order depends on D and the dtypes alone, so
-// equal rows tie exactly wherever they lie, in whatever shard of a pool.
+// Parallel over rows, kRowsAtOnce per warp: the rows share the loads of the vectors, and several loads are in flight.
+// Each lane sums its own elements in order, then the lanes are added. The order depends on D and the dtypes only, so
+// equal rows tie exactly, in every shard of a pool.
 //
-// The products go through memory, 2 K numbers per row beside the D of the pool: the step that comes next takes rows in
-// another way, and fused with it there would be a kernel for each pair of storage dtype and utility.
+// The products are stored in memory, 2 K numbers per row besides the D of the pool. The next step uses another layout
+// of rows; one kernel for both would need an instance for each pair of storage dtype and utility.
 //
-// Limit: memory, one read of the pool. On an H100 the arithmetic is a twentieth of that time for a pool in float32, a
-// tenth in half precision.
+// Limit: memory, one read of the pool. On an H100 the arithmetic takes a twentieth of that time for a pool in float32,
+// and a tenth in half precision.
 #pragma once
 
 #include "cuda/shared/reduce.cuh"
@@ -30,15 +31,15 @@ constexpr int kRowsAtOnce = 4;
 template <class S>
 constexpr int kPackSize = 16 / int(sizeof(S));
 
-// What the previous pick does to the rows: c = Phi u + offset, times g on the logits, times beta c on the variances.
+// The effect of the previous pick on the rows: c = Phi u + offset, logits += c g^T, variances -= beta c^2.
 template <class T>
 struct Effect {
-  const T* u;  // [D]; null where the products count whatever they are
+  const T* u;  // [D]; null if the products are needed in any case
   int64_t n_features;
   const T* offset;
   const T* g;  // [C]
   int64_t n_classes;
-  const T* beta;  // null where there are no variances
+  const T* beta;  // null if there are no variances
 };
 
 template <int kDirections, class T, class S>
@@ -53,7 +54,7 @@ struct PoolProducts {
   Effect<T> effect;
 };
 
-// Whether any of `size` values, or the one behind `other`, is not zero; by all threads of the block.
+// Whether any of `size` values, or *other, is not zero. All threads of the block call it.
 template <int kBlockSize, class T>
 __device__ __forceinline__ bool any_nonzero(const T* values, int64_t size, const T* other, int* scratch) {
   int found = other != nullptr && *other != T(0);
@@ -63,14 +64,14 @@ __device__ __forceinline__ bool any_nonzero(const T* values, int64_t size, const
   return block_reduce<kBlockSize>(found, 0, Sum(), scratch) > 0;
 }
 
-// False where the rows stay as they are, as at the first pick: then the pool is not read.
+// False if the rows do not change, as for the first pick. Then the pool is not read.
 template <int kBlockSize, class T>
 __device__ __forceinline__ bool moves(const Effect<T>& effect, int* scratch) {
   return effect.u == nullptr || (any_nonzero<kBlockSize>(effect.u, effect.n_features, effect.offset, scratch) &&
                                  any_nonzero<kBlockSize>(effect.g, effect.n_classes, effect.beta, scratch));
 }
 
-// kCount neighbours, of which `left` are there; zeros behind them.
+// kCount neighbours, of which `left` exist, followed by zeros.
 template <bool kAligned, int kCount, class S>
 __device__ __forceinline__ void load_values(const S* from, int64_t left, S (&values)[kCount]) {
   if (kAligned && left >= kCount) {
@@ -90,7 +91,7 @@ __device__ __forceinline__ void load_values(const S* from, int64_t left, S (&val
 template <int kDirections, bool kAligned, class T, class S>
 __global__ void __launch_bounds__(kPoolBlock, 1) pool_products_kernel(PoolProducts<kDirections, T, S> all) {
   constexpr int kPack = kPackSize<S>;
-  constexpr int kPart = kPack < kPackSize<T> ? kPack : kPackSize<T>;  // of the vectors in registers at once
+  constexpr int kPart = kPack < kPackSize<T> ? kPack : kPackSize<T>;  // of the vectors that is in registers at once
   LAPAL_SHARED(int, scratch, kPoolWarps);
   if (!moves<kPoolBlock>(all.effect, scratch)) {
     return;
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kPoolBlock, 1) pool_products_kernel(PoolProduc
     T sums[kDirections][kRowsAtOnce] = {};
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      // Behind the last row, the last one again: no row takes another path.
+      // Rows after the last repeat it, so that all rows have the same loop.
       rows[r] = all.pool + (first + r < all.n_rows ? first + r : all.n_rows - 1) * all.row_stride;
     }
     for (int64_t j = lane * kPack; j < all.n_features; j += kWarpSize * kPack) {
@@ -143,30 +144,30 @@ __global__ void __launch_bounds__(kPoolBlock, 1) pool_products_kernel(PoolProduc
   }
 }
 
-// Rows that may not be picked.
-struct Taken {
+// The mask of the rows that were picked before.
+struct TakenRows {
   bool* rows;
   int64_t stride;
 
   template <class T>
-  __device__ __forceinline__ Candidate<T> offer(T utility, int64_t n, const Candidate<T>& best) const {
+  __device__ __forceinline__ Candidate<T> better_of(T utility, int64_t n, const Candidate<T>& best) const {
     return rows[n * stride] ? best : Better()(best, Candidate<T>{utility, n});
   }
 };
 
-// The best row that any thread of the block has seen, to `candidates` [blocks].
+// Stores the best row of all threads of the block to `candidates` [blocks].
 template <int kBlockSize, class T>
-__device__ __forceinline__ void leave_candidate(Candidate<T> best, Candidate<T>* scratch, Candidate<T>* candidates) {
+__device__ __forceinline__ void store_candidate(Candidate<T> best, Candidate<T>* scratch, Candidate<T>* candidates) {
   best = block_reduce<kBlockSize>(best, no_candidate<T>(), Better(), scratch);
   if (threadIdx.x == 0) {
     candidates[blockIdx.x] = best;
   }
 }
 
-// Takes the best of the candidates; {-1, -inf} where there is none. One block.
+// Marks the best of the candidates as taken and stores it, or {-1, -inf} if there is none. One block.
 template <class T>
-__global__ void __launch_bounds__(kPoolBlock, 1)
-    take_best_kernel(const Candidate<T>* candidates, int64_t n_candidates, Taken taken, int64_t* index, T* utility) {
+__global__ void __launch_bounds__(kPoolBlock, 1) take_best_kernel(const Candidate<T>* candidates, int64_t n_candidates,
+                                                                  TakenRows taken, int64_t* index, T* utility) {
   LAPAL_SHARED(Candidate<T>, scratch, kPoolWarps);
   Candidate<T> best = no_candidate<T>();
   for (int64_t i = threadIdx.x; i < n_candidates; i += kPoolBlock) {

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 // All that a kernel needs of its compiler: nvcc for a GPU, or g++ for the emulator under tests/cuda_emulator.
+=======
+// What a kernel may use of its compiler: nvcc for a GPU, or g++ for the emulator in tests/cuda_emulator.
+>>>>>>> csrc
 //
 //   LAPAL_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   kernel<<<...>>>(arguments...)
 //   LAPAL_SHARED(T, name, n)         n values of T in shared memory; n is a constant
@@ -7,8 +11,8 @@
 //
 // Both compilers also have __global__, __device__, __launch_bounds__, threadIdx, blockIdx, blockDim, gridDim,
 // __syncthreads, __syncwarp, the __shfl_*_sync, __ballot_sync, __any_sync and __all_sync of a full warp, atomicAdd,
-// atomicMax, atomicMin, atomicCAS and __threadfence. Nothing else is there: no cooperative groups, no CUB, and lanes
-// of a warp that meet only where one of these makes them.
+// atomicMax, atomicMin, atomicCAS and __threadfence. Nothing else is available: no cooperative groups and
+// no CUB. The lanes of a warp are synchronised by these functions only.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -18,7 +22,7 @@
 #define LAPAL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
 #define LAPAL_SHARED(T, name, n) __shared__ T name[n]
-// All instantiations of a template share one extern symbol, so it has one type.
+// All instantiations of a template share one extern symbol, so it must have one type.
 #define LAPAL_DYN_SHARED(T, name)                                       \
   extern __shared__ __align__(16) unsigned char lapal_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(lapal_dynamic_shared)
@@ -34,13 +38,15 @@
 
 #include "shared/half_precision.h"
 #include "shared/likelihood.h"
+#include "shared/losses.h"
+#include "shared/utilities.h"
 
 namespace lapal_ext {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-// kCount values that one instruction loads or stores: at most 16 bytes.
+// kCount values that one instruction loads or stores, at most 16 bytes.
 template <class S, int kCount>
 struct alignas(sizeof(S) * kCount) Pack {
   static_assert(sizeof(S) * kCount <= 16, "no instruction moves more than 16 bytes");

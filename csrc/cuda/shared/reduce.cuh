@@ -1,7 +1,7 @@
-// Reductions over the lanes of a warp and the threads of a block, each in one fixed order.
+// Reductions over the lanes of a warp and over the threads of a block, each in one fixed order.
 //
-// All that take part call them together, and all get the result, the same to the bit: the joins here give the same for
-// (a, b) as for (b, a).
+// All lanes or threads call them together, and all get the same result to the bit: the joins in this file are
+// commutative.
 #pragma once
 
 #include "cuda/shared/portability.h"
@@ -15,7 +15,7 @@ struct Sum {
   }
 };
 
-// NaN loses: what is subtracted from the maximum brings it back.
+// The larger of two numbers. A NaN is ignored: it appears again when the maximum is subtracted from it.
 struct Maximum {
   template <class T>
   __device__ __forceinline__ T operator()(T a, T b) const {
@@ -30,7 +30,7 @@ struct Minimum {
   }
 };
 
-// The second sums of two sets of classes, as add_moment makes them.
+// Joins the moments of two sets of classes.
 template <Moment moment>
 struct JoinMoments {
   template <class T>
@@ -38,20 +38,22 @@ struct JoinMoments {
     if constexpr (moment == Moment::largest) {
       return a > b ? a : b;
     } else {
+      static_assert(moment == Moment::squares || moment == Moment::lifted_squares || moment == Moment::energy,
+                    "a moment without a join");
       return a + b;
     }
   }
 };
 
-// A row or class with its value; a negative index stands for none.
+// A row or class with its value. A negative index means none.
 template <class T>
 struct Candidate {
   T value;
   int64_t index;
 };
 
-// The order of every argmax here: the largest value, the lowest index of equals, a NaN before all, none after all. It
-// is that of Best in cpu/pool/rows.h, for any order of meeting.
+// The order of every argmax: the largest value, of equal ones the lowest index, a NaN before all, none after all. It is
+// a total order and the same as that of Best in cpu/pool/rows.h.
 struct Better {
   template <class T>
   __device__ __forceinline__ Candidate<T> operator()(const Candidate<T>& a, const Candidate<T>& b) const {
@@ -81,7 +83,7 @@ __device__ __forceinline__ Candidate<T> shuffle_xor(const Candidate<T>& candidat
           int64_t(__shfl_xor_sync(kFullWarp, static_cast<long long>(candidate.index), lane_mask))};
 }
 
-// Joins the values of each group of kWidth neighbouring lanes, a power of two. Every lane of the warp takes part.
+// Joins the values of each group of kWidth neighbouring lanes, a power of two. Every lane of the warp must call it.
 template <int kWidth = kWarpSize, class T, class Join>
 __device__ __forceinline__ T warp_reduce(T value, Join join) {
   static_assert(kWidth > 0 && kWidth <= kWarpSize && (kWidth & (kWidth - 1)) == 0, "a power of two, at most a warp");
@@ -93,14 +95,14 @@ __device__ __forceinline__ T warp_reduce(T value, Join join) {
 }
 
 // Joins the values of a block of kBlockSize threads in one dimension. `scratch` is shared memory for one value per
-// warp, and may be that of the last reduction.
+// warp. Several reductions may use the same.
 template <int kBlockSize, class T, class Join>
 __device__ __forceinline__ T block_reduce(T value, T identity, Join join, T* scratch) {
   constexpr int kWarps = kBlockSize / kWarpSize;
   static_assert(kBlockSize % kWarpSize == 0 && kWarps <= kWarpSize, "whole warps, at most as many as lanes");
   const int lane = int(threadIdx.x) % kWarpSize, warp = int(threadIdx.x) / kWarpSize;
   value = warp_reduce(value, join);
-  __syncthreads();  // somebody may still read what the last reduction left in `scratch`
+  __syncthreads();  // other threads may still read `scratch` for the last reduction
   if (lane == 0) {
     scratch[warp] = value;
   }

@@ -1,24 +1,21 @@
-// Which kernel takes the rows of a matrix [N, C]: one for tiles, one for warps that keep their row in registers, one
-// for rows of any length.
+// The choice between three kernels for the rows of a matrix [N, C]: tiles, a row in the registers of a warp, or rows of
+// any length.
 #pragma once
 
 #include "cuda/shared/launch.cuh"
 #include "cuda/shared/row_tile.cuh"
+#include "torch/rows.h"
 
 namespace lapal_ext {
 
-template <class T>
-LogitRows<T> rows_of_logits(const torch::stable::Tensor& logits) {
-  return {logits.const_data_ptr<T>(), logits.stride(0), logits.stride(1), logits.size(0), logits.size(1)};
-}
-
-// Calls launch_tile(grid, block, shared_bytes), launch_warp(grid, block, Constant<classes per lane>) or
-// launch_long(grid, block).
+// A number as a type.
 template <int kValue>
 struct Constant {
   static constexpr int value = kValue;
 };
 
+// Calls tile(grid, block, shared_bytes), warp(grid, block, Constant<classes per lane>) or
+// longer(grid, block).
 template <class T, class Tile, class Warp, class Long>
 void launch_rows(const Launch& launch, int64_t n_rows, int64_t n_classes, Tile&& tile, Warp&& warp, Long&& longer) {
   const unsigned warp_grid = launch.grid((n_rows + kRowWarps - 1) / kRowWarps);

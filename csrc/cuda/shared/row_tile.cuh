@@ -1,31 +1,23 @@
-// Rows of a matrix [N, C] with any strides, as threads and warps take them: a tile of them in shared memory, a row per
-// thread; or one row in the registers of a warp.
+// Rows of a matrix [N, C] with any strides: a tile of them in shared memory with one row per thread, or one row in the
+// registers of a warp.
 #pragma once
 
 #include "cuda/shared/portability.h"
+#include "shared/logit_rows.h"
 
 namespace lapal_ext {
 
-constexpr int kTileRows = 128;   // a block's: one per thread
-constexpr int kRowWarps = 4;     // of a block whose warps take a row each
-constexpr int kFewClasses = 32;  // up to here a row per thread; a warp per row would leave lanes without a class
+constexpr int kTileRows = 128;   // of a tile: one per thread
+constexpr int kRowWarps = 4;     // of a block, if a warp takes a row
+constexpr int kFewClasses = 32;  // up to here a thread takes a row; a warp would have lanes without a class
 
-template <class T>
-struct LogitRows {
-  const T* data;
-  int64_t row_stride;
-  int64_t class_stride;
-  int64_t n_rows;
-  int64_t n_classes;
-};
-
-// Odd, so that equal classes of 32 rows lie in 32 banks.
+// Odd, so that a class of 32 rows is in 32 banks.
 __host__ __device__ constexpr int tile_row_length(int n_classes) {
   return n_classes | 1;
 }
 
-// Steps through the elements of a tile kTileRows at a time, without a division for each: `major` counts lines of
-// `length` elements, `minor` those inside one.
+// Steps through the elements of a tile, kTileRows at a time and without a division for each. `major` counts lines of
+// `length` elements, `minor` the elements in a line.
 struct TileWalk {
   int major, minor;
 
@@ -45,7 +37,7 @@ __device__ __forceinline__ int rows_of_tile(int64_t start, int64_t n_rows) {
   return n_rows - start < kTileRows ? int(n_rows - start) : kTileRows;
 }
 
-// Logits [start, start + kTileRows) to tile [row][class]; neighbouring threads read neighbouring numbers.
+// Copies rows [start, start + kTileRows) to tile [row][class]. Neighbouring threads read neighbouring numbers.
 template <class T>
 __device__ __forceinline__ void load_tile(const LogitRows<T>& logits, int64_t start, T* tile) {
   const int n_classes = int(logits.n_classes), length = tile_row_length(n_classes);
@@ -64,7 +56,7 @@ __device__ __forceinline__ void load_tile(const LogitRows<T>& logits, int64_t st
   }
 }
 
-// The tile back to rows of a contiguous matrix [N, C].
+// Copies the tile to the rows of a contiguous matrix [N, C].
 template <class T>
 __device__ __forceinline__ void store_tile(const T* tile, int64_t start, int64_t all_rows, int n_classes, T* matrix) {
   const int length = tile_row_length(n_classes), n_rows = rows_of_tile(start, all_rows);
@@ -78,7 +70,7 @@ __device__ __forceinline__ int64_t first_row_of_warp() {
   return int64_t(blockIdx.x) * kRowWarps + threadIdx.x / kWarpSize;
 }
 
-// Every 32nd class of row n from the lane's own on; -inf behind the last.
+// Every 32nd class of row n for each lane, and -inf after the last.
 template <int kPerLane, class T>
 __device__ __forceinline__ void load_classes(const LogitRows<T>& logits, int64_t n, T (&values)[kPerLane]) {
   const int lane = int(threadIdx.x) % kWarpSize;

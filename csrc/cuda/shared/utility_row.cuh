@@ -1,13 +1,13 @@
-// Utility of one row, as a thread or a warp takes it; formulas in shared/likelihood.h.
+// Utility of one row, for a thread or a warp; formulas in shared/utilities.h.
 //
-// Two passes: the winner, then the exponentials of the others and what the utility sums of them.
+// Two passes over the classes: one finds the winner, one sums the exponentials of the others.
 #pragma once
 
 #include "cuda/shared/reduce.cuh"
 
 namespace lapal_ext {
 
-// By one thread, from contiguous classes.
+// For one thread and contiguous classes.
 template <Utility kind, class T>
 __device__ __forceinline__ T utility_of_row(const T* row, int n_classes, T link, T scale) {
   T best = -T(__builtin_inff());
@@ -22,15 +22,15 @@ __device__ __forceinline__ T utility_of_row(const T* row, int n_classes, T link,
     const T shifted = (row[k] - best) * link;
     const T other = losing_term(shifted, k != winner);
     rest += other;
-    moment = add_moment<moment_of(kind)>(moment, other, shifted);
+    moment = add_moment<needs_of(kind).moment>(moment, other, shifted);
   }
   return utility<kind>(rest, moment, scale);
 }
 
-// What each lane has seen of the row, joined: the same utility in every lane.
+// Joins the sums of the lanes. Every lane has the same utility.
 template <Utility kind, class T>
 __device__ __forceinline__ T utility_of_parts(T rest, T moment, T scale) {
-  constexpr Moment kMoment = moment_of(kind);
+  constexpr Moment kMoment = needs_of(kind).moment;
   rest = warp_reduce(rest, Sum());
   if constexpr (kMoment != Moment::none) {
     moment = warp_reduce(moment, JoinMoments<kMoment>());
@@ -38,7 +38,7 @@ __device__ __forceinline__ T utility_of_parts(T rest, T moment, T scale) {
   return utility<kind>(rest, moment, scale);
 }
 
-// By a warp, from every 32nd class in the registers of each lane, as load_classes leaves them.
+// For a warp with every 32nd class in the registers of each lane, as load_classes() loads them.
 template <Utility kind, int kPerLane, class T>
 __device__ __forceinline__ T utility_of_lanes(const T (&values)[kPerLane], int64_t n_classes, T link, T scale) {
   const int lane = int(threadIdx.x) % kWarpSize;
@@ -48,7 +48,7 @@ __device__ __forceinline__ T utility_of_lanes(const T (&values)[kPerLane], int64
     best = values[i] > best ? values[i] : best;
   }
   best = warp_reduce(best, Maximum());
-  // Any class with the largest logit may be the winner: the others have the exponential one.
+  // Any class with the largest logit may be the winner: the exponential of the others is one.
   int winner = int(n_classes);
 #pragma unroll
   for (int i = kPerLane - 1; i >= 0; --i) {
@@ -62,12 +62,12 @@ __device__ __forceinline__ T utility_of_lanes(const T (&values)[kPerLane], int64
     const T shifted = (values[i] - best) * link;
     const T other = losing_term(shifted, k != winner && k < n_classes);
     rest += other;
-    moment = k < n_classes ? add_moment<moment_of(kind)>(moment, other, shifted) : moment;
+    moment = k < n_classes ? add_moment<needs_of(kind).moment>(moment, other, shifted) : moment;
   }
   return utility_of_parts<kind>(rest, moment, scale);
 }
 
-// By a warp, from memory; each lane reads every 32nd class.
+// For a warp and classes in memory. Each lane reads every 32nd class.
 template <Utility kind, class T>
 __device__ __forceinline__ T utility_of_long_row(const T* row, int64_t stride, int64_t n_classes, T link, T scale) {
   const int lane = int(threadIdx.x) % kWarpSize;
@@ -81,7 +81,7 @@ __device__ __forceinline__ T utility_of_long_row(const T* row, int64_t stride, i
     const T shifted = (row[k * stride] - best.value) * link;
     const T other = losing_term(shifted, k != best.index);
     rest += other;
-    moment = add_moment<moment_of(kind)>(moment, other, shifted);
+    moment = add_moment<needs_of(kind).moment>(moment, other, shifted);
   }
   return utility_of_parts<kind>(rest, moment, scale);
 }

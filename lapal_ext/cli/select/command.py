@@ -134,10 +134,10 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     from lapal_ext.cli.select.inputs import check_texts, texts_of
     from lapal_ext.cli.select.torchrun import map_shard
     from lapal_ext.pool.pool import Pool
-    from lapal_ext.pool.ranks import join
+    from lapal_ext.pool.sharding import Ranks
     from lapal_ext.selection.select_batch import select_batch
 
-    ranks = join(group)
+    ranks = Ranks(group)
     with ranks.together():
         shard = map_shard("--pool", options.pool, ranks)
         posterior, labelled, class_names = _labelled(options, shard)
@@ -151,7 +151,7 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         number = min(options.number, pool.size - len(lines))
         if number == 0:
             raise CommandError(f"every row of the pool is in {file.path} already")
-        features = pool.outer(rows)
+        features = pool.raw(rows)
         told = torch.tensor([line.label is not None for line in lines], dtype=torch.bool)
         if told.any():
             posterior.update(features[told], torch.tensor([line.label for line in lines if line.label is not None]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.select.label_file import COMMANDS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +22,6 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
     import numpy as np
     import torch
 
-    from lapal_ext.cli.select.terminal import COMMANDS
     from lapal_ext.pool.files import load_npy
 
     if not options.labels.is_file():

@@ -16,7 +16,8 @@ from lapal_ext.atomic_file import replace_file
 from lapal_ext.cli.errors import CommandError
 
 COLUMNS = ("row", "utility", "label")
-SKIP = "skip"
+SKIP, UNDO, QUIT = "skip", "undo", "quit"
+COMMANDS = (SKIP, UNDO, QUIT)  # what may be typed in place of a label; no class may be called so
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _CLASS = re.compile(r"([0-9]{1,9})(\.0+)?")  # tables with gaps make floats of integers
 

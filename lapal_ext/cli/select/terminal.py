@@ -7,14 +7,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lapal_ext.cli.select import label_file as answers
 from lapal_ext.cli.select.inputs import texts_of
-from lapal_ext.cli.select.label_file import SKIP, LabelFile, Line
+from lapal_ext.cli.select.label_file import (
+    COMMANDS,
+    QUIT,
+    SKIP,
+    UNDO,
+    LabelFile,
+    Line,
+    class_number,
+    describe_classes,
+)
 from lapal_ext.selection.sequential_selector import SequentialSelector
 
 _LIKELY = 3  # classes that a question names with their probabilities
-_UNDO, _QUIT = "undo", "quit"
-COMMANDS = (SKIP, _UNDO, _QUIT)
 
 
 def interview(
@@ -46,14 +52,14 @@ def interview(
         _tell(selector, line)
     if given:
         print(f"Going on from {len(given)} answers in {file.path}.")
-    print(f"A label is {answers.describe_classes(class_names)}. You may also type {', '.join(COMMANDS)}.")
+    print(f"A label is {describe_classes(class_names)}. You may also type {', '.join(COMMANDS)}.")
     asked, number = 0, min(number, len(pool) - len(given))
     while asked < number:
         row = int(selector.ask())
         reply = _reply(_question(f"{asked + 1}/{number}", row, selector, pool, class_names, texts), class_names)
-        if reply == _QUIT:
+        if reply == QUIT:
             break
-        if reply == _UNDO:
+        if reply == UNDO:
             if not given:
                 print("There is nothing to undo.")
                 continue
@@ -108,11 +114,11 @@ def _reply(question: str, class_names: Sequence[str]) -> str:
             text = input(question).strip()
         except (EOFError, KeyboardInterrupt):
             print()
-            return _QUIT
-        label = answers.class_number(text, class_names)
+            return QUIT
+        label = class_number(text, class_names)
         if label is not None:
             return str(label)
         if text.lower() in COMMANDS:
             return text.lower()
-        print(f"A label is {answers.describe_classes(class_names)}; or type {', '.join(COMMANDS)}.")
+        print(f"A label is {describe_classes(class_names)}; or type {', '.join(COMMANDS)}.")
         question = "label: "

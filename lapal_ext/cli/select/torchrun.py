@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.pool.files import map_file
-from lapal_ext.pool.ranks import Alone, Ranks
-from lapal_ext.pool.sharding import common_layout
+from lapal_ext.pool.sharding import Ranks, common_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +40,7 @@ def started_by_torchrun(*, alone: bool) -> "Iterator[ProcessGroup | None]":
     os._exit(0)
 
 
-def map_shard(name: str, path: Path, ranks: Alone | Ranks) -> Tensor:  # [n, D]
+def map_shard(name: str, path: Path, ranks: Ranks) -> Tensor:  # [n, D]
     """The rows of this process: its own file, or its part of the common one.
 
     Raises:

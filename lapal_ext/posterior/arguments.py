@@ -1,0 +1,134 @@
+"""What the methods of a posterior take: layers, features, labels and prior precisions, or typed errors about them."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lapal_ext.errors import NotFittedError
+from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.scalars import check_number
+from lapal_ext.validation.tensors import (
+    COMPUTE_DTYPES,
+    ShapeSpec,
+    as_dense,
+    as_labels,
+    check_finite,
+    check_labels,
+    check_tensors,
+    shape_text,
+)
+
+_WEIGHT, _BIAS = ShapeSpec.parse("[C, D]"), ShapeSpec.parse("[C]")
+MEAN = ShapeSpec.parse("[C, columns]")  # D columns, or D + 1 with a bias
+
+
+class Layer(Protocol):
+    """What of a posterior its arguments are compared with."""
+
+    @property
+    def mean(self) -> Tensor:
+        """[C, D] or [C, D + 1]."""
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+
+
+def check_layer(weight: object, bias: object, *, prefix: str = "") -> tuple[Tensor, Tensor | None]:  # [C, D], [C]
+    """Return weight and bias of a linear layer or raise a typed error; ``prefix`` leads to them in the message."""
+    weight_name, bias_name = f"{prefix}weight", f"{prefix}bias"
+    weight = as_dense(weight_name, weight)
+    sizes = check_tensors({weight_name: _WEIGHT}, {weight_name: weight})
+    if sizes["C"] < 2 or sizes["D"] < 1:
+        raise ValueError(f"{weight_name} must have at least 2 classes and 1 feature, got {shape_text(weight.shape)}")
+    check_finite(weight_name, weight)
+    if bias is None:
+        return weight, None
+    bias = as_dense(bias_name, bias)
+    check_tensors({weight_name: _WEIGHT, bias_name: _BIAS}, {weight_name: weight, bias_name: bias})
+    check_finite(bias_name, bias)
+    return weight, bias
+
+
+def check_features(
+    posterior: Layer,
+    features: Array,
+    *,
+    name: str = "features",
+    nonempty: bool = False,
+) -> Tensor:  # [N, D]
+    """Return ``features`` as a tensor or raise a typed error unless they fit the layer.
+
+    That is: shape, dtype, device and finite values. An array is seen as a tensor, neither copied nor converted.
+    """
+    features = as_dense(name, features)
+    mean, size = posterior.mean, posterior.num_features
+    # An update with a few labels takes hardly longer than to say in full what would be wrong with them.
+    if not (
+        features.dtype == mean.dtype
+        and features.dtype in COMPUTE_DTYPES
+        and features.device == mean.device
+        and features.dim() == 2
+        and features.shape[1] == size
+    ):
+        expected = ShapeSpec("compute", ("N", str(size)))
+        check_tensors({"mean": MEAN, name: expected}, {"mean": mean, name: features})
+    if nonempty and features.shape[0] == 0:
+        raise ValueError(f"{name} must have at least one row, got {shape_text(features.shape)}")
+    check_finite(name, features)
+    return features
+
+
+def check_targets(
+    posterior: Layer,
+    targets: Array,
+    count: int,
+    *,
+    name: str = "targets",
+) -> Tensor:  # [count] int64
+    """Return ``targets`` as ``count`` labels or raise a typed error."""
+    labels = as_labels(name, targets, posterior.mean.device)
+    if labels.dim() != 1 or labels.shape[0] != count:
+        raise ValueError(f"{name} must have shape ({count},), one label per row, got {shape_text(labels.shape)}")
+    check_labels(name, labels, posterior.num_classes)
+    return labels
+
+
+def check_prior_precision(value: object, dtype: torch.dtype) -> float:
+    """Return a prior precision as a float or raise a typed error unless it has an inverse in ``dtype``."""
+    number = check_number("prior_precision", value, above=0.0)
+    smallest = torch.finfo(dtype).tiny
+    if not smallest <= number <= 1.0 / smallest:
+        raise ValueError(
+            f"prior_precision must lie in [{smallest:.2g}, {1.0 / smallest:.2g}], where it has an inverse in {dtype}, "
+            f"got {number:g}"
+        )
+    return number
+
+
+def check_prior_precisions(
+    name: str,
+    value: object,
+    dtype: torch.dtype,
+) -> Tensor:  # of its shape, float64
+    """Return prior precisions in float64 or raise a typed error unless all of them have an inverse in ``dtype``."""
+    values = as_dense(name, value)
+    if not values.dtype.is_floating_point:
+        raise TypeError(f"{name} must be floating point numbers, got {values.dtype}")
+    check_finite(name, values)
+    smallest = torch.finfo(dtype).tiny
+    wide = values.detach().double()
+    if not bool(((wide >= smallest) & (wide <= 1.0 / smallest)).all()):
+        raise ValueError(f"{name} must lie in [{smallest:.2g}, {1.0 / smallest:.2g}], got {wide.tolist()}")
+    return wide
+
+
+def require_fitted(fitted: bool) -> None:
+    """Raise NotFittedError before ``fit``."""
+    if not fitted:
+        raise NotFittedError("posterior must be fitted: call fit(features), with features[:0] for the prior alone")

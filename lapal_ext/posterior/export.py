@@ -1,0 +1,60 @@
+"""Writing the mean into a ``torch.nn.Linear``, all or nothing."""
+
+import torch
+from torch import Tensor, nn
+
+from lapal_ext.validation.tensors import check_dense, check_overflow, shape_text
+
+
+def write_linear(
+    out: object,
+    weight: Tensor,  # [C, D], of raw features
+    bias: Tensor | None,  # [C]
+    mean: Tensor,  # named in errors, for its dtype and shape
+) -> nn.Linear:
+    """Write weight and bias into ``out``, or into a new layer where it is None, and return it.
+
+    Raises:
+        TypeError, ValueError: ``out`` cannot hold them, or they are not finite; ``out`` is as it was.
+    """
+    check_overflow("mean", weight, *([] if bias is None else [bias]))
+    if out is None:
+        classes, features = weight.shape
+        # A plain nn.Linear would draw its weights from the global generator.
+        out = nn.utils.skip_init(
+            nn.Linear, features, classes, bias is not None, device=weight.device, dtype=weight.dtype
+        )
+    if not isinstance(out, nn.Linear):
+        raise TypeError(f"out must be a torch.nn.Linear, got {type(out).__name__}")
+    if (out.bias is None) != (bias is None):
+        has, lacks = ("no", "one") if bias is None else ("a", "none")
+        raise ValueError(f"out must have {has} bias like the posterior, got a layer with {lacks}")
+    parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    for name, part in parts.items():
+        _check_part(f"out.{name}", getattr(out, name), part.shape, mean)
+    with torch.no_grad():
+        for name, part in parts.items():
+            getattr(out, name).copy_(part)
+    return out
+
+
+def _check_part(name: str, value: object, shape: torch.Size, mean: Tensor) -> None:
+    """Raise a typed error unless a part of the mean can be written into this parameter."""
+    if not isinstance(value, nn.Parameter):
+        raise TypeError(f"{name} must be a torch.nn.Parameter, got one that is computed: remove_parametrizations")
+    if isinstance(value, nn.UninitializedParameter):
+        raise ValueError(f"{name} must have a shape, got a lazy one that no forward pass has given one yet")
+    check_dense(name, value)
+    if value.dtype != mean.dtype:
+        raise TypeError(f"{name} must be {mean.dtype} like mean, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} must have shape {shape_text(shape)} to match mean {shape_text(mean.shape)}, got "
+            f"{shape_text(value.shape)}"
+        )
+    if value.is_meta:
+        raise ValueError(f"{name} must hold values, got a tensor on the meta device")
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError(f"{name} must take other values, got one made in torch.inference_mode()")
+    if any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
+        raise ValueError(f"{name} must have memory for each of its values, got an expanded one")
