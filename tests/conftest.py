@@ -20,29 +20,51 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
+# How many slow tests were left out: one process counts them, or each of `pytest -n` does.
+LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With ``pytest -n``, one process has all tests of an ``xdist_group``: they share what takes long to make."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "loadgroup"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT_OUT] = 0
     # The problems are small: on a busy machine, a second thread makes them many times slower, not faster.
     torch.set_num_threads(1)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    if items and items[0].config.option.markexpr == "not slow":
+        items[0].config.stash[LEFT_OUT] += sum(item.get_closest_marker("slow") is not None for item in items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process of ``pytest -n`` hands what it counted to the one that prints."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["counted"] = tally.counted()
+        session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     if hasattr(node, "workeroutput"):  # not that of a process that died
         tally.add_counted(node.workeroutput["counted"])
+        node.config.stash[LEFT_OUT] = node.workeroutput["left_out"]  # every process deselects the same
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line for each campaign, with what it tried."""
+    """One line for each campaign, with what it tried, and one for what was left out."""
     if counts := tally.lines():
         terminalreporter.section("campaigns")
         for line in counts:
             terminalreporter.write_line(line)
+    if left_out := terminalreporter.config.stash[LEFT_OUT]:
+        terminalreporter.section("left out")
+        terminalreporter.write_line(f"{left_out:,} slow tests, which `pytest -n 2 -m slow` runs: see tests/README.md")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import lapal_ext
 from lapal_ext import SequentialSelector, select_batch
 from lapal_ext.acquisition.registry import ACQUISITIONS, draws, uses_variance
 from lapal_ext.rules import EXACT_LINKS, LINKS
+from tests.fuzz.processes import HANGS
 from tests.problems import Problem, make_problem
 
 B = 6
@@ -256,6 +257,7 @@ MEMORY = """
 import resource, torch
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.acquisition.registry import ACQUISITIONS
+from tests.fuzz.processes import HANGS
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 x, y = torch.randn(200, 16, generator=generator), torch.arange(200) % 20
@@ -274,6 +276,6 @@ print((peaks[1] - peaks[0]) / 1024)
 def test_memory_is_bounded() -> None:
     """[N, N] in float32 would take 576 MB here, [N, S, C] 490 MB; the largest tiles are 16 MB."""
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, env=os.environ, timeout=300
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, env=os.environ, timeout=HANGS
     )
     assert float(done.stdout) < 200

@@ -53,6 +53,16 @@ class Case(NamedTuple):
         lay = LAYOUTS[self.layout]
         return {name: lay(value) if isinstance(value, Tensor) else value for name, value in args.items()}
 
+    @property
+    def essential(self) -> bool:
+        """Whether the quick run has it: each size, dtype, variant and layout of an op is in an essential case."""
+        first = next(iter(EXAMPLES[self.name]))
+        if self.variant != first:
+            return self.sizes == "odd" and self.pool_dtype == self.dtype
+        if self.layout != "contiguous" or self.sizes not in {"odd", "many features", "aligned rows"}:
+            return self.dtype == torch.float32
+        return self.sizes == "odd" or self.pool_dtype == self.dtype
+
     def __str__(self) -> str:
         dtypes = dict.fromkeys([self.dtype, self.pool_dtype])
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]

@@ -1,6 +1,7 @@
-"""Every CUDA kernel with its launcher, on the emulator: against the float64 reference, under many schedules.
+"""Every CUDA kernel with its launcher, on the emulator: against the float64 reference, under several schedules.
 
-``pytest tests/ops --device emulated`` runs the tests of the ops on these kernels as well.
+``pytest -n 2 -m slow tests/cuda_emulator/test_kernels.py`` runs all cases under twenty schedules, and
+``pytest tests/ops --device emulated`` the tests of the ops on these kernels.
 """
 
 import pytest
@@ -13,7 +14,7 @@ from tests.cuda_emulator.cases import Case, calls_out_of_range, cases
 from tests.native import NATIVE_OPS
 from tests.ops.every_op import assert_same
 
-SCHEDULES = 20
+FEW_SCHEDULES, MANY_SCHEDULES = 3, 20
 
 
 def test_every_kernel_is_asked_for_on_a_gpu() -> None:
@@ -30,8 +31,8 @@ def poison_fresh_memory() -> None:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
-def test_every_schedule_gives_the_same_bits_within_the_budget(case: Case) -> None:
+def check_schedules(case: Case, schedules: int) -> None:
+    """The result is within the budget, and has the same bits on every schedule."""
     op, kernel = OPS[case.name], emulated(case.name)
     kernel.seed(0)
     within = assert_within_budget(op, case.arguments(), case.dtype, pool_dtype=case.pool_dtype, function=kernel)
@@ -40,9 +41,20 @@ def test_every_schedule_gives_the_same_bits_within_the_budget(case: Case) -> Non
     # A sum may have another order in another layout.
     tolerance = 1e-12 if case.dtype == torch.float64 else 2e-5
     assert_same(first, within, tolerance if case.layout != "contiguous" else 0.0)
-    for seed in range(1, SCHEDULES):
+    for seed in range(1, schedules):
         kernel.seed(seed)
         assert_same(outcome(kernel, op, args), first)
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case.essential], ids=str)
+def test_a_few_schedules_give_the_same_bits_within_the_budget(case: Case) -> None:
+    check_schedules(case, FEW_SCHEDULES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_every_schedule_gives_the_same_bits_within_the_budget(case: Case) -> None:
+    check_schedules(case, MANY_SCHEDULES)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -1,6 +1,11 @@
-"""Every CUDA source compiles, and no kernel spills registers. ``LAPAL_EXT_TEST_ARCHITECTURES=all`` takes them all."""
+"""Every CUDA source compiles, and no kernel spills registers.
+
+``pytest -n 2 -m "slow or not slow" tests/cuda_emulator/test_registers.py`` compiles all of them for one architecture,
+and with ``LAPAL_EXT_TEST_ARCHITECTURES=all`` for every one. The quick run compiles one of them.
+"""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -22,8 +27,15 @@ def nvcc() -> str:
     return found
 
 
+# It compiles fastest.
+QUICK = "predictive_variance"
+
+
 @pytest.mark.parametrize("architecture", architectures())
-@pytest.mark.parametrize("source", registers.SOURCES, ids=lambda source: source.stem)
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param(s, id=s.stem, marks=[] if s.stem == QUICK else pytest.mark.slow) for s in registers.SOURCES],
+)
 def test_compiles_without_spills(source: Path, architecture: str, nvcc: str) -> None:
     kernels = registers.compile_kernels(source, architecture, nvcc)
     assert kernels
@@ -48,6 +60,21 @@ def test_a_spill_is_seen(nvcc: str, tmp_path: Path) -> None:
     assert kernel.spilled_bytes > 0
 
 
+def listed_kernels() -> set[str]:
+    """The kernels of the recorded table, with their template arguments."""
+    recorded = (CSRC / "cuda" / "registers.md").read_text()
+    return {line.split("`")[1] for line in recorded.splitlines() if line.startswith("| `")}
+
+
+def test_the_table_names_every_kernel_of_the_sources() -> None:
+    """Their names alone: which template arguments there are is known to the compiler only."""
+    sources = "".join(path.read_text() for path in (CSRC / "cuda").rglob("*.cuh"))
+    written = set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\(", sources))
+    assert written
+    assert {name.partition("<")[0] for name in listed_kernels()} == written
+
+
+@pytest.mark.slow
 def test_the_table_names_every_kernel(nvcc: str) -> None:
     """Not the figures: they are those of the version of nvcc that the table names."""
     recorded = (CSRC / "cuda" / "registers.md").read_text()
@@ -55,8 +82,7 @@ def test_the_table_names_every_kernel(nvcc: str) -> None:
     wanted = {
         k.name for s in registers.SOURCES for k in registers.compile_kernels(s, registers.DEFAULT_ARCHITECTURE, nvcc)
     }
-    listed = {line.split("`")[1] for line in recorded.splitlines() if line.startswith("| `")}
-    assert listed == wanted, "python -m tests.cuda_emulator.registers > csrc/cuda/registers.md"
+    assert listed_kernels() == wanted, "python -m tests.cuda_emulator.registers > csrc/cuda/registers.md"
 
 
 def test_kernels_include_only_what_both_compilers_have() -> None:

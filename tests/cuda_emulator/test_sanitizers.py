@@ -10,6 +10,7 @@ import pytest
 
 from tests.cuda_emulator import sanitized
 from tests.cuda_emulator.build import HERE, KERNELS
+from tests.fuzz.processes import HANGS
 from tests.native import skip_or_fail
 
 pytestmark = [
@@ -37,7 +38,7 @@ def run(sanitizer: str, kind: str, name: str) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=600,
+        timeout=10 * HANGS,
     )
     return done.returncode, done.stdout
 

@@ -1,12 +1,11 @@
 """Extraction that was interrupted or killed: what is done is kept, and what comes out is what would have."""
 
 import json
-import multiprocessing
 import os
 import random
-import time
-import warnings
+import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lapal_ext import StorageError
 from tests.features.files import BATCH, DATA, PLAIN, Counting, Interrupt, N, X, Y, batches, check, contents, run
+from tests.fuzz.processes import forked, kill_at_step
 
 
 @pytest.fixture(params=["pool.npy", "pool.safetensors"])
@@ -83,39 +83,52 @@ def test_stopped_between_any_two_steps(path: Path, monkeypatch: pytest.MonkeyPat
     assert steps > 2 * N / BATCH
 
 
-class Slow(Dataset[tuple[Tensor, Tensor]]):
-    """Gives the moments of a kill somewhere to fall."""
+class Killing(Dataset[tuple[Tensor, Tensor]]):
+    """Ends the process that reads it with SIGKILL, behind a number of rows."""
+
+    def __init__(self, rows: int) -> None:
+        self.left = rows
 
     def __len__(self) -> int:
         return N
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        time.sleep(0.004)
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
         return X[row], Y[row]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed, and started by fork")
-def test_killed_at_random_moments(path: Path) -> None:
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed, and started by fork")
+
+
+@needs_fork
+def test_killed_behind_counted_rows(path: Path) -> None:
     """SIGKILL, again and again, until a process comes to its end: bit for bit what it would have been."""
-    fork, draw, kills = multiprocessing.get_context("fork"), random.Random(0), 0
-    for _ in range(40):
-        process = fork.Process(target=run, args=(path, Slow()))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads; the child computes in one
-            process.start()
-        process.join(draw.uniform(0.0, 0.06))
-        process.kill()
-        process.join()
-        code = process.exitcode
-        process.close()
-        if code == 0:
-            break
+    draw, kills = random.Random(0), 0
+    while (status := forked(partial(run, path, Killing(draw.randrange(3 * BATCH))))) != 0:
+        assert status == -signal.SIGKILL
         kills += 1
     model = Counting()
-    check(run(path, Slow(), model))
-    assert model.rows < N
+    check(run(path, Killing(0), model))
+    assert model.rows == 0
     assert kills >= 2
-    print(f"survived {kills} kills")
+
+
+@needs_fork
+def test_killed_at_steps_that_are_counted(path: Path) -> None:
+    """Before each file that is opened, moved or removed, one after the other: each process goes on from the last."""
+
+    def killed(step: int) -> None:
+        kill_at_step(step, path.parent)
+        run(path)
+
+    steps = 1
+    while (status := forked(partial(killed, steps))) != 0:
+        assert status == -signal.SIGKILL
+        steps += 1
+    check(run(path))
+    assert steps > 2 * BATCH
 
 
 def test_two_at_once_are_noticed(path: Path) -> None:

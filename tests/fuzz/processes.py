@@ -1,17 +1,20 @@
-"""Other processes: with other settings, or killed while they work."""
+"""Other processes: with other settings, or killed while they work, at a step that is counted."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+# Seconds after which a process hangs, on any machine and beside any others.
+HANGS = 600.0
 
 
-def python(code: str, *arguments: object, environment: Mapping[str, str] | None = None, timeout: float = 120) -> str:
+def python(code: str, *arguments: object, environment: Mapping[str, str] | None = None, timeout: float = HANGS) -> str:
     """Run ``code`` in a new Python, and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
@@ -25,10 +28,48 @@ def python(code: str, *arguments: object, environment: Mapping[str, str] | None 
     return done.stdout
 
 
-def kill_after(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """SIGKILL a process after a while; return whether it was still there."""
-    time.sleep(seconds)
-    alive = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    return alive
+_STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.link", "os.truncate", "os.rmdir"}
+
+
+def at_step(number: int, folder: str | Path, do: Callable[[], object]) -> None:
+    """Call ``do`` just before this process opens, moves or removes something in ``folder`` for the n-th time.
+
+    It counts steps and no time, so that it happens at the same place on every machine. Nothing takes it back.
+    """
+    left, prefix = number, os.fspath(folder)
+
+    def count(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event in _STEPS and isinstance(arguments[0], str | os.PathLike):
+            inside = os.path.abspath(os.fspath(arguments[0])).startswith(prefix)
+            left -= inside
+            if inside and left == 0:
+                do()
+
+    sys.addaudithook(count)
+
+
+def kill_at_step(number: int, folder: str | Path) -> None:
+    at_step(number, folder, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def kill_after_bytes(size: int) -> None:
+    """Let Linux end this process, by SIGXFSZ, when it writes past so many bytes of any file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def forked(function: Callable[[], object]) -> int:
+    """Call ``function`` in a copy of this process, which has everything loaded; return its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons', about threads, which idle here
+        process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

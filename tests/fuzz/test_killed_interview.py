@@ -1,4 +1,4 @@
-"""``lapal-ext select --interactive`` killed with SIGKILL at random moments: the same questions, the same file.
+"""``lapal-ext select --interactive`` killed with SIGKILL at random steps: the same questions, the same file.
 
 pytest -m slow tests/fuzz/test_killed_interview.py tests/study/test_experiment.py
 """
@@ -6,6 +6,7 @@ pytest -m slow tests/fuzz/test_killed_interview.py tests/study/test_experiment.p
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fuzz.processes import ROOT, kill_after
+from tests.fuzz.processes import HANGS, ROOT
 from tests.fuzz.tally import count
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="sends SIGKILL")]
 ANSWERS, KILLS = 30, 14
+# Of one process before it is killed: it reads its files in twelve, and six more go with each answer.
+MOST_STEPS = 31
 NAMES = ("ant", "bee", "cat")
 
 
@@ -34,40 +37,48 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+# Ends itself before it touches the files of a folder for the n-th time; 0 for never.
+KILLED = """
+import sys
+from tests.fuzz.processes import kill_at_step
+from lapal_ext.__main__ import main
+if step := int(sys.argv[1]):
+    kill_at_step(step, sys.argv[2])
+sys.exit(main(sys.argv[3:]))
+"""
+
+
 class Interview:
     """The command, answered by what the row is, so that whoever is asked answers alike."""
 
-    def __init__(self, folder: Path, out: str, number: int) -> None:
+    def __init__(self, folder: Path, out: str, number: int, killed_at: int = 0) -> None:
         files = {"--pool": "pool.npy", "--features": "train.npy", "--labels": "labels.npy", "--classes": "names.txt"}
         options = [text for option in files.items() for text in option]
-        command = [
-            sys.executable,
-            "-m",
-            "lapal_ext",
-            "select",
-            "--interactive",
-            *options,
-            "--out",
-            out,
-            "--number",
-            str(number),
-        ]
+        command = [sys.executable, "-c", KILLED, str(killed_at), str(folder), "select", "--interactive", *options]
+        command += ["--out", out, "--number", str(number)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder, env=environment, bufsize=0
         )
 
-    def answer(self, how_many: int) -> None:
+    def answer(self, how_many: int) -> int:
+        """Answer so many questions, or those that are asked before the process ends; return their number."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        for _ in range(how_many):
+        for given in range(how_many):
             text = b""
             while not text.endswith(b"label: "):
                 byte = self.process.stdout.read(1)
-                assert byte, text
+                if not byte:
+                    return given
                 text += byte
             row = int(re.findall(rb"row (\d+);", text)[-1])
             self.process.stdin.write(NAMES[row % 3].encode() + b"\n" if row % 7 else b"skip\n")
+        return how_many
+
+    def ended(self) -> int:
+        self.process.communicate(timeout=HANGS)
+        return self.process.returncode
 
 
 def answered(path: Path) -> int:
@@ -75,10 +86,10 @@ def answered(path: Path) -> int:
 
 
 def finish(folder: Path, out: str) -> bytes:
-    interview = Interview(folder, out, ANSWERS - answered(folder / out))
-    interview.answer(ANSWERS - answered(folder / out))
-    interview.process.communicate(timeout=60)
-    assert interview.process.returncode == 0
+    left = ANSWERS - answered(folder / out)
+    interview = Interview(folder, out, left)
+    assert interview.answer(left) == left
+    assert interview.ended() == 0
     return (folder / out).read_bytes()
 
 
@@ -87,14 +98,11 @@ def test_a_killed_interview_ends_with_the_same_file(files: Path) -> None:
     draw, out = random.Random(1), files / "killed.csv"
     for _ in range(KILLS):
         before = answered(out)
-        interview = Interview(files, out.name, ANSWERS)
-        given = draw.choice([0, 1, 2, 3])
-        if given:
-            interview.answer(min(given, ANSWERS - 1 - before))
-            assert kill_after(interview.process, draw.choice([0.0, draw.uniform(0.0, 0.02)]))
-        else:
-            assert kill_after(interview.process, draw.uniform(0.0, 3.0))
+        interview = Interview(files, out.name, ANSWERS, draw.randrange(1, MOST_STEPS))
+        given = interview.answer(ANSWERS)
+        assert interview.ended() == -signal.SIGKILL
         assert before <= answered(out) <= before + given
         count("killed", "interviews killed at random")
+    assert answered(out) > 0
     assert finish(files, out.name) == wanted
     count("killed", "interviews that ended with the identical file")

@@ -1,12 +1,12 @@
-"""What is saved is there again, in another process, without kernels, and after SIGKILL at any moment.
+"""What is saved is there again, in another process, without kernels, and after SIGKILL at any step.
 
 pytest -m slow tests/fuzz/test_persistence.py
 """
 
 import json
-import random
-import subprocess
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 from lapal_ext import LastLayerLaplace, SequentialSelector
 from lapal_ext.acquisition.registry import ACQUISITIONS
 from tests.fuzz.calls import bits
-from tests.fuzz.processes import ROOT, kill_after, python
+from tests.fuzz.processes import forked, kill_after_bytes, kill_at_step, python
 from tests.fuzz.tally import count
 from tests.problems import make_problem
 
@@ -95,31 +95,44 @@ def test_selections_resume_amid_a_batch(tmp_path: Path) -> None:
         count(CAMPAIGN, "selections resumed amid a batch in a new process", len(wanted))
 
 
-SAVE = """
-import sys, torch
-from lapal_ext import LastLayerLaplace
-posteriors = [LastLayerLaplace.load(path) for path in sys.argv[2:]]
-print("ready", flush=True)
-while True:
-    for posterior in posteriors:
-        posterior.save(sys.argv[1])
-"""
+def versions(folder: Path) -> tuple[list[LastLayerLaplace], list[object]]:
+    """Two posteriors, and the bits of either; the first one is in ``folder / "p"``."""
+    both = [make_problem(n_features=100, seed=seed).posterior for seed in (0, 1)]
+    both[0].save(folder / "p")
+    return both, [bits(each) for each in both]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sends SIGKILL")
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
-def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path, kills: int) -> None:
-    draw, target = random.Random(kills), tmp_path / "p"
-    versions = [make_problem(n_features=100, seed=seed).posterior for seed in (0, 1)]
-    for number, version in enumerate(versions):
-        version.save(tmp_path / str(number))
-    known = [bits(version) for version in versions]
-    versions[0].save(target)
-    for _ in range(kills):
-        command = [sys.executable, "-c", SAVE, target, tmp_path / "0", tmp_path / "1"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        assert kill_after(process, draw.uniform(0.0, 0.1))
-        assert bits(LastLayerLaplace.load(target)) in known
+def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    """Killed before each file that it opens, moves or removes."""
+    (old, new), (bits_old, bits_new) = versions(tmp_path)
+
+    def killed(step: int) -> None:
+        kill_at_step(step, tmp_path)
+        new.save(tmp_path / "p")
+
+    step = 1
+    while (status := forked(partial(killed, step))) != 0:
+        assert status == -signal.SIGKILL
+        assert bits(LastLayerLaplace.load(tmp_path / "p")) in (bits_old, bits_new)
+        count(CAMPAIGN, "saves killed, after each of which the file was whole")
+        old.save(tmp_path / "p")
+        step += 1
+    assert bits(LastLayerLaplace.load(tmp_path / "p")) == bits_new
+    assert step > 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("parts", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_save_that_is_killed_amid_its_bytes_leaves_the_old_file(tmp_path: Path, parts: int) -> None:
+    (_, new), (bits_old, _) = versions(tmp_path)
+    size = (tmp_path / "p").stat().st_size
+
+    def killed(written: int) -> None:
+        kill_after_bytes(written)
+        new.save(tmp_path / "p")
+
+    for part in range(parts):
+        assert forked(partial(killed, part * size // parts)) == -signal.SIGXFSZ
+        assert bits(LastLayerLaplace.load(tmp_path / "p")) == bits_old
         count(CAMPAIGN, "saves killed, after each of which the file was whole")

@@ -143,8 +143,8 @@ class Rows(torch.utils.data.Dataset):
         return child(number)
 
 with multiprocessing.get_context("fork").Pool(2) as pool:
-    counts = pool.map_async(child, range(4)).get(timeout=90)
-loader = torch.utils.data.DataLoader(Rows(), num_workers=2, timeout=90, multiprocessing_context="fork")
+    counts = pool.map_async(child, range(4)).get(timeout=600)
+loader = torch.utils.data.DataLoader(Rows(), num_workers=2, timeout=600, multiprocessing_context="fork")
 counts += [int(batch) for batch in loader]
 assert counts == [len(made)] * 8, (counts, len(made))
 print(sum(counts))
@@ -155,5 +155,5 @@ print(sum(counts))
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_children_of_a_process_that_used_the_kernels(threads: int) -> None:
     """With two threads in the parent and as many in a child, it would wait for those that the fork has ended."""
-    done = python(FORK, threads, environment={"OMP_NUM_THREADS": str(threads)}, timeout=200)
+    done = python(FORK, threads, environment={"OMP_NUM_THREADS": str(threads)})
     count(CAMPAIGN, "calls in forked workers, each with the bits of the parent", int(done))

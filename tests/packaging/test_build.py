@@ -1,4 +1,8 @@
-"""Builds the package in every way a user may meet: from an sdist, without kernels, with a broken compiler."""
+"""Builds the package in every way a user may meet: from an sdist, without kernels, with a broken compiler.
+
+``pytest -m slow tests/packaging/test_build.py`` compiles all kernels. The quick run goes the same way with a compiler
+that compiles the module alone, and of every other source only looks whether all that it includes is there.
+"""
 
 import importlib.util
 import json
@@ -16,6 +20,8 @@ import torch
 from tests.packaging.contents import check_sdist, check_wheel
 
 ROOT = Path(__file__).parents[2]
+# One process builds for all tests of this file.
+pytestmark = pytest.mark.xdist_group("build")
 MODULES = (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_cuda.so")
 
 
@@ -96,18 +102,20 @@ def installed_build_info(source, before="import torch"):
     return info, output
 
 
-@pytest.fixture
-def broken_compiler(tmp_path):
-    """A C++ compiler that passes every check of CMake and then fails in our own source."""
+def compiler_for_sources(folder, instead):
+    """A C++ compiler that passes every check of CMake, and does something else with our own sources."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         without_native_code("there is no C++ compiler")
-    script = tmp_path / "broken-c++"
-    script.write_text(
-        f'#!/bin/sh\ncase "$*" in *module.cpp*) echo "planted compile error" >&2; exit 1;; esac\nexec {compiler} "$@"\n'
-    )
+    script = folder / "changed-c++"
+    script.write_text(f'#!/bin/sh\nreal={compiler}\ncase "$*" in {instead} esac\nexec "$real" "$@"\n')
     script.chmod(0o755)
     return str(script)
+
+
+@pytest.fixture
+def broken_compiler(tmp_path):
+    return compiler_for_sources(tmp_path, '*/csrc/*.cpp*) echo "planted compile error" >&2; exit 1;;')
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads an ELF file with nm")
@@ -125,6 +133,29 @@ def test_module_imports_only_the_stable_abi():
 
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc compiles CUDA sources, and there is none")
+
+
+def test_sdist_builds_a_wheel_of_a_module_without_kernels(source, tmp_path):
+    """As with kernels, but for the minutes that they take: every include is found, and CMake's module is packed."""
+    nothing = tmp_path / "nothing.cpp"
+    nothing.touch()
+    # The arguments of the compiler end with `-o OBJECT -c SOURCE`.
+    instead = f"""\
+*/csrc/module.cpp*) ;;
+*/csrc/*.cpp*)
+  "$real" "$@" -E || exit 1
+  while [ "$1" != -o ]; do shift; done
+  exec "$real" -fPIC -c {nothing} -o "$2";;
+"""
+    compiler = compiler_for_sources(tmp_path, instead)
+    wheel = build_wheel(source, LAPAL_EXT_REQUIRE_NATIVE="1", LAPAL_EXT_CUDA="off", CXX=compiler)
+    check_wheel(wheel, native=True)
+    status, output = install(source, wheel)
+    assert status == 0, output
+    info, _ = installed_build_info(source)
+    assert info["native"] is True
+    assert info["reason"] == ""
+    assert info["target_version"] == "2.10"
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +176,7 @@ def test_sdist_holds_the_sources_and_nothing_else(sdist):
     check_sdist(sdist.parent / f"{sdist.name}.tar.gz")
 
 
+@pytest.mark.slow
 def test_sdist_builds_a_native_wheel(native):
     info, _ = installed_build_info(native)
     assert info["native"] is True
@@ -154,6 +186,7 @@ def test_sdist_builds_a_native_wheel(native):
 
 
 @needs_nvcc
+@pytest.mark.slow
 def test_a_wheel_with_cuda_works_where_torch_has_another_cuda_or_none(native):
     assert (native.parent / "site" / "lapal_ext" / "_cuda.so").is_file()
     info, _ = installed_build_info(native, "import torch; torch.version.cuda = None")
@@ -185,7 +218,13 @@ def test_skipping_the_build_makes_a_pure_wheel_that_says_so(source):
     assert "LAPAL_EXT_SKIP_BUILD" in info["reason"]
 
 
-@pytest.mark.parametrize("settings", [{"CXX": "/nowhere/c++"}, {"PATH": "/nowhere", "CXX": ""}], ids=["CXX", "PATH"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"CXX": "/nowhere/c++"}, id="CXX", marks=pytest.mark.slow),
+        pytest.param({"PATH": "/nowhere", "CXX": ""}, id="PATH"),
+    ],
+)
 def test_no_compiler_installs_pure_torch_and_says_so(source, settings):
     status, output = install(source, **settings)
     assert status == 0, output

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lapal_ext
+from tests.fuzz.processes import HANGS
 
 PACKAGE = Path(lapal_ext.__file__).parent
 ROOT = "__init__"  # what ``import lapal_ext`` loads
@@ -146,7 +147,7 @@ def modules_after(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(*sys.modules)"
     environment = {"PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=HANGS
     )
     return set(done.stdout.split())
 

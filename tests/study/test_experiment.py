@@ -2,11 +2,13 @@ import csv
 import json
 import os
 import random
+import select
 import signal
+import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from lapal_ext.study import experiment
 from lapal_ext.study.configuration import Configuration, Source, environment
 from lapal_ext.study.experiment import MismatchError, read_records, run_experiment, units
 from lapal_ext.study.run import one_thread
+from tests.fuzz.processes import HANGS, ROOT, forked, kill_at_step
 from tests.fuzz.tally import count
 
 DIGITS = Source(None)
@@ -42,6 +45,10 @@ UPDATES = replace(
     acquisitions=None,
     subset=None,
 )
+
+
+# The experiment that most tests look at runs once, in one process.
+pytestmark = pytest.mark.xdist_group("experiment")
 
 
 @pytest.fixture(autouse=True)
@@ -157,38 +164,41 @@ class TestResume:
             run_experiment(tmp_path, ACTIVE, DIGITS)
 
 
-def start(folder, jobs, **options):
-    """The command line of ``ACTIVE``; returns its process number."""
-    arguments = ["experiment", "active-learning", "--data", "digits", "--out", str(folder), "--seeds", "3"]
-    arguments += ["--arms", *ACTIVE.strategies, "--batch-size", "5", "--initial", "10", "--acquisitions", "2"]
-    arguments += ["--subset", "200", "--jobs", str(jobs)]
-    command = [sys.executable, "-m", "lapal_ext", *arguments]
-    return os.posix_spawn(sys.executable, command, os.environ, **options)
+def arguments(folder, jobs):
+    """Those of the command line that runs ``ACTIVE``."""
+    options = ["experiment", "active-learning", "--data", "digits", "--out", str(folder), "--seeds", "3"]
+    options += ["--arms", *ACTIVE.strategies, "--batch-size", "5", "--initial", "10", "--acquisitions", "2"]
+    return [*options, "--subset", "200", "--jobs", str(jobs)]
 
 
-def fork(folder):
-    """Run ``ACTIVE`` in a copy of this process, which has everything loaded; returns its process number."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons', about threads, which idle here
-        process = os.fork()
-    if process == 0:
-        try:
-            run_experiment(folder, ACTIVE, DIGITS)
-        finally:
-            os._exit(0)
-    return process
+# Sends itself, or with jobs its whole group, a signal before it touches the files of `folder` for the n-th time.
+SIGNALLED = """
+import os, signal, sys
+from tests.fuzz.processes import at_step
+from lapal_ext.__main__ import main
+
+def send(number):
+    os.killpg(0, number) if number == signal.SIGINT else os.kill(os.getpid(), number)
+
+number, step, folder, *arguments = sys.argv[1:]
+at_step(int(step), folder, lambda: send(int(number)))
+sys.exit(main(arguments))
+"""
 
 
-def kill_at_random(folder, process, draw):
-    """SIGKILL a little after a random number of units is on disk; return how many there are then."""
-    awaited = draw.randrange(len(units(ACTIVE)))
-    limit = time.monotonic() + 60.0
-    while len(list(folder.glob("units/seed*"))) < awaited and time.monotonic() < limit:
-        time.sleep(0.001)
-    time.sleep(draw.uniform(0.0, 0.03))
-    os.kill(process, signal.SIGKILL)
-    os.waitpid(process, 0)
-    return len(list(folder.glob("units/seed*")))
+def signalled(number, step, folder, jobs):
+    """Start the command line that runs ``ACTIVE`` in a group of its own, and let it send itself a signal at a step."""
+    command = [sys.executable, "-c", SIGNALLED, str(int(number)), str(step), str(folder), *arguments(folder, jobs)]
+    return subprocess.run(command, process_group=0, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+
+
+def killed_run(folder, step):
+    kill_at_step(step, folder)
+    run_experiment(folder, ACTIVE, DIGITS)
+
+
+# So many steps each run makes at least, from whatever it finds.
+STEPS = 2 * len(units(ACTIVE))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX processes")
@@ -197,7 +207,8 @@ class TestKill:
     def test_a_killed_run_ends_with_the_same_file(self, seed, finished, tmp_path):
         draw = random.Random(seed)
         for _ in range(2):
-            kill_at_random(tmp_path, fork(tmp_path), draw)
+            step = draw.randrange(1, STEPS)
+            assert forked(partial(killed_run, tmp_path, step)) == -signal.SIGKILL
         run_experiment(tmp_path, ACTIVE, DIGITS)
         assert results(tmp_path) == results(finished)
         assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
@@ -207,40 +218,42 @@ class TestKill:
     def test_campaign(self, seed, finished, tmp_path):
         draw = random.Random(100 + seed)
         for _ in range(3):
-            kill_at_random(tmp_path, start(tmp_path, draw.choice([1, 2])), draw)
+            # With two jobs, the process that is killed only hands out the work, and touches fewer files.
+            jobs = draw.choice([1, 2])
+            done = signalled(signal.SIGKILL, draw.randrange(1, STEPS if jobs == 1 else 4), tmp_path, jobs)
+            assert done.returncode == -signal.SIGKILL
         run_experiment(tmp_path, ACTIVE, DIGITS)
         assert results(tmp_path) == results(finished)
         count("killed", "experiments killed at random, 3 times each, that ended with the identical file")
 
     @pytest.mark.slow
     def test_processes_give_the_same_file_as_one(self, finished, tmp_path):
-        assert os.waitpid(start(tmp_path, 2), 0)[1] == 0
+        command = [sys.executable, "-m", "lapal_ext", *arguments(tmp_path, 2)]
+        assert subprocess.run(command, check=False).returncode == 0
         assert results(tmp_path) == results(finished)
 
     @pytest.mark.slow
+    @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for processes of another one, as Linux can")
     def test_processes_end_with_the_one_that_started_them(self, tmp_path):
-        process = start(tmp_path, 2)
-        while not list(tmp_path.glob("units/seed*")):
-            time.sleep(0.01)
-        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        assert len(children) >= 2
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        limit = time.monotonic() + 10.0
-        while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < limit:
-            time.sleep(0.05)
-        assert not [child for child in children if Path(f"/proc/{child}").exists()]
+        command = [sys.executable, "-m", "lapal_ext", *arguments(tmp_path, 2)]
+        with subprocess.Popen(command) as process:
+            while not list(tmp_path.glob("units/seed*")):
+                assert process.poll() is None
+                time.sleep(0.01)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            assert len(children) >= 2
+            watched = [os.pidfd_open(int(child)) for child in children]
+            process.kill()
+        for descriptor in watched:
+            ended, _, _ = select.select([descriptor], [], [], HANGS)
+            assert ended
+            os.close(descriptor)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_an_interrupt_ends_all_processes_quietly(self, jobs, finished, tmp_path):
-        folder, errors = tmp_path / "run", tmp_path / "stderr"
-        redirect = [(os.POSIX_SPAWN_OPEN, 2, str(errors), os.O_WRONLY | os.O_CREAT, 0o600)]
-        process = start(folder, jobs, file_actions=redirect, setpgroup=0)
-        while not list(folder.glob("units/seed*")):
-            time.sleep(0.001)
-        os.killpg(process, signal.SIGINT)
-        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
-        assert errors.read_text() == "lapal-ext: interrupted\n"
-        run_experiment(folder, ACTIVE, DIGITS)
-        assert results(folder) == results(finished)
+        done = signalled(signal.SIGINT, 5 if jobs == 1 else 3, tmp_path, jobs)
+        assert done.returncode == 130
+        assert done.stderr == "lapal-ext: interrupted\n"
+        run_experiment(tmp_path, ACTIVE, DIGITS)
+        assert results(tmp_path) == results(finished)

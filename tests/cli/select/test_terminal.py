@@ -3,13 +3,13 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from lapal_ext import SequentialSelector
 from tests.cli.select.problem import fitted, lines, select
+from tests.fuzz.processes import HANGS
 
 
 class TestInterview:
@@ -94,14 +94,16 @@ class TestInterview:
         command += ["--labels", "labels.npy", "--out", "out.csv", "--classes", "names.txt", "--interactive"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(b"ant\nbee\n")
         process.stdin.flush()
-        deadline = time.monotonic() + 60
-        while not (Path("out.csv").exists() and len(lines()) == 2) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.2)  # the third question
+        asked = b""
+        while asked.count(b"label: ") < 3:  # it waits for the third answer
+            byte = process.stdout.read(1)
+            assert byte, asked
+            asked += byte
         process.send_signal(stop)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANGS)
         assert process.returncode == (0 if stop == signal.SIGINT else -signal.SIGKILL), err
         rows = self.expected(data, [0, 1])
         assert [(int(line["row"]), line["label"]) for line in lines()] == list(zip(rows, ["ant", "bee"], strict=True))

@@ -10,6 +10,7 @@ import pytest
 from lapal_ext.cli import main
 from tests.cli.select.conftest import data  # noqa: F401 a fixture
 from tests.cli.select.problem import NAMES, ROWS, fill, lines, select
+from tests.fuzz.processes import HANGS
 
 FILES = ["--features", "train.npy", "--labels", "labels.npy", "--classes", "names.txt"]
 
@@ -20,7 +21,7 @@ def torchrun(pool: str, out: str, *options: str) -> subprocess.CompletedProcess[
         [sys.executable, *command, "--pool", pool, *FILES, "--out", out, *options],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
         check=False,
     )
 

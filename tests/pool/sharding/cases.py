@@ -12,7 +12,7 @@ from tests.problems import Problem, make_problem
 N_POOL = 97
 BATCH = 7
 COPIES_ALONE = "badge, copies alone are left"
-SHARDS = {1: [97], 2: [0, 97], 3: [60, 0, 37], 4: [1, 50, 3, 43]}  # rows of each rank, by the number of ranks
+SHARDS = {1: [97], 2: [0, 97], 3: [1, 0, 96], 4: [1, 50, 3, 43]}  # rows of each rank, by the number of ranks
 SHARDABLE = [name for name in ACQUISITIONS if name not in ("typiclust", "probcover")]
 
 

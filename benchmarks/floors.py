@@ -1,4 +1,4 @@
-"""Kernels stay faster than their references, by a floor that any machine clears.
+"""Kernels stay faster than their references, by a floor that any machine clears: ``pytest benchmarks/floors.py``.
 
 The floors are far below what ``benchmarks/`` measures, so that a failure means a kernel that lost its vector code or
 is not called, not a busy neighbour. Both arms are timed in turns, in processor time and one thread, and a ratio is too
@@ -7,7 +7,7 @@ low only if it is so three times.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -36,14 +36,6 @@ FLOORS: dict[str, tuple[dict[str, int], float]] = {
     "bait_step_": ({"N": 20_000, "D": 64}, 1.2),
     "badge_step_": ({"N": 20_000, "D": 64, "C": 10}, 1.2),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_op_has_a_floor() -> None:
