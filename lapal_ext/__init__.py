@@ -1,19 +1,20 @@
 """Deep active learning on last-layer features: closed-form label updates, look-ahead and batch selection.
 
-``LastLayerLaplace`` is the model, ``select_batch`` and ``SequentialSelector`` choose what to label, ``look_ahead``,
-``select_lookahead`` and ``expected_error_reduction`` try labels before anyone gives them, and ``ops`` is the functional
-layer underneath. ``baselines`` has other updates to compare with.
+``LastLayerLaplace`` is the model. ``select_batch`` and ``SequentialSelector`` choose the rows to label. ``look_ahead``,
+``select_lookahead`` and ``expected_error_reduction`` compute the loss after hypothetical labels. ``ops`` is the
+functional layer underneath, and ``baselines`` has other updates for comparison.
 
-Imported by name: ``lapal_ext.features`` turns a network and its inputs into features; ``lapal_ext.interop.sklearn``,
-``.skactiveml`` and ``.laplace`` join other libraries. On the command line: ``lapal-ext --help``.
+Two more modules are imported by name. ``lapal_ext.features`` turns a network and its inputs into features;
+``lapal_ext.interop`` has adapters to other libraries (``sklearn``, ``skactiveml``, ``laplace``). The command line is
+``lapal-ext --help``.
 
 Example:
     >>> model = LastLayerLaplace.fit_map(features, labels, num_classes=10)
     >>> batch = select_batch(model, pool, batch_size=10)
     >>> model.update(pool[batch.indices], answers)
 
-Wherever a tensor is taken, but by ``ops``, a NumPy array may be passed in its place: it counts as the CPU tensor of its
-dtype and shares its memory. Nothing is converted, so a float32 model takes arrays of float32. Results are tensors.
+All functions except ``ops`` accept a NumPy array in place of a tensor. The array is used as a CPU tensor of the same
+dtype that shares its memory. Nothing is converted, so a float32 model needs float32 arrays. Results are tensors.
 """
 
 from importlib.metadata import PackageNotFoundError, version

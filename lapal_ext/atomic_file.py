@@ -1,4 +1,4 @@
-"""Writing a file so that nobody ever sees half of it, into a folder that is known to take it."""
+"""Atomic replacement of a file, and a check that a folder is writable."""
 
 import os
 import shutil
@@ -9,12 +9,13 @@ from pathlib import Path
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then move it there: what stood there stays whole until then.
+    """Call ``write`` with a temporary path in the same folder, then rename that file to ``path``.
 
-    The new file is on disk before it takes the name. A symbolic link stays one, and a file keeps its permissions.
+    An existing file stays complete until the rename, and the new one is on disk before it. If ``path`` is a symbolic
+    link, its target is replaced. The permissions of an existing file are kept.
     """
     path = Path(os.path.realpath(path))
-    # The process and the thread: nobody else writes to it.
+    # The ids of the process and the thread make the name unique.
     scratch = path.with_name(f".{os.getpid()}.{threading.get_ident()}.{path.name}")
     try:
         write(scratch)
@@ -28,10 +29,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and try to write there, before time is spent on what could not be kept.
+    """Make a folder and check that it is writable, before time is spent on results that could not be saved.
 
     Raises:
-        OSError: it cannot be made, or not written to.
+        OSError: the folder cannot be made or is not writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):

@@ -1,13 +1,13 @@
-"""Other ways to take in new labels, to compare ``LastLayerLaplace.update`` with.
+"""Other ways to absorb new labels, for comparison with ``LastLayerLaplace.update``.
 
-``first_order`` and ``monte_carlo`` are the two baselines of Huseljic et al., arXiv 2210.06112. The rule of their own
-official code, gaussian curvature and a factor gamma on the gradient, is what ``update`` does when it is asked for it:
+``first_order`` and ``monte_carlo`` are the two baselines of Huseljic et al., arXiv 2210.06112. The rule of their
+official code, gaussian curvature and a factor gamma on the gradient, is a setting of ``update``:
 
     LastLayerLaplace.fit_map(x, y, C, curvature="gaussian").update(x_new, y_new, step="newton", gamma=10.0)
 
-Its gamma was 10 (default), 15 (active learning) and 0.05 (Banking77) there, and no value is right for two data sets.
-Two faults of the published code are in none of these: there, chained updates start from a precision that updates never
-touch, so that they forget each other, and the bias of the layer stays where it was.
+Their gamma was 10 (default), 15 (active learning) and 0.05 (Banking77): it has to be tuned for each data set. Two
+faults of the published code are not reproduced here. Its chained updates all start from the initial precision, so each
+one loses the effect of those before it. Its updates do not change the bias of the layer.
 """
 
 import torch
@@ -35,17 +35,17 @@ def first_order(
 ) -> LastLayerLaplace:
     """Return a posterior whose mean took one gradient step: W + gamma sum_n (e_y - softmax(W phi_n)) phi_n^T.
 
-    The covariance stays as it was: nothing is learned about what is known by now. gamma has the place of the
-    covariance in an update, and must be tuned to the scale of the features; the paper has 1e-3 to 5e-3.
+    The covariance does not change, so the labels do not reduce the uncertainty. gamma takes the place of the covariance
+    in an update and must be tuned to the scale of the features; the paper uses 1e-3 to 5e-3.
 
     Args:
-        posterior: stays as it is.
+        posterior: not modified.
         features: [n, D].
         targets: labels in [0, C), [n].
         gamma: learning rate, >= 0.
 
     Raises:
-        ValueError, TypeError: an argument does not fit, or overflows.
+        ValueError, TypeError: an argument is invalid, or overflows.
         NotFittedError: ``fit`` has not been called.
 
     Source: arXiv 2210.06112, the first-order baseline of its experiments.
@@ -78,13 +78,13 @@ def monte_carlo(
     """Predictive probabilities after reweighting samples of the weights by the likelihood of the new labels.
 
     With W_s drawn from the posterior and l_s = gamma sum_n log softmax(W_s phi_n)_{y_n}, the result is
-    sum_s softmax(W_s phi) exp(l_s) / sum_s exp(l_s). The samples stay where the old posterior put them: with more than
-    a few labels one of them takes all the weight, and the result is that of a single draw. gamma < 1 postpones it; the
-    paper has 1e-2 to 5e-2.
+    sum_s softmax(W_s phi) exp(l_s) / sum_s exp(l_s). The samples come from the old posterior. With more than a few
+    labels one sample has all the weight, and the result is that of a single draw. A gamma < 1 delays this; the paper
+    uses 1e-2 to 5e-2.
 
     Args:
-        posterior: stays as it is.
-        features: [n, D]; without rows this is the Monte Carlo predictive itself.
+        posterior: not modified.
+        features: [n, D]; n = 0 gives the plain Monte Carlo predictive.
         targets: labels in [0, C), [n].
         eval_features: [E, D].
         gamma: power of the likelihood, >= 0.
@@ -95,7 +95,7 @@ def monte_carlo(
         [E, C]. O(S C (D^2 + (n + E) D)), in chunks of samples; [S, E, C] is never stored.
 
     Raises:
-        ValueError, TypeError: an argument does not fit, or overflows.
+        ValueError, TypeError: an argument is invalid, or overflows.
         NotFittedError: ``fit`` has not been called.
         NotPSDError: the covariance is not positive definite.
 
@@ -126,7 +126,7 @@ def monte_carlo(
         log_weight = gamma * log_p.double().sum((1, 2))
         if not is_finite(log_weight):
             raise ValueError(f"gamma must leave the weights of the samples finite, got {gamma:g}")
-        # The largest weight so far counts as one: the others may be far below the smallest number.
+        # Weights are relative to the largest so far, since the weights themselves may underflow.
         peak = torch.maximum(highest, log_weight.max())
         shares = (log_weight - peak).exp()
         shrunk = (highest - peak).exp()

@@ -18,8 +18,8 @@ CURVATURES = ("categorical", "gaussian")
 STEPS = ("line_search", "newton")
 
 MEAN_FIELD_FACTOR = math.pi / 8  # kappa of MacKay (1992), the probit approximation of the expected softmax
-PSD_SLACK = 64.0  # a variance below -PSD_SLACK * eps * (variance before the updates) is more than rounding
-RESOLUTION = 2.0**-7  # how much of 1 + a variance may be rounding
+PSD_SLACK = 64.0  # a variance below -PSD_SLACK * eps * (variance before the updates) is not explained by rounding
+RESOLUTION = 2.0**-7  # largest rounding error of a variance, relative to 1 + variance
 
 _TOLERANCE = 1e-12  # of the line search, relative to the step length
 _MAX_ITERATIONS = 128  # bisection alone needs 40 of them for _TOLERANCE; Newton usually 5
@@ -40,7 +40,7 @@ def top_terms(
     """Exponentials relative to the winner's, which is exactly one and is left out of the sums."""
     winner = logits.argmax(-1)
     shifted = logits - logits.gather(-1, winner[..., None])
-    zero = shifted.gather(-1, winner[..., None])  # NaN where a logit is infinite, which is no way of being sure
+    zero = shifted.gather(-1, winner[..., None])  # NaN where a logit is infinite: such a row is not certain
     others = shifted.exp().scatter(-1, winner[..., None], zero)
     return TopTerms(winner, shifted, others, others.sum(-1))
 
@@ -79,7 +79,7 @@ def residual(
     logits: Tensor,  # [..., C]
     targets: Tensor,  # [...] int64
 ) -> Tensor:  # [..., C]
-    """Gradient of the log-likelihood in the logits: r = e_y - softmax(z), with 1 - p_y as the sum of the others."""
+    """Gradient of the log-likelihood in the logits: r = e_y - softmax(z), with 1 - p_y summed up."""
     p = logits.softmax(-1)
     others = p.scatter(-1, targets[..., None], 0.0)
     return (-others).scatter(-1, targets[..., None], others.sum(-1, keepdim=True))
@@ -112,7 +112,7 @@ def _line_search(logits: Tensor, variance: Tensor, r: Tensor, targets: Tensor, g
     """Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma, which increases with a.
 
     Newton's step is taken only where it stays inside the bracket and is at most half the previous one: the slope is
-    monotone but neither convex nor concave, and a bracket alone lets Newton cycle.
+    monotone but neither convex nor concave, and with a bracket alone Newton may cycle.
     """
     if gamma == 0.0:
         return torch.zeros_like(variance)
@@ -120,10 +120,10 @@ def _line_search(logits: Tensor, variance: Tensor, r: Tensor, targets: Tensor, g
     r_target = r.gather(-1, targets[..., None])
     low, high = torch.zeros_like(variance), torch.full_like(variance, gamma)
     a, last_move, slope = high.clone(), high.clone(), high
-    settled = torch.zeros_like(a, dtype=torch.bool)
+    converged = torch.zeros_like(a, dtype=torch.bool)
     for _ in range(_MAX_ITERATIONS):
         p = (logits + (a * variance)[..., None] * r).softmax(-1)
-        gap = r - r_target  # never positive: nothing cancels in its mean, however right the model is
+        gap = r - r_target  # never positive: its mean has no cancellation, even where p_y is close to one
         mean = (p * gap).sum(-1)
         slope = mean + a * norm / gamma
         steepness = variance * (p * (gap - mean[..., None]).square()).sum(-1) + norm / gamma
@@ -131,14 +131,14 @@ def _line_search(logits: Tensor, variance: Tensor, r: Tensor, targets: Tensor, g
         newton = a - slope / steepness
         safe = (newton > low) & (newton < high) & ((newton - a).abs() <= 0.5 * last_move)
         proposal = torch.where(safe, newton, 0.5 * (low + high))
-        # A residual of zero has no slope anywhere and moves nothing: a stays, and 0 / 0 is never taken. A row that has
-        # settled is left alone, or rounding in its slope would bisect it away from the root while others go on.
-        settled |= (slope == 0) | slope.isnan()
-        proposal = torch.where(settled, a, proposal)
+        # With a residual of zero the slope is zero everywhere: a stays, and 0 / 0 is never used. A converged row stays
+        # as well, since rounding in its slope could bisect it away from the root while other rows iterate.
+        converged |= (slope == 0) | slope.isnan()
+        proposal = torch.where(converged, a, proposal)
         last_move = (proposal - a).abs()
-        settled |= (last_move <= _TOLERANCE * a) | (high - low <= _TOLERANCE * high)
+        converged |= (last_move <= _TOLERANCE * a) | (high - low <= _TOLERANCE * high)
         a = proposal
-        if bool(settled.all()):
+        if bool(converged.all()):
             break
     return torch.where(slope.isnan(), slope, a)
 

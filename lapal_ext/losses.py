@@ -19,7 +19,7 @@ def loss(
     """Loss of softmax(logits), one of ``LOSSES``.
 
     Raises:
-        ValueError: no such loss, or no ``targets`` for one that needs them.
+        ValueError: ``kind`` is not a loss, or it needs ``targets`` and they are None.
     """
     if kind in _EXPECTED:
         return _EXPECTED[kind](top_terms(logits))
@@ -28,7 +28,7 @@ def loss(
     if targets is None:
         raise ValueError(f"loss {kind!r} needs targets")
     top = top_terms(logits)
-    # Every loss gathers: an index that is no class is then an error. A comparison would count it as a wrong answer.
+    # Every loss gathers, so that a target that is no class raises. A comparison would count it as a wrong prediction.
     target_logit = top.shifted.gather(-1, targets.expand(top.rest.shape)[..., None])[..., 0]
     return _LABELLED[kind](top, targets, target_logit)
 
@@ -54,7 +54,7 @@ def _brier(top: TopTerms, targets: Tensor, target_logit: Tensor) -> Tensor:
 
 
 def _expected_zero_one(top: TopTerms) -> Tensor:
-    """1 - p_max: the error that the prediction expects of itself."""
+    """1 - p_max, the probability of an error under the prediction itself."""
     return top.rest / (1.0 + top.rest)
 
 
@@ -63,7 +63,7 @@ _LABELLED: dict[str, Callable[[TopTerms, Tensor, Tensor], Tensor]] = {
     "zero_one": _zero_one,
     "brier": _brier,
 }
-_EXPECTED: dict[str, Callable[[TopTerms], Tensor]] = {  # the prediction itself is taken as the truth
+_EXPECTED: dict[str, Callable[[TopTerms], Tensor]] = {  # the expectation is under the prediction itself
     "expected_cross_entropy": entropy,
     "expected_zero_one": _expected_zero_one,
 }

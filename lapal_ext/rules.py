@@ -1,4 +1,4 @@
-"""How labels are absorbed, and how predictions are read: ``UpdateRule`` and ``Link``."""
+"""The parameters of an update (``UpdateRule``) and of the predictive (``Link``)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from lapal_ext.validation.scalars import check_choice, check_number
 
 
 class UpdateRule(NamedTuple):
-    """How one label after another moves the posterior; fields are in the order in which ops take them."""
+    """The parameters with which labels are absorbed; the fields are in the argument order of the ops."""
 
     gamma: float  # trust in the labels, >= 0
     step: str  # of STEPS, see ``likelihood.step_length``
@@ -19,7 +19,7 @@ class Link(NamedTuple):
     """How logits and their variance become probabilities."""
 
     name: str
-    kappa: float  # softmax(z / sqrt(1 + kappa v)); zero where the variance is not used that way
+    kappa: float  # softmax(z / sqrt(1 + kappa v)) for mean_field; zero for the other links
     uses_variance: bool
 
 
@@ -28,7 +28,7 @@ LINKS = {
     "plugin": Link("plugin", 0.0, uses_variance=False),
     "mc": Link("mc", 0.0, uses_variance=True),  # the mean softmax of samples of the logits
 }
-EXACT_LINKS = ("plugin", "mean_field")  # those that draw nothing
+EXACT_LINKS = ("plugin", "mean_field")  # those without samples
 
 
 def check_rule(step: object, gamma: object, curvature: str) -> UpdateRule:
@@ -39,6 +39,6 @@ def check_rule(step: object, gamma: object, curvature: str) -> UpdateRule:
 
 
 def check_link(link: object, allowed: Sequence[str] = EXACT_LINKS) -> Link:
-    """Return the link of that name, or raise ValueError."""
+    """Return the link with this name, or raise ValueError unless it is one of ``allowed``."""
     check_choice("link", link, allowed)
     return LINKS[str(link)]

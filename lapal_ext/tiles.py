@@ -1,4 +1,4 @@
-"""Cutting rows into tiles, so that what is computed from them at a time stays small."""
+"""Tiles of rows, so that temporaries computed from rows stay small."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,9 @@ _ALIGNED = 32  # numbers: one cache line in half precision, two and four in floa
 
 
 def row_tiles(count: int, size: int | None = None) -> Iterator[slice]:
-    """Cut ``count`` rows into tiles of at most ``size`` rows (``TILE_ROWS`` by default), at least of one.
+    """Cut ``count`` rows into tiles of at most max(1, ``size``) rows, by default ``TILE_ROWS``.
 
-    Larger sizes are rounded down to a multiple of 32: the rows of a product with a tile then begin at cache lines.
+    A size above 32 is rounded down to a multiple of 32, so that the rows of a product with a tile begin at cache lines.
     """
     size = max(1, TILE_ROWS if size is None else size)
     size -= size % _ALIGNED if size > _ALIGNED else 0

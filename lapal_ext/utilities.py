@@ -1,4 +1,4 @@
-"""Utilities of a row: how much its label would tell. One function each, listed by name in ``UTILITIES``.
+"""Utilities: how informative the label of a row would be. One function each, listed by name in ``UTILITIES``.
 
 Higher is better for every kind. C++ and CUDA repeat these formulas in ``csrc/shared/utilities.h``.
 """
@@ -23,7 +23,7 @@ def utility(
     ``gradient_norm`` |e_1 - p| |phi|, the norm of BADGE's gradient embedding (Ash et al., arXiv 1906.03671).
 
     Raises:
-        ValueError: no such utility, or what it is made of is missing.
+        ValueError: ``kind`` is not a utility, or an input that it needs is None.
     """
     check_inputs(variance, scale, kind)
     if kind == "variance":
@@ -34,7 +34,7 @@ def utility(
 
 
 def check_inputs(variance: Tensor | None, scale: Tensor | None, kind: str) -> None:
-    """Raise ValueError where there is no such utility, or where it lacks what it is made of."""
+    """Raise ValueError unless ``kind`` is a utility and the inputs that it needs are given."""
     if kind not in UTILITIES:
         raise ValueError(f"utility must be one of {UTILITIES}, got {kind!r}")
     if kind == "variance" and variance is None:
@@ -52,7 +52,7 @@ def _least_confident(top: TopTerms) -> Tensor:
 
 
 def _gradient_norm(top: TopTerms) -> Tensor:
-    # ``rest`` is taken out of the norm: on confident rows its square is below the smallest float32.
+    # ``rest`` is factored out of the norm: on confident rows its square underflows in float32.
     shares = top.others / top.rest.clamp(min=torch.finfo(top.rest.dtype).tiny)[..., None]
     return top.rest * (1.0 + shares.square().sum(-1)).sqrt() / (1.0 + top.rest)
 

@@ -1,1 +1,1 @@
-"""Arguments of the public functions: checked with typed errors that name the argument."""
+"""Checks of the arguments of public functions, with typed errors that name the argument."""

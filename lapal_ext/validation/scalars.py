@@ -63,14 +63,14 @@ def check_integer(name: str, value: Any, *, at_least: int, at_most: int = _INT64
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return ``value`` or raise TypeError unless it is True or False: "no" would count as true."""
+    """Return ``value`` or raise TypeError unless it is True or False; the string "no" would be truthy."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
     return value
 
 
 def check_generator(name: str, value: object, device: torch.device | None = None) -> None:
-    """Raise TypeError unless ``value`` is a torch.Generator or None, ValueError if it must be on another device."""
+    """Raise TypeError unless ``value`` is a torch.Generator or None, and ValueError unless it is on ``device``."""
     if value is None:
         return
     if not isinstance(value, torch.Generator):
@@ -80,39 +80,39 @@ def check_generator(name: str, value: object, device: torch.device | None = None
 
 
 def check_path(name: str, value: object) -> Path:
-    """Return ``value`` as a path that a file may have.
+    """Return ``value`` as a Path with a valid name.
 
     Raises:
-        TypeError: no text and nothing that stands for one.
-        ValueError: a text that no file can be called.
+        TypeError: neither a str nor an os.PathLike of str.
+        ValueError: no file can have this name.
     """
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a str or an os.PathLike, got {type(value).__name__}")
     given = os.fspath(value)
     if not isinstance(given, str):
-        raise TypeError(f"{name} must be a str or stand for one, got {type(value).__name__}, which stands for bytes")
+        raise TypeError(f"{name} must be a str or an os.PathLike of str, got {type(value).__name__}, a path in bytes")
     if "\0" in given:
         raise ValueError(f"{name} must not hold a null character, got {given!r}")
     try:
         os.fsencode(given)
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} must be a name that a file can have, got {given!r}: {error}") from None
+        raise ValueError(f"{name} must be a valid file name, got {given!r}: {error}") from None
     return Path(given)
 
 
 def check_device(name: str, value: object) -> torch.device:
-    """Return ``value`` as a device that can hold tensors here.
+    """Return ``value`` as a device that is available.
 
     Raises:
-        TypeError: not the name of a device.
-        ValueError: no such device, or not on this machine.
+        TypeError: neither a torch.device nor a str.
+        ValueError: there is no such device, or not on this machine.
     """
     if not isinstance(value, (str, torch.device)):
         raise TypeError(f"{name} must be a torch.device or its name, got {type(value).__name__}")
     try:
         device = torch.device(value)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError from a torch without CUDA
         raise ValueError(f"{name} must be available, got {value!r}: {error}") from None
     if device.type == "meta":
         raise ValueError(f"{name} must hold values, got {value!r}")

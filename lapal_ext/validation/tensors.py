@@ -1,7 +1,7 @@
-"""Validation with typed errors that name the argument, what was expected and what came.
+"""Validation with typed errors that name the argument, the expected value and the actual one.
 
-Shapes are written as specifications, ``"int64 [M, b]"``: an optional kind and one letter (DESIGN's table) or number per
-dimension. A letter stands for one size throughout a call, so one specification is documentation, check and message.
+Shapes are written as specifications such as ``"int64 [M, b]"``: an optional kind, then one letter or number per
+dimension. A letter has the same size throughout a call, so one specification is documentation, check and error message.
 """
 
 import math
@@ -17,7 +17,7 @@ from lapal_ext.validation.arrays import view
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_ROWS_ADDED = 8192  # of half precision, in one sum
+_ROWS_ADDED = 8192  # rows of half precision in one sum
 _FIXED_DTYPES = {"int64": torch.int64, "bool": torch.bool, "float64": torch.float64}
 _SPECIFICATION = re.compile(r"^(?:(\w+) )?\[(.*)\]$")
 
@@ -48,13 +48,13 @@ def check_tensors(specs: Mapping[str, ShapeSpec], values: Mapping[str, object]) 
 
     Args:
         specs: the specification of each argument, in the order in which they are matched.
-        values: the arguments; one that is None is optional and skipped.
+        values: the arguments; None is skipped.
 
     Returns:
-        The size behind each letter.
+        The size of each letter.
 
     Raises:
-        TypeError: an argument is no dense tensor, or its dtype is wrong.
+        TypeError: an argument is not a dense tensor, or its dtype is wrong.
         ValueError: a shape or a device does not match.
     """
     sizes: dict[str, int] = {}
@@ -78,7 +78,7 @@ def check_tensors(specs: Mapping[str, ShapeSpec], values: Mapping[str, object]) 
 
 
 def check_dense(name: str, value: object) -> Tensor:
-    """Return ``value`` or raise TypeError unless it is a tensor, neither sparse nor nested."""
+    """Return ``value`` or raise TypeError unless it is a dense tensor: neither sparse nor nested."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.is_nested or value.layout != torch.strided:
@@ -88,7 +88,7 @@ def check_dense(name: str, value: object) -> Tensor:
 
 
 def as_dense(name: str, value: object) -> Tensor:
-    """``check_dense`` at the public border, where a NumPy array counts as the tensor that shares its memory."""
+    """``check_dense`` for public functions: a NumPy array is accepted as a tensor that shares its memory."""
     if isinstance(value, np.ndarray):
         return view(name, value)
     if not isinstance(value, Tensor):
@@ -125,7 +125,7 @@ def _match_shape(
                 break
         else:
             return
-    for dim in [dim for dim, whose in owner.items() if whose == name]:  # known from nobody else
+    for dim in [dim for dim, argument in owner.items() if argument == name]:  # sizes that only this argument has
         del sizes[dim], owner[dim]
     wanted = [sizes.get(dim, dim) for dim in spec.dims]
     partners = dict.fromkeys(owner[dim] for dim in spec.dims if dim in owner)
@@ -141,7 +141,8 @@ def _shape_of(value: object) -> str:
 def is_finite(*values: Tensor) -> bool:
     """Whether ``values`` hold neither NaN nor infinity.
 
-    The sum is tested first: it is many times cheaper than a mask, and only an overflow makes it raise a false alarm.
+    The sum is tested first, since it is many times cheaper than a mask. A sum of finite values may overflow, so the
+    mask decides where the sum is not finite.
     """
     first, *others = values
     total = _sum(first.detach())
@@ -153,8 +154,8 @@ def is_finite(*values: Tensor) -> bool:
 def _sum(value: Tensor) -> Tensor:
     if value.element_size() >= 4 or value.dim() == 0:
         return value.sum(dtype=torch.float32 if value.element_size() < 4 else None)
-    # torch adds in another dtype by copying all of it first: of a pool in half precision, twice its size. One buffer
-    # serves all tiles, since new ones, with sums kept between them, would leave holes as large as the pool.
+    # A sum in another dtype makes torch copy the whole tensor first: twice the size of a pool in half precision. All
+    # tiles share one buffer: new buffers, with sums allocated between them, would fragment memory by the pool's size.
     tiles = value.split(_ROWS_ADDED)
     sums = value.new_empty(len(tiles), dtype=torch.float32)
     buffer = torch.empty_like(tiles[0], dtype=torch.float32)
@@ -173,7 +174,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def check_overflow(name: str, *results: Tensor) -> None:
-    """Raise ValueError if what was computed from ``name``, which is finite itself, is not."""
+    """Raise ValueError unless ``results``, which were computed from the finite argument ``name``, are finite."""
     if not is_finite(*results):
         raise ValueError(
             f"{name} must give results that are finite in {results[0].dtype}, got NaN or infinity: rescale them, or "

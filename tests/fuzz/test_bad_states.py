@@ -135,9 +135,9 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
     for call in (problem.posterior.save, LastLayerLaplace.load):
         with pytest.raises(ValueError, match=r"^path must not hold a null character"):
             call("a\0b")
-        with pytest.raises(ValueError, match=r"^path must be a name that a file can have, got"):
+        with pytest.raises(ValueError, match=r"^path must be a valid file name, got"):
             call(f"{tmp_path}/\ud800")
-        with pytest.raises(TypeError, match=r"^path must be a str or stand for one, got PathInBytes"):
+        with pytest.raises(TypeError, match=r"^path must be a str or an os.PathLike of str, got PathInBytes"):
             call(PathInBytes())
     assert list(tmp_path.iterdir()) == []
 

@@ -180,11 +180,11 @@ class TestNoTensor:
             (np.array([[None]]), "must hold numbers"),
             (np.zeros((1, 1), np.complex128), "must hold numbers"),
             (np.zeros((1, 1), "M8[s]"), "must hold numbers"),
-            (np.zeros((1, 1), ">f8"), "must hold numbers that torch has, in this machine's byte order, got >f8"),
+            (np.zeros((1, 1), ">f8"), "must hold numbers that torch supports, in native byte order, got >f8"),
             (np.zeros((1, 1), np.longdouble), "must hold numbers"),
-            (np.zeros((2, 1))[::-1], "must not run backwards"),
+            (np.zeros((2, 1))[::-1], "must not have negative strides"),
             (np.ma.zeros((1, 1)), "must not be a masked array"),
-            (np.zeros((3, 1), [("a", "f8"), ("b", "i1")])["a"], "must not be a field of records"),
+            (np.zeros((3, 1), [("a", "f8"), ("b", "i1")])["a"], "must not be a field of a structured array"),
         ],
     )
     def test_arrays(self, array: Any, says: str) -> None:
