@@ -29,7 +29,7 @@ def absorb_labels(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Two matrix products around the recursion of ``update_coefficients``, whose docstring has the formulas.
 
-    Five small calls in one: for a few labels a call through Python costs more than what it computes.
+    One op replaces five: for a few labels, a call through Python takes longer than its arithmetic.
 
     Args:
         mean: W, [C, D].
@@ -41,14 +41,14 @@ def absorb_labels(
         curvature: ``categorical`` or ``gaussian``.
 
     Returns:
-        The new mean [C, D] and covariance [D, D], symmetric to the bit; the curvature weight s' of each row [b], which
-        is what the precision gains along it; and a bool []: whether all is sound for certain. That is, the gram matrix
-        X Sigma X^T, the logits X W^T, beta, the new mean and covariance, and each s' |x|^2 are finite, which they are
-        not where something overflows, nor where the covariance is not, or no longer, positive semi-definite; and
-        rounding is little: no row divides the variance along itself by more than ``RESOLUTION`` / eps, nor is
-        |x|^2 max_i Sigma_ii larger than that. O(b D (D + C) + b^2 (b + C + D)).
+        The new mean [C, D]; the new covariance [D, D], symmetric to the bit; the curvature weight s' of each row [b],
+        which is what the precision gains along it; and well_conditioned, a bool []. The last one is True if the gram
+        matrix X Sigma X^T, the logits X W^T, beta, the new mean and covariance, and each s' |x|^2 are finite; no row
+        divides the variance along itself by more than ``RESOLUTION`` / eps (s' <= ``RESOLUTION`` / eps beta); and |x|^2
+        max_i Sigma_ii is not larger than that either. So it is False after an overflow, where the covariance is not, or
+        no longer, positive semi-definite, and where rounding is large. O(b D (D + C) + b^2 (b + C + D)).
     """
-    columns = inner_products(features, covariance.mT)  # symmetric, and its transpose is what the kernel reads fastest
+    columns = inner_products(features, covariance.mT)  # symmetric; the kernel reads the transpose fastest
     gram, logits = inner_products(columns, features), inner_products(features, mean)
     h, triangle, beta, weights = (
         result[0] for result in update_coefficients(gram[None], logits[None], targets[None], gamma, step, curvature)

@@ -6,11 +6,11 @@ from torch import Tensor
 from lapal_ext.ops.declare import define
 from lapal_ext.ops.row_products import dot_rows
 
-_SAME_POINT = 16.0  # distances below this many eps of the norms they come from are rounding
+_SAME_POINT = 16.0  # eps of the norms: a smaller distance is rounding
 
 
 def _check(threshold: Tensor) -> None:
-    # On the CPU alone: elsewhere it would make the host wait.
+    # Only on the CPU: on a GPU the check would synchronise.
     if threshold.device.type == "cpu" and not 0.0 <= float(threshold) < 1.0:
         raise ValueError(f"threshold must lie in [0, 1), got {float(threshold):g}")
 
@@ -42,26 +42,26 @@ def badge_step_(
     threshold: Tensor,  # []
     distance: Tensor,  # [N]
 ) -> Tensor:  # []
-    """Lower every row's distance by a new centre, then draw the next in proportion to distance.
+    """Update the distance of every row with a new centre, then draw the next one in proportion to distance.
 
     The gradient embedding g (x) phi of Ash et al. (arXiv 1906.03671) is never formed, since
         |g (x) phi - g* (x) phi*|^2 = |g|^2 |phi|^2 + |g*|^2 |phi*|^2 - 2 (g.g*)(phi.phi*).
 
     Args:
         pool: raw features, [N, D], of any storage dtype.
-        u: the centre's phi*, folded onto raw features, [D].
-        offset: what bias and centring add to phi.phi*, 0-d.
+        u: phi* of the centre, as weights of raw features, [D].
+        offset: the constant that bias and centring add to phi.phi*, 0-d.
         gradient: e_1 - p of every row, [N, C].
-        g: the centre's gradient, [C].
+        g: gradient of the centre, [C].
         squared_norm: |g|^2 |phi|^2 of every row, [N].
-        centre_norm: the centre's, 0-d.
+        centre_norm: |g*|^2 |phi*|^2 of the centre, 0-d.
         threshold: uniform draw in [0, 1), 0-d.
         distance: squared distance to the nearest centre, [N], inf before the first; changed in place.
 
     Returns:
-        Index, int64 0-d: the first row at which the running sum of distances exceeds threshold times its total; -1
-        where every row coincides with a centre. A row that equals a centre up to rounding has distance zero and is
-        never drawn. O(N (D + C)).
+        Index, int64 0-d: the first row at which the running sum of distances exceeds threshold times its total; -1 if
+        every row coincides with a centre. A row that equals a centre up to rounding has distance zero and is never
+        drawn. O(N (D + C)).
     """
     product = dot_rows(gradient, g) * (dot_rows(pool, u) + offset)
     norms = squared_norm + centre_norm

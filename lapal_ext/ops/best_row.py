@@ -1,4 +1,4 @@
-"""The choice at the end of every selection step."""
+"""The row with the largest utility, as every selection step picks it."""
 
 import torch
 from torch import Tensor
@@ -6,18 +6,18 @@ from torch import Tensor
 
 def pick_best(
     utilities: Tensor,  # [N]
-    taken: Tensor,  # [N] bool, the winner is set in place
+    taken: Tensor,  # [N] bool, the pick is set in place
 ) -> tuple[Tensor, Tensor]:
-    """Take the largest utility among the rows that are free; the lowest index of equals, a NaN before all.
+    """Take the free row with the largest utility. Ties go to the lowest index, and a NaN counts as the largest.
 
     Returns:
-        int64 0-d index, -1 where no row is free, and its utility, 0-d, then -inf.
+        Its index, int64 0-d, and its utility, 0-d; -1 and -inf if no row is free.
     """
     if utilities.numel() == 0:
         return taken.new_full((), -1, dtype=torch.int64), utilities.new_full((), -torch.inf)
     free = utilities.masked_fill(taken, -torch.inf)
     best = free.amax()
-    # The mask again: every free utility may be -inf, as those of the rows that are taken.
+    # Masked again: if every free utility is -inf, the rows that are taken are equal to them.
     index = ((free == best) | free.isnan()).logical_and_(~taken).int().argmax()
     exhausted = taken.all()
     taken.index_fill_(0, index, True)

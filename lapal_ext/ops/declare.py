@@ -2,7 +2,7 @@
 
 ``define`` turns the reference into a custom op, writes its fake from the shapes it returns, and wraps it with the
 checks that those shapes imply, so that no signature is ever stated twice. C++ only adds kernels
-(``csrc/<device>/ops/<op>.cpp``); the dispatcher takes them where there are any.
+(``csrc/<device>/ops/<op>.cpp``), and the dispatcher calls them where they exist.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ OPS: dict[str, "Op[Any, Any]"] = {}
 
 
 class Op(Generic[P, R]):
-    """A checked call into the dispatcher; every one made is listed in ``OPS``.
+    """A checked call into the dispatcher. Every op is listed in ``OPS``.
 
     Attributes:
         name: the op is ``torch.ops.lapal_ext.<name>``.
-        reference: the plain torch function, whatever kernels are loaded.
+        reference: the plain torch function, also where a kernel is loaded.
         shapes: the specification of every tensor argument.
     """
 
@@ -76,16 +76,16 @@ class Op(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Check the arguments, then let the dispatcher choose the kernel."""
-        # While torch.compile traces, the fake and the kernels' own checks stand in for these.
+        # While torch.compile traces, the fake and the kernels' own checks replace these.
         if not torch.compiler.is_compiling():
             self._check(self._bind(args, kwargs))
         return self.unchecked(*args, **kwargs)
 
     def unchecked(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same of arguments that are right by construction, for picks and updates that take little longer.
+        """Call the op without checks, on arguments that are valid by construction.
 
-        The checks take 15 to 25 us, and several times as long where a pass over a pool has driven them out of the
-        caches. What a kernel could not survive it asks of its arguments itself.
+        The checks take 15 to 25 us, and several times as long after a pass over a pool has evicted them from the
+        caches: about as long as a short pick or update. Kernels still check what protects memory.
         """
         if not self._called and not torch.compiler.is_compiling():
             _import_compiler(f"{NAMESPACE}::{self.name}")
@@ -94,7 +94,7 @@ class Op(Generic[P, R]):
         return result
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments by name, or the error of ``inspect``, which takes too long to be asked every time."""
+        """Return the arguments by name. ``inspect`` is slow, so it is only called to raise its error."""
         values = dict(zip(self._names, args, strict=False)) | kwargs
         if self._required <= values.keys() <= self._names.keys() and len(values) == len(args) + len(kwargs):
             return values
@@ -109,10 +109,10 @@ class Op(Generic[P, R]):
             if name in values:
                 check_number(name, values[name], at_least=0.0)
         for name, letter in self._indices.items():
-            # On the CPU alone: elsewhere it would make the host wait, and kernels give NaN for what is out of range.
+            # Only on the CPU: on a GPU the check would synchronise, and kernels return NaN for an index out of range.
             if (index := values.get(name)) is not None and index.device.type == "cpu":
                 check_index_range(name, index, sizes[letter], f"[0, {sizes[letter]})")
-        # The backward of an op that changes buffers in place would be wrong in silence, whichever input asks for it.
+        # The backward of an op that changes buffers in place would be silently wrong, whichever input requires grad.
         for name in self.shapes if self._mutates else ():
             value = values.get(name)
             if value is not None and value.requires_grad:
@@ -136,10 +136,10 @@ class Op(Generic[P, R]):
 
 
 def _import_compiler(op: str) -> None:
-    """Import what torch imports before the first call of a reference, in a thread that has no frames of ours above it.
+    """Import torch._dynamo in a new thread, before torch does so at the first call of a reference.
 
-    The import leaves a cycle through all frames above it, whose tensors, and process groups, would stay until the
-    garbage collector comes by. With a kernel for the CPU, nothing imports it.
+    The import leaves a reference cycle through all frames of its thread, which keeps their tensors and process groups
+    alive until the next garbage collection. Ops with a CPU kernel do not import it.
     """
     if _COMPILER not in sys.modules and not torch._C._dispatch_has_kernel_for_dispatch_key(op, "CPU"):
         thread = threading.Thread(target=importlib.import_module, args=(_COMPILER,))
@@ -149,10 +149,10 @@ def _import_compiler(op: str) -> None:
 
 @contextlib.contextmanager
 def replace_ops(implementations: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Run other functions in place of some ops for the body, in all threads: the one switch of tests and benchmarks.
+    """Replace some ops by other functions within the body, in all threads; for tests and benchmarks.
 
     Args:
-        implementations: by the name of the op, with its signature.
+        implementations: functions by the name of the op; each has the signature of its op.
     """
     before = {name: OPS[name]._implementation for name in implementations}
     try:
@@ -165,7 +165,7 @@ def replace_ops(implementations: Mapping[str, Callable[..., Any]]) -> Iterator[N
 
 
 def use_references() -> contextlib.AbstractContextManager[None]:
-    """Run every op's torch reference in place of its kernel for the body, in all threads.
+    """Run the torch reference of every op in place of its kernel within the body, in all threads.
 
     The references are called directly. That is faster than ``LAPAL_EXT_BACKEND=reference``, where torch's wrapper of
     an op written in Python takes some 50 us per call.
@@ -186,12 +186,12 @@ def define(
     """Declare an op on its reference.
 
     Args:
-        shapes: a specification (``"int64 [M, b]"``, see ``_checks``) per tensor argument.
+        shapes: a specification (``"int64 [M, b]"``, see ``validation.tensors``) per tensor argument.
         returns: one per result; results are contiguous, with the dtype of the first ``compute`` argument by default.
         mutates: arguments that are changed in place; such an op returns fresh tensors only.
         choices: allowed values per string argument.
         nonnegative: arguments that must be finite numbers, at least zero.
-        indices: per argument of indices, the letter of the size that they must stay below.
-        check: raises where arguments do not go together; its parameters name those it wants to see.
+        indices: per argument of indices, the letter of the size that all of them must be below.
+        check: raises if arguments are inconsistent; it is called with the arguments that its parameters name.
     """
     return lambda reference: Op(reference, shapes, returns, mutates, choices or {}, nonnegative, indices or {}, check)

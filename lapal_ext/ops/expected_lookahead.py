@@ -1,4 +1,4 @@
-"""Expected loss after one more label, for every candidate and all its possible labels at once."""
+"""Expected loss after one more label: for every candidate, over all its possible labels at once."""
 
 import torch
 from torch import Tensor
@@ -27,9 +27,9 @@ def expected_lookahead(
     t = logits - delta p and differ in class k alone. So one pass of exponentials serves all C labels, O(N E C) rather
     than O(N E C^2).
 
-    Leave class k out of the softmax of t. If k is not the winner of t, the winner's own exponential (one) keeps the sum
-    that remains well scaled; if it is, the sum is taken relative to the runner-up. Class k then returns as
-    d = t_k + delta - (largest remaining): every exponential taken is at most one, whatever the size of delta.
+    Leave class k out of the softmax of t. If k is not the winner of t, the remaining sum is relative to the winner,
+    whose exponential is one; if it is, the sum is relative to the runner-up. Class k is then added with d = t_k + delta
+    - (largest remaining). Every exponential is at most one, for any delta.
 
     Args:
         logits: of the evaluation points, [C, E].
@@ -39,7 +39,7 @@ def expected_lookahead(
         loss_kind: ``expected_cross_entropy`` or ``expected_zero_one``.
 
     Returns:
-        float64 [N], so that the caller may tile E and add.
+        float64 [N]; the caller may add the sums of tiles of E.
     """
     n_classes, n_eval = logits.shape
     n_candidates = columns.shape[0]
@@ -67,8 +67,8 @@ def _loss_of_each_label(t: Tensor, delta: Tensor, loss_kind: str) -> Tensor:
     total, total_energy = weight.sum(-1, keepdim=True), energy.sum(-1, keepdim=True)
     beyond_top_two = weight.scatter(-1, runner_up[..., None], 0.0).sum(-1, keepdim=True)
 
-    # Of the classes that remain without k, relative to the largest: the sum of exponentials beyond the largest's own
-    # one, and the sum of each exponential times its distance from the largest.
+    # For the classes other than k, relative to the largest of them: the sum of the exponentials without that of the
+    # largest (one), and the sum of each exponential times its distance from the largest.
     shrink = (-gap).exp()
     remaining = torch.where(is_winner, beyond_top_two, shrink * (total - weight))
     remaining_energy = torch.where(is_winner, total_energy, shrink * (total_energy - energy + gap * (total - weight)))

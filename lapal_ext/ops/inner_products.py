@@ -12,13 +12,13 @@ def inner_products(
 ) -> Tensor:  # [N, E]
     """out_ne = rows_n . points_e, the matrix product rows points^T.
 
-    With rows = X Sigma these are the columns through which a batch moves every evaluation point. The kernel adds each
-    product in an order that D alone decides, so equal points have equal columns, to the bit, for any number of threads
-    and any tile they lie in.
+    With rows = X Sigma these are the columns by which a batch changes every evaluation point. The order of summation in
+    the kernel depends on D alone, so equal points have equal columns, to the bit, for any number of threads and in any
+    tile.
 
     Args:
         rows: [N, D].
-        points: [E, D], the longer side: it lies in the vector lanes.
+        points: [E, D], the longer of the two: the kernel is vectorised over it.
 
     Returns:
         [N, E]. O(N E D).

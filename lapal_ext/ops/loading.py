@@ -1,7 +1,6 @@
-"""Loads the compiled kernels, if there are any, and says what was loaded: ``_C``, and ``_cuda`` where torch has CUDA.
+"""Loads the compiled kernels, if there are any, and reports what was loaded: ``_C``, and ``_cuda`` if torch has CUDA.
 
-A kernel registers itself with the dispatcher when its library is loaded; nothing else in the package asks whether it is
-there.
+A kernel registers itself with the dispatcher when its library is loaded; no other module checks whether it exists.
 """
 
 import importlib
@@ -49,7 +48,7 @@ _C, _reason = _load()
 
 
 def _why_no_cuda(toolkit: str, cuda: str | None) -> str:
-    """Return why kernels built with ``toolkit`` are not for a torch with this CUDA, or an empty string."""
+    """Return why kernels built with ``toolkit`` cannot run in a torch with this CUDA, or an empty string."""
     if cuda is None:
         return f"torch {torch.__version__} has no CUDA"
     built, runs = toolkit.split(".", maxsplit=1)[0], cuda.split(".")[0]
@@ -57,12 +56,12 @@ def _why_no_cuda(toolkit: str, cuda: str | None) -> str:
         return ""
     return (
         f"the CUDA kernels were built with CUDA {toolkit}, and torch {torch.__version__} runs CUDA {cuda}: install a "
-        f"torch of CUDA {built}, or lapal_ext again with an nvcc of CUDA {runs}"
+        f"torch for CUDA {built}, or build lapal_ext again with the nvcc of CUDA {runs}"
     )
 
 
 def _load_cuda() -> dict[str, Any]:
-    """Load ``_cuda`` where it was built for the CUDA of this torch; return what ``build_info`` says of it."""
+    """Load ``_cuda`` if it was built for the CUDA of this torch; return its entry in ``build_info``."""
     built = _C.build_info()["cuda"] if _C is not None else {"toolkit": "", "architectures": "", "reason": _reason}
     info = {"loaded": False, **built}
     if not info["toolkit"]:
@@ -82,18 +81,18 @@ def _load_cuda() -> dict[str, Any]:
 _cuda = _load_cuda()
 
 if hasattr(os, "register_at_fork"):
-    # The threads of OpenMP do not survive a fork: a child that asks for them, in an op of torch too, waits for ever.
+    # The threads of OpenMP do not survive a fork: a child process that uses them, also in an op of torch, hangs.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def build_info() -> dict[str, Any]:
-    """What was compiled, for which machine, and what runs.
+    """Return what was compiled, for which machine, and what runs.
 
     Returns:
-        ``native`` (bool), ``reason`` (why not, else empty), ``torch`` (the version that runs), ``threads``; and with
-        native kernels what they were compiled with and the ``instruction_set`` that this processor selects. ``cuda`` is
-        a dictionary of its own: ``loaded`` (bool), ``toolkit`` (the version of CUDA they were built with, empty where
-        they were not) and ``architectures``, and the ``reason`` why they are not loaded.
+        ``native`` (bool), ``reason`` (why there are no native kernels, else empty), ``torch`` (the version that runs)
+        and ``threads``; with native kernels also how they were compiled and the ``instruction_set`` that this processor
+        selects. ``cuda`` is a dictionary about the CUDA kernels: ``loaded`` (bool), ``toolkit`` (the CUDA version of
+        their build, empty if they were not built), ``architectures``, and ``reason`` (why they are not loaded).
     """
     info: dict[str, Any] = {
         "native": _C is not None,
@@ -117,6 +116,6 @@ def backend(op: str, device: str | torch.device = "cpu") -> str:
     try:
         key = torch.device(device).type.upper()
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", key)
-    except (RuntimeError, TypeError) as error:  # of devices like meta, the dispatcher knows no kernels
-        raise ValueError(f"device must be one that computes, or its name, got {device!r}") from error
+    except (RuntimeError, TypeError) as error:  # the dispatcher has no kernels for devices such as meta
+        raise ValueError(f"device must be one that can run ops, or its name, got {device!r}") from error
     return "native" if has_kernel else "reference"

@@ -20,7 +20,7 @@ def _check(
     missing = [name for name, value in link.items() if value is None]
     if 0 < len(missing) < len(link):
         raise ValueError(
-            f"{missing[0]} must be given for the mean-field link, got None; the plugin link takes none of it"
+            f"{missing[0]} must be given for the mean-field link, got None; for the plugin link all three are None"
         )
 
 
@@ -60,7 +60,7 @@ def lookahead_loss(
     softmax(logits' / sqrt(1 + kappa v')), v' = v - sum_t beta_t z_t^2, T z = c_e.
 
     Class-major: the evaluation points lie along the last dimension, one in each SIMD lane. Nothing of size E C M is
-    ever stored; the sums are float64, so that the caller may tile E and add.
+    ever stored. The sums are float64; the caller may add those of tiles of E.
 
     Args:
         logits: of the evaluation points before any update, [C, E].

@@ -17,7 +17,7 @@ def predictive(
     Args:
         logits: z, [N, C].
         variance: v, [N]; None for the plugin predictive softmax(z).
-        kappa: mean-field factor, pi / 8 as a rule.
+        kappa: mean-field factor, usually pi / 8.
 
     Returns:
         Probabilities [N, C]. O(N C).

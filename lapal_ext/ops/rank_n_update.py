@@ -18,15 +18,15 @@ def rank_n_update(
 ) -> Tensor:  # [D, D]
     """matrix + sum_t weights_t u_t u_t^T, symmetric to the bit, where triangle u = rows.
 
-    A covariance loses so what b observations explain, with the rows X Sigma, the weights -beta and the triangle of
-    ``update_coefficients``; a precision gains observations, with rows phi, weights s and no triangle. Either way b
-    observations take one read and one write of D^2 numbers.
+    With the rows X Sigma, the weights -beta and the triangle of ``update_coefficients``, this updates a covariance by b
+    observations. With rows phi, weights s and no triangle, it updates a precision. Either takes one read and one write
+    of D^2 numbers.
 
     Args:
         matrix: symmetric, [D, D]; only its lower triangle is read.
         rows: [b, D].
         weights: of either sign, [b].
-        triangle: unit lower triangular, [b, b]; only what lies below its diagonal is read. None is the identity.
+        triangle: unit lower triangular, [b, b]; only the part below its diagonal is read. None is the identity.
 
     Returns:
         A fresh matrix [D, D]. O(b D^2 + b^2 D).

@@ -1,4 +1,4 @@
-"""Products of a pool's rows with one vector, the same to the bit for equal rows wherever they stand."""
+"""Products of the rows of a pool with one vector, equal to the bit for equal rows at any position."""
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ def dot_rows(
 ) -> Tensor:  # [N]
     """Row products in the dtype of ``vector``.
 
-    A matrix-vector product takes the sum of a row in an order that depends on where the row stands, so that duplicates
-    would not tie. The sum of a contiguous row has one order.
+    In a matrix-vector product the order of summation depends on the position of the row, so that duplicates would not
+    tie. The sum of a contiguous row has one order.
     """
     result = vector.new_empty(pool.shape[0])
     for start in range(0, pool.shape[0], _TILE_ROWS):

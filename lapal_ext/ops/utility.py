@@ -1,4 +1,4 @@
-"""How much a label of each row would tell, from its predictive alone."""
+"""How informative the label of each row would be, from its predictive alone."""
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ def utility(
         logits: [N, C].
         variance: v, [N]; None for the plugin link.
         scale: norm of the features, [N], for ``gradient_norm``; else None.
-        kind: one of ``utilities.UTILITIES``, with their formulas there.
+        kind: one of ``utilities.UTILITIES``; the formulas are in ``utilities``.
         kappa: mean-field factor; not used without ``variance`` and by the kind ``variance``.
 
     Returns:

@@ -27,7 +27,7 @@ def test_an_op_that_is_none(op: object) -> None:
 
 @pytest.mark.parametrize("device", ["nowhere", "", -1, [], "meta"])
 def test_a_device_that_is_none(device: object) -> None:
-    with pytest.raises(ValueError, match="device must be one that computes"):
+    with pytest.raises(ValueError, match="device must be one that can run ops"):
         lapal_ext.backend("utility", device)
 
 
