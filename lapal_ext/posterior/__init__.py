@@ -1,1 +1,1 @@
-"""The Gaussian posterior over a last layer: its state, how it is fitted, and how it absorbs labels."""
+"""The Gaussian posterior over a last layer: its state, its fit, and its updates."""

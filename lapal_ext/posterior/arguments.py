@@ -1,4 +1,4 @@
-"""What the methods of a posterior take: layers, features, labels and prior precisions, or typed errors about them."""
+"""Checks of the arguments of a posterior: layers, features, labels and prior precisions."""
 
 from typing import Protocol
 
@@ -24,7 +24,7 @@ MEAN = ShapeSpec.parse("[C, columns]")  # D columns, or D + 1 with a bias
 
 
 class Layer(Protocol):
-    """What of a posterior its arguments are compared with."""
+    """The part of a posterior that arguments are checked against."""
 
     @property
     def mean(self) -> Tensor:
@@ -40,7 +40,7 @@ class Layer(Protocol):
 
 
 def check_layer(weight: object, bias: object, *, prefix: str = "") -> tuple[Tensor, Tensor | None]:  # [C, D], [C]
-    """Return weight and bias of a linear layer or raise a typed error; ``prefix`` leads to them in the message."""
+    """Return weight and bias of a linear layer or raise a typed error; ``prefix`` precedes their names in messages."""
     weight_name, bias_name = f"{prefix}weight", f"{prefix}bias"
     weight = as_dense(weight_name, weight)
     sizes = check_tensors({weight_name: _WEIGHT}, {weight_name: weight})
@@ -64,11 +64,12 @@ def check_features(
 ) -> Tensor:  # [N, D]
     """Return ``features`` as a tensor or raise a typed error unless they fit the layer.
 
-    That is: shape, dtype, device and finite values. An array is seen as a tensor, neither copied nor converted.
+    Shape, dtype and device are checked, and that values are finite. An array is viewed as a tensor, neither copied nor
+    converted.
     """
     features = as_dense(name, features)
     mean, size = posterior.mean, posterior.num_features
-    # An update with a few labels takes hardly longer than to say in full what would be wrong with them.
+    # The full check takes nearly as long as an update with a few labels, so it only runs to raise its error.
     if not (
         features.dtype == mean.dtype
         and features.dtype in COMPUTE_DTYPES
@@ -122,10 +123,10 @@ def check_prior_precisions(
         raise TypeError(f"{name} must be floating point numbers, got {values.dtype}")
     check_finite(name, values)
     smallest = torch.finfo(dtype).tiny
-    wide = values.detach().double()
-    if not bool(((wide >= smallest) & (wide <= 1.0 / smallest)).all()):
-        raise ValueError(f"{name} must lie in [{smallest:.2g}, {1.0 / smallest:.2g}], got {wide.tolist()}")
-    return wide
+    values64 = values.detach().double()
+    if not bool(((values64 >= smallest) & (values64 <= 1.0 / smallest)).all()):
+        raise ValueError(f"{name} must lie in [{smallest:.2g}, {1.0 / smallest:.2g}], got {values64.tolist()}")
+    return values64
 
 
 def require_fitted(fitted: bool) -> None:

@@ -1,24 +1,24 @@
-"""What the classes of a posterior are called."""
+"""Names of the classes of a posterior."""
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 
 def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None:
-    """Return one name per class, or None where there are none.
+    """Return one name per class, or None if ``names`` is None.
 
     Raises:
-        TypeError: no sequence of texts.
-        ValueError: not as many as classes, an empty one, or one that occurs twice.
+        TypeError: not a sequence of str.
+        ValueError: the number of names is not that of classes, or a name is empty or occurs twice.
     """
     if names is None:
         return None
-    # A set has no order to number classes by.
+    # A set has no order, which numbers the classes.
     if isinstance(names, (str, AbstractSet)) or not isinstance(names, Iterable):
         raise TypeError(f"class_names must be a sequence of str or None, got {type(names).__name__}")
     try:
         given = tuple(names)
-    except TypeError as error:  # an array of no dimensions
+    except TypeError as error:  # a 0-d array
         raise TypeError(f"class_names must be a sequence of str or None, got {type(names).__name__}: {error}") from None
     for name in given:
         if not isinstance(name, str):
@@ -30,15 +30,15 @@ def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None
             raise ValueError(f"class_names must not be empty, got an empty name for class {place}")
         if name in given[:place]:
             raise ValueError(f"class_names must not hold duplicates, got {name!r} more than once")
-    return tuple(map(str, given))  # of str itself, where a library has its own kind
+    return tuple(map(str, given))  # str itself, where a library has a subclass of it
 
 
 def check_new_name(name: object, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Return the names with another one behind them, or None where there are none.
+    """Return ``names`` with ``name`` appended, or None if the classes have no names.
 
     Raises:
-        TypeError: no text.
-        ValueError: the classes have no names, or one of them has this one.
+        TypeError: not a str, and the classes have names.
+        ValueError: the classes have no names, or the name is empty or in use.
     """
     if names is None:
         if name is not None:

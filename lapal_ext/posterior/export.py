@@ -10,12 +10,12 @@ def write_linear(
     out: object,
     weight: Tensor,  # [C, D], of raw features
     bias: Tensor | None,  # [C]
-    mean: Tensor,  # named in errors, for its dtype and shape
+    mean: Tensor,  # for errors, which name its dtype and shape
 ) -> nn.Linear:
     """Write weight and bias into ``out``, or into a new layer where it is None, and return it.
 
     Raises:
-        TypeError, ValueError: ``out`` cannot hold them, or they are not finite; ``out`` is as it was.
+        TypeError, ValueError: ``out`` cannot hold them, or they are not finite; ``out`` is unchanged.
     """
     check_overflow("mean", weight, *([] if bias is None else [bias]))
     if out is None:
@@ -43,7 +43,7 @@ def _check_part(name: str, value: object, shape: torch.Size, mean: Tensor) -> No
     if not isinstance(value, nn.Parameter):
         raise TypeError(f"{name} must be a torch.nn.Parameter, got one that is computed: remove_parametrizations")
     if isinstance(value, nn.UninitializedParameter):
-        raise ValueError(f"{name} must have a shape, got a lazy one that no forward pass has given one yet")
+        raise ValueError(f"{name} must have a shape, got a lazy parameter before its first forward pass")
     check_dense(name, value)
     if value.dtype != mean.dtype:
         raise TypeError(f"{name} must be {mean.dtype} like mean, got {value.dtype}")
@@ -55,6 +55,6 @@ def _check_part(name: str, value: object, shape: torch.Size, mean: Tensor) -> No
     if value.is_meta:
         raise ValueError(f"{name} must hold values, got a tensor on the meta device")
     if value.is_inference() and not torch.is_inference_mode_enabled():
-        raise ValueError(f"{name} must take other values, got one made in torch.inference_mode()")
+        raise ValueError(f"{name} must be writable, got one made in torch.inference_mode()")
     if any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True)):
-        raise ValueError(f"{name} must have memory for each of its values, got an expanded one")
+        raise ValueError(f"{name} must have memory for each of its values, got an expanded tensor")

@@ -57,7 +57,7 @@ from lapal_ext.validation.tensors import (
 _JOINT = "joint"
 UPDATE_STEPS = (*STEPS, _JOINT)
 _DEFAULT_SAMPLES = 1000
-_TYPICAL_SQUARE = (0.1, 10.0)  # of a standardised feature; outside it the prior means something else than meant
+_TYPICAL_SQUARE = (0.1, 10.0)  # mean square of features for which prior_precision has its usual meaning
 
 
 class LatentPrediction(NamedTuple):
@@ -76,10 +76,11 @@ class LastLayerLaplace(nn.Module):
     A bias is one more constant feature: ``mean`` is then [C, D + 1] and ``covariance`` [D + 1, D + 1] while inputs stay
     [N, D], and updates move it like any other weight. ``centre`` and ``scale`` standardise inputs inside every method.
 
-    Every method takes NumPy arrays for tensors, of the dtype of ``mean`` where they are features: they are seen as
-    tensors and not converted. A model that is fitted to float64, which is what NumPy makes, is one in float64.
+    Every method accepts NumPy arrays in place of tensors, without conversion: arrays of features must have the dtype of
+    ``mean``. A model that is fitted to arrays of float64, the default of NumPy, is a float64 model.
 
-    It is a module that may stand where the layer stood: called on features [..., D], it gives the layer's logits.
+    The posterior is a module that can replace the layer: called on features [..., D], it returns the logits of the
+    layer.
 
     Source: Huseljic et al., "Efficient Bayesian Updates for Deep Active Learning via Laplace Approximations",
     arXiv 2210.06112; bias, standardising, line search and the blocked exact updates are ours.
@@ -94,20 +95,20 @@ class LastLayerLaplace(nn.Module):
     Attributes:
         mean: [C, D], or [C, D + 1] with a bias; a buffer.
         covariance: Sigma, symmetric; a buffer.
-        precision: its inverse. It is in the state dict and not among the buffers: it follows the covariance, whatever
-            changes that.
+        precision: inverse of ``covariance``. It is in the state dict but is not a buffer: it is computed again if other
+            code changes the covariance.
         centre: subtracted from the features, [D]; a buffer.
         scale: multiplies the centred features, 0-d; a buffer.
-        standardization: the three of ``centre``, ``scale`` and ``has_bias``, with ``standardized(features)``.
+        standardization: ``centre``, ``scale`` and ``has_bias`` in one object, with a method ``standardized(features)``.
         has_bias: whether the last column of ``mean`` is a bias.
         num_classes: C.
         num_features: D, without the bias.
         prior_precision: lambda.
         curvature: ``categorical`` or ``gaussian``.
         fitted: whether ``fit`` has been called.
-        fitted_rows: how many rows ``fit`` was given.
-        absorbed_labels: how many labels updates have absorbed since.
-        class_names: C texts, or None; kept by ``clone``, ``save`` and ``state_dict``, and grown by ``add_class``.
+        fitted_rows: number of rows that were passed to ``fit``.
+        absorbed_labels: number of labels that updates have absorbed since then.
+        class_names: C strings, or None; kept by ``clone``, ``save`` and ``state_dict``, and extended by ``add_class``.
     """
 
     mean: Tensor
@@ -141,7 +142,7 @@ class LastLayerLaplace(nn.Module):
         self._precision = PendingPrecision(self.covariance, identity * self.prior_precision)
         self.class_names = class_names
 
-    # Making one
+    # Construction
 
     @classmethod
     def from_linear(
@@ -156,16 +157,17 @@ class LastLayerLaplace(nn.Module):
         """Put a posterior around a trained layer and fit its covariance to the training features.
 
         Args:
-            head: the layer; with ``standardize`` its weights are rewritten so that its predictions stay as they are.
-            features: what the layer was trained on, [N, D].
+            head: the layer; not modified.
+            features: the training features of the layer, [N, D].
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
-            standardize: centre (where the layer has a bias to take it up) and scale the features inside.
+            standardize: centre and scale the features internally (without a bias only scale them); ``mean`` is
+                rewritten so that predictions do not change.
             class_names: one per class, distinct, or None.
 
         Warns:
-            UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` means
-                something else than on standardised features.
+            UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` does not have
+                the meaning that it has for standardised features.
         """
         if not isinstance(head, nn.Linear):
             raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
@@ -197,7 +199,7 @@ class LastLayerLaplace(nn.Module):
         standardize: bool = True,
         class_names: Iterable[str] | None = None,
     ) -> Self:
-        """Fit the layer itself, then the covariance around it.
+        """Fit the layer, then its covariance.
 
         Minimises sum_n cross_entropy(W phi_n, y_n) + lambda / 2 |W|^2, bias included, to convergence by a
         trust-region Newton method.
@@ -209,7 +211,7 @@ class LastLayerLaplace(nn.Module):
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
             fit_bias: whether the layer has a bias.
-            standardize: centre and scale the features inside; with a bias nothing but the scale of the prior changes.
+            standardize: centre and scale the features internally; with a bias this only changes the scale of the prior.
             class_names: one per class, distinct, or None.
 
         Warns:
@@ -246,9 +248,9 @@ class LastLayerLaplace(nn.Module):
     ) -> float:
         """Return the prior precision with which ``fit_map`` predicts held-out labels best.
 
-        Cross-validation: the rows are dealt to ``n_folds`` folds at random, class by class, and the score is the
-        negative log-likelihood of each fold under the mean fitted to the others, summed over all rows. The curvature
-        plays no part in it.
+        Stratified cross-validation: the rows of each class are assigned to ``n_folds`` folds at random. The score is
+        the negative log-likelihood of each fold under the mean fitted to the others, summed over all rows. The
+        curvature is not used.
 
         Args:
             features: [N, D], N >= 2.
@@ -257,11 +259,11 @@ class LastLayerLaplace(nn.Module):
             prior_precisions: the values to try, float [P]; by default 11 from 0.01 to 1000, two per power of ten.
             n_folds: 2 to N.
             fit_bias: as for ``fit_map``.
-            standardize: as for ``fit_map``; on each training part for itself.
-            generator: of the folds; the same draws give the same result.
+            standardize: as for ``fit_map``, separately for each training part.
+            generator: for the folds; the same draws give the same result.
 
         Returns:
-            One of ``prior_precisions``, the first of equals. P ``n_folds`` fits.
+            One of ``prior_precisions``; ties go to the first. The cost is P ``n_folds`` fits.
         """
         data = _check_labelled(features, targets, num_classes)
         n_rows = len(data.labels)
@@ -286,10 +288,10 @@ class LastLayerLaplace(nn.Module):
         self,
         features: Array,  # [N, D]
     ) -> Self:
-        """Set Sigma from data at the present mean; exact and repeatable (it replaces, never accumulates).
+        """Compute Sigma from data at the current mean. A repeated call replaces Sigma, it does not accumulate.
 
         Args:
-            features: [N, D]; no rows leave the prior.
+            features: [N, D]; N = 0 gives the prior.
 
         Returns:
             self.
@@ -301,35 +303,37 @@ class LastLayerLaplace(nn.Module):
 
     @torch.no_grad()
     def add_class(self, name: str | None = None) -> Self:
-        """Add a class that nobody knew of, as number C, before its first label; in place.
+        """Add a new class, as number C, before its first label; in place.
 
-        Its mean row is the mean of the other rows, bias included, so that its logit is the mean of theirs. That is the
-        prior's zero: softmax leaves open what is common to all rows, the prior prefers that they sum to zero (as those
-        of ``fit_map`` do, and updates keep every sum), and in a layer from elsewhere this row is zero once what is
-        common is taken out. Sigma and the precision stay: all classes share them. So before its first label
+        Its mean row is the mean of the other rows, bias included, so that its logit is the mean of theirs. This is the
+        zero of the prior. A vector that is added to all rows does not change the softmax, and the prior prefers rows
+        that sum to zero. The rows of ``fit_map`` do so, and updates keep the sum; in another layer, the new row is zero
+        after the mean of the rows is subtracted. Sigma and the precision do not change, since all classes share them.
+        So before its first label
 
-        - its probability (``plugin``, ``mean_field``) is at most 1 / (C + 1), where all logits are equal, and small
-          where they are not;
+        - its probability (``plugin``, ``mean_field``) is 1 / (C + 1) if all logits are equal, and smaller otherwise;
         - it is never the likeliest class (``argmax`` gives ties to the lowest number);
-        - every other p_k is multiplied by 1 - p_new: which class is likeliest, and all odds between them, stay.
+        - every other p_k is multiplied by 1 - p_new: the likeliest class and all odds between the others do not change.
 
-        That no row has this label so far counts for nothing: nobody could have given it. Where it does count, because
-        the rows were looked at for this class, refit with C + 1 classes.
+        Earlier labels are no evidence against the new class: it was not available for them. If it was, because the rows
+        were checked for this class, refit with C + 1 classes.
 
-        Updates move the new row along the Sigma of all classes, which many labels of the others have made narrow:
-        behind hundreds of them, a few labels of the new class move little; give those a larger ``gamma``, or refit.
+        Updates move the new row by the Sigma of all classes, which is small after many labels of the other classes.
+        After hundreds of them, a few labels of the new class have little effect: use a larger ``gamma`` for those, or
+        refit.
 
-        A ``SequentialSelector`` keeps the classes it began with: begin another one with a posterior that has the new
-        class, and load the state of the first into it.
+        A ``SequentialSelector`` keeps its initial classes: make another one with a posterior that has the new class,
+        and load the state of the first into it.
 
         Args:
-            name: of the class, one that no other has; where the classes have names it needs one, else it has none.
+            name: of the class, different from all others. It is required if the classes have names, and must be None
+                otherwise.
 
         Returns:
-            self. ``clone().add_class()`` leaves this posterior as it is.
+            self. ``clone().add_class()`` does not modify this posterior.
 
         Raises:
-            TypeError, ValueError: the name does not fit; the posterior is as it was.
+            TypeError, ValueError: the name is invalid; the posterior is unchanged.
         """
         names = check_new_name(name, self._class_names)
         mean = torch.cat([self.mean, self.mean.mean(0, keepdim=True)])
@@ -347,24 +351,24 @@ class LastLayerLaplace(nn.Module):
         step: str = "line_search",
         gamma: float = 1.0,
     ) -> Self:
-        """Absorb labels in place, in order, all or nothing.
+        """Absorb labels in place, in order; after an error the posterior is unchanged.
 
         Args:
             features: [N, D].
             targets: labels in [0, C), [N].
-            step: ``line_search`` (needs no tuning) or ``newton`` (the paper's), see ``likelihood.step_length``, absorb
-                one label after another in closed form; ``joint`` finds the mode of all of them together, by a small
-                fit, and is nearer to a refit the more labels come at once. Its cost is that of a few D^3.
+            step: ``line_search`` (needs no tuning) and ``newton`` (the paper's) absorb one label after another in
+                closed form, see ``likelihood.step_length``. ``joint`` finds the mode of all labels together by a small
+                fit. For many labels at once it is closer to a refit; it costs a few D^3.
             gamma: trust in the new labels, >= 0; 1 is Bayes.
 
         Returns:
             self.
 
         Raises:
-            ValueError, TypeError: an argument does not fit, or overflows; the posterior is as it was.
+            ValueError, TypeError: an argument is invalid, or overflows.
             NotFittedError: ``fit`` has not been called.
-            NotPSDError: the covariance is no longer positive semi-definite, or its dtype cannot hold what the labels
-                leave of it (features of norm 1e4 and more, not standardised, in float32); the posterior is as it was.
+            NotPSDError: the covariance is no longer positive semi-definite, or its dtype cannot hold the new one
+                (features of norm 1e4 and more, not standardised, in float32).
 
         Warns:
             RuntimeWarning: the small fit of ``joint`` has not converged.
@@ -380,9 +384,10 @@ class LastLayerLaplace(nn.Module):
         step: str = "line_search",
         gamma: float = 1.0,
     ) -> Self:
-        """Return a new posterior that has absorbed the labels; this one stays as it is. See ``update``.
+        """Return a new posterior that has absorbed the labels; this one is not modified. See ``update``.
 
-        It costs what ``update`` does: the two share the precision, as the new one's is made when it is first read.
+        It costs the same as ``update``: the precision is not copied, and that of the new one is computed when it is
+        first read.
         """
         conditioned = self._successor()
         if complaint := conditioned._absorb(features, targets, step, gamma):
@@ -391,7 +396,7 @@ class LastLayerLaplace(nn.Module):
 
     @torch.no_grad()
     def _absorb(self, features: Array, targets: Array, step: str, gamma: float) -> str:
-        """Absorb labels in place; return the text of a warning, or an empty one."""
+        """Absorb labels in place; return the text of a warning, or an empty string."""
         require_fitted(self.fitted)
         features = check_features(self, features)
         count = features.shape[0]
@@ -403,7 +408,7 @@ class LastLayerLaplace(nn.Module):
         if step == _JOINT and gamma > 0.0 and count > 0:
             complaint = self._absorb_jointly(x, labels, gamma)
         else:
-            # Where no label moves the mean, all steps are the same.
+            # Without labels or with gamma = 0 the mean does not move, and all steps are the same.
             rule = UpdateRule(gamma, STEPS[0] if step == _JOINT else step, self.curvature)
             before = self.covariance
             self.mean, self.covariance, weights = absorb(self.mean, before, x, labels, rule)
@@ -418,16 +423,16 @@ class LastLayerLaplace(nn.Module):
         gamma: float,
     ) -> str:
         fit = map_weights_from(self.mean, self.covariance, x, labels, gamma)
-        mean, wide = fit.weight.to(self.mean.dtype), x.double()
+        mean, x64 = fit.weight.to(self.mean.dtype), x.double()
         check_overflow("features", mean)
-        weights = curvature_weight(wide @ fit.weight.T, self.curvature)
-        self._set_precision(add_observations(self.precision.double(), wide, weights))
+        weights = curvature_weight(x64 @ fit.weight.T, self.curvature)
+        self._set_precision(add_observations(self.precision.double(), x64, weights))
         self.mean = mean
         return fit.complaint("update")
 
     @torch.no_grad()
     def refresh(self) -> Self:
-        """Invert the precision anew, which removes what many updates have added up in rounding; returns self."""
+        """Invert the precision again, which removes the rounding errors of many updates; returns self."""
         require_fitted(self.fitted)
         precision = self.precision
         covariance = inverse(precision).to(self.mean.dtype)
@@ -450,14 +455,14 @@ class LastLayerLaplace(nn.Module):
         self,
         features: Tensor,  # [..., D]
     ) -> Tensor:  # [..., C]
-        """Mean of the logits, as the layer itself would give them: the posterior may stand in its place in a model.
+        """Mean of the logits, as the layer returns them: the posterior can replace the layer in a model.
 
-        Gradients reach the features, and stop at the posterior, which has no parameters. Values are not looked at: NaN
-        in gives NaN out, unlike in ``predict_logits``.
+        Gradients flow to the features; the posterior has no parameters. Values are not checked: unlike in
+        ``predict_logits``, NaN in the features gives NaN in the logits.
 
         Raises:
-            TypeError: no dense tensor, or of another dtype than ``mean`` outside ``torch.autocast``.
-            ValueError: it has not D columns, or is on another device.
+            TypeError: not a dense tensor, or its dtype is not that of ``mean``, outside ``torch.autocast``.
+            ValueError: it does not have D columns, or is on another device.
         """
         features = check_dense("features", features)
         if features.shape[-1:] != (self.num_features,):
@@ -477,7 +482,7 @@ class LastLayerLaplace(nn.Module):
         self,
         features: Array,  # [N, D]
     ) -> Tensor:  # [N, C]
-        """Mean of the logits alone, z = W phi; needs no covariance."""
+        """Mean of the logits, z = W phi, without their variance; works before ``fit``."""
         features = check_features(self, features)
         weights, offsets = self.standardization.raw(self.mean)
         logits = torch.addmm(offsets, features, weights.T)
@@ -492,9 +497,9 @@ class LastLayerLaplace(nn.Module):
         """Mean and variance of the logits: z = W phi, v = phi^T Sigma phi (one for all classes).
 
         Raises:
-            ValueError, TypeError: ``features`` does not fit, or overflows.
+            ValueError, TypeError: ``features`` is invalid, or overflows.
             NotFittedError: ``fit`` has not been called.
-            NotPSDError: a variance is below zero by more than rounding, or is nothing but rounding.
+            NotPSDError: a variance is below zero by more than rounding, or is mostly rounding.
         """
         require_fitted(self.fitted)
         features = check_features(self, features)
@@ -520,10 +525,10 @@ class LastLayerLaplace(nn.Module):
 
         Args:
             features: [N, D].
-            link: ``mean_field`` softmax(z / sqrt(1 + pi v / 8)), which is also the probit link here; ``plugin``
-                softmax(z), which needs no covariance; ``mc`` the mean softmax over samples of the logits.
-            n_samples: of ``mc`` alone, 1000 by default.
-            generator: of ``mc`` alone.
+            link: ``mean_field`` is softmax(z / sqrt(1 + pi v / 8)), which is also the probit link here; ``plugin`` is
+                softmax(z), which needs no covariance; ``mc`` is the mean softmax over samples of the logits.
+            n_samples: for ``mc`` only, 1000 by default.
+            generator: for ``mc`` only.
 
         Returns:
             [N, C], rows sum to one.
@@ -549,22 +554,22 @@ class LastLayerLaplace(nn.Module):
         targets: Array,  # [N]
         prior_precisions: Array | None = None,  # any shape
     ) -> Tensor:  # of that shape
-        """Laplace evidence of this posterior's own model at its present mean, as a function of the prior precision.
+        """Laplace evidence of this posterior's model at its current mean, as a function of the prior precision.
 
         log p(y | W) - lambda/2 |W|^2 - C/2 log |I + G / lambda|, G = sum_n s_n phi_n phi_n^T with this posterior's
-        curvature s and one G for all classes. All prior precisions share one eigendecomposition of G; the mean, which
-        was fitted with one of them, stays where it is. In float64; the covariance plays no part.
+        curvature s and one G for all classes. All prior precisions share one eigendecomposition of G. The mean is not
+        fitted again for each of them. Computed in float64; the covariance is not used.
 
         Do not choose the prior precision by maximising it: that over-regularises. s is p_max (1 - p_max) for every
-        class, where the softmax Hessian diag(p) - p p^T has the trace 1 - |p|^2, rank C - 1 and, with many classes,
-        next to no curvature in most directions. The determinant thus charges C weights per feature as if the data had
-        settled every one of them, and a larger lambda lowers the charge. ``optimize_prior_precision`` does not have
-        this bias.
+        class, while the softmax Hessian diag(p) - p p^T has the trace 1 - |p|^2, rank C - 1 and, with many classes,
+        next to no curvature in most directions. The determinant thus penalises C weights per feature as if the data
+        determined all of them, and a larger lambda reduces the penalty. ``optimize_prior_precision`` does not have this
+        bias.
 
         Args:
-            features: what the mean was fitted to, [N, D].
+            features: the rows that the mean was fitted to, [N, D].
             targets: labels in [0, C), [N].
-            prior_precisions: lambda > 0, floating point; the one of this posterior by default.
+            prior_precisions: lambda > 0, floating point; by default that of this posterior.
 
         Returns:
             One value for each of ``prior_precisions``, of its shape: 0-d by default. O(N D^2 + D^3).
@@ -586,19 +591,19 @@ class LastLayerLaplace(nn.Module):
 
     @torch.no_grad()
     def to_linear(self, out: nn.Linear | None = None) -> nn.Linear:
-        """Return the mean as a plain layer on raw features, or write it into a layer that is there.
+        """Return the mean as a plain layer on raw features, or write it into an existing layer.
 
         Args:
-            out: a model's own layer, whose weight and bias are overwritten, all or nothing; it may be on another
-                device. By default a new layer, which has a bias where this posterior has one.
+            out: an existing layer, whose weight and bias are overwritten; after an error it is unchanged. It may be on
+                another device. By default a new layer is made, with a bias if this posterior has one.
 
         Returns:
             ``out``, or the new layer.
 
         Raises:
-            TypeError: ``out`` is no nn.Linear, computes its weight from something else, or has another dtype.
-            ValueError: it has another shape, or a bias where this posterior has none, or the reverse; or the mean is
-                not finite.
+            TypeError: ``out`` is not an nn.Linear, its weight is parametrized, or it has another dtype.
+            ValueError: it has another shape, or only one of the layer and this posterior has a bias; or the mean is not
+                finite.
         """
         weights, offsets = self.standardization.raw(self.mean)
         return write_linear(out, weights, offsets if self.has_bias else None, self.mean)
@@ -611,8 +616,8 @@ class LastLayerLaplace(nn.Module):
         """Write the posterior to one safetensors file with a checksum; atomic, and without pickle.
 
         Raises:
-            ValueError, TypeError: NaN, infinity or half precision in the posterior, which ``load`` would refuse.
-            NotPSDError: something has changed the covariance to one without an inverse.
+            ValueError, TypeError: the posterior holds NaN, infinity or half precision, which ``load`` does not accept.
+            NotPSDError: other code has changed the covariance to one that has no inverse.
         """
         check_tensors({"mean": MEAN}, {"mean": self.mean})
         for name, buffer in self.named_buffers():
@@ -630,12 +635,12 @@ class LastLayerLaplace(nn.Module):
         """Read a saved posterior.
 
         Args:
-            path: what ``save`` wrote.
-            device: where it goes, the CPU by default.
+            path: a file that ``save`` wrote.
+            device: of the posterior, the CPU by default.
 
         Raises:
-            FileNotFoundError: no such file.
-            StorageError: damaged, foreign, or written by another version of the format.
+            FileNotFoundError: there is no such file.
+            StorageError: the file is damaged, holds no posterior, or has another version of the format.
         """
         device = None if device is None else check_device("device", device)
         tensors, attributes = read_file(path)
@@ -652,12 +657,12 @@ class LastLayerLaplace(nn.Module):
 
     @property
     def precision(self) -> Tensor:  # [D, D]
-        """Inverse of the covariance; updates note their rows and the first read adds them."""
+        """Inverse of the covariance. Updates record their rows, and the next read adds them."""
         return self._precision.value(self.covariance)
 
     @property
     def standardization(self) -> Standardization:
-        """How inputs are centred and scaled inside, as a view of the buffers."""
+        """Centre and scale of the inputs, and whether there is a bias, as a view of the buffers."""
         return Standardization(self.centre, self.scale, self.has_bias)
 
     @property
@@ -672,7 +677,7 @@ class LastLayerLaplace(nn.Module):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """What the classes are called, in the order of their numbers; None where they have no names."""
+        """Names of the classes in the order of their numbers, or None if they have no names."""
         return self._class_names
 
     @class_names.setter
@@ -680,7 +685,7 @@ class LastLayerLaplace(nn.Module):
         self._class_names = check_class_names(names, self.num_classes)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Sizes, settings and counts, for ``print``."""
         parts = [
             f"{self.num_features} features",
             f"{self.num_classes} classes" + _first_names(self._class_names),
@@ -693,10 +698,10 @@ class LastLayerLaplace(nn.Module):
         ]
         return ", ".join(parts)
 
-    # What torch asks of a module
+    # Hooks that torch calls
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Attributes that belong to the state but are no tensors (called by ``state_dict``)."""
+        """Attributes that belong to the state but are not tensors (called by ``state_dict``)."""
         return {name: getattr(self, name) for name in ATTRIBUTES}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -720,11 +725,11 @@ class LastLayerLaplace(nn.Module):
     ) -> None:
         """Load all of a state or, unlike torch's own method, nothing of it.
 
-        On its own it raises a typed error; as a part of another module it reports names that are missing or unknown,
-        and values that do not fit, in torch's way.
+        A posterior on its own raises a typed error. One that is part of another module reports missing names, unknown
+        names and invalid values as torch does.
         """
         state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
-        # Of the present precision only the shape counts, which is that of the covariance.
+        # For the precision only the shape is checked, which is that of the covariance.
         tensors = {**dict(self.named_buffers()), "precision": self.covariance}
         own = (*tensors, EXTRA_STATE)
         missing = [name for name in own if name not in state]
@@ -739,8 +744,8 @@ class LastLayerLaplace(nn.Module):
                 raise
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
             return
-        # torch fills the buffers there are, and a successor may share one. With their values, for the case that it
-        # fails. It knows of no precision.
+        # torch writes into the existing buffers, which a successor may share, so they are copied first; the copies keep
+        # the values in case torch raises. The precision is not a buffer, so torch must not see its entry.
         for name, buffer in self.named_buffers():
             setattr(self, name, buffer.clone())
         known = {name: value for name, value in state_dict.items() if name != f"{prefix}precision"}
@@ -764,17 +769,17 @@ class LastLayerLaplace(nn.Module):
         self,
         precision: Tensor,  # [D, D] float64
     ) -> None:
-        """Make this the precision and its inverse the covariance."""
+        """Set the precision, and the covariance to its inverse."""
         stored = precision.to(self.mean.dtype)
         check_overflow("features", stored)
         self.covariance = inverse(precision).to(self.mean.dtype)
         self._precision = PendingPrecision(self.covariance, stored)
 
     def _successor(self) -> Self:
-        """Return a copy on the same matrices, for an update of it, which makes new ones.
+        """Return a copy that shares the matrices of this posterior; an update of the copy makes new ones.
 
-        No method changes a matrix in place, so neither of the two sees what becomes of the other. A ``clone`` copies
-        the matrices, for as long as it takes to absorb ten labels.
+        No method changes a matrix in place, so a change of one posterior does not affect the other. A ``clone`` copies
+        the matrices, which takes as long as absorbing ten labels.
         """
         copied = type(self).__new__(type(self))
         for name, value in self.__dict__.items():
@@ -786,7 +791,7 @@ class LastLayerLaplace(nn.Module):
 
 
 def check_posterior(posterior: object) -> None:
-    """Raise a typed error unless ``posterior`` is a fitted model in a precision that is computed in."""
+    """Raise a typed error unless ``posterior`` is a fitted LastLayerLaplace in float32 or float64."""
     if not isinstance(posterior, LastLayerLaplace):
         raise TypeError(f"posterior must be a LastLayerLaplace, got {type(posterior).__name__}")
     if posterior.mean.dtype not in COMPUTE_DTYPES:
@@ -795,7 +800,7 @@ def check_posterior(posterior: object) -> None:
 
 
 def _check_labelled(features: Array, targets: Array, num_classes: int) -> prior_search.LabelledFeatures:
-    """What a layer is fitted to, or a typed error."""
+    """Return the checked training data of a layer, or raise a typed error."""
     num_classes = check_integer("num_classes", num_classes, at_least=2)
     features = as_dense("features", features).detach()
     check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})

@@ -1,8 +1,8 @@
-"""The MAP weights of a softmax regression, from nothing or from a Gaussian, by a trust-region Newton method.
+"""The MAP weights of a softmax regression by a trust-region Newton method, under a zero-mean or another Gaussian prior.
 
-The objective and its gradient are evaluated in float64, some twenty times. The step between two evaluations comes from
-conjugate gradients, whose products with the Hessian are the bulk of the work; a step need not be exact, so they run in
-float32, and in float64 only where that does not help any more.
+The objective and its gradient are evaluated in float64, about twenty times. The step between two evaluations comes from
+conjugate gradients, and their products with the Hessian are most of the work. A step need not be exact, so the products
+run in float32, and in float64 only when float32 makes no more progress.
 
 Source: Steihaug, "The conjugate gradient method and trust regions in large scale optimization", SIAM J. Numer. Anal.
 20 (1983); for logistic regression Lin, Weng, Keerthi, "Trust region Newton method for large-scale logistic
@@ -18,25 +18,25 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.errors import NotPSDError
 
-_GRADIENT_TOLERANCE = 1e-8  # largest entry of the gradient of the summed objective, at which a fit ends
-_GRADIENT_WARNING = 1e-5  # and above which it warns, where float64 gets no nearer
+_GRADIENT_TOLERANCE = 1e-8  # a fit ends when the largest entry of the gradient of the summed objective is below this
+_GRADIENT_WARNING = 1e-5  # a fit warns if it ends with a larger entry, because float64 makes no more progress
 _MAX_STEPS = 500
-_MAX_PRODUCTS = 500, 20_000  # with the Hessian: for one step, and in all
-_PATIENCE = 60  # steps in float32; with features that it can resolve, 10 to 40 are enough
+_MAX_PRODUCTS = 500, 20_000  # with the Hessian: in one step, and in a whole fit
+_PATIENCE = 60  # steps in float32 before float64; 10 to 40 are enough for features that float32 can resolve
 _FORCING = 0.5, 0.03  # residual of a step, relative to the gradient: far from the minimum, and near it
-_WRONG, _HOLDS = 0.25, 0.75  # actual over predicted decrease: below one the model is wrong, above the other it holds
-_SHORTER, _LONGER = 0.3, 2.0  # the radius in lengths of the last step, then
-_RESOLVED = 1e-10  # a decrease relative to the objective: below it, the difference of two values is rounding
+_WRONG, _HOLDS = 0.25, 0.75  # actual over predicted decrease: below, the radius shrinks; above, it grows
+_SHORTER, _LONGER = 0.3, 2.0  # the new radius, in lengths of the last step
+_RESOLVED = 1e-10  # a decrease relative to the objective; a smaller one is rounding
 
 
 class Fit(NamedTuple):
-    """The weights at which a fit ended, and how far from the minimum that may be."""
+    """The weights at which a fit ended, and the gradient there."""
 
     weight: Tensor  # [C, D] float64
-    gradient: float  # largest entry of the gradient there
+    gradient: float  # its largest entry, in absolute value
 
     def complaint(self, what: str) -> str:
-        """The text of a warning that ``what`` has not converged, or an empty one."""
+        """The text of a warning that ``what`` has not converged, or an empty string."""
         if self.gradient <= _GRADIENT_WARNING:
             return ""
         return f"{what} stopped with a gradient of {self.gradient:.1e}"
@@ -75,7 +75,7 @@ def map_weights(
 ) -> Fit:
     """Minimise sum_n cross_entropy(W phi_n, y_n) + prior_precision / 2 |W|^2, to convergence.
 
-    Every column is penalised alike, a constant feature (the bias) too.
+    All columns have the same penalty, including a constant feature (the bias).
 
     Raises:
         ValueError: the objective overflows.
@@ -96,9 +96,9 @@ def map_weights_from(
 ) -> Fit:
     """Minimise gamma sum_n cross_entropy(W phi_n, y_n) + 1/2 sum_k (W - M)_k Sigma^-1 (W - M)_k, to convergence.
 
-    That is the mode of all labels together under the Gaussian that is the present posterior, in whatever order they
-    come. With Sigma = R R^T and W = M + V R^T it is a fit of V to the features X R, at a prior precision of 1 / gamma,
-    whose logits begin at X M^T. O(D^3) and the products of the fit, 2 n C min(n, D) each.
+    This is the mode of all labels together, in any order, with the current posterior as the prior. With Sigma = R R^T
+    and W = M + V R^T it is a fit of V to the features X R, at a prior precision of 1 / gamma, with X M^T added to the
+    logits. O(D^3) and the products of the fit, 2 n C min(n, D) each.
 
     Args:
         mean: M, [C, D].
@@ -118,7 +118,7 @@ def map_weights_from(
             "standardised features"
         )
     old, x = mean.double(), features.double()
-    # X R = L Q^T: V moves in the span of the rows alone, and fewer rows than features make a smaller fit.
+    # X R = L Q^T: V only moves in the span of the rows, so that n < D rows need a fit with n columns.
     basis, triangle = torch.linalg.qr((x @ factor).T)
     point = _minimise(_Objective(triangle.T, targets, x @ old.T, 1.0 / gamma))
     if not point.is_finite:
@@ -161,7 +161,7 @@ class _Objective:
 class _Curvature:
     """The Hessian over size^2: V -> (p * (Z - sum_k p_k Z_k)) X + prior_precision V, with Z = V X^T, classes in rows.
 
-    ``size`` is that of the largest feature or of the prior, so that nothing overflows in float32.
+    ``size`` combines the largest feature and the prior, so that nothing overflows in float32.
     """
 
     def __init__(self, x: Tensor, prior_precision: float, dtype: torch.dtype) -> None:
@@ -202,7 +202,7 @@ def _minimise(objective: _Objective) -> _Point:
         elif reached.slope < point.slope:
             agreement = 1.0
         elif curvature.dtype == torch.float64:
-            break  # as near as float64 gets
+            break  # float64 makes no more progress
         else:
             exact = True
             continue
@@ -217,35 +217,35 @@ def _minimise(objective: _Objective) -> _Point:
 
 
 def _steihaug(curvature: _Curvature, point: _Point, radius: float, forcing: float) -> _Step:
-    """Minimise the quadratic model within the trust region, by conjugate gradients up to a residual or the boundary."""
-    slope, unit = point.slope, point.slope / curvature.size / curvature.size  # of the step found below
+    """Minimise the quadratic model by conjugate gradients, until the residual is small or the trust region ends."""
+    slope, unit = point.slope, point.slope / curvature.size / curvature.size  # unit of ``step``
     downhill = (-point.gradient / slope).to(curvature.dtype)
     probabilities = point.probabilities.T.to(curvature.dtype).contiguous()
     step, residual, direction = torch.zeros_like(downhill), downhill, downhill
     square = float(residual.square().sum())
     for products in range(1, _MAX_PRODUCTS[0] + 1):  # noqa: B007 - read after the loop
-        bent = curvature.times(probabilities, direction)
-        along = float((direction * bent).sum())
+        hessian_direction = curvature.times(probabilities, direction)
+        along = float((direction * hessian_direction).sum())
         if not along > 0.0:  # rounding: the Hessian is positive definite
             break
         longer = step + (square / along) * direction
         if float(longer.norm()) * unit >= radius:
             share = _to_boundary(step, direction, radius / unit)
-            step, residual = step + share * direction, residual - share * bent
+            step, residual = step + share * direction, residual - share * hessian_direction
             break
-        step, residual = longer, residual - (square / along) * bent
+        step, residual = longer, residual - (square / along) * hessian_direction
         before, square = square, float(residual.square().sum())
         if math.sqrt(square) <= forcing:
             break
         direction = residual + (square / before) * direction
     decrease = 0.5 * slope * unit * float(((downhill + residual).double() * step.double()).sum())
-    # The rows of a minimum sum to zero. Along their sum there is the prior alone, too flat for float32.
+    # The rows of a minimum sum to zero. Along their sum only the prior has curvature, too little for float32.
     step = step.double()
     return _Step((step - step.mean(0)) * unit, decrease, products)
 
 
 def _to_boundary(step: Tensor, direction: Tensor, radius: float) -> float:
-    """The share of a direction that leads from within a ball to its surface."""
+    """Return t >= 0 with |step + t direction| = radius, for a step within the radius."""
     square, product = float(direction.square().sum()), float((step * direction).sum())
     missing = max(radius * radius - float(step.square().sum()), 0.0)
     root = product + math.sqrt(product * product + square * missing)

@@ -1,7 +1,7 @@
-"""The precision Lambda, inverse of the covariance Sigma: computed from data, inverted, and kept beside the covariance.
+"""The precision Lambda, inverse of the covariance Sigma: computed from data, inverted, and stored with the covariance.
 
-All of it runs in float64, whatever the dtype of the features: it happens once per model, and every later update
-inherits its error.
+Fits and inversions run in float64 whatever the dtype of the features: they happen once per model, and every later
+update inherits their error.
 """
 
 import copy
@@ -19,9 +19,9 @@ from lapal_ext.likelihood import curvature_weight
 class _State(NamedTuple):
     """Replaced as a whole, so that threads may read it at any time."""
 
-    covariance: Tensor  # [D, D], the one that this is the inverse of
-    version: int  # of the values in it, as torch counts changes in place
-    precision: Tensor | None  # [D, D], without the observations; None where it is not known
+    covariance: Tensor  # [D, D], whose inverse is precision + observations
+    version: int  # of the covariance: torch's count of its changes in place
+    precision: Tensor | None  # [D, D], without the observations; None if it has not been computed
     observations: tuple[tuple[Tensor, Tensor], ...]  # standardised rows [n, D] and their curvature weights [n]
 
     def is_inverse_of(self, covariance: Tensor) -> bool:
@@ -29,15 +29,16 @@ class _State(NamedTuple):
 
 
 class PendingPrecision:
-    """The inverse of a posterior's covariance; updates only note their rows, and the first read adds them.
+    """The inverse of a posterior's covariance. Updates only record their rows, and the next read adds them.
 
-    That product with the rows would be a third of the cost of an update, and few callers read the precision. It is not
-    a buffer: whoever averages, interpolates or overwrites the buffers of a model would leave it no inverse of the new
-    covariance. A covariance that something else has changed or replaced is noticed, and inverted at the next read.
+    Adding them at once would be a third of the cost of an update, and few callers read the precision. It is not a
+    buffer: code that averages, interpolates or overwrites the buffers of a model would break the relation to the
+    covariance. If other code changes or replaces the covariance, this is detected, and the next read inverts the new
+    one.
 
     Args:
         covariance: Sigma, [D, D].
-        precision: its inverse, [D, D]; computed at the first read where it is not given.
+        precision: its inverse, [D, D]; by default the first read computes it.
     """
 
     def __init__(self, covariance: Tensor, precision: Tensor | None = None) -> None:
@@ -51,7 +52,7 @@ class PendingPrecision:
         """The inverse of ``covariance``.
 
         Raises:
-            NotPSDError: ``covariance`` was changed by something else, and has no inverse.
+            NotPSDError: other code has changed ``covariance``, and it has no inverse.
         """
         state = self._state
         if not state.is_inverse_of(covariance):
@@ -73,9 +74,9 @@ class PendingPrecision:
         before: Tensor,  # [D, D]
         after: Tensor,  # [D, D]
     ) -> None:
-        """Note what the precision gains as the covariance changes from ``before`` to ``after``.
+        """Record the observations that change the covariance from ``before`` to ``after``.
 
-        The product is computed once as many rows as columns are noted.
+        They are added to the precision as soon as there are more recorded rows than columns.
         """
         state = self._state
         if not state.is_inverse_of(before):
@@ -83,13 +84,13 @@ class PendingPrecision:
         if state.precision is None:  # inverting ``after``, when it is read, costs no more than inverting ``before`` now
             self._state = _State(after, _version(after), None, ())
             return
-        noted = (*state.observations, (rows, weights))
-        self._state = _State(after, _version(after), state.precision, noted)
-        if sum(len(some) for some, _ in noted) > rows.shape[1]:
+        recorded = (*state.observations, (rows, weights))
+        self._state = _State(after, _version(after), state.precision, recorded)
+        if sum(len(some) for some, _ in recorded) > rows.shape[1]:
             self.value(after)
 
     def copy(self) -> "PendingPrecision":
-        """Another one on the same tensors, none of which is ever changed in place."""
+        """Return a copy that shares the tensors; they are never changed in place."""
         copied = PendingPrecision.__new__(PendingPrecision)
         copied._state = self._state
         return copied
@@ -100,7 +101,7 @@ class PendingPrecision:
         before: Tensor,  # [D, D]
         after: Tensor,  # [D, D]
     ) -> "PendingPrecision":
-        """This one in another dtype or on another device, as ``move`` took the covariance from before to after."""
+        """Return this precision in another dtype or on another device; ``move`` turned ``before`` into ``after``."""
         if not self._state.is_inverse_of(before) or self._state.precision is None:
             return PendingPrecision(after)
         return PendingPrecision(after, move(self.value(before)))
@@ -120,7 +121,7 @@ class PendingPrecision:
 
 
 def _version(tensor: Tensor) -> int:
-    # Tensors of torch.inference_mode have no count: their changes in place go unnoticed.
+    # Tensors of torch.inference_mode have no count, so that their changes in place are not detected.
     return -1 if tensor.is_inference() else tensor._version
 
 
@@ -151,7 +152,7 @@ def add_observations(
 def symmetric(
     matrix: Tensor,  # [D, D]
 ) -> Tensor:  # [D, D]
-    """Average of a matrix and its transpose: a matrix product leaves the two triangles apart by rounding."""
+    """Average of a matrix and its transpose: the two triangles of a matrix product may differ by rounding."""
     return torch.add(matrix, matrix.T).mul_(0.5)
 
 
@@ -168,19 +169,19 @@ def inverse(
         raise NotPSDError(
             "precision is not positive definite to working accuracy; a larger prior_precision or standardize=True helps"
         )
-    return symmetric(torch.cholesky_inverse(factor)).contiguous()  # LAPACK's result is by columns, kernels read rows
+    return symmetric(torch.cholesky_inverse(factor)).contiguous()  # LAPACK's result is column-major, kernels read rows
 
 
 def _inverse_of_any(
     covariance: Tensor,  # [D, D]
 ) -> Tensor:  # [D, D]
     """Inverse of a covariance that may not be positive definite, in its own dtype."""
-    wide = covariance.double()
-    factor, info = torch.linalg.cholesky_ex(wide)
+    matrix = covariance.double()
+    factor, info = torch.linalg.cholesky_ex(matrix)
     if int(info) == 0:
         result = torch.cholesky_inverse(factor)
     else:
-        result, info = torch.linalg.inv_ex(wide)
+        result, info = torch.linalg.inv_ex(matrix)
         if int(info) != 0:
             raise NotPSDError("covariance is singular, and so has no precision: fit() the posterior again")
     return symmetric(result).contiguous().to(covariance.dtype)

@@ -23,8 +23,8 @@ def log_evidence(
     """Laplace evidence of each prior precision lambda at the weights given, in float64.
 
     sum_n log p(y_n | W phi_n) - lambda/2 |W|^2 + C/2 sum_i (log lambda - log(lambda + e_i)), where e_i are the
-    eigenvalues of the curvature Gram sum_n s_n phi_n phi_n^T, which all prior precisions share: the factors of 2 pi of
-    prior and integral cancel. O(N D^2 + D^3 + P D).
+    eigenvalues of sum_n s_n phi_n phi_n^T, computed once for all prior precisions. The factors of 2 pi of the prior and
+    of the integral cancel. O(N D^2 + D^3 + P D).
     """
     mean = weight.double()
     gram = mean.new_zeros(mean.shape[1], mean.shape[1])
@@ -45,14 +45,14 @@ def log_evidence(
 
 
 class LabelledFeatures(NamedTuple):
-    """What a layer is fitted to, checked."""
+    """The training data of a layer, checked."""
 
     features: Tensor  # [N, D] raw
     labels: Tensor  # [N] int64
     num_classes: int
 
     def only(self, rows: Tensor) -> "LabelledFeatures":
-        """Some of the rows, chosen by a bool [N]."""
+        """The rows where a bool [N] is True."""
         return self._replace(features=self.features[rows], labels=self.labels[rows])
 
 
@@ -63,7 +63,7 @@ def fit_layer(
     fit_bias: bool,
     standardize: bool,
 ) -> tuple[Fit, Standardization]:
-    """The MAP weights of standardised features [C, D] or [C, D + 1], and how features are standardised."""
+    """Return the MAP weights [C, D] or [C, D + 1] of standardised features, and the standardisation."""
     features = data.features
     if standardize:
         standardization = measure(features, has_bias=fit_bias)
@@ -103,7 +103,7 @@ def deal_folds(
     n_folds: int,
     generator: torch.Generator | None,
 ) -> Tensor:  # [N] int64
-    """Deal the rows to folds in random order, class by class, so that the folds have alike shares of every class."""
+    """Assign the rows of each class to folds at random, so that all folds have similar shares of every class."""
     device = labels.device if generator is None else generator.device
     order = torch.randperm(len(labels), generator=generator, device=device).to(labels.device)
     order = order[labels[order].sort(stable=True).indices]

@@ -1,4 +1,4 @@
-"""Standardised features: centred, scaled, and with a constant one appended where the layer has a bias.
+"""Standardised features: centred, scaled, and with a constant one appended if the layer has a bias.
 
 Raw features [N, D] are what callers pass. The mean and the covariance of a posterior belong to standardised features.
 """
@@ -13,7 +13,7 @@ from lapal_ext.validation.tensors import check_overflow
 
 
 class Standardization(NamedTuple):
-    """(phi - centre) scale, with a one behind it where there is a bias; a view of a posterior's buffers."""
+    """The map phi -> (phi - centre) scale, with a one appended if there is a bias; a view of a posterior's buffers."""
 
     centre: Tensor  # [D]
     scale: Tensor  # []
@@ -24,7 +24,7 @@ class Standardization(NamedTuple):
         features: Tensor,  # [N, D] raw
         out: Tensor | None = None,  # [N, D] or [N, D + 1]
     ) -> Tensor:  # [N, D] or [N, D + 1]
-        """Standardised features in the dtype of ``centre``; always a copy, in ``out`` where it is given."""
+        """Standardised features in the dtype of ``centre``; always a copy, in ``out`` if it is given."""
         result = out
         n_features = len(self.centre)
         if result is None:
@@ -44,9 +44,9 @@ class Standardization(NamedTuple):
         self,
         weights: Tensor,  # [K, D] or [K, D + 1], of standardised features
     ) -> tuple[Tensor, Tensor]:  # [K, D], [K]
-        """Weights W and offsets o of raw features: W phi + o equals ``weights`` times the standardised phi.
+        """Weights W and offsets o for raw features: W phi + o equals ``weights`` times the standardised phi.
 
-        So a product with a pool reads the raw pool, which is never rewritten.
+        With them a product can read a pool of raw features, without a standardised copy.
         """
         raw_weights = weights[:, : len(self.centre)] * self.scale
         offsets = -(raw_weights @ self.centre)
@@ -71,9 +71,10 @@ def measure(
 ) -> Standardization:
     """Centre and one global scale with which these features have mean zero and mean square one.
 
-    One scale for all columns keeps their relative sizes, which an encoder chose; the prior precision and gamma then
-    mean the same on every feature set. Constant features keep the scale one. Without a bias nothing could take up the
-    centre, which then stays zero. In float64: it happens once per model, and every later update inherits its error.
+    One scale for all columns keeps their relative sizes, which the encoder has learned; the prior precision and gamma
+    then have the same meaning for every feature set. The scale is one if all features are constant. Without a bias the
+    centre is zero, since only a bias can compensate for it. Computed in float64: it happens once per model, and every
+    later update inherits its error.
 
     Raises:
         ValueError: the features overflow.
@@ -90,7 +91,7 @@ def measure(
 
 
 class StandardizedLayer(Protocol):
-    """A layer that standardises its inputs, of which ``standardize`` replaces three buffers."""
+    """A layer that standardises its inputs; ``standardize`` replaces its mean, centre and scale."""
 
     mean: Tensor
     centre: Tensor
@@ -102,10 +103,10 @@ def standardize(
     layer: StandardizedLayer,
     features: Tensor,  # [N, D] raw
 ) -> None:
-    """Standardise the inputs of a layer from now on as these are, and rewrite its mean so that predictions stay.
+    """Set the centre and scale of a layer to those of ``features``; rewrite its mean so that predictions do not change.
 
     Raises:
-        ValueError: the result overflows; the layer is as it was.
+        ValueError: the result overflows; the layer is unchanged.
     """
     before = Standardization(layer.centre, layer.scale, layer.has_bias)
     after = measure(features, has_bias=layer.has_bias)

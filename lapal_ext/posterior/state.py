@@ -1,7 +1,7 @@
-"""The state of a posterior: what a state dict must hold, and the file that ``save`` writes.
+"""The state of a posterior: the checks of a state dict, and the file that ``save`` writes.
 
-The file is safetensors with tensors and attributes under a checksum that covers every byte that is read back. There is
-no pickle: opening a file from elsewhere can give wrong bytes, never code.
+The file is safetensors. It holds tensors and attributes, with a checksum over everything that is read back. It has no
+pickle: loading an untrusted file can give wrong values, but does not run code.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _VERSION = 1
 ATTRIBUTES = (
     "prior_precision", "curvature", "has_bias", "fitted", "fitted_rows", "absorbed_labels", "class_names",
 )  # fmt: skip
-EXTRA_STATE = "_extra_state"  # torch's key for what is no tensor
+EXTRA_STATE = "_extra_state"  # torch's key for state that is not a tensor
 
 
 def check_state(
@@ -42,11 +42,11 @@ def check_state(
     Args:
         state: from the names of tensors to tensors, and ``_extra_state``.
         tensors: those of the posterior, by name.
-        has_bias: whether the posterior has one.
+        has_bias: whether the posterior has a bias.
 
     Raises:
         KeyError: a name is missing or unknown.
-        TypeError, ValueError: a value does not fit.
+        TypeError, ValueError: a value is invalid.
     """
     _check_names("state_dict", state, (*tensors, EXTRA_STATE))
     given = {f"state_dict[{name!r}]": check_dense(f"state_dict[{name!r}]", state[name]) for name in tensors}
@@ -78,7 +78,7 @@ def _check_names(what: str, given: Mapping[str, Any], expected: Iterable[str]) -
 
 
 def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
-    """Write atomically: whatever stood at ``path`` stays whole until the new file is complete on disk."""
+    """Write atomically: an existing file stays complete until the new one is on disk."""
     target = check_path("path", path)
     if target.is_dir():
         raise IsADirectoryError(f"path must name a file, got the folder {target}")
@@ -91,11 +91,11 @@ def write_file(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], attr
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what ``write_file`` wrote, on the CPU.
+    """Read a file that ``write_file`` wrote, on the CPU.
 
     Raises:
-        FileNotFoundError: no such file.
-        StorageError: damaged, foreign, or written by a newer version.
+        FileNotFoundError: there is no such file.
+        StorageError: the file is damaged, holds no posterior, or has another version of the format.
     """
     source = check_path("path", path)
     if not source.is_file():

@@ -9,7 +9,7 @@ from lapal_ext.likelihood import PSD_SLACK, RESOLUTION
 from lapal_ext.rules import UpdateRule
 from lapal_ext.validation.tensors import check_overflow, is_finite
 
-_BLOCK = 256  # observations per recursion: its b^3 stays below the two b D^2 products around it
+_BLOCK = 256  # observations per recursion: its b^3 is less than the two products around it, b D^2 each
 
 
 def absorb(
@@ -19,7 +19,7 @@ def absorb(
     targets: Tensor,  # [n]
     rule: UpdateRule,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Absorb n labels in order; the inputs stay as they are.
+    """Absorb n labels in order; the inputs are not modified.
 
     Returns:
         The new mean [C, D] and covariance [D, D], and the curvature weight [n] of each observation, which is what the
@@ -30,11 +30,11 @@ def absorb(
         NotPSDError: the covariance is not, or no longer, positive semi-definite.
     """
     gained = []
-    for start in range(0, max(1, features.shape[0]), _BLOCK):  # of no rows, one empty block looks at the posterior
+    for start in range(0, max(1, features.shape[0]), _BLOCK):  # without rows, one empty block checks the posterior
         x, y = features[start : start + _BLOCK], targets[start : start + _BLOCK]
         old_mean, old_covariance = mean, covariance
-        mean, covariance, weights, certain = ops.absorb_labels.unchecked(old_mean, old_covariance, x, y, *rule)
-        if not certain:
+        mean, covariance, weights, well_conditioned = ops.absorb_labels.unchecked(old_mean, old_covariance, x, y, *rule)
+        if not well_conditioned:
             squares = x.square().sum(1)
             _check_rows(old_mean, old_covariance, x, squares, y, rule, start)
             check_overflow("features", mean, covariance, weights * squares)
@@ -51,20 +51,20 @@ def coefficients(
     name: str,
     rows: Tensor,  # [M, b]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``ops.update_coefficients`` with an error where it would return NaN, or zero for an infinite variance.
+    """Call ``ops.update_coefficients``; raise where it returns NaN, or zero for an infinite variance.
 
     Args:
-        gram: [M, b, b], as for the op, and so on.
+        gram: [M, b, b], like the next two as for the op.
         logits: [M, b, C].
         targets: [M, b].
-        rule: how they are absorbed.
-        name: the argument that the observations come from.
-        rows: where in it they stand.
+        rule: of the update.
+        name: the argument that holds the observations, for errors.
+        rows: their row numbers in that argument.
 
     Raises:
         ValueError: the logits, a variance or the steps overflow.
-        NotPSDError: the covariance is not, or no longer, positive semi-definite, or an observation shrinks it by so
-            much that what is left is rounding.
+        NotPSDError: the covariance is not, or no longer, positive semi-definite, or an observation shrinks it so much
+            that the result is mostly rounding.
     """
     h, triangle, beta, weights = ops.update_coefficients.unchecked(gram, logits, targets, *rule)
     if is_finite(gram, logits, h, beta):
@@ -82,7 +82,7 @@ def check_resolution(
     name: str,
     rows: Tensor,  # of the same shape
 ) -> None:
-    """Raise NotPSDError where an observation divides the variance along itself by more than a subtraction can."""
+    """Raise NotPSDError if an observation divides the variance along itself by more than its dtype can resolve."""
     lost = weights * (torch.finfo(weights.dtype).eps / RESOLUTION) > beta
     if bool(lost.any()):
         raise _not_held(int(rows[lost][0]), name, weights.dtype)
@@ -95,15 +95,15 @@ def check_variance(
     name: str,
     first_row: int = 0,
 ) -> None:
-    """Raise a typed error unless these are the variances phi^T Sigma phi of some rows, up to little rounding.
+    """Raise a typed error unless the variances phi^T Sigma phi are finite, not negative, and accurate.
 
-    Every entry of Sigma is rounded, which moves the variance by about eps sqrt(sum_ij (phi_i Sigma_ij phi_j)^2), at
-    most eps |phi|^2 max_i Sigma_ii: far more than the variance itself where the features are large and so is Sigma in
-    other directions.
+    Every entry of Sigma is rounded, which changes the variance by about eps sqrt(sum_ij (phi_i Sigma_ij phi_j)^2), at
+    most eps |phi|^2 max_i Sigma_ii. This is far more than the variance itself if the features are large and Sigma is
+    large in other directions.
 
     Raises:
-        ValueError: one is not finite.
-        NotPSDError: one is negative, or most of it is rounding.
+        ValueError: a variance is not finite.
+        NotPSDError: a variance is negative, or most of it is rounding.
     """
     check_overflow(name, variance)
     if not variance.numel():
@@ -127,7 +127,7 @@ def _is_held(
     squares: Tensor,  # [n], |phi|^2
     covariance: Tensor,  # [D, D]
 ) -> bool:
-    """Whether rounding is little for certain, which it nearly always is: the cheap test comes first."""
+    """Whether a cheap upper bound shows that rounding is small, which is nearly always so."""
     return float(squares.amax()) * float(covariance.diagonal().amax()) <= RESOLUTION / torch.finfo(squares.dtype).eps
 
 
@@ -155,7 +155,7 @@ def _not_psd(row: int, name: str) -> NotPSDError:
 
 
 def steps_overflow(steps: Tensor, gamma: float) -> ValueError:
-    """The error where finite features give steps that are not finite."""
+    """The error for finite features that give steps that are not finite."""
     return ValueError(f"gamma must leave the steps finite in {steps.dtype}, got {gamma:g}")
 
 
@@ -168,7 +168,7 @@ def _check_rows(
     rule: UpdateRule,
     first_row: int,
 ) -> None:
-    """Raise where one of ``x``, from row ``first_row`` of the features on, cannot be absorbed."""
+    """Raise if a row of ``x`` cannot be absorbed; ``first_row`` is the number of its first row, for errors."""
     columns = ops.inner_products(x, covariance.mT)
     gram, logits = ops.inner_products(columns, x), ops.inner_products(x, mean)
     rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
@@ -177,6 +177,6 @@ def _check_rows(
         for result in coefficients(gram[None], logits[None], targets[None], rule, name="features", rows=rows[None])
     )
     if x.shape[0] > 0 and not _is_held(squares, covariance):
-        # The variance of each row at its turn: T_tu = beta_u c_tu, for the rows u before it.
+        # The variance of row t when it is absorbed: T_tu = beta_u c_tu for the earlier rows u.
         before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
         check_variance(gram.diagonal() - before, x, covariance, "features", first_row)

@@ -249,9 +249,9 @@ def sparse(layer: nn.Linear) -> nn.Linear:
     [
         (lambda layer: expanded(layer, "weight"), ValueError, "weight must have memory for each of its values"),
         (lambda layer: expanded(layer, "bias"), ValueError, "bias must have memory for each of its values"),
-        (inferred, ValueError, r"bias must take other values, got one made in torch\.inference_mode"),
+        (inferred, ValueError, r"bias must be writable, got one made in torch\.inference_mode"),
         (sparse, TypeError, "weight must be a dense tensor"),
-        (lambda _: nn.LazyLinear(C), ValueError, "weight must have a shape, got a lazy one"),
+        (lambda _: nn.LazyLinear(C), ValueError, "weight must have a shape, got a lazy parameter"),
     ],
 )
 def test_a_layer_that_cannot_be_written_to_is_refused(
