@@ -1,1 +1,1 @@
-"""Which rows to label: one module per strategy, listed in ``registry``."""
+"""Strategies that choose the rows to label: one module each, listed in ``registry``."""

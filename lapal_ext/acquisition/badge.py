@@ -1,4 +1,4 @@
-"""Gradients that are long and far apart, by k-means++."""
+"""Rows whose gradient embeddings are large and far apart, by k-means++."""
 
 import torch
 from torch import Tensor
@@ -10,22 +10,22 @@ from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.rules import EXACT_LINKS
 from lapal_ext.validation.tensors import check_overflow
 
-_SAME_POINT = 16.0  # as in badge_step_: distances below this many eps of the norms they come from are rounding
-_CENTRES = 256  # that a tile of the pool is compared with at a time
-_ALIKE = 1e-3  # relative difference of the squared norms of rows that may be equal
+_SAME_POINT = 16.0  # as in badge_step_, eps of the norms: a smaller distance is rounding
+_CENTRES = 256  # centres that a tile of the pool is compared with at a time
+_ALIKE = 1e-3  # largest relative difference of squared norms at which rows are compared
 
 
 class BadgeScorer(LatentScorer):
     """BADGE: k-means++ on the gradient embeddings (e_1 - p) (x) phi under the present model.
 
-    The centres are the rows that have been absorbed in this selection, and then the picks, each drawn in proportion to
-    its squared distance from the nearest centre, which is its utility; without a centre the longest gradient comes
-    first, as in the published code. After a label every embedding, those of the centres too, is that of the updated
-    model.
+    The centres are the rows that have been absorbed in this selection, and then the picks. Each pick is drawn in
+    proportion to its squared distance from the nearest centre, which is its utility. Without a centre the row with the
+    largest gradient is the first pick, as in the published code. After a label, all embeddings are those of the updated
+    model, including those of the centres.
 
-    A copy of a centre, and a row that is taken, are never drawn; where nothing else is left, the lowest free row
-    follows with utility zero. [N, C D] is never formed: O(N (D + C)) per pick, and O(N (D + C) t) once per group of
-    picks for t centres that labels have moved.
+    A copy of a centre is never drawn, nor is a row that is taken. If no other row is left, the pick is the lowest free
+    row, with utility zero. [N, C D] is never formed: O(N (D + C)) per pick, and O(N (D + C) t) once per group of picks
+    to compute the distances to t centres again.
 
     Source: Ash et al. (2020), "Deep Batch Active Learning by Diverse, Uncertain Gradient Lower Bounds",
     arXiv 1906.03671.
@@ -47,7 +47,7 @@ class BadgeScorer(LatentScorer):
         self._bring_up_to_date()
         gradient = self._gradient()
         norms = gradient.square().sum(1) * self._squares
-        check_overflow("pool", norms)  # nothing can be drawn from a NaN
+        check_overflow("pool", norms)  # a weight of NaN makes the draw impossible
         known, shard = self._centres, self._pool.shard
         squares = shard.gather(self._squares, known).tolist()
         centres = dict(zip(known.tolist(), squares, strict=True))  # in order, with their |phi|^2
@@ -65,7 +65,7 @@ class BadgeScorer(LatentScorer):
         return known.new_tensor(list(centres)[len(known) :]), torch.cat(utilities)
 
     def _gradient(self) -> Tensor:  # [N, C]
-        """e_1 - p of every row in class-major memory, which the pass of a draw reads fastest."""
+        """e_1 - p of every row, in class-major memory, the fastest layout for a draw."""
         p = self._predictive(self._logits, self._variance)
         winner = p.max(1, keepdim=True).indices
         others = p.scatter(1, winner, 0.0)
@@ -76,17 +76,17 @@ class BadgeScorer(LatentScorer):
         gradient: Tensor,  # [N, C]
         norms: Tensor,  # [N]
     ) -> Tensor:  # [N]
-        """Squared distance to all absorbed centres but the last, which the first draw adds."""
+        """Squared distance to the nearest absorbed centre, without the last one, which the first draw adds."""
         distance = torch.full_like(norms, torch.inf)
         rounding = _SAME_POINT * torch.finfo(norms.dtype).eps
         gather = self._pool.shard.gather
         for start in range(0, len(self._centres) - 1, _CENTRES):
             centres = self._centres[start : min(start + _CENTRES, len(self._centres) - 1)]
-            points, its_gradient = self._pool.standardized(centres), gather(gradient, centres)
-            its_norms = gather(norms, centres)
+            points, centre_gradient = self._pool.standardized(centres), gather(gradient, centres)
+            centre_norms = gather(norms, centres)
             for rows, tile in self._pool.standardized_tiles():
-                product = (gradient[rows] @ its_gradient.T) * (tile @ points.T)
-                total = norms[rows, None] + its_norms
+                product = (gradient[rows] @ centre_gradient.T) * (tile @ points.T)
+                total = norms[rows, None] + centre_norms
                 fresh = total - 2.0 * product
                 fresh = fresh.masked_fill_(fresh <= rounding * total, 0.0).amin(1)
                 distance[rows] = torch.minimum(distance[rows], fresh)
@@ -94,7 +94,7 @@ class BadgeScorer(LatentScorer):
 
     def _draw(
         self,
-        centres: dict[int, float],  # the distances know all but the last
+        centres: dict[int, float],  # ``distance`` includes all but the last
         gradient: Tensor,  # [N, C]
         norms: Tensor,  # [N]
         distance: Tensor,  # [N], changed in place
@@ -114,20 +114,20 @@ class BadgeScorer(LatentScorer):
             if not self._is_copy(pick, centres):
                 self.withhold(pick)
                 return pick, gather(distance, pick)
-            # The product of uncentred features has more rounding than its norms show, so that a copy may be drawn.
+            # The product of uncentred features has more rounding than its norms suggest, so that a copy may be drawn.
             distance[(pool.storage == gather(pool.storage, pick)).all(1)] = 0.0
 
     def _is_copy(self, pick: Tensor, centres: dict[int, float]) -> bool:
-        """Whether a row equals one of the centres; only those with a norm like its own are compared."""
+        """Whether a row equals one of the centres; only centres with nearly the same norm are compared."""
         gather = self._pool.shard.gather
         square = float(gather(self._squares, pick))
-        alike = [centre for centre, its in centres.items() if abs(its - square) <= _ALIKE * square]
+        alike = [centre for centre, other in centres.items() if abs(other - square) <= _ALIKE * square]
         rows = gather(self._pool.storage, torch.cat([pick, pick.new_tensor(alike)]))
         return bool((rows[1:] == rows[0]).all(1).any())
 
 
 def thresholds(seed: int, count: int, dtype: torch.dtype) -> Tensor:  # [count]
-    """Uniform draws in [0, 1), one per row of a selection in pick order; the first of a longer list are the same."""
+    """Uniform draws in [0, 1), one per row of a selection in pick order. A longer list begins with the shorter one."""
     return torch.rand(count, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 

@@ -14,12 +14,12 @@ from lapal_ext.posterior.precision import add_observations, symmetric
 from lapal_ext.posterior.updating import check_resolution, check_variance
 from lapal_ext.validation.tensors import check_overflow
 
-_OVERSAMPLING = 2  # rows that the forward pass takes per row that the backward pass leaves
-_TIE = 1e-9  # relative: of rows that it costs the same to put back, copies of each other for one, the last pick goes
+_OVERSAMPLING = 2  # rows that the forward pass picks per row that the backward pass keeps
+_TIE = 1e-9  # relative: removals of nearly equal cost tie, such as those of copies, and the last pick is removed
 
 
 class _Objective(NamedTuple):
-    """tr(A^-1 F) under the present model, and what every row of the pool needs for its gain."""
+    """tr(A^-1 F) under the current model, and the terms of the gain of every row of the pool."""
 
     curvature: Tensor  # [N], s
     fisher: Tensor  # [D, D], F
@@ -31,16 +31,16 @@ class BaitScorer(PosteriorScorer):
     """BAIT with the Fisher information of a binary surrogate: greedy descent on tr(A^-1 F).
 
     A row has the rank-one information s phi phi^T, s = p_max (1 - p_max), in place of the C-class one (rank C - 1): the
-    surrogate asks whether the likeliest class is right. A is the precision of the posterior plus the information of the
-    picks, F = mean_n s_n phi_n phi_n^T over the rows that may be picked, those already picked included. The gain of a
-    row, its utility, is s q / (1 + s h); ties go to the lowest row.
+    surrogate is the binary problem whether the likeliest class is correct. A is the precision of the posterior plus the
+    information of the picks. F is the mean of s_n phi_n phi_n^T over the rows that may be picked, including those
+    already picked. The gain of a row, its utility, is s q / (1 + s h); ties go to the lowest row.
 
-    ``bait`` takes one row after another. ``bait_forward_backward`` takes twice as many so, and then puts back the row
-    whose removal raises tr(A^-1 F) least, by s q / (1 - s h), until as many as wanted are left; they stay in forward
-    order with their forward gains.
+    ``bait`` picks one row after another. ``bait_forward_backward`` first picks twice as many rows in this way. Then it
+    removes the row whose removal increases tr(A^-1 F) least, by s q / (1 - s h), until the requested number is left.
+    These keep their forward order and forward gains.
 
-    After labels have been absorbed A, F and s are those of the updated model, which takes O(N D^2 + D^3) once per group
-    of picks; a pick takes O(N D + D^2).
+    After labels have been absorbed, A, F and s are those of the updated model. Computing them takes O(N D^2 + D^3) once
+    per group of picks; a pick takes O(N D + D^2).
 
     Source: Ash et al. (2021), "Gone Fishing: Neural Active Learning with Fisher Embeddings", arXiv 2106.09675,
     objective (3) and algorithm 1; the surrogate and the rank-one recursions are ours.
@@ -90,7 +90,7 @@ class BaitScorer(PosteriorScorer):
         return _Objective(curvature, fisher, h, q)
 
     def _forward(self, objective: _Objective, count: int) -> tuple[Tensor, Tensor]:
-        """A^-1 is the covariance less beta_t u_t u_t^T for every pick, kept as its directions u_t."""
+        """Greedy picks. A^-1 is the covariance minus sum_t beta_t u_t u_t^T; only u_t and beta_t are stored."""
         s, fisher, shard = objective.curvature, objective.fisher, self._pool.shard
         h, q = objective.h.clone(), objective.q.clone()
         zero = h.new_zeros(())
@@ -139,10 +139,10 @@ class BaitScorer(PosteriorScorer):
         picks: Tensor,  # [m] int64
         count: int,
     ) -> Tensor:  # [m] bool, False where a pick was removed
-        """The backward pass, in the space of the picks and in float64: m^2 numbers instead of the pool.
+        """The backward pass, in float64, on m x m matrices of the picks instead of the pool.
 
-        With G = Phi A^-1 Phi^T and Q = Phi A^-1 F A^-1 Phi^T of the picks, taking the information of row r away, by
-        beta = s / (1 - s G_rr), or giving it, by beta = -s / (1 + s G_rr), changes them by
+        Let G = Phi A^-1 Phi^T and Q = Phi A^-1 F A^-1 Phi^T for the picks. Removing the information of row r changes
+        them as below with beta = s / (1 - s G_rr), and adding it does with beta = -s / (1 + s G_rr):
             G += beta g g^T        Q += beta (g q^T + q g^T) + beta^2 Q_rr g g^T,    g = G_:r, q = Q_:r.
         """
         phi = self._pool.standardized(picks).double()

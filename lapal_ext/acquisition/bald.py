@@ -1,4 +1,4 @@
-"""Mutual information between the weights and a row's label: by samples, or in closed form."""
+"""Mutual information between the weights and the label of a row: from samples, or in closed form."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ _SAMPLES = 512  # of the logits with link "mc"; all rows share them, so that the
 
 
 class BaldScorer(LatentScorer):
-    """BALD: the entropy of the mean predictive less the mean entropy, in nats.
+    """BALD: the entropy of the mean predictive minus the mean entropy, in nats.
 
     ``mc``: H(mean_s p_s) - mean_s H(p_s) over 512 samples p_s = softmax(z + sqrt(v) noise_s), one noise [S, C] for all
     rows and all picks of a selection. O(N S C) per pick.
@@ -57,13 +57,13 @@ def information_gain(
     probabilities: Tensor,  # [N, C]
     variance: Tensor,  # [N]
 ) -> Tensor:  # [N]
-    """What a label is expected to take off the entropy of a Gaussian over the weights: log det(I + v F) / 2.
+    """Expected reduction of the entropy of a Gaussian over the weights by one label: log det(I + v F) / 2.
 
     F = diag(p) - p p^T is the Fisher information of the softmax in the logits, whose covariance is v I. Its
     determinant has a closed form; with w the likeliest class,
         sum_{k != w} log(1 + v p_k) / 2  +  log(1 + v sum_{k != w} p_k (p_w - p_k) / (1 + v p_k)) / 2,
-    a sum of terms that are not negative, so that confident rows keep their digits. For small v it is BALD to first
-    order, v (1 - |p|^2) / 2; where v is large, BALD ends at log C and this does not.
+    a sum of terms that are not negative, so that confident rows keep their precision. For small v it equals BALD to
+    first order, v (1 - |p|^2) / 2. For large v, BALD is bounded by log C and this is not.
 
     Source: MacKay (1992), "Information-Based Objective Functions for Active Data Selection"; the Fisher form for
     classification in Kirsch and Gal (2022), arXiv 2208.00549; the closed form is ours. A variance that rounding has

@@ -1,4 +1,4 @@
-"""K-means by scikit-learn, which is imported when it is called and not before."""
+"""K-means by scikit-learn, which is only imported by the call."""
 
 import warnings
 
@@ -19,7 +19,7 @@ def cluster(
         points: [N, D], N >= n_clusters, on any device.
         n_clusters: K >= 1.
         seed: of the first centres, in [0, 2^32).
-        needed_by: what the error names where scikit-learn is missing.
+        needed_by: the argument that the error names if scikit-learn is missing.
 
     Returns:
         Cluster of each point, int64 [N]; the same for the same seed on the same machine.
@@ -33,6 +33,6 @@ def cluster(
     except ImportError as error:
         raise ImportError(f'{needed_by} needs scikit-learn: pip install "lapal_ext[cluster]"') from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # points that coincide leave clusters empty: no fault
+        warnings.simplefilter("ignore", ConvergenceWarning)  # expected: points that coincide leave clusters empty
         assigned = KMeans(n_clusters, n_init=1, random_state=seed).fit_predict(points.cpu().numpy())
     return torch.from_numpy(assigned).long().to(points.device)

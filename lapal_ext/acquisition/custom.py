@@ -1,4 +1,4 @@
-"""Strategies of a user's own: any callable that scores the whole pool."""
+"""Custom strategies: any callable that scores the whole pool."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
 class CustomScorer(PosteriorScorer):
     """Calls an acquisition on the pool with a posterior that has absorbed every label so far.
 
-    ``name`` is the argument that the acquisition came in, for errors.
+    ``name`` is the argument that holds the acquisition, for errors.
     """
 
     def __init__(self, setting: Setting, acquisition: Acquisition, name: str) -> None:
@@ -38,12 +38,12 @@ class CustomScorer(PosteriorScorer):
             )
         if utilities.device != self._taken.device:
             raise ValueError(f"{self._name}'s utilities must be on {self._taken.device}, got {utilities.device}")
-        check_utilities(utilities, self._name)  # before anybody is asked for the label of such a pick
+        check_utilities(utilities, self._name)  # before a label is requested for such a pick
         return best_first(utilities, self._taken, count, self._pool.shard)
 
 
 def spec(acquisition: Acquisition, name: str) -> Spec:
-    """The spec of a callable that came in the argument ``name``. It may use anything of the posterior."""
+    """The spec of a callable in the argument ``name``. It may use any part of the posterior."""
     return Spec(
         partial(CustomScorer, acquisition=acquisition, name=name),
         uses_variance=True,

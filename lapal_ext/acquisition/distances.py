@@ -1,7 +1,7 @@
 """Euclidean distances between the rows of a pool and points, in float64 and in tiles.
 
-The distance of a pair is a sum of squared differences in one order, so that copies of a row tie to the bit and are at
-distance zero. Where pairs are too many for that, ``squared_distances`` multiplies matrices.
+The squared differences of a pair are summed in one order, so that copies of a row tie to the bit and have distance
+zero. Where there are too many pairs for that, ``squared_distances`` uses a matrix product.
 """
 
 import torch
@@ -37,7 +37,7 @@ def squared_distances(
     rows: Tensor,  # [n, D] float64
     points: Tensor,  # [m, D] float64
 ) -> Tensor:  # [n, m] float64
-    """|x|^2 + |y|^2 - 2 x.y: seven times as fast, with an error of some eps of the squared norms."""
+    """|x|^2 + |y|^2 - 2 x.y: seven times as fast, with an error of a few eps of the squared norms."""
     squares = rows.square().sum(1)[:, None] + points.square().sum(1)
     return squares.addmm_(rows, points.T, alpha=-2.0).clamp_(min=0.0)
 
@@ -45,7 +45,7 @@ def squared_distances(
 def labelled_features(
     setting: Setting,
 ) -> Tensor:  # [L, D]
-    """The rows that have labels already, standardised; none where they were not given."""
+    """The standardised rows that have labels; none if they were not given."""
     mean = setting.posterior.mean
     if setting.labelled is None:
         return mean.new_empty(0, mean.shape[1])

@@ -1,4 +1,4 @@
-"""The part of a scorer that keeps the logits and variances of a pool up to date."""
+"""The base class of scorers that keep the logits and variances of a pool up to date."""
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ class LatentScorer:
 
     With Sigma the posterior's covariance, the direction of pick t is
         u_t = Sigma phi_t - sum_{s<t} beta_s u_s (u_s . phi_t),  O(D^2 + D t),
-    and absorbing it moves every row by its column c = Phi u_t: logits += c g_t^T, v -= beta_t c^2. One label takes one
-    pass over the pool by ``selection_step_``, several at once go through one matrix product. A subclass adds ``pick``.
+    and absorbing it changes every row by its column c = Phi u_t: logits += c g_t^T, v -= beta_t c^2. One label takes
+    one pass over the pool by ``selection_step_``; several at once take one matrix product. A subclass adds ``pick``.
     """
 
     def __init__(self, setting: Setting, *, with_variance: bool) -> None:
@@ -26,7 +26,7 @@ class LatentScorer:
         self._directions = mean.new_zeros(0, mean.shape[1])  # [t, D]
         self._beta = mean.new_zeros(0)  # [t]
         self._steps = mean.new_zeros(0, mean.shape[0])  # [t, C]
-        self._applied = 0  # of the t labels, how many the pool's logits and variances know
+        self._applied = 0  # how many of the t labels the pool's logits and variances include
 
     def release(self, picks: Tensor) -> None:
         """See ``Scorer``."""
@@ -53,7 +53,7 @@ class LatentScorer:
             )
         )
         u, steps = columns, h
-        if len(picks) > 1:  # else the triangle is a one
+        if len(picks) > 1:  # for one row the triangle is the identity
             u = torch.linalg.solve_triangular(triangle, columns, upper=False, unitriangular=True)
             steps = triangle.T @ h
         self._directions = torch.cat([self._directions, u])
@@ -78,32 +78,32 @@ class LatentScorer:
         self,
         x: Tensor,  # [k, D], standardised
     ) -> Tensor:  # [k, D]
-        """Rows times the present covariance."""
-        spent = (x @ self._directions.T) * self._beta
-        return x @ self._posterior.covariance - spent @ self._directions
+        """Rows times the current covariance."""
+        explained = (x @ self._directions.T) * self._beta
+        return x @ self._posterior.covariance - explained @ self._directions
 
     def _bring_up_to_date(self) -> None:
-        """Move the pool's logits and variances by the labels they do not know yet."""
-        waiting = slice(self._applied, len(self._beta))
-        count = waiting.stop - waiting.start
+        """Apply the labels that the pool's logits and variances do not include yet."""
+        pending = slice(self._applied, len(self._beta))
+        count = pending.stop - pending.start
         if count == 0:
             return
-        if count == 1:  # the same arithmetic as in a pick, so that a replay gives the same bits
+        if count == 1:  # the same arithmetic as in a pick, so that a replay gives equal bits
             self._step_through_pool(torch.ones_like(self._taken), None, "margin")
             return
-        columns = self._pool.columns(self._directions[waiting])
-        self._logits += columns @ self._steps[waiting]
+        columns = self._pool.columns(self._directions[pending])
+        self._logits += columns @ self._steps[pending]
         if self._variance is not None:
-            self._variance -= columns.square() @ self._beta[waiting]
-        self._applied = waiting.stop
+            self._variance -= columns.square() @ self._beta[pending]
+        self._applied = pending.stop
 
     def _step_through_pool(
         self,
-        taken: Tensor,  # [N] bool, the winner is set in place
+        taken: Tensor,  # [N] bool, the pick is set in place
         scale: Tensor | None,  # [N]
         kind: str,
     ) -> tuple[Tensor, Tensor]:
-        """Move the pool by the one label it may not know yet, and take its best row, all in one pass."""
+        """Apply at most one pending label to the pool and take its best row, in one pass."""
         mean = self._posterior.mean
         if self._applied < len(self._beta):
             direction, g, beta = self._directions[-1:], self._steps[-1], self._beta[-1]

@@ -13,19 +13,19 @@ from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.pool.pool import Pool
 from lapal_ext.rules import EXACT_LINKS
 
-_PURITY = 0.95  # share of the balls of the default radius that hold one pseudo-label
+_PURITY = 0.95  # share of the balls that hold a single pseudo-label, which defines the radius
 
 
 class ProbCoverScorer(PosteriorScorer):
-    """ProbCover: every pick is the row with most uncovered rows closer than the radius, the count being its utility.
+    """ProbCover: every pick is the row with the most uncovered rows within the radius; their number is its utility.
 
-    A row is covered once a labelled row, one absorbed in this selection or a pick is closer than the radius. The radius
-    is the paper's: the largest with which 95 % of the balls around rows are pure, hold rows of one pseudo-label alone,
-    where the pseudo-labels are k-means clusters, as many as there are classes (needs scikit-learn). That is the 5 %
-    quantile of the distances from a row to the nearest row of another cluster.
+    A row is covered if a labelled row, a row absorbed in this selection or a pick is closer than the radius. The radius
+    is the paper's: the largest for which 95 % of the balls around rows are pure, that is, hold rows of a single
+    pseudo-label. The pseudo-labels are k-means clusters, as many as there are classes (needs scikit-learn). This radius
+    is the 5 % quantile of the distances from a row to the nearest row of another cluster.
 
-    Distances are Euclidean, of standardised features where the posterior standardises; the model plays no part. The
-    graph of the paper is never stored: its degrees are counted in tiles, O(N^2 D) for a whole selection.
+    Distances are Euclidean, of standardised features if the posterior standardises; the model is not used. The graph of
+    the paper is never stored: its degrees are counted in tiles, O(N^2 D) for a whole selection.
 
     Source: Yehuda et al. (2022), "Active Learning Through a Covering Lens", arXiv 2205.11320, algorithm 1 and
     section 3.2.
@@ -60,7 +60,7 @@ class ProbCoverScorer(PosteriorScorer):
 
     def _cover(
         self,
-        centres: Tensor,  # [m, D], inner
+        centres: Tensor,  # [m, D], standardised
         covered: Tensor,  # [N] bool, changed in place
         degree: Tensor,  # [N] int64, changed in place
     ) -> None:
@@ -74,7 +74,7 @@ def _count_closer(
     among: Tensor,  # [m] int64
     radius: float,
 ) -> Tensor:  # [N] int64
-    """How many of some rows are closer than the radius to each row."""
+    """For every row, how many of the rows ``among`` are closer than the radius."""
     counts = torch.zeros(len(pool), dtype=torch.int64, device=among.device)
     for rows, tile in pool.standardized_tiles():
         for block in among.split(max(1, TILE // len(tile))):
@@ -84,7 +84,7 @@ def _count_closer(
 
 
 def _pure_radius(pool: Pool, n_clusters: int, seed: int) -> float:
-    """Largest radius of which the share ``_PURITY`` of all balls is pure; infinite where there is one cluster only."""
+    """Largest radius with which a share ``_PURITY`` of all balls is pure; infinite if there is only one cluster."""
     if len(pool) == 0:
         return 0.0
     everything = torch.arange(len(pool), device=pool.storage.device)
@@ -97,7 +97,7 @@ def _pure_radius(pool: Pool, n_clusters: int, seed: int) -> float:
             squares.masked_fill_(clusters[rows, None] == clusters[block], torch.inf)
             nearest[rows] = torch.minimum(nearest[rows], squares.amin(1))
     impure = int((1.0 - _PURITY) * len(pool))
-    # A ball is open, and one of the pairs is at this very distance: rounding must not put it inside.
+    # A ball is open, and one pair has exactly this distance: rounding must not put it inside.
     return math.sqrt(float(nearest.sort().values[impure])) * (1.0 - 1e-9)
 
 

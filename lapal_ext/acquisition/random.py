@@ -10,7 +10,7 @@ from lapal_ext.rules import EXACT_LINKS
 
 
 class RandomScorer(CustomScorer):
-    """Utilities are uniform draws, the same at every call, of all rows on every rank: N numbers."""
+    """Utilities are uniform draws, the same at every call. Every rank draws them for all N rows."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, self._draw, "acquisition")

@@ -1,4 +1,4 @@
-"""Every strategy by name, and what follows from its ``Spec``.
+"""Every strategy by name, and the functions that depend on its ``Spec``.
 
 To add a strategy, write its module with a ``SPEC`` and add one line to ``STRATEGIES``.
 """
@@ -40,15 +40,15 @@ ACQUISITIONS = tuple(STRATEGIES)
 
 
 def spec_of(acquisition: str | Acquisition, name: str = "acquisition") -> Spec:
-    """The spec of a strategy by name, or of a callable that came in the argument ``name``."""
+    """The spec of a strategy by name, or of a callable in the argument ``name``."""
     return custom.spec(acquisition, name) if callable(acquisition) else STRATEGIES[acquisition]
 
 
 def check_acquisition(acquisition: object, link: object, generator: object, group: object = None) -> Link:
-    """Return the link, or raise a typed error unless ``make_scorer`` knows what to do with these."""
+    """Return the link, or raise a typed error unless ``make_scorer`` supports these arguments."""
     if not callable(acquisition):
         check_choice("acquisition", acquisition, ACQUISITIONS)
-    spec = spec_of(acquisition)  # type: ignore[arg-type]  # a name of the table or a callable, as was checked
+    spec = spec_of(acquisition)  # type: ignore[arg-type]  # checked above
     chosen = check_link(link, spec.links)
     check_generator("generator", generator)
     if group is not None and spec.needs_all_rows:
@@ -59,7 +59,7 @@ def check_acquisition(acquisition: object, link: object, generator: object, grou
 def check_memory(
     acquisition: str | Acquisition, posterior: LastLayerLaplace, pool: Pool, memory: object
 ) -> float | None:
-    """Return ``memory`` or raise a typed error: no number of bytes, or too few for what keeps all logits."""
+    """Return ``memory`` or raise a typed error unless it is a number of bytes that the acquisition can work with."""
     if memory is None:
         return None
     memory = check_number("memory", memory, above=0.0)
@@ -74,12 +74,12 @@ def _fits(posterior: LastLayerLaplace, pool: Pool, memory: float | None) -> bool
 
 
 def _bytes_of_logits(posterior: LastLayerLaplace, pool: Pool) -> int:
-    """Of the largest shard, so that all ranks score in one way."""
+    """Bytes of the largest shard's logits and variances, so that all ranks make the same choice."""
     return pool.shard.largest * (posterior.num_classes + 1) * posterior.mean.element_size()
 
 
 def uses_variance(acquisition: str | Acquisition, link: Link) -> bool:
-    """Whether picks depend on the covariance, so that updates matter even without labels."""
+    """Whether picks depend on the covariance, so that updates change them even without labels."""
     spec = spec_of(acquisition)
     return spec.uses_variance or (spec.uses_probabilities and link.uses_variance)
 
@@ -90,7 +90,7 @@ def draws(acquisition: str | Acquisition, link: Link) -> bool:
 
 
 def choose_seed(acquisition: str | Acquisition, link: Link, generator: torch.Generator | None) -> int:
-    """Seed of one selection; zero, and the generator stays as it is, where nothing is drawn."""
+    """Seed of one selection; zero, without a draw from the generator, if picks do not depend on it."""
     if not draws(acquisition, link):
         return 0
     device = torch.device("cpu") if generator is None else generator.device
@@ -104,13 +104,13 @@ def make_scorer(
     name: str = "acquisition",
     memory: float | None = None,
 ) -> Scorer:
-    """Start the state of a selection.
+    """Make the scorer of one selection.
 
     Args:
         acquisition: by name, or a callable.
-        setting: what it starts from.
-        name: the argument that a callable came in, for errors about what it returns.
-        memory: bytes that the logits and variances of the pool may take; ``check_memory`` comes first.
+        setting: its inputs.
+        name: the argument that holds a callable, for errors about its results.
+        memory: bytes that the logits and variances of the pool may take, checked by ``check_memory``.
     """
     spec = spec_of(acquisition, name)
     if spec.make_tiled is not None and not _fits(setting.posterior, setting.pool, memory):

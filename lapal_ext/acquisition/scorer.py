@@ -1,4 +1,4 @@
-"""What every acquisition offers to the selection loop."""
+"""The interface between acquisitions and the selection loop."""
 
 from typing import Protocol
 
@@ -10,16 +10,15 @@ from lapal_ext.pool.sharding import Shard
 class Scorer(Protocol):
     """State of one selection: which rows are best under the labels absorbed so far.
 
-    Picks are those of the ``Pool`` it was made for, the same on all ranks where it is in shards. What ``pick`` answers
-    depends on the labels absorbed, in their order, and on the rows that are taken, but not on earlier picks: whoever
-    asks again, undoes an answer or resumes from a file is asked the same question, to the bit, even by an acquisition
-    that draws.
+    Picks are those of the ``Pool`` it was made for, and the same on all ranks. The result of ``pick`` depends on the
+    absorbed labels, on their order and on the rows that are taken, but not on earlier picks. So it is the same, to the
+    bit, when it is called again, after an undo or after resuming from a file, even if the acquisition draws.
     """
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """Take the ``count`` best free rows: int64 [count] indices, best first, and their utilities [count].
 
-        Before the next call all of them are absorbed or released.
+        The caller absorbs or releases all of them before the next call.
         """
 
     def release(self, picks: Tensor) -> None:
@@ -39,20 +38,21 @@ def check_utilities(
     utilities: Tensor,  # [k]
     name: str,
 ) -> None:
-    """Raise ValueError where a utility is not a number; ``name`` is the argument that the acquisition came in."""
+    """Raise ValueError if a utility is NaN; ``name`` is the argument that holds the acquisition."""
     if bool(utilities.isnan().any()):
         raise ValueError(f"{name} gave a utility that is not a number; nothing was selected")
 
 
 def best_first(
-    utilities: Tensor,  # [n] of the rows that are here
-    taken: Tensor,  # [n] bool, the winners are set in place
+    utilities: Tensor,  # [n] of the rows in this process
+    taken: Tensor,  # [n] bool, the picks are set in place
     count: int,
     shard: Shard,
 ) -> tuple[Tensor, Tensor]:  # [count] int64, [count]
-    """Take the ``count`` largest free utilities of all shards; ties go to the lowest pick, NaN before all.
+    """Take the ``count`` free rows of all shards with the largest utilities, and return their picks and utilities.
 
-    The rows that are taken stand behind all others, even behind those with a utility of minus infinity.
+    Ties go to the lowest pick, and NaN counts as the largest. Taken rows come after all others, even after those with a
+    utility of minus infinity.
     """
     order = utilities.sort(descending=True, stable=True).indices
     rows = order[taken[order].sort(stable=True).indices[:count]]

@@ -1,4 +1,4 @@
-"""What a strategy tells the rest of the package about itself, and what its scorer is made from."""
+"""The properties of a strategy (``Spec``), and the inputs of its scorer (``Setting``)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from lapal_ext.rules import EXACT_LINKS, Link, UpdateRule
 
 
 class Setting(NamedTuple):
-    """What a scorer starts from; all of it has been checked."""
+    """The inputs of a scorer, all of them checked."""
 
-    posterior: LastLayerLaplace  # stays as it is
+    posterior: LastLayerLaplace  # not modified
     pool: Pool
     rule: UpdateRule
     link: Link
@@ -26,15 +26,16 @@ class Spec(NamedTuple):
     """One strategy.
 
     Attributes:
-        make: starts the state of one selection.
-        make_tiled: the same without the logits of the whole pool in memory; None where they are needed or never made.
-        links: those it may be used with.
-        drawing_links: those with which its picks depend on the seed.
-        uses_variance: whether its picks depend on the covariance whatever the link.
-        uses_probabilities: whether they depend on probabilities, and so on the covariance where the link does.
-        keeps_logits: whether it cannot do without the logits of the whole pool.
+        make: makes the scorer of one selection.
+        make_tiled: the same without the logits of the whole pool in memory; None if it needs them or never computes
+            them.
+        links: the links that it supports.
+        drawing_links: the links with which its picks depend on the seed.
+        uses_variance: whether its picks depend on the covariance with every link.
+        uses_probabilities: whether they depend on probabilities, and so on the covariance if the link does.
+        keeps_logits: whether it needs the logits of the whole pool in memory.
         needs_all_rows: whether it needs all rows in one process.
-        scores_every_row: whether its utilities are of rows one by one, rather than of picks beside earlier picks.
+        scores_every_row: whether it has a utility for every single row, independent of earlier picks.
     """
 
     make: Callable[[Setting], Scorer]

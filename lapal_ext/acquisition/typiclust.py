@@ -12,20 +12,20 @@ from lapal_ext.rules import EXACT_LINKS
 
 _MAX_CLUSTERS = 500
 _NEIGHBOURS = 20
-_SMALL = 5  # points; clusters without more of them come after all others
+_SMALL = 5  # points; clusters of at most this size come after all others
 
 
 class TypiClustScorer(PosteriorScorer):
     """TypiClust: k-means, then the row with the closest neighbours from one uncovered cluster after another.
 
-    The labelled rows and the pool are clustered together into min(labelled + picks, 500) clusters; the rows that have
-    been absorbed in this selection count as labelled. Every pick comes from the cluster with fewest labelled rows and
-    picks, the largest of such clusters, those of at most 5 points after all others. It is the most typical of the
-    cluster's free rows: the inverse of the mean distance to its 20 nearest neighbours in the cluster is largest. Its
-    utility is minus that mean distance, which is finite for copies too. Needs scikit-learn.
+    The labelled rows and the pool are clustered together into min(labelled + picks, 500) clusters. Rows absorbed in
+    this selection count as labelled. Every pick comes from the cluster with the fewest labelled rows and picks; ties go
+    to the largest cluster, and clusters of at most 5 points come after all others. The pick is the most typical free
+    row of the cluster: its mean distance to its 20 nearest neighbours in the cluster is smallest. Its utility is minus
+    that distance; the paper's inverse would be infinite for copies. Needs scikit-learn.
 
-    Distances are Euclidean, of standardised features where the posterior standardises; the model plays no part. Every
-    group of picks clusters anew, so that small ``update_every`` take long.
+    Distances are Euclidean, of standardised features if the posterior standardises; the model is not used. Every group
+    of picks needs a new clustering, so a small ``update_every`` is slow.
 
     Source: Hacohen et al. (2022), "Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets",
     arXiv 2202.02794, algorithm 1 with k-means; the limits are those of the published code.
@@ -72,7 +72,7 @@ class TypiClustScorer(PosteriorScorer):
     ) -> Tensor:  # [N]
         """Minus the mean distance to the nearest members, for the members in the pool; minus infinity elsewhere.
 
-        The neighbours are found by a product of matrices; their distances are sums in one order, so that copies tie.
+        A matrix product finds the neighbours; their distances are summed in one order, so that copies tie.
         """
         numbers = members.nonzero()[:, 0]
         inside = points[numbers].double()

@@ -1,4 +1,4 @@
-"""The utilities of ``ops.utility``, of logits that are kept up to date for a whole pool or computed for every pick."""
+"""The utilities of ``ops.utility``, from logits of the whole pool in memory, or from logits computed for every pick."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ from lapal_ext.validation.tensors import check_overflow
 
 
 class UncertaintyScorer(LatentScorer):
-    """The formulas are in ``utilities.utility``; absorbing a label, scoring and picking is one pass."""
+    """The formulas are in ``utilities.utility``. One pass over the pool absorbs a label, scores and picks."""
 
     def __init__(self, setting: Setting, kind: str) -> None:
         super().__init__(setting, with_variance=kind == "variance")
@@ -35,7 +35,7 @@ class UncertaintyScorer(LatentScorer):
 class TiledUncertaintyScorer(PosteriorScorer):
     """The same utilities, with nothing of size N C in memory: a pick computes the logits of a tile of rows at a time.
 
-    O(N D C) per pick in place of O(N (D + C)), and O(N D^2) more where the variance counts.
+    O(N D C) per pick in place of O(N (D + C)), and O(N D^2) more if the variance is used.
     """
 
     _takes_norms = False

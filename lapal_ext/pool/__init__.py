@@ -1,1 +1,1 @@
-"""The rows one may pick from: in memory, in a file, or shared by several processes."""
+"""The rows that may be picked: in memory, in a file, or distributed over several processes."""

@@ -1,11 +1,11 @@
-"""Feature matrices that stay in their files, or in an array of NumPy: seen as tensors, never copied.
+"""Feature matrices in files or NumPy arrays: viewed as tensors, never copied.
 
-The system reads pages of a file when a kernel touches them and drops them when memory is short, so a pool may be larger
-than memory, in half precision too. The file must stay as it is while it is used: one that is cut short then ends the
+The operating system reads pages of a file when a kernel accesses them and drops them when memory is short, so a pool
+may be larger than memory, in half precision too. The file must not change while it is used: truncating it ends the
 process with a bus error, as with every memory map.
 
-Neither format has a checksum: a file that is cut off, or whose header is damaged, is refused, but a bit that flips
-within the numbers gives another number. Where that matters, keep a checksum beside the file.
+Neither format has a checksum. A truncated file or a damaged header is an error, but a flipped bit within the numbers is
+not detected. Where that matters, keep a checksum beside the file.
 """
 
 import errno
@@ -33,7 +33,7 @@ Features: TypeAlias = Array | str | os.PathLike[str]
 
 _MATRIX = "features"  # name of the matrix in a safetensors file that holds several tensors
 _CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-# What NumPy raises, depending on what of a header is wrong.
+# The errors that NumPy raises for damaged headers.
 NPY_DAMAGE = (ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, MemoryError, tokenize.TokenError)
 
 
@@ -41,13 +41,13 @@ def as_tensor(name: str, value: Features) -> Tensor:
     """View features as a tensor that shares their memory.
 
     Args:
-        name: the argument that they come in.
-        value: of any of the kinds; a tensor is returned as it is.
+        name: name of the argument, for errors.
+        value: the features; a tensor is returned unchanged.
 
     Raises:
-        TypeError: another type, or an array that is no tensor.
+        TypeError: another type, or an array that torch does not support.
         FileNotFoundError: there is no such file.
-        StorageError: the file is damaged, of another format, or holds no matrix of features.
+        StorageError: the file is damaged, has another format, or holds no matrix of features.
     """
     if isinstance(value, Tensor):
         return value
@@ -87,14 +87,14 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
 
     Raises:
         OSError: the file cannot be read.
-        StorageError: damaged, or no .npy file of numbers.
+        StorageError: the file is damaged, or is not a .npy file of numbers.
     """
     with path.open("rb") as file:
         if file.read(2) == b"PK":
             raise StorageError(f"{path} holds several arrays, as .npz files do: save the one array as .npy")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a damaged header looks like one of Python 2
+            warnings.simplefilter("ignore", UserWarning)  # about damaged headers that look like those of Python 2
             try:
                 array: NDArray[Any] = (
                     _map_as_allowed(lambda mode: np.load(path, mmap_mode=mode, allow_pickle=False))
@@ -106,12 +106,12 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     except NPY_DAMAGE as error:
         if "Object arrays" in str(error):
             raise StorageError(
-                f"{path} holds Python objects, not numbers, and is not read: they might be code"
+                f"{path} holds Python objects, not numbers, and is not read: unpickling them could run code"
             ) from error
         raise StorageError(f"{path} is damaged, or no .npy file of numbers: {error}") from error
     if isinstance(array, np.memmap) and path.stat().st_size != array.offset + array.nbytes:
         raise StorageError(
-            f"{path} is damaged, or holds more than one array: its header speaks of {array.nbytes} bytes behind the "
+            f"{path} is damaged, or holds more than one array: by its header there are {array.nbytes} bytes after the "
             f"first {array.offset}, and the file has {path.stat().st_size}"
         )
     return array
@@ -119,7 +119,7 @@ def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:
 
 def _map_safetensors(path: Path) -> Tensor:
     try:
-        with safe_open(path, framework="np") as file:  # which knows what a valid file is
+        with safe_open(path, framework="np") as file:  # which also checks that the file is valid
             names: list[str] = list(file.keys())
             if len(names) != 1 and _MATRIX not in names:
                 raise StorageError(
@@ -144,10 +144,10 @@ def _map_safetensors(path: Path) -> Tensor:
 
 
 def _map_as_allowed(open_map: Callable[[Literal["c", "r"]], NDArray[Any]]) -> NDArray[Any]:
-    """A map whose pages are copied when somebody writes to them, since torch has no tensors that cannot be written to.
+    """Map a file copy-on-write, since torch has no read-only tensors.
 
-    The system counts it as memory that may be needed; where its limit is lower, the map is for reading alone, and
-    whoever writes to it ends the process.
+    The system counts such a map as memory that may be needed. If that exceeds its limit, the map is read-only, and a
+    write to it ends the process.
     """
     try:
         return open_map("c")

@@ -1,4 +1,4 @@
-"""The rows one may pick from: the only module that reads pool storage."""
+"""The rows that may be picked, in their storage dtype, and their standardised features."""
 
 from collections.abc import Iterator
 
@@ -25,21 +25,21 @@ from lapal_ext.validation.tensors import (
 
 
 class Pool:
-    """A feature matrix in its own storage dtype, read through the standardising of one posterior.
+    """A feature matrix in its own storage dtype, standardised by one posterior when it is read.
 
     Args:
-        posterior: fitted; the rows are its inputs. Its mean, covariance and standardising are those of now.
-        features: [N, D], float32, float64, or half precision as storage; an array or a file is read where it is.
-        candidates: the rows that may be picked, distinct; all by default. They are copied out, in ascending order, so
-            that ties still go to the lowest row.
-        ranks: the processes that share the pool; this one alone by default. These features follow those of the ranks
-            before this one, and row numbers, those of ``candidates`` too, count all of them.
+        posterior: fitted; the rows are its inputs. The pool keeps its current mean, covariance and standardisation.
+        features: [N, D], float32, float64, or half precision as storage; an array or a file is not copied.
+        candidates: the rows that may be picked, distinct; all by default. They are copied, in ascending order, so that
+            ties still go to the lowest row.
+        ranks: the processes that share the pool; only this one by default. Row numbers, also in ``candidates``, count
+            the rows of all ranks, in rank order.
 
     Attributes:
-        storage: the candidates that are here, [n, D].
-        rows_here: how many rows are here, candidates or not.
-        shard: where the other candidates are; its picks are what the methods below take.
-        size: rows of the whole pool, candidates or not.
+        storage: the candidates in this process, [n, D].
+        rows_here: number of rows in this process, candidates or not.
+        shard: the distribution of the candidates over the processes. The methods below take its picks.
+        size: number of rows of the whole pool, candidates or not.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Pool:
             self.storage = self.local(self.storage)
 
     def __len__(self) -> int:
-        """Rows that may be picked and are here."""
+        """Number of candidates in this process."""
         return self.storage.shape[0]
 
     def check_rows(self, name: str, rows: Array) -> Tensor:  # [K] int64
-        """Return distinct row numbers of the matrix that was passed in, or raise a typed error."""
+        """Return ``rows`` as a tensor or raise a typed error unless they are distinct row numbers of the pool."""
         rows = as_dense(name, rows)
         check_tensors({name: ShapeSpec("int64", ("K",))}, {name: rows})
         if rows.device != self.storage.device:
@@ -95,7 +95,7 @@ class Pool:
         self,
         values: Tensor,  # [m, ...]
     ) -> Tensor:  # [n, ...]
-        """What belongs to the candidates, of what belongs to all rows that are here."""
+        """Select the values of the candidates from the values of all rows in this process."""
         if self._candidates is None:
             return values
         return values[self._candidates[self.shard.numbers] - self._first]
@@ -104,7 +104,7 @@ class Pool:
         self,
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k] int64
-        """Row numbers of the matrix that was passed in, of those of all ranks one behind another."""
+        """Row numbers of the picks in the whole pool, that is in the matrices of all ranks in order."""
         return picks if self._candidates is None else self._candidates[picks]
 
     def to_picks(
@@ -112,10 +112,10 @@ class Pool:
         rows: Tensor,  # [k] int64
         name: str = "indices",
     ) -> Tensor:  # [k] int64
-        """Inverse of ``to_rows``; ``name`` is the argument that the rows came in.
+        """Inverse of ``to_rows``; ``name`` is the argument that holds the rows, for errors.
 
         Raises:
-            ValueError: a row is not in the pool, or no candidate.
+            ValueError: a row is not in the pool, or is not a candidate.
         """
         check_index_range(name, rows, self.size, f"[0, {self.size}), one of the rows of pool")
         if self._candidates is None:
@@ -130,21 +130,21 @@ class Pool:
         self,
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k, D]
-        """Features of some rows as they were passed in, in the posterior's dtype."""
+        """Raw features of the picks, in the dtype of the posterior."""
         return self.shard.gather(self.storage, picks).to(self._mean.dtype)
 
     def standardized(
         self,
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k, D] or [k, D + 1]
-        """Standardised features of some rows."""
+        """Standardised features of the picks."""
         return self._standardization.standardized(self.raw(picks))
 
     def standardized_tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield all rows standardised, a tile [n, D] or [n, D + 1] at a time, with their numbers.
+        """Yield tiles of rows: a slice of row numbers, and the standardised rows [n, D] or [n, D + 1].
 
-        Every tile overwrites the one before, and the memory is kept for the next time: the allocator puts new tiles
-        behind what is held of old ones, and rarely finds room in their place.
+        Every tile overwrites the previous one, and the buffer is kept for the next call. New buffers would fragment
+        memory: the allocator rarely reuses the space of old ones.
         """
         buffer, self._buffer = self._buffer, None
         tiles = list(row_tiles(len(self)))
@@ -159,7 +159,7 @@ class Pool:
         self,
         directions: Tensor,  # [k, D] or [k, D + 1], of standardised features
     ) -> Tensor:  # [N, k]
-        """Product of every row with some directions, one pass over the storage."""
+        """Product of every row with every direction, in one pass over the storage."""
         weights, offsets = self._standardization.raw(directions)
         result = weights.new_empty(len(self), weights.shape[0])
         for rows in row_tiles(len(self)):
@@ -167,11 +167,11 @@ class Pool:
         return result
 
     def latent(self, *, with_variance: bool) -> tuple[Tensor, Tensor | None]:  # [N, C], [N]
-        """Logits, in class-major memory, and variance of every row at present."""
+        """Logits, in class-major memory, and variance of every row under the posterior."""
         logits = self._mean.new_empty(self._mean.shape[0], len(self))
         variance = self._mean.new_empty(len(self)) if with_variance else None
         for rows, x in self.standardized_tiles():
-            logits[:, rows] = ops.inner_products(x, self._mean).T  # copies of a row tie, to the bit
+            logits[:, rows] = ops.inner_products(x, self._mean).T  # equal rows have equal logits, to the bit
             if variance is not None:
                 variance[rows] = ops.predictive_variance(x, self._covariance)
                 check_variance(variance[rows], x, self._covariance, "pool", rows.start)
@@ -179,7 +179,7 @@ class Pool:
         return logits.T, variance
 
     def mean(self) -> Tensor:  # [1, D] or [1, D + 1], float64
-        """Average of all standardised rows; zero where there is none."""
+        """Average of the standardised rows of all ranks; zero if there are none."""
         total = self._mean.new_zeros(1, self._mean.shape[1], dtype=torch.float64)
         for _, x in self.standardized_tiles():
             total += x.double().sum(0)

@@ -1,7 +1,7 @@
-"""A pool whose rows are shared by several processes of a torch.distributed group; one process is a group of one.
+"""A pool whose rows are distributed over the processes of a torch.distributed group; one process is a group of one.
 
-``Ranks`` are the processes and what they send each other: they go on together, or all of them stop. ``Shard`` is where
-the rows are. Without a group, both answer without a message or a copy.
+``Ranks`` has the communication between the processes: an error in one stops all of them. ``Shard`` maps picks to the
+processes that have the rows. Without a group, neither sends a message or makes a copy.
 """
 
 import hashlib
@@ -16,28 +16,28 @@ from torch import Tensor, distributed
 from lapal_ext.errors import RankError
 from lapal_ext.validation.tensors import STORAGE_DTYPES
 
-_TEXT = 400  # bytes of an error's message that the other ranks are told
+_TEXT = 400  # bytes of an error message that are sent to the other ranks
 _ADD, _COLLECT, _DONE = range(3)
 _NO_ROWS = -1
 
 
 class Ranks:
-    """The processes that make one selection together, this one among them.
+    """The processes that make one selection together, including this one.
 
-    Before every message the ranks tell each other that they are well and what they are about to send. So an error on
-    one rank is an error on all of them, at their next message and with its text, and ranks that were called with
-    different arguments are told so instead of waiting for each other. A rank whose process has died is noticed by the
-    process group: at once where its connections close, else after the group's timeout.
+    Before every message the ranks exchange whether they have failed and what they send next. So an error on one rank
+    raises a RankError with its text on all others, at their next message. Ranks that were called with different
+    arguments also raise, instead of waiting for each other. The process group detects a rank whose process has died: at
+    once if its connections close, else after the timeout of the group.
 
     Args:
-        group: of gloo, nccl or another backend that can add and gather; None for this process alone.
+        group: of gloo, nccl or another backend that can add and gather; None for a single process.
 
     Attributes:
         rank: of this process, from zero.
-        size: how many processes there are.
+        size: number of processes.
 
     Raises:
-        TypeError: no process group, or one that this process is not in.
+        TypeError: ``group`` is not a process group, or this process is not in it.
     """
 
     def __init__(self, group: object = None) -> None:
@@ -55,9 +55,9 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Make an error of the body on one rank an error on all: elsewhere a RankError with its text.
+        """If the body raises on one rank, raise a RankError with the text of the error on all others.
 
-        The ranks wait for each other at the end, so that none returns a result that another has not.
+        The ranks wait for each other at the end, so that either all of them return a result or none does.
         """
         if self.size == 1:
             yield
@@ -65,19 +65,19 @@ class Ranks:
         try:
             yield
             self._synchronize(_DONE, 0)
-            # Threads of gloo still release the last message, for which they need the interpreter. A process that ends
-            # now may be aborted by them. A barrier carries no tensors and waits without holding the interpreter.
+            # Threads of gloo may still be releasing the last message, which needs the interpreter lock, and may abort a
+            # process that ends now. A barrier has no tensors and waits without holding the lock.
             with _lost_rank():
                 distributed.barrier(self._group)
         except RankError:
             raise
-        except (Exception, KeyboardInterrupt) as error:  # Ctrl-C in a notebook ends no process
+        except (Exception, KeyboardInterrupt) as error:  # Ctrl-C does not end the process of a notebook
             with suppress(RankError):
                 self._synchronize(_DONE, 0, error)
             raise
 
     def add(self, value: Tensor) -> Tensor:
-        """Sum of the values of all ranks, the same bits on each."""
+        """Sum of the values of all ranks, equal to the bit on each."""
         if self.size == 1:
             return value
         self._synchronize(_ADD, value.numel())
@@ -95,13 +95,13 @@ class Ranks:
         return self._gathered(value)
 
     def from_first(self, compute: Callable[[], Tensor], like: Tensor) -> Tensor:
-        """What rank 0 computes, of the shape and the dtype of ``like``; the others do not call it."""
+        """Call ``compute`` on rank 0 and return its result on all ranks; it has the shape and dtype of ``like``."""
         return self.add(compute() if self.rank == 0 else torch.zeros_like(like))
 
     def agree(self, **values: object) -> None:
-        """Raise ValueError on all ranks unless the values are the same on all; the first that is not is named.
+        """Raise ValueError on all ranks unless each value is the same on all; the error names the first that differs.
 
-        Tensors are compared by their bits, anything else by its text.
+        Tensors are compared by their bits, other values by their repr.
         """
         if self.size == 1:
             return
@@ -110,11 +110,11 @@ class Ranks:
             others = (numbers[:, number] != numbers[0, number]).nonzero()
             if len(others) > 0:
                 raise ValueError(
-                    f"{name} must be the same on every rank, rank {int(others[0])} has another than rank 0"
+                    f"{name} must be the same on every rank, rank {int(others[0])} has another value than rank 0"
                 )
 
     def _synchronize(self, kind: int, numel: int, error: BaseException | None = None) -> None:
-        """Wait until every rank is here, and raise RankError unless all are well and about to send the same."""
+        """Wait for every rank, and raise RankError if one has failed or if they are about to send different things."""
         text = b"" if error is None else _text(error)
         states = self._gathered(torch.tensor([int(error is not None), kind, numel]))
         failed = states[:, 0].nonzero()[:, 0].tolist()
@@ -138,19 +138,19 @@ class Ranks:
 
 
 class Shard:
-    """The rows of a pool that are in this process.
+    """The part of a pool that is in this process.
 
-    A pick is the number of a row among the candidates of all shards, in rank order, and so the same on every rank. What
-    belongs to rows (logits, utilities, which are taken) is kept in the process that has them.
+    A pick is the number of a row among the candidates of all shards, in rank order, so it is the same on every rank.
+    Values per row (logits, utilities, the mask of taken rows) are kept in the process that has the row.
 
     Args:
         ranks: the processes.
-        bounds: the first pick of every rank, and the number of all.
+        bounds: the first pick of every rank, then the total number of candidates.
 
     Attributes:
-        total: rows of all shards.
-        largest: rows of the largest shard.
-        numbers: the picks of the rows that are here.
+        total: number of rows of all shards.
+        largest: number of rows of the largest shard.
+        numbers: the picks of the rows in this process, a slice.
     """
 
     def __init__(self, ranks: Ranks, bounds: Sequence[int]) -> None:
@@ -166,15 +166,15 @@ class Shard:
         self,
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [m] int64, m <= k
-        """Row numbers in this process, of those picks that are here."""
+        """Local row numbers of those picks that are in this process."""
         return picks if self._is_whole else picks[self._is_here(picks)] - self.numbers.start
 
     def gather(
         self,
-        values: Tensor,  # [n, ...] of the rows that are here
+        values: Tensor,  # [n, ...] of the rows in this process
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k, ...]
-        """What belongs to some picks, wherever they are: each rank adds its own values to zeros."""
+        """Values of picks in any process, as a sum to which each rank contributes those of its own rows."""
         if self._is_whole:
             return values[picks]
         result = values.new_zeros(len(picks), *values.shape[1:])
@@ -183,14 +183,14 @@ class Shard:
 
     def best(
         self,
-        rows: Tensor,  # [k] int64, the best that are here, best first, ties to the lowest
-        utilities: Tensor,  # [k], theirs
-        taken: Tensor,  # [n] bool, the winners are set in place
+        rows: Tensor,  # [k] int64, the best rows in this process, best first, ties to the lowest
+        utilities: Tensor,  # [k], of ``rows``
+        taken: Tensor,  # [n] bool, the picks are set in place
         count: int,  # at most the free rows of all shards
     ) -> tuple[Tensor, Tensor]:  # [count] int64, [count]
         """The best picks of all shards and their utilities, from the ``count`` best rows of each.
 
-        In shards: one message of 16 bytes per pick and rank.
+        With several ranks, each sends one message of 16 bytes per pick.
         """
         if self._is_whole:
             picks, best = rows[:count], utilities[:count]
@@ -209,11 +209,11 @@ class Shard:
 
     def best_of_one_each(
         self,
-        row: Tensor,  # [] int64, -1 where none is free
+        row: Tensor,  # [] int64, -1 if no row is free
         utility: Tensor,  # []
         taken: Tensor,  # [n] bool
     ) -> tuple[Tensor, Tensor]:  # [1] int64, [1]
-        """The best pick of all shards, from the one row that an op has taken in each; it is freed where it lost."""
+        """The best pick of all shards, from the one row that an op has taken in each; the other rows are freed."""
         if self._is_whole:
             return row[None], utility[None]
         chosen = row[None] >= 0
@@ -223,20 +223,20 @@ class Shard:
 
     def draw(
         self,
-        row: Tensor,  # [] int64, the pick among the rows that are here, -1 where all their weights are zero
+        row: Tensor,  # [] int64, the row drawn in this process, -1 if all its weights are zero
         weights: Tensor,  # [n]
         threshold: Tensor,  # []
     ) -> int:
         """The pick at which the running sum of all weights exceeds threshold times its total, -1 if that is zero."""
         if self._is_whole:
             return int(row)
-        # What ``row`` says holds for this shard alone.
+        # ``row`` was drawn from this shard alone.
         running = weights.double().cumsum(0)
         totals = self._ranks.collect(running[-1] if len(running) else running.new_zeros(()))
         ends = [0.0, *accumulate(totals.tolist())]
         if not ends[-1] > 0.0:
             return -1
-        level = min(float(threshold) * ends[-1], math.nextafter(ends[-1], 0.0))  # which some running sum exceeds
+        level = min(float(threshold) * ends[-1], math.nextafter(ends[-1], 0.0))  # below the largest running sum
         owner = next(rank for rank, end in enumerate(ends[1:]) if end > level)
         pick = row.new_zeros(())
         if owner == self._ranks.rank:
@@ -244,7 +244,7 @@ class Shard:
         return int(self._ranks.add(pick))
 
     def add(self, value: Tensor) -> Tensor:
-        """Sum over the shards of something that each has added up."""
+        """Sum of the values of all shards."""
         return self._ranks.add(value)
 
     def _is_here(self, picks: Tensor) -> Tensor:  # [k] bool
@@ -255,7 +255,9 @@ def common_layout(
     ranks: Ranks,
     features: Tensor,  # [n, D] of a storage dtype
 ) -> tuple[Tensor, list[int]]:
-    """The rows of this rank in the dtype of all, which one without rows takes over; and the first row of every rank.
+    """Return the rows of this rank in the dtype of all ranks, and the first row number of every rank, then the total.
+
+    A rank without rows gets the dtype of the others.
 
     Raises:
         ValueError: the ranks have rows of several dtypes.
@@ -274,7 +276,7 @@ def common_layout(
 
 
 def _digest(value: object) -> int:
-    """A number of 64 bits that is the same for equal values alone, as far as anybody will ever see."""
+    """64 bits of a hash: equal values have equal numbers, and different values practically never do."""
     digest = hashlib.sha256()
     if isinstance(value, Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
@@ -285,7 +287,7 @@ def _digest(value: object) -> int:
 
 
 def _text(error: BaseException) -> bytes:
-    """What the other ranks are told, at most as long as a message; an error may have no text that can be sent."""
+    """The text of an error for the other ranks, at most ``_TEXT`` bytes; ``str`` of an error may raise itself."""
     try:
         text = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 whatever its __str__ raises
@@ -298,4 +300,4 @@ def _lost_rank() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankError(f"a rank of group no longer answers: {error}") from error
+        raise RankError(f"a rank of group no longer responds: {error}") from error

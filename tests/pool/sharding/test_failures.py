@@ -204,7 +204,7 @@ def test_a_dead_rank_is_noticed(tmp_path) -> None:
     first, dead, last = run(lose_one, [SIZE], tmp_path / "folder", check=False)[SIZE]
     assert dead is None
     for seconds, text in (first, last):
-        assert "a rank of group no longer answers" in text
+        assert "a rank of group no longer responds" in text
         assert seconds < TIMEOUT
 
 
