@@ -1,1 +1,1 @@
-"""Trying labels before anyone gives them: whole batches, or every label of every row."""
+"""The loss after hypothetical labels: of whole batches, or every possible label of every row."""

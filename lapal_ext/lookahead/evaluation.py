@@ -1,4 +1,4 @@
-"""Where a look-ahead takes its loss, and the pass over those points for many hypotheses."""
+"""The evaluation points of a look-ahead, and the losses there after many hypotheses."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ TILE = 1 << 23  # numbers in the largest temporary, 32 MiB in float32
 
 
 class Hypotheses(NamedTuple):
-    """What each of m batches would change, as ``ops.update_coefficients`` gives it."""
+    """The updates by m hypothetical batches, in terms of ``ops.update_coefficients``."""
 
     directions: Tensor  # [n, D], the distinct rows of the batches times the covariance
     batches: Tensor  # [m, b] int64, rows of ``directions``
@@ -33,7 +33,7 @@ class Hypotheses(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where and how a loss is taken; all of it has been checked."""
+    """Evaluation points, loss and link, all of them checked."""
 
     features: Tensor  # [E, D] raw
     targets: Tensor | None  # [E] int64, None for an expected loss
@@ -52,12 +52,12 @@ class Evaluation:
         """Sum of the losses after each hypothesis, in tiles of evaluation points."""
         directions, uses_variance = hypotheses.directions, self.link.uses_variance
         sums = torch.zeros(len(hypotheses.batches), dtype=torch.float64, device=directions.device)
-        both = torch.cat([posterior.mean, directions])  # one pass over the points for their logits and their columns
+        both = torch.cat([posterior.mean, directions])  # one product gives logits and columns
         for tile in tiles(len(self), len(both)):
             points = posterior.standardization.standardized(self.features[tile])
             products = ops.inner_products(both, points)
             logits, columns = products.split([posterior.num_classes, len(directions)])
-            # Columns that are not finite make every loss NaN but the error of a label: others spare a pass over them.
+            # Columns that are not finite make every loss NaN except zero_one, so they are only checked for that one.
             check_overflow("eval_features", products if self.loss == "zero_one" else logits)
             variance = ops.predictive_variance(points, posterior.covariance) if uses_variance else None
             if variance is not None:
@@ -74,7 +74,7 @@ class Evaluation:
                 self.loss,
                 self.link.kappa,
             )
-            del points, products, logits, columns  # before the next tile asks for as much
+            del points, products, logits, columns  # before the next tile is allocated
         check_overflow("eval_features", sums)
         return sums
 
@@ -86,7 +86,7 @@ def check_evaluation(
     loss: str,
     link: str,
 ) -> Evaluation:
-    """Check where and how a loss is taken, or raise a typed error."""
+    """Return the checked evaluation, or raise a typed error."""
     check_choice("loss", loss, LOSSES)
     features = check_features(posterior, eval_features, name="eval_features", nonempty=True)
     targets = None

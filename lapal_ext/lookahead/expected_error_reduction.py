@@ -1,4 +1,4 @@
-"""Expected error reduction: the loss that the model would have after one more label, expected over that label."""
+"""Expected error reduction: the loss that the model would have after one more label, averaged over that label."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_choice
 from lapal_ext.validation.tensors import check_overflow, is_finite
 
-_CANDIDATE_SIZE = 1024  # numbers a candidate counts for at least, so that a tile of them leaves room for columns
+_CANDIDATE_SIZE = 1024  # least numbers that a candidate counts for: a tile of candidates leaves room for columns
 
 
 @torch.no_grad()
@@ -36,13 +36,13 @@ def expected_error_reduction(
     O(N E C) instead of O(N E C^2); every other combination takes the O(N E C^2) path.
 
     Args:
-        posterior: a fitted model; stays as it is.
+        posterior: a fitted model; not modified.
         pool: the candidates, [N, D].
-        eval_features: where the loss is taken, [E, D], E >= 1.
+        eval_features: the evaluation points, [E, D], E >= 1.
         loss: ``expected_zero_one`` or ``expected_cross_entropy``.
         step: ``newton`` or ``line_search``.
         gamma: trust in the label, >= 0.
-        link: ``plugin`` or ``mean_field``; also of the probabilities that weigh the labels.
+        link: ``plugin`` or ``mean_field``; also for the probabilities of the labels.
 
     Returns:
         [N], lower is better.
@@ -72,7 +72,7 @@ def _losses_shared_by_labels(
     evaluation: Evaluation,
     rule: UpdateRule,
 ) -> Tensor:  # [n] float64
-    """With the Newton step and plugin probabilities: the step is as long for every label, so one pass serves all."""
+    """For the Newton step and plugin probabilities: all labels have the same step length, so one pass serves all."""
     directions = ops.inner_products(x, posterior.covariance.mT)
     logits = x @ posterior.mean.T
     variance = (directions * x).sum(1)
@@ -85,14 +85,14 @@ def _losses_shared_by_labels(
         raise steps_overflow(lengths, rule.gamma)
     probabilities = ops.predictive(logits, None, 0.0)
     sums = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    both = torch.cat([posterior.mean, directions])  # one pass over the points for their logits and their columns
+    both = torch.cat([posterior.mean, directions])  # one product gives logits and columns
     for tile in tiles(len(evaluation), len(both)):
         points = posterior.standardization.standardized(evaluation.features[tile])
         products = ops.inner_products(both, points)
         at_points, columns = products.split([posterior.num_classes, len(directions)])
         check_overflow("eval_features", at_points)  # columns that are not finite make the losses NaN
         sums += ops.expected_lookahead(at_points, columns, lengths, probabilities, evaluation.loss)
-        del points, products, at_points, columns  # before the next tile asks for as much
+        del points, products, at_points, columns  # before the next tile is allocated
     check_overflow("eval_features", sums)
     return sums
 

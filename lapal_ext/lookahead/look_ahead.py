@@ -1,4 +1,4 @@
-"""Trying whole batches before anyone labels them: the loss that the model would have after each."""
+"""The loss that the model would have after each of many hypothetical batches."""
 
 import torch
 from torch import Tensor
@@ -37,18 +37,18 @@ def look_ahead(
 ) -> Tensor:  # [M]
     """Mean loss over the evaluation points after each hypothetical batch, absorbed in order.
 
-    The same numbers as ``condition_on`` and a loss for every batch, without a D x D matrix or a C x E prediction per
-    hypothesis: the columns Phi_eval Sigma Phi^T are computed once for the distinct rows that occur in the batches.
+    The result equals that of ``condition_on`` and a loss for every batch. But a hypothesis needs no D x D matrix and no
+    C x E prediction: the columns Phi_eval Sigma Phi^T are computed once for the distinct rows in the batches.
 
     Args:
-        posterior: a fitted model; stays as it is.
-        pool: features the batches point into, [N, D].
+        posterior: a fitted model; not modified.
+        pool: features that ``batches`` index, [N, D].
         batches: M candidate batches of b distinct rows, int64 [M, b].
         targets: the labels to assume, one per row of the pool [N] or one per entry of the batches [M, b].
-        eval_features: where the loss is taken, [E, D], E >= 1.
-        eval_targets: labels there, int64 [E]; for ``cross_entropy``, ``zero_one`` and ``brier``.
-        loss: one of those, or ``expected_cross_entropy`` (the entropy) or ``expected_zero_one``, which take the model's
-            own predictive as the truth.
+        eval_features: the evaluation points, [E, D], E >= 1.
+        eval_targets: their labels, int64 [E]; for ``cross_entropy``, ``zero_one`` and ``brier``.
+        loss: one of those, or ``expected_cross_entropy`` (the entropy) or ``expected_zero_one``, which are expectations
+            under the model's own predictive.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``.

@@ -1,4 +1,4 @@
-"""Candidate batches for look-ahead to choose among."""
+"""Candidate batches for look-ahead."""
 
 from collections.abc import Callable
 
@@ -16,8 +16,8 @@ from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.rules import Link, UpdateRule
 
-_UNCERTAIN_SHARE = 0.1  # of the pool, by margin, that "informative" batches are drawn from
-_UNCERTAIN_BATCHES = 5  # batches' worth of rows they are drawn from at least
+_UNCERTAIN_SHARE = 0.1  # share of the pool, by margin, from which "informative" batches are drawn
+_UNCERTAIN_BATCHES = 5  # least number of rows from which they are drawn, in batch sizes
 
 Propose = Callable[[Pool, int, int, torch.Generator | None], Tensor]
 """(pool, batch size b, number of batches M, CPU generator) -> batches [M, b] of distinct rows."""
@@ -48,8 +48,8 @@ def propose_diverse(
     features = pool.raw(torch.arange(len(pool), device=pool.storage.device)).cpu()
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     clusters = cluster(features, batch_size, seed, needed_by="proposals 'diverse'")
-    # Shuffle within each cluster and take the first row of every cluster; should duplicates leave fewer clusters than
-    # rows are wanted, second rows follow.
+    # Shuffle within each cluster and take the first row of every cluster. If duplicates leave fewer clusters than
+    # ``batch_size``, second rows follow.
     draws = torch.rand(count, len(pool), generator=generator, dtype=torch.float64)
     order = (clusters + draws).argsort(dim=1)
     sizes = clusters.bincount(minlength=batch_size)
@@ -71,10 +71,10 @@ def propose_by_acquisition(
 ) -> Tensor:  # [m, batch_size], m <= count
     """Batches that an acquisition picks at once under the present model, without labels.
 
-    One that draws gives ``count`` of them, any other by name only one. A callable is asked until it repeats itself.
+    A named acquisition gives ``count`` batches if it draws, else one. A callable is called until it repeats a batch.
 
     Raises:
-        ValueError: the acquisition gave a utility that is not a number.
+        ValueError: the acquisition returned a utility that is not a number.
     """
     batches: list[Tensor] = []
     for _ in range(count):

@@ -45,31 +45,31 @@ def select_lookahead(
 ) -> SelectionResult:
     """Pick the best of many proposed batches by the loss that the model would have after each.
 
-    With true ``targets`` and ``eval_targets`` this is the paper's "optimal" strategy: an upper bound to compare with,
-    not a strategy one could use, since the labels it tries are not known when it chooses.
+    With true ``targets`` and ``eval_targets`` this is the paper's "optimal" strategy. It is an upper bound for
+    comparison, not a usable strategy, since the labels are not known when it chooses.
 
     Args:
-        posterior: a fitted model; stays as it is.
+        posterior: a fitted model; not modified.
         pool: [N, D].
-        eval_features: where the loss is taken, [E, D].
+        eval_features: the evaluation points, [E, D].
         batch_size: rows per batch, at most N.
         n_batches: batches to try at most, shared evenly among the proposals.
-        targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or labels [N], which makes the
-            result an upper bound where it holds the true labels.
+        targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or labels [N]. True labels make the
+            result an upper bound.
         eval_targets: labels of the evaluation points, [E].
         loss: one of ``losses.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
             ``expected_zero_one``.
         proposals: where the batches come from: ``random`` rows, ``diverse`` (one row from each k-means cluster, needs
             scikit-learn), ``informative`` (random among the rows with the smallest margin), and any acquisition of
-            ``select_batch``, by name or as a callable, for the batch it picks at once under the present model. One that
-            draws, like ``badge``, gives another batch each time, any other gives a single one.
+            ``select_batch``, by name or as a callable, for the batch that it picks at once under the current model. An
+            acquisition that draws, like ``badge``, gives different batches; any other gives a single one.
         n_label_samples: label vectors that ``sampled`` averages the loss over.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``.
-        generator: a CPU generator, of proposals and ``sampled``.
+        generator: a CPU generator, for proposals and ``sampled``.
         candidates: the rows that may be picked, distinct, int64 [K]; all by default.
-        labelled: features of the rows that have labels, [L, D], for proposals that stay away from them.
+        labelled: features of the rows that have labels, [L, D], for proposals that avoid rows near them.
 
     Returns:
         The best batch, minus its loss as the utility of each of its rows, and the posterior that has absorbed it; with

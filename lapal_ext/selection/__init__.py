@@ -1,1 +1,1 @@
-"""Building a batch one pick at a time, with labels that are assumed or given by a person."""
+"""Building a batch one pick at a time, with assumed labels or with those of an annotator."""

@@ -1,4 +1,4 @@
-"""Where the labels of a selection come from: the model, a draw, a tensor, or somebody who is asked."""
+"""Sources of labels for a selection: the model, a draw from its predictive, a tensor, or a callable."""
 
 from collections.abc import Callable
 
@@ -25,9 +25,9 @@ LabelSource = Callable[[Scorer, Tensor], Tensor]
 def label_source(
     targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None, ranks: Ranks
 ) -> LabelSource:
-    """Check ``targets`` and return what yields the labels of picks; no labels at all are the predicted ones.
+    """Check ``targets`` and return a function from picks to labels; None gives the predicted labels.
 
-    Of several ranks the first draws labels, or asks for them.
+    With several ranks, rank 0 draws the labels or calls ``targets``.
     """
     if isinstance(targets, (Tensor, np.ndarray)):
         return _given(targets, pool, num_classes)
@@ -49,7 +49,7 @@ def check_source(targets: object) -> None:
 
 
 def predicted(scorer: Scorer, picks: Tensor) -> Tensor:
-    """The model's own labels: what can be done before anyone answers."""
+    """The labels that the model predicts."""
     return scorer.predictive(picks).argmax(1)
 
 
@@ -66,7 +66,7 @@ def draw_labels(
 
 def _sampled(generator: torch.Generator | None, ranks: Ranks) -> LabelSource:
     def draw(scorer: Scorer, picks: Tensor) -> Tensor:
-        labels = draw_labels(scorer.predictive(picks), generator)  # by all, so that their generators stay alike
+        labels = draw_labels(scorer.predictive(picks), generator)  # on all ranks, so that their generators stay equal
         return ranks.from_first(lambda: labels, labels)
 
     return draw

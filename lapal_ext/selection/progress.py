@@ -6,15 +6,15 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar for the body, which calls the yielded function with what it has done since the last call.
+    """Show a bar for the body, which calls the yielded function with the amount of work since the last call.
 
     Args:
         what: the text before the bar.
-        total: what there is to do, None where it is not known.
-        shown: whether there is a bar at all.
+        total: the amount of work, None if it is not known.
+        shown: whether there is a bar.
 
     Raises:
-        ImportError: a bar is asked for, and rich is not installed.
+        ImportError: ``shown`` is True, and rich is not installed.
     """
     if not shown:
         yield lambda _: None

@@ -54,56 +54,58 @@ def select_batch(
     """Pick a batch greedily, absorbing a label for every pick before the next one is made.
 
     Args:
-        posterior: a fitted model; stays as it is.
-        pool: features of the unlabelled rows, [N, D]; half precision is kept as it is and read once per pick. An array,
-            a ``numpy.memmap`` or the path of a .npy or .safetensors file is read where it is, and may be larger than
-            memory; beside it stand [N, C] logits for most acquisitions.
+        posterior: a fitted model; not modified.
+        pool: features of the unlabelled rows, [N, D]; half precision is not converted, and is read once per pick. An
+            array, a ``numpy.memmap`` or the path of a .npy or .safetensors file is read without a copy and may be
+            larger than memory. Most acquisitions also keep [N, C] logits in memory.
         batch_size: rows to pick, at most N.
         acquisition: ``margin``, ``entropy``, ``least_confident``, ``variance`` or ``gradient_norm``, with the formulas
-            of ``utilities``; ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``,
-            ``coreset`` or ``probcover``, with formula and source in the module of ``lapal_ext.acquisition`` of that
-            name; ``random``; or a callable (posterior, pool) -> utilities [N], higher is better.
-        targets: the labels to absorb. ``predicted``: the model's own, which needs nobody; ``sampled`` from its
-            predictive; labels [N] or a callable from row number to label, which simulates an annotator who answers
-            before the next pick; None absorbs no label: with ``update_every=batch_size`` one batch under the present
-            model, and where the picks depend on the covariance (``variance``, ``bald``, both forms of ``bait``,
-            callables, and with ``link="mean_field"`` whatever is made of probabilities), updates of it alone.
+            of ``utilities``; ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``, ``coreset`` or
+            ``probcover``, with formula and source in their modules in ``lapal_ext.acquisition``; ``random``; or a
+            callable (posterior, pool) -> utilities [N], higher is better.
+        targets: the labels to absorb. ``predicted`` are those that the model predicts; ``sampled`` are drawn from its
+            predictive. Labels [N] or a callable from row number to label simulate an annotator who answers before the
+            next pick. None absorbs no labels: with ``update_every=batch_size`` the whole batch is picked under the
+            current model. A smaller ``update_every`` then updates the covariance alone, which needs picks that depend
+            on it: ``variance``, ``bald``, both forms of ``bait``, callables, and with ``link="mean_field"`` all
+            acquisitions that use probabilities.
         step: ``line_search`` or ``newton``, see ``likelihood.step_length``.
         gamma: trust in the labels, >= 0.
         update_every: picks between updates, 1 to ``batch_size``.
-        link: how the utility sees the predictive, ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
-        candidates: the rows that may be picked, distinct, int64 [K]; all by default. Every acquisition then sees these
-            rows alone, in ascending order. Draw them once per batch, whatever ``update_every`` is.
-        generator: of ``sampled``, and of the acquisitions that draw: ``random``, ``badge``, ``typiclust``,
-            ``probcover``, and ``bald`` with ``mc``. One number is taken from it per selection, their seed.
+        link: the predictive from which the utility is computed, ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
+        candidates: the rows that may be picked, distinct, int64 [K]; all by default. The acquisition then uses only
+            these rows, in ascending order. Draw a random subset once per batch, for any ``update_every``.
+        generator: for ``sampled``, and for the acquisitions that draw: ``random``, ``badge``, ``typiclust``,
+            ``probcover``, and ``bald`` with ``mc``. A selection takes one number from it as their seed.
         progress: show a progress bar (needs rich).
         labelled: features of the rows that have labels, [L, D], which the posterior does not keep. ``typiclust``,
-            ``coreset`` and ``probcover`` stay away from them; the others do not look at them.
-        exclude: rows that may not be picked, distinct, int64 [X]. Unlike what is left out of ``candidates`` they stay
-            part of the pool, and nothing is copied. They count neither as labelled nor as picked, so that rows like
-            them may be picked.
-        memory: bytes that the pool's logits may take, unlimited by default. Where [N, C] of them take more, utilities
-            compute them anew for every pick, a tile of rows at a time, O(N D C), the same up to rounding; ``bald`` and
-            ``badge`` cannot.
-        group: processes of ``torch.distributed`` that share the pool, each with some of its rows, or none; all call
-            this with the same arguments. ``pool``, and ``targets`` that are labels, are then those of this process;
-            rows are counted over all of them, in rank order, in ``candidates``, in ``exclude`` and in the result, which
-            is the same everywhere and the one of a single process. A callable ``acquisition`` sees the rows of its own
-            process; that of ``targets`` is called on rank 0, while the others wait, no longer than the timeout of the
-            group. ``typiclust`` and ``probcover`` cannot. O(D + C) numbers per pick go from rank to rank.
+            ``coreset`` and ``probcover`` avoid rows near them; the others do not use them.
+        exclude: rows that may not be picked, distinct, int64 [X]. Unlike rows that are not in ``candidates`` they stay
+            part of the pool, and nothing is copied. They count neither as labelled nor as picked, so similar rows may
+            be picked.
+        memory: bytes that the logits of the pool may take, unlimited by default. If [N, C] logits take more, utilities
+            compute them for every pick again, in tiles of rows, O(N D C), with equal results up to rounding. ``bald``
+            and ``badge`` do not support this.
+        group: a process group of ``torch.distributed`` that shares the pool; each process has some of the rows, or
+            none. All processes call this with the same arguments, except that ``pool``, and ``targets`` if it holds
+            labels, are those of the calling process. Row numbers in ``candidates``, ``exclude`` and the result count
+            the rows of all processes, in rank order. The result is the same on all ranks, and the same as in a single
+            process. A callable ``acquisition`` gets the rows of its own process. A callable ``targets`` is called on
+            rank 0 while the others wait, at most for the timeout of the group. ``typiclust`` and ``probcover`` do not
+            support groups. O(D + C) numbers per pick are sent between ranks.
 
     Returns:
         The picks in order, their utilities, and a new posterior that has absorbed the labels assumed for them. Ties go
         to the lowest row.
 
     Raises:
-        ValueError, TypeError: an argument does not fit; the message names it.
+        ValueError, TypeError: an argument is invalid; the message names it.
         NotFittedError: ``fit`` has not been called.
         NotPSDError: the covariance is not positive semi-definite.
-        RankError: another process of ``group`` stopped with an error, or no longer answers.
+        RankError: another process of ``group`` stopped with an error, or no longer responds.
 
-    O(D^2 + N (D + C)) per pick for the utilities: the pool is read once, no model is ever refitted. The costs of the
-    others are in their modules.
+    O(D^2 + N (D + C)) per pick for the utilities: the pool is read once, and no model is refitted. The costs of the
+    other acquisitions are in their modules.
     """
     ranks = Ranks(group)
     with ranks.together():
@@ -142,7 +144,7 @@ def select_batch(
             exclude=excluded,
             memory=memory,
         )
-        # Drawn on all ranks, so that their generators stay alike.
+        # Drawn on all ranks, so that their generators stay equal.
         seed = torch.tensor(choose_seed(acquisition, chosen_link, generator))
         seed = ranks.from_first(lambda: seed, seed)
         setting = Setting(posterior, rows, rule, chosen_link, labelled, int(seed))
@@ -169,8 +171,8 @@ def _check_unlabelled(acquisition: str | Acquisition, link: Link, update_every: 
     if update_every < batch_size and not uses_variance(acquisition, link):
         raise ValueError(
             "targets=None absorbs no labels, so that only an acquisition that uses the variance changes between "
-            "picks: pass update_every=batch_size for a batch at once, or targets='predicted'; link='mean_field' "
-            "makes utilities and badge use it"
+            "picks: pass update_every=batch_size to pick the batch at once, or targets='predicted'; with "
+            "link='mean_field', utilities and badge use the variance"
         )
 
 

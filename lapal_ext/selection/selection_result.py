@@ -10,7 +10,7 @@ _SHOWN = 10  # picks that ``print`` lists
 
 
 class SelectionResult(NamedTuple):
-    """A batch to label, and the model that assumed its labels."""
+    """A batch to label, and the model after it has absorbed the assumed labels."""
 
     indices: Tensor  # [batch_size] int64, rows of the pool in pick order
     utilities: Tensor  # [batch_size], each at the moment of its pick

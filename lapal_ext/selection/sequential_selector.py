@@ -1,4 +1,4 @@
-"""Selecting while a person answers: one question, one update, the next question."""
+"""Selection with an annotator: one question, one update, the next question."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,29 +20,30 @@ from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_integer
 from lapal_ext.validation.tensors import as_labels, check_distinct, check_labels, shape_text
 
-_SKIPPED = -1  # label of a row that was passed over, in a state dict
+_SKIPPED = -1  # label of a skipped row in a state dict
 _VECTORS = ("rows", "labels", "events")
 _STATE = (*_VECTORS, "seed")
 
 _Event = tuple[Tensor, Tensor | None]
-"""Picks and their labels, or None where they were skipped."""
+"""Picks and their labels, or None if they were skipped."""
 
 
 class SequentialSelector:
     """Asks for labels and absorbs each before it asks again.
 
     Args:
-        posterior: a fitted model; stays as it is.
-        pool: features of the unlabelled rows, [N, D]; an array or a file is read where it is, as in ``select_batch``.
+        posterior: a fitted model; not modified.
+        pool: features of the unlabelled rows, [N, D]; an array or a file is not copied, as in ``select_batch``.
         acquisition: as in ``select_batch``.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
         candidates: the rows that may be asked for, int64 [K]; all by default.
-        generator: of an acquisition that draws, such as ``random`` or ``badge``. One number is taken from it here; what
-            is asked later follows from that and from the answers, so that ``undo`` comes back to the same question.
-        labelled: features of the rows that had labels before, [L, D], as in ``select_batch``.
-        memory: bytes that the pool's logits may take, as in ``select_batch``.
+        generator: for an acquisition that draws, such as ``random`` or ``badge``. The constructor takes one number from
+            it as the seed. All questions depend on the seed and the answers alone, so ``undo`` returns to the same
+            question.
+        labelled: features of the rows that already have labels, [L, D], as in ``select_batch``.
+        memory: bytes that the logits of the pool may take, as in ``select_batch``.
 
     Example:
         >>> selector = SequentialSelector(posterior, pool)
@@ -80,13 +81,12 @@ class SequentialSelector:
 
     @torch.no_grad()
     def ask(self, n: int = 1) -> Tensor:  # [n] int64
-        """Return the ``n`` rows whose labels would tell most now, best first; asking again changes nothing.
+        """Return the ``n`` rows that are best to label now, best first. A repeated call returns the same rows.
 
-        The rows are the best under one and the same model: to build a batch from labels the model assumes, use
-        ``select_batch``.
+        All of them are the best under the same model; ``select_batch`` builds a batch with assumed labels instead.
 
         Raises:
-            ValueError: fewer than ``n`` rows are left, or the acquisition gave NaN.
+            ValueError: fewer than ``n`` rows are left, or the acquisition returned NaN.
         """
         left = len(self._pool) - len(self._closed())
         n = check_integer("n", n, at_least=1, at_most=left, limit="the rows that are left")
@@ -103,14 +103,14 @@ class SequentialSelector:
 
     @torch.no_grad()
     def tell(self, indices: int | Array, labels: int | Array) -> None:
-        """Absorb labels, in order: of the rows that were asked for or of any others.
+        """Absorb labels, in order. The rows need not be those that ``ask`` returned.
 
         Args:
             indices: a row of the pool, or int64 [k].
             labels: its label in [0, C), or [k].
 
         Raises:
-            ValueError: a row that has its label already, or that is not in the pool; a label that is no class.
+            ValueError: a row already has a label or is not in the pool, or a label is not a class.
             NotPSDError: the covariance is not positive semi-definite; nothing is changed.
         """
         picks = self._as_picks("indices", indices)
@@ -120,15 +120,15 @@ class SequentialSelector:
         self._close(picks, values)
 
     def skip(self, indices: int | Array) -> None:
-        """Do not ask for these rows again; they may still be told."""
+        """Do not ask for these rows again; ``tell`` still accepts their labels."""
         self._close(self._as_picks("indices", indices), None)
 
     @torch.no_grad()
     def undo(self) -> Tensor:  # [k] int64
-        """Take back the last ``tell`` or ``skip`` and return its rows.
+        """Undo the last ``tell`` or ``skip`` and return its rows.
 
         Raises:
-            ValueError: there is nothing to take back.
+            ValueError: there is nothing to undo.
         """
         if not self._events:
             raise ValueError("there is nothing to undo")
@@ -138,7 +138,7 @@ class SequentialSelector:
 
     @property
     def posterior(self) -> LastLayerLaplace:
-        """A new posterior that has absorbed every label told so far."""
+        """A new posterior that has absorbed every label so far."""
         told = [(picks, labels) for picks, labels in self._events if labels is not None]
         if not told:
             return self._initial.clone()
@@ -146,7 +146,7 @@ class SequentialSelector:
         return self._initial.condition_on(self._pool.raw(picks), labels, self._rule.step, self._rule.gamma)
 
     def __repr__(self) -> str:
-        """What was answered and what is left; never a matrix."""
+        """The numbers of answers and of rows that are left; never a matrix."""
         name = self._acquisition if isinstance(self._acquisition, str) else "a callable"
         told = sum(len(picks) for picks, labels in self._events if labels is not None)
         skipped = sum(len(picks) for picks, labels in self._events if labels is None)
@@ -156,9 +156,9 @@ class SequentialSelector:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that was answered: ``rows``, ``labels`` (-1 where skipped) and ``events``, int64 [T]; ``seed`` [].
+        """All answers: ``rows``, ``labels`` (-1 if skipped) and ``events``, int64 [T]; and ``seed`` [].
 
-        The posterior and the pool are not part of it: make the selector anew from them and call ``load_state_dict``.
+        The posterior and the pool are not part of it: make a new selector with them and call ``load_state_dict``.
         """
         rows = [self._pool.to_rows(picks) for picks, _ in self._events]
         labels = [torch.full_like(picks, _SKIPPED) if given is None else given for picks, given in self._events]
@@ -169,7 +169,7 @@ class SequentialSelector:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replay the answers of a ``state_dict``: the next question is the one that was due.
+        """Replay the answers of a ``state_dict``. The next question is the same as it was there.
 
         Raises:
             KeyError, TypeError, ValueError: not a state of a selector over this pool; nothing is changed.
@@ -216,11 +216,11 @@ class SequentialSelector:
         self._scorer.withhold(picks)
 
     def _retract(self) -> None:
-        """Free the rows that were asked for and never answered."""
+        """Free the rows that ``ask`` returned and that have no answer."""
         if self._asked is not None:
             closed = self._closed()
-            waiting = [pick for pick in self._asked.tolist() if pick not in closed]
-            self._scorer.release(self._asked.new_tensor(waiting))
+            unanswered = [pick for pick in self._asked.tolist() if pick not in closed]
+            self._scorer.release(self._asked.new_tensor(unanswered))
             self._asked = None
 
     def _closed(self) -> set[int]:
@@ -252,4 +252,4 @@ class SequentialSelector:
             return torch.tensor([check_integer(name, value, at_least=0)], device=device)
         if value.ndim > 1:
             raise ValueError(f"{name} must be one integer or have shape (k,), got {shape_text(value.shape)}")
-        return as_labels(name, value, device).reshape(-1).clone()  # events are kept, and callers use buffers again
+        return as_labels(name, value, device).reshape(-1).clone()  # events are kept, callers may reuse the buffer
