@@ -1,7 +1,7 @@
-"""From any torch model to the features that its last layer sees.
+"""Extraction of last-layer features from any torch model.
 
-``extract`` runs a model over data and catches what goes into one of its layers (or comes out of it), in memory or in a
-.npy or .safetensors file that an interrupted run goes on with, and that ``select_batch`` reads where it is.
+``extract`` runs a model over data and keeps the input (or the output) of one of its layers, in memory or in a .npy or
+.safetensors file. An interrupted run can be resumed, and ``select_batch`` reads the file without a copy.
 """
 
 from lapal_ext.features.extraction import ExtractedFeatures, extract

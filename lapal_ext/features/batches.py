@@ -1,4 +1,4 @@
-"""Batches of any data that a model may be run over: inputs as the model takes them, and labels where there are any."""
+"""Batches of any data that a model can be run over: inputs as the model accepts them, and labels if there are any."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -20,11 +20,11 @@ from lapal_ext.validation.tensors import as_labels, shape_text
 Data: TypeAlias = Tensor | Dataset[Any] | DataLoader[Any] | Iterable[Any]
 """Inputs [N, ...], a Dataset, a DataLoader, or an iterable of batches."""
 
-_LABELS = ("labels", "label")  # what batches of transformers call them
+_LABELS = ("labels", "label")  # their keys in batches for transformers
 
 
 class Batch(NamedTuple):
-    """What a model is called with, and the labels that came along."""
+    """The arguments of a call of the model, and the labels of the batch."""
 
     arguments: tuple[Tensor, ...]
     keywords: dict[str, Any]
@@ -44,12 +44,12 @@ def read_batches(data: Data, batch_size: int, start: int) -> Iterator[tuple[int,
 
     Args:
         data: of any kind.
-        batch_size: rows of a batch where ``data`` does not come in batches.
-        start: the first row that is needed. Tensors and map-style datasets begin there; what can only be read from its
-            beginning does so.
+        batch_size: rows per batch, if ``data`` is not in batches.
+        start: the first row that is needed. Tensors and map-style datasets are read from there, other data from the
+            beginning.
 
     Raises:
-        TypeError, ValueError: a batch is none that a model can be called with, or its labels are no classes.
+        TypeError, ValueError: a model cannot be called with a batch, or its labels are not classes.
     """
     row = start if isinstance(data, Tensor) or _has_rows(data) else 0
     for raw in _source(data, batch_size, start):
@@ -59,10 +59,10 @@ def read_batches(data: Data, batch_size: int, start: int) -> Iterator[tuple[int,
 
 
 def count_rows(data: Data) -> int | None:
-    """N, or None where nothing but reading all of it would tell.
+    """N, or None if it is not known before all data are read.
 
     Raises:
-        TypeError, ValueError: ``data`` is of no kind that can be read.
+        TypeError, ValueError: ``data`` is of a kind that cannot be read.
     """
     if isinstance(data, Tensor):
         if data.dim() == 0:
@@ -75,7 +75,7 @@ def count_rows(data: Data) -> int | None:
     if _has_rows(data):
         return len(data)  # type: ignore[arg-type]
     sampler = _sampler(data)
-    if type(sampler) is not BatchSampler:  # one of the caller's own may give any rows
+    if type(sampler) is not BatchSampler:  # a custom sampler may give any rows
         return None
     try:
         rows = len(sampler.sampler)  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ def count_rows(data: Data) -> int | None:
 
 
 def comes_in_order(data: Data) -> bool:
-    """Whether ``data`` has no sampler, or one that is known to give its rows in the same order each time."""
+    """Whether ``data`` has no sampler, or a sampler that is known to give the same order each time."""
     sampler = _sampler(data)
     if type(sampler) is BatchSampler:
         sampler = sampler.sampler  # type: ignore[assignment]
@@ -108,7 +108,7 @@ def _source(data: Data, batch_size: int, start: int) -> Iterable[Any]:
         return (data[first : first + batch_size] for first in range(start, len(data), batch_size))
     if isinstance(data, Dataset):
         rest = Subset(data, range(start, len(data))) if _has_rows(data) else data  # type: ignore[arg-type]
-        # With a generator of its own, since a loader draws a seed from the global one.
+        # With its own generator: a loader would draw a seed from the global one.
         return DataLoader(rest, batch_size, generator=torch.Generator())
     return data
 
@@ -141,7 +141,7 @@ def _as_batch(raw: object, row: int) -> Batch:
 
 
 def _as_targets(targets: object, rows: int, place: str) -> Tensor:  # [rows] int64
-    hint = "leave out what is no class, for instance with (inputs for inputs, _ in loader)"
+    hint = "leave out labels that are not classes, for instance with (inputs for inputs, _ in loader)"
     if not isinstance(targets, Tensor):
         raise TypeError(f"labels in {place} must be a tensor of integers, got {type(targets).__name__}: {hint}")
     if targets.shape != (rows,) or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:

@@ -1,9 +1,9 @@
-"""Extracted features on disk: the rows, their labels, and a journal that says what they are of and how far they go.
+"""Extracted features on disk: the rows, their labels, and a journal that records their origin and their number.
 
-For ``pool.npy`` the labels are in ``pool.npy.targets.npy`` and the journal in ``pool.npy.json``. While rows are added
-the files end in ``.partial``, and after each batch the journal is replaced: a process that is killed between two
-replacements leaves a journal that is true, with perhaps some rows behind those it speaks of. A file that has its own
-name is whole.
+For ``pool.npy`` the labels are in ``pool.npy.targets.npy`` and the journal in ``pool.npy.json``. While rows are added,
+the files end in ``.partial``, and the journal is replaced after each batch. If the process is killed between two
+replacements, the journal is still correct, but the files may have more rows than it records. A file without
+``.partial`` is complete.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ from lapal_ext.features.row_file import RowFile, check_format, partial_path
 from lapal_ext.pool.files import load_npy, map_file
 
 Origin = Mapping[str, str | int | None]
-"""What features are made from: ``model``, ``take``, ``autocast``, ``dtype``, ``rows`` (None where nobody knows)."""
+"""Where features come from: ``model``, ``take``, ``autocast``, ``dtype``, ``rows`` (None if not known)."""
 
 _FORMAT = "lapal_ext features"
 _VERSION = 1
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of the structure and the state of a model, wherever its tensors are.
+    """SHA-256 of the structure and the state of a model, on any device.
 
     Raises:
-        ValueError: some of them hold no values, or the state holds what cannot be compared.
+        ValueError: a tensor holds no values, or the state holds something that cannot be compared.
     """
-    # What is printed of a function has its address in it, which is another one in each process.
+    # The repr of a function contains its address, which differs between processes.
     digest = hashlib.sha256(re.sub(r"0x[0-9a-fA-F]+", "", repr(model)).encode())
-    buffers = dict(model.named_buffers())  # some of which a state dict leaves out
+    buffers = dict(model.named_buffers())  # a state dict leaves some of them out
     for name, value in (buffers | dict(model.state_dict())).items():
         _add_to(digest, name, value)
     return digest.hexdigest()
@@ -68,18 +68,19 @@ def _add_to(digest: "hashlib._Hash", name: str, value: object) -> None:
 
 
 class FeatureCache:
-    """Takes rows in order and keeps them; after ``finish`` they are a file, and their labels another.
+    """Appends rows in order to a file, and their labels to another; ``finish`` completes the files.
 
     Args:
         path: of the features, .npy or .safetensors.
-        origin: what they are made from.
-        layer: name of the layer, or None where it is to be found; then the one that was found before counts.
+        origin: where they come from.
+        layer: name of the layer, or None if it is to be found; a run that is resumed uses the layer that it found
+            before.
         dtype: of the features.
 
     Raises:
         ValueError: ``path`` names no format that holds ``dtype``.
         FileNotFoundError: the folder does not exist.
-        StorageError: something else is there, or it is damaged.
+        StorageError: the files at ``path`` have another origin or are damaged.
     """
 
     def __init__(self, path: Path, origin: Origin, layer: str | None, dtype: torch.dtype) -> None:
@@ -95,10 +96,10 @@ class FeatureCache:
         if self._journal.exists() and (path.exists() or partial_path(path).exists()):
             self._go_on(_read_journal(self._journal))
         elif path.exists():
-            raise StorageError(f"{path} exists, and no {self._journal.name} says what it is of: choose another path")
+            raise StorageError(f"{path} exists, and no {self._journal.name} records its origin: choose another path")
 
     def append(self, features: Tensor, targets: Tensor | None) -> None:  # [n, D], [n]
-        """Keep the rows that follow; from here on they survive the process."""
+        """Write the next rows; afterwards they are kept even if the process is killed."""
         if self._features is None:
             self._begin(features.shape[1], labelled=targets is not None)
         assert self._features is not None
@@ -112,7 +113,7 @@ class FeatureCache:
         self._write_journal()
 
     def finish(self) -> tuple[Tensor, Tensor | None]:
-        """Make the files whole, give them their names, and map the features."""
+        """Complete the files, give them their final names, and map the features."""
         assert self._features is not None
         files = [file for file in (self._targets, self._features) if file is not None]
         if not self.complete:
@@ -120,7 +121,7 @@ class FeatureCache:
                 file.finish()
             self.complete = True
             self._write_journal()
-            for file in files:  # the features last: where they are, everything is
+            for file in files:  # the features last: if they have their name, all files have
                 file.publish()
         targets = None if self._targets is None else torch.from_numpy(load_npy(self._targets.path))
         return map_file("path", self._path), targets
@@ -154,13 +155,15 @@ class FeatureCache:
             self._targets = self._label_file()
             files.append((self._targets, journal["targets_sha256"]))
         if self.complete and not self._path.exists():
-            for file, _ in reversed(files):  # a kill between the last journal and the new names left this undone
+            for file, _ in reversed(files):  # the process was killed after the last journal and before the new names
                 file.publish()
         for file, sha256 in files:
             if self.complete:
                 file.verify(self.done, sha256)
             elif file.path.exists():
-                raise StorageError(f"{file.path} exists and is not whole by {self._journal.name}: delete both")
+                raise StorageError(
+                    f"{file.path} exists and is incomplete according to {self._journal.name}: delete both"
+                )
             else:
                 file.resume(self.done, sha256)
 
@@ -187,8 +190,8 @@ def _difference(name: str, there: object, asked: object) -> str:
 
 
 def width_changes(columns: int, others: int, row: int) -> str:
-    """The message where batches differ in D."""
-    return f"layer must see rows of one length, {columns} so far, got {others} from row {row} of data on"
+    """The error message if batches differ in D."""
+    return f"layer must get rows of one length, {columns} so far, got {others} from row {row} of data on"
 
 
 def _read_journal(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Running a model over data for the features that one of its layers sees."""
+"""Running a model over data for the input or output of one of its layers."""
 
 import os
 import sys
@@ -23,8 +23,8 @@ _AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
 class ExtractedFeatures(NamedTuple):
     """Features of N rows in the order of the data, as ``LastLayerLaplace`` and ``select_batch`` take them."""
 
-    features: Tensor  # [N, D], on the CPU; mapped where they are kept in a file
-    targets: Tensor | None  # [N] int64, on the CPU; None where the batches have no labels
+    features: Tensor  # [N, D], on the CPU; memory-mapped if they are in a file
+    targets: Tensor | None  # [N] int64, on the CPU; None if the batches have no labels
     layer: str  # name of the layer in the model, "" for the model itself
 
     def __repr__(self) -> str:
@@ -49,48 +49,48 @@ def extract(
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> ExtractedFeatures:
-    """Run a model over data and keep what one of its layers sees.
+    """Run a model over data and keep the input or output of one of its layers.
 
-    The model runs in evaluation mode and without gradients. Whatever happens, afterwards its modules are in the modes
-    they were in, it is on its device, and no hook is left.
+    The model runs in evaluation mode and without gradients. Afterwards, also after an error, its modules have their
+    previous modes, it is on its previous device, and no hook is left.
 
     Args:
-        model: any torch module: a CNN, a timm or torchvision model, one of transformers, one's own.
-        data: inputs [N, ...], a Dataset, a DataLoader, or an iterable of batches. A batch (or, of a Dataset, an item)
-            is a tensor ``model(inputs)``, a pair (inputs, labels), or a dict of the model's arguments
-            ``model(**batch)``, of which ``labels`` or ``label`` is kept back. Labels are integers.
-        layer: whose input is wanted: a name in ``model.named_modules()`` such as ``fc``, ``head`` or ``classifier.6``,
-            or the module itself. By default the last nn.Linear that runs in a forward pass.
-        take: ``input`` of the layer, or its ``output``, for encoders without a head: of a pooling layer, or, without
-            ``layer``, what the model itself returns.
-        path: of a .npy or .safetensors file to keep the features in, with labels in ``PATH.targets.npy`` and a journal
-            in ``PATH.json`` beside it. Rows that are done survive a kill, and the same call goes on behind them, or
-            maps the file where it is whole. What it checks is the model (structure and ``state_dict``), layer, options
-            and number of rows; what the rows are of is up to the caller. All of the file is read for its checksum.
-        batch_size: rows that run at once, where ``data`` does not come in batches. Memory grows with it; other sizes
-            give the same features up to rounding.
-        device: where the model runs; by default where it is.
+        model: any torch module: a CNN, a timm, torchvision or transformers model, or a custom one.
+        data: inputs [N, ...], a Dataset, a DataLoader, or an iterable of batches. A batch, or an item of a Dataset, is
+            a tensor for ``model(inputs)``, a pair (inputs, labels), or a dict for ``model(**batch)``, from which
+            ``labels`` or ``label`` is removed. Labels are integers.
+        layer: a name in ``model.named_modules()`` such as ``fc``, ``head`` or ``classifier.6``, or the module itself.
+            By default the last nn.Linear that runs in a forward pass.
+        take: ``input`` or ``output`` of the layer. ``output`` is for encoders without a head: of a pooling layer or,
+            without ``layer``, of the model itself.
+        path: a .npy or .safetensors file for the features, with labels in ``PATH.targets.npy`` and a journal in
+            ``PATH.json``. Rows that are written survive a kill: the same call continues after them, or maps the file if
+            it is complete. It checks model (structure and ``state_dict``), layer, options and number of rows; the
+            caller must pass the same data. The whole file is read to verify its checksum.
+        batch_size: rows per forward pass, if ``data`` is not in batches. Memory grows with it; other sizes give the
+            same features up to rounding.
+        device: where the model runs; by default its current device.
         autocast: run in mixed precision, ``torch.bfloat16`` or ``torch.float16``; by default not, even within
             ``torch.autocast``.
-        dtype: what features are kept in: float32, float64, float16, or bfloat16 (not in .npy). The posterior computes
-            in float32 or float64; a pool may be stored in half precision.
+        dtype: of the features: float32, float64, float16, or bfloat16 (not in .npy). The posterior computes in float32
+            or float64; a pool may be stored in half precision.
         progress: show a progress bar (needs rich).
 
     Returns:
         Features [N, D], labels [N] or None, and the name of the layer.
 
     Raises:
-        ValueError, TypeError: an argument does not fit, a batch is none, the layer is not what was meant (it runs not
-            once but several times, sees no matrix [B, D], or there are several heads: the message names the
-            candidates), or a feature is not finite (the message names the row). Rows before it stay in ``path``.
+        ValueError, TypeError: an argument or a batch is invalid, the layer cannot be used (it does not run exactly
+            once, it gets no matrix [B, D], or there are several heads: the message names the candidates), or a feature
+            is not finite (the message names the row). Rows before it are kept in ``path``.
         FileNotFoundError: the folder of ``path`` does not exist.
-        StorageError: what is at ``path`` is damaged or was extracted from something else; nothing is overwritten.
+        StorageError: the files at ``path`` are damaged or have another origin; nothing is overwritten.
 
-    One forward pass per batch, and one more of the first batch where the layer is to be found.
+    One forward pass per batch, and one more of the first batch if the layer is to be found.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps, with the names that its author knows
+    model = getattr(model, "_orig_mod", model)  # the module that torch.compile wraps, with the original names
     check_choice("take", take, TAKES)
     name = layer_name(model, layer, take)
     batch_size = check_integer("batch_size", batch_size, at_least=1)
@@ -128,7 +128,7 @@ def extract(
             kept = caught.to("cpu", dtype)
             _check_finite(caught, kept, first)
             if store.labelled not in (None, batch.targets is not None):
-                raise ValueError(f"data must have labels in all batches or in none, and change at row {first}")
+                raise ValueError(f"data must have labels in all batches or in none, which changes at row {first}")
             done = max(0, store.done - first)
             store.append(kept[done:], None if batch.targets is None else batch.targets[done:])
             count(len(kept) - done)
@@ -137,12 +137,12 @@ def extract(
     if end < store.done and rows is None:
         raise StorageError(f"{path} holds {store.done} rows, and data have only {end}: choose another path")
     if rows not in (None, store.done):
-        raise ValueError(f"data must give the {rows} rows that it says it has, got {store.done}")
+        raise ValueError(f"data must give as many rows as its length, {rows}, got {store.done}")
     return _result(store)
 
 
 class _Memory:
-    """Features on their way into memory, taken as ``FeatureCache`` takes them."""
+    """Features in memory, with the interface of ``FeatureCache``."""
 
     def __init__(self, layer: str | None) -> None:
         self.layer = layer
@@ -203,7 +203,7 @@ def _check_finite(caught: Tensor, kept: Tensor, first: int) -> None:  # [n, D], 
         return
     row = first + int(kept.isfinite().all(1).logical_not().nonzero()[0])
     if is_finite(caught):
-        raise ValueError(f"dtype must hold the features, row {row} of data leaves the range of {kept.dtype}")
+        raise ValueError(f"dtype must hold the features, row {row} of data exceeds the range of {kept.dtype}")
     raise ValueError(f"features must be finite, got NaN or infinity from row {row} of data")
 
 
@@ -213,7 +213,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def _evaluating(model: nn.Module, home: torch.device, place: torch.device) -> Iterator[None]:
-    """The model in evaluation mode and on ``place``; afterwards each module as it was, and all of it at ``home``."""
+    """Put the model in evaluation mode and on ``place``; afterwards restore the modes of its modules and its device."""
     modes = [(module, module.training) for module in model.modules()]
     if place != home and any(tensor.device != home for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError(f"device must be None for a model on several devices, got {place}")
@@ -223,7 +223,7 @@ def _evaluating(model: nn.Module, home: torch.device, place: torch.device) -> It
             model.to(place)
         yield
     finally:
-        for module, mode in modes:  # parents first: train() reaches down, and may do more than set the mode
+        for module, mode in modes:  # parents first: train() also sets children, and may be overridden to do more
             if module.training != mode:
                 module.train(mode)
         if place != home:
@@ -231,7 +231,7 @@ def _evaluating(model: nn.Module, home: torch.device, place: torch.device) -> It
 
 
 def _uncompiled() -> AbstractContextManager[object]:
-    """Run what torch.compile made as it was written: compiled code calls no hooks, or keeps those it was made with."""
+    """Run compiled models eagerly: compiled code calls no hooks, or only those that existed when it was compiled."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
         return nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")

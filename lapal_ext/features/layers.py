@@ -1,4 +1,4 @@
-"""Which layer of a model features come from, and what passes through it in one forward pass."""
+"""Finding the layer that features come from, and reading its input or output in a forward pass."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from lapal_ext.validation.tensors import shape_text
 
 TAKES = ("input", "output")
-"""What of a layer is caught: what goes in, or what comes out."""
+"""The part of a layer that is read: its input, or its output."""
 
 _MOST_NAMES = 8  # of layers, in a message
 
 
 def layer_name(model: nn.Module, layer: str | nn.Module | None, take: str) -> str | None:
-    """Name of a layer in ``model.named_modules()``, or None where the last linear layer is still to be found.
+    """Name of a layer in ``model.named_modules()``, or None if ``find_head`` has to find it.
 
     Raises:
         TypeError: ``layer`` is neither a name nor a module.
         ValueError: it is not in the model; the message names those that are.
     """
     if layer is None:
-        return None if take == "input" else ""  # a model is the layer of its own output
+        return None if take == "input" else ""  # the output of the model itself
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     if isinstance(layer, nn.Module):
         if layer not in names:
@@ -40,11 +40,11 @@ def find_head(model: nn.Module, forward: Callable[[], object]) -> str:
     """Name of the last nn.Linear that runs in a forward pass.
 
     Args:
-        model: whose layers are watched.
-        forward: runs it once and returns what it returned.
+        model: the model.
+        forward: runs the model once and returns its result.
 
     Raises:
-        ValueError: none runs, it runs several times, or there are several that might be meant.
+        ValueError: no nn.Linear runs, the last one runs several times, or there are several heads.
     """
     names: dict[nn.Linear, str] = {
         module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)
@@ -53,7 +53,7 @@ def find_head(model: nn.Module, forward: Callable[[], object]) -> str:
 
     def note(module: nn.Module, _: object, output: object) -> None:
         assert isinstance(module, nn.Linear)
-        calls.append((module, weakref.ref(output)))  # a reference proper would keep every activation
+        calls.append((module, weakref.ref(output)))  # a strong reference would keep every activation
 
     handles = [module.register_forward_hook(note) for module in names]
     try:
@@ -77,11 +77,11 @@ def find_head(model: nn.Module, forward: Callable[[], object]) -> str:
 
 
 def catch(layer: nn.Module, name: str, take: str, rows: int, forward: Callable[[], object]) -> Tensor:  # [rows, D]
-    """What goes into a layer, or comes out of it, while ``forward`` runs; its hook is gone afterwards.
+    """Return the input or output of a layer while ``forward`` runs; the hook is removed afterwards.
 
     Raises:
-        ValueError: the layer does not run exactly once, or it sees no matrix with one row for each input.
-        TypeError: what it sees is no tensor of floating point numbers.
+        ValueError: the layer does not run exactly once, or the value is not a matrix with one row for each input.
+        TypeError: the value is not a tensor of floating point numbers.
     """
     caught: list[object] = []
 
@@ -119,7 +119,7 @@ def _check_calls(count: int, name: str) -> None:
 
 
 def _side_by_side(one: nn.Linear, other: nn.Linear) -> bool:
-    """Whether two layers, one run right after the other, cannot be a chain: two heads over the same features."""
+    """Whether two layers that run in succession cannot be a chain, and so are two heads on the same features."""
     same = (one.in_features, one.out_features) == (other.in_features, other.out_features)
     return one is not other and same and one.in_features != one.out_features
 

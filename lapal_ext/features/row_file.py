@@ -1,7 +1,7 @@
-"""A .npy or .safetensors file that grows by rows: they come first, the header that makes it a file comes last.
+"""A .npy or .safetensors file that grows by rows: the rows are written first, the header last.
 
-Both formats are a header and then the rows, one after the other. Room for the header is left at the beginning, so that
-rows can be appended while nobody knows how many there will be; until then the file has another name.
+Both formats have a header, then the rows. Space for the header is reserved at the beginning, so that rows can be
+appended before their number is known. Until the header is written, the file has another name.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from torch import Tensor
 from lapal_ext.errors import StorageError
 
 SUFFIXES = (".npy", ".safetensors")
-_HEAD_BYTES = 256  # at least twice what either header needs, and a multiple of 64 as NumPy likes it
+_HEAD_BYTES = 256  # at least twice what either header needs, and a multiple of 64 as in NumPy
 _BLOCK_BYTES = 1 << 20
 _NPY = {torch.float32: "<f4", torch.float64: "<f8", torch.float16: "<f2", torch.int64: "<i8"}
 _SAFETENSORS = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 class RowFile:
-    """Rows of one dtype on their way into a file, with a running SHA-256 of their bytes.
+    """A file of rows of one dtype, with a running SHA-256 of their bytes.
 
     Args:
         path: of the finished file; its suffix names the format.
@@ -50,14 +50,14 @@ class RowFile:
         return self._digest.hexdigest()
 
     def start(self) -> None:
-        """Begin with no rows, whatever was there."""
+        """Begin a file without rows, in place of an existing one."""
         self._partial.write_bytes(bytes(_HEAD_BYTES))
 
     def resume(self, rows: int, sha256: str) -> None:
-        """Go on behind the rows that a journal speaks of; what lies beyond them is dropped.
+        """Continue after the rows that a journal records; further rows are dropped.
 
         Raises:
-            StorageError: they are not there, or not what they were.
+            StorageError: rows are missing or damaged.
         """
         self._digest, self.rows = self._read(self._partial, rows), rows
         if self.sha256 != sha256:
@@ -78,7 +78,7 @@ class RowFile:
         self.rows += len(rows)
 
     def finish(self) -> None:
-        """Write the header and put the file on disk; it still has its other name.
+        """Write the header and flush the file to disk; it keeps its temporary name.
 
         Raises:
             StorageError: another process writes to the file as well.
@@ -89,7 +89,7 @@ class RowFile:
             os.fsync(file.fileno())
 
     def publish(self) -> None:
-        """Give the finished file its name, unless it got it before."""
+        """Give the finished file its final name, unless it already has it."""
         if self._partial.exists():
             self._partial.replace(self.path)
 
@@ -110,7 +110,7 @@ class RowFile:
         return self._dtype.itemsize * torch.Size(self._row_shape).numel()
 
     def _open_alone(self) -> BinaryIO:
-        """Open the file that grows, unless it is not as this process left it."""
+        """Open the partial file, or raise StorageError if another process has changed it."""
         size = self._partial.stat().st_size if self._partial.exists() else 0
         if size != _HEAD_BYTES + self.rows * self._row_bytes:
             raise StorageError(f"{self._partial} was changed meanwhile: let one process at a time extract to this path")
@@ -129,7 +129,9 @@ class RowFile:
                     digest.update(block)
                     left -= len(block)
         except FileNotFoundError:
-            raise StorageError(f"{path} is gone, of which there are records: delete them to extract anew") from None
+            raise StorageError(
+                f"{path} is missing, but its journal exists: delete the journal to extract anew"
+            ) from None
         return digest
 
     def _header(self) -> bytes:
@@ -144,7 +146,7 @@ class RowFile:
 
 
 def partial_path(path: Path) -> Path:
-    """What a file is called until it is whole."""
+    """The name of a file until it is complete."""
     return path.with_name(f"{path.name}.partial")
 
 

@@ -1,4 +1,4 @@
-"""From a last-layer approximation of laplace-torch to a posterior that absorbs labels."""
+"""Conversion of a last-layer approximation of laplace-torch to a posterior that absorbs labels."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,29 +24,29 @@ def from_laplace(
     prior_precision: float | None = None,
     curvature: str = "categorical",
 ) -> LastLayerLaplace:
-    """Take layer, prior precision and features of a fitted last-layer Laplace, and fit our own covariance to them.
+    """Make a posterior with the layer and prior precision of a fitted last-layer Laplace, and fit its covariance.
 
-    The mean is the same, and so are the ``plugin`` predictions. The posterior is not, and is not claimed to be: there
-    the covariance is over all C D weights, as ``hessian_structure`` has it; here all classes share one covariance
-    [D, D] with a bound on the softmax curvature, which is what makes an update closed. Features are not standardised,
-    so that the prior precision means what it meant there.
+    The mean and the ``plugin`` predictions are the same. The covariance is not: that of laplace-torch is over all C D
+    weights, with the structure ``hessian_structure``. Here all classes share one covariance [D, D] with a bound on the
+    softmax curvature, which makes updates closed-form. Features are not standardised, so that the prior precision keeps
+    its meaning.
 
     Args:
-        la: ``Laplace(model, "classification", subset_of_weights="last_layer", ...)``, fitted; its Hessian plays no part
+        la: ``Laplace(model, "classification", subset_of_weights="last_layer", ...)``, fitted; its Hessian is not used
             and may have any structure but ``gp``.
-        loader: batches of the training data, as for ``la.fit``: pairs (inputs, targets) or mappings. Targets are not
-            looked at. Every batch goes through the network once; all features [N, D] are kept until the end.
-        prior_precision: lambda > 0; by default that of ``la``, which must then be one number, or the same number for
-            all its weights: one covariance for all classes has one lambda.
+        loader: batches of the training data, as for ``la.fit``: pairs (inputs, targets) or mappings. Targets are
+            ignored. Every batch goes through the network once; all features [N, D] are kept until the end.
+        prior_precision: lambda > 0; by default that of ``la``, which must then be the same for all its weights, since
+            one covariance for all classes has one lambda.
         curvature: ``categorical`` or ``gaussian``.
 
     Returns:
         A posterior on the features of the layer, on its device and in its dtype.
 
     Raises:
-        TypeError: ``la`` is no last-layer Laplace.
-        ValueError: it has what this posterior does not: another likelihood, a prior mean, a temperature, several prior
-            precisions; or the features do not fit the layer.
+        TypeError: ``la`` is not a last-layer Laplace.
+        ValueError: it has a setting that this posterior does not support (another likelihood, a prior mean, a
+            temperature, several prior precisions), or the features do not fit the layer.
         NotFittedError: ``la`` has not been fitted.
     """
     if not isinstance(la, LLLaplace):

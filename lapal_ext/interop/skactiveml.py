@@ -29,16 +29,16 @@ from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier
 
 
 class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]  # scikit-activeml has no types
-    """``select_batch`` for scikit-activeml: every pick is absorbed with the model's own label before the next one.
+    """``select_batch`` for scikit-activeml: every pick is absorbed with its predicted label before the next pick.
 
     Args:
         acquisition: as in ``select_batch``: ``margin``, ``entropy``, ``least_confident``, ``variance``,
             ``gradient_norm``, ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``, ``coreset``,
             ``probcover``, ``random``, or a callable (posterior, pool) -> utilities.
-        targets: ``predicted``, or None for a batch at once under the present model.
-        link: how the acquisition sees the predictive, ``plugin`` or ``mean_field``.
-        missing_label: what stands in y for a label that is not known.
-        random_state: of the acquisitions that draw: an int, a ``numpy.random.RandomState`` or None.
+        targets: ``predicted``, or None to pick the batch at once under the current model.
+        link: the predictive that the acquisition uses, ``plugin`` or ``mean_field``.
+        missing_label: the value in y for a label that is not known.
+        random_state: for the acquisitions that draw: an int, a ``numpy.random.RandomState`` or None.
 
     Example:
         >>> classifier = SklearnClassifier(LaplaceClassifier(), classes=np.unique(y_true))
@@ -70,32 +70,32 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         batch_size: int = 1,
         return_utilities: bool = False,
     ) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[Any]]:
-        """Choose samples whose labels to ask for.
+        """Choose the samples to label next.
 
-        Without any label the model is its prior, under which no sample is preferred by its uncertainty: the lowest
-        indices win. ``typiclust``, ``coreset``, ``probcover`` and ``random`` are for that start.
+        Without any label the model is its prior. Uncertainty then does not rank the samples, and the lowest indices are
+        chosen. Use ``typiclust``, ``coreset``, ``probcover`` or ``random`` for this start.
 
         Args:
             X: features of all samples [N, D], labelled or not.
             y: labels [N], ``missing_label`` where there is none.
-            clf: a ``SklearnClassifier`` around a ``LaplaceClassifier``, whose ``step`` and ``gamma`` absorb the picks;
-                stays as it is. While labels of fewer than two classes are known, its ``classes`` say which there are.
-            fit_clf: whether to fit a copy of ``clf`` to the labels first, or to take it as it was fitted.
+            clf: a ``SklearnClassifier`` around a ``LaplaceClassifier``, whose ``step`` and ``gamma`` are used to absorb
+                the picks; not modified. Its ``classes`` are required while y has labels of fewer than two classes.
+            fit_clf: whether to fit a copy of ``clf`` to the labels first; if not, ``clf`` must be fitted.
             candidates: samples to choose from: None for all without a label, their indices, or their features
                 [n_candidates, D], which need not be in X.
-            batch_size: samples to choose; more than there are is a warning.
+            batch_size: samples to choose; more than there are candidates gives a warning.
             return_utilities: whether to return utilities beside the indices.
 
         Returns:
             Indices int64 [batch_size] in pick order, of X or, where candidates are features, of ``candidates``. With
-            ``return_utilities`` also [batch_size, N] or [batch_size, n_candidates]: row t has what pick t was chosen
-            by, NaN for samples that could not be picked then. ``margin``, ``entropy``, ``least_confident``,
-            ``variance``, ``gradient_norm``, ``bald``, ``random`` and callables score every sample; each pick then takes
-            another evaluation of the pool. The others compare batches or distances, not samples one by one: the only
-            entry of their row t is the pick's own.
+            ``return_utilities`` also [batch_size, N] or [batch_size, n_candidates]: row t has the utilities at pick t,
+            NaN for samples that could not be picked. ``margin``, ``entropy``, ``least_confident``, ``variance``,
+            ``gradient_norm``, ``bald``, ``random`` and callables score every sample, which takes one more evaluation of
+            the pool per pick. The others compare batches or distances, not single samples: their row t only has the
+            utility of pick t.
 
         Raises:
-            TypeError, ValueError: an argument or a parameter does not fit.
+            TypeError, ValueError: an argument or a parameter is invalid.
             NotFittedError: ``fit_clf`` is False and ``clf`` is not fitted.
         """
         X, y, candidates, batch_size, return_utilities = self._validate_data(
@@ -164,12 +164,12 @@ def _fit(
     labels: NDArray[np.int64],  # [N], -1 where there is none
     n_classes: int,
 ) -> LastLayerLaplace:
-    """Posterior of a copy of the classifier under the labels there are.
+    """Posterior of a copy of the classifier, given the known labels.
 
-    A fit needs two classes. Before, the labels update the prior over all classes, standardised as the samples are.
+    A fit needs labels of two classes. With fewer, the labels update the prior of all classes, standardised by X.
 
     Raises:
-        ValueError: fewer than two classes are known at all.
+        ValueError: fewer than two classes are known, with ``clf.classes``.
     """
     labelled = labels >= 0
     if len(np.unique(labels[labelled])) >= 2:
@@ -186,11 +186,11 @@ def _fit(
 
 
 def _fitted(clf: Any) -> LastLayerLaplace:
-    """Posterior of a classifier as it was fitted.
+    """Posterior of a fitted classifier.
 
     Raises:
-        NotFittedError: it was not.
-        ValueError: its fit failed, of which scikit-activeml only warns.
+        NotFittedError: it is not fitted.
+        ValueError: its fit failed, which is only a warning in scikit-activeml.
     """
     check_is_fitted(clf)
     if not clf.is_fitted_:

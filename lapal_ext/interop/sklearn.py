@@ -1,4 +1,4 @@
-"""A scikit-learn classifier that learns further labels in closed form."""
+"""A scikit-learn classifier that absorbs further labels in closed form."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ except ImportError as error:
         f'lapal_ext.interop.sklearn needs scikit-learn 1.6 or newer: pip install "lapal_ext[sklearn]" ({error})'
     ) from error
 
-DTYPES = (np.float64, np.float32)  # the first is what others, integers for example, are converted to
+DTYPES = (np.float64, np.float32)  # other dtypes, such as integers, are converted to the first
 _LINKS = ("mean_field", "plugin")  # "mc" would give other probabilities at every call
 
 
@@ -33,23 +33,23 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     ``fit`` is ``LastLayerLaplace.fit_map``; ``partial_fit`` is ``LastLayerLaplace.update``, which costs O(D^2) per row
     and depends on the order of the rows. The rows of X are meant to be last-layer features of a network.
 
-    X is converted as elsewhere in scikit-learn: float32 is kept, everything else becomes float64, and after the first
-    fit X has the dtype of that fit.
+    X is converted as elsewhere in scikit-learn: float32 is kept, everything else becomes float64. After the first fit,
+    X is converted to the dtype of that fit.
 
     Args:
         prior_precision: lambda > 0, of all weights and the bias.
         curvature: ``categorical`` or ``gaussian``.
-        step: of ``partial_fit``, ``line_search``, ``newton`` or ``joint``, see ``LastLayerLaplace.update``.
-        gamma: of ``partial_fit``, trust in its labels, >= 0; 1 is Bayes.
+        step: for ``partial_fit``: ``line_search``, ``newton`` or ``joint``, see ``LastLayerLaplace.update``.
+        gamma: for ``partial_fit``: trust in its labels, >= 0; 1 is Bayes.
         fit_bias: whether there is a bias.
         standardize: centre X and scale it by one number, so that ``prior_precision`` means the same on every data set.
         link: ``mean_field``, probabilities averaged over the posterior, or ``plugin``, those of its mean.
 
     Attributes:
         classes_: labels of the classes, sorted.
-        posterior_: the ``LastLayerLaplace`` behind it, with classes numbered as in ``classes_``.
+        posterior_: the fitted ``LastLayerLaplace``, with classes numbered as in ``classes_``.
         n_features_in_: D.
-        feature_names_in_: names of the columns, where X has names that are all strings.
+        feature_names_in_: names of the columns, if X has names that are all strings.
 
     Example:
         >>> classifier = LaplaceClassifier().fit(features, names)
@@ -79,7 +79,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.link = link
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Fit the classifier anew.
+        """Fit the classifier from scratch.
 
         Args:
             X: features [N, D], finite; no sparse matrix.
@@ -89,7 +89,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             self.
 
         Raises:
-            ValueError: an argument does not fit.
+            ValueError: an argument is invalid.
         """
         with self._all_or_nothing():
             features, y = self._check_labelled(X, y, dtype=DTYPES, reset=True)
@@ -99,19 +99,19 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
-        """Absorb labels, in order, all or nothing; the first call of an unfitted classifier is a fit.
+        """Absorb labels, in order; an error changes nothing. The first call of an unfitted classifier is a fit.
 
         Args:
             X: features [N, D], finite; no sparse matrix.
             y: labels [N], each one of the classes.
-            classes: labels of all classes there will ever be; the first call of an unfitted classifier needs them, and
-                its y may leave some out. Later calls may repeat them.
+            classes: labels of all classes, also of those that are not in y. They are required in the first call of an
+                unfitted classifier; later calls may repeat them.
 
         Returns:
             self.
 
         Raises:
-            ValueError: an argument does not fit; a label that is no class, for one.
+            ValueError: an argument is invalid, for example a label that is not a class.
         """
         with self._all_or_nothing():
             self._partial_fit(X, y, classes)
@@ -151,7 +151,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Returns:
             [N], of ``classes_``.
         """
-        winners = self._logits(X).argmax(1).numpy()  # first: a classifier that is not fitted has no classes
+        winners = self._logits(X).argmax(1).numpy()  # before classes_, which an unfitted classifier does not have
         predictions: NDArray[Any] = self.classes_[winners]
         return predictions
 
@@ -199,9 +199,9 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """Leave the classifier as it was where the body fails: scikit-learn notes the columns of X before it is done.
+        """Restore the attributes if the body raises: scikit-learn sets those of the columns of X before the fit.
 
-        The posterior itself is not kept, for an update of it is all or nothing, and a fit makes another one.
+        The posterior need not be copied: an update that raises does not change it, and a fit makes a new one.
         """
         before = dict(vars(self))
         try:
@@ -211,7 +211,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise
 
     def _check_parameters(self) -> None:
-        """Raise a typed error about the parameters that only later calls use; ``fit_map`` looks at the others."""
+        """Raise a typed error about the parameters that only later calls use; ``fit_map`` checks the others."""
         check_choice("step", self.step, UPDATE_STEPS)
         check_number("gamma", self.gamma, at_least=0.0)
         check_choice("link", self.link, _LINKS)
@@ -223,7 +223,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
 
 def _seen(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
-    """The same values in memory that torch can see: not run backwards, and no field of records."""
+    """The same values in a layout that torch supports: no negative strides, no field of a structured array."""
     if any(step < 0 or step % features.itemsize for step in features.strides):
         return features.copy()  # numpy.ascontiguousarray leaves a single row as it is
     return features

@@ -124,7 +124,7 @@ def test_a_model_is_known_again_in_another_process(tmp_path: Path) -> None:
 
 def test_a_foreign_file_is_never_written_over(path: Path) -> None:
     path.write_bytes(b"precious")
-    with pytest.raises(StorageError, match=r"exists, and no .*\.json says what it is of: choose another path"):
+    with pytest.raises(StorageError, match=r"exists, and no .*\.json records its origin: choose another path"):
         run(path)
     assert contents(path.parent) == {path.name: b"precious"}
 

@@ -91,7 +91,7 @@ def test_the_number_of_rows_is_that_of_the_batches() -> None:
     result = extract(MODEL, DataLoader(TensorDataset(X, Y), 13, drop_last=True))
     torch.testing.assert_close(result.features, expected()[:39])
     assert torch.equal(result.targets, Y[:39])
-    with pytest.raises(ValueError, match=r"^data must give the 30 rows that it says it has, got 20$"):
+    with pytest.raises(ValueError, match=r"^data must give as many rows as its length, 30, got 20$"):
         extract(MODEL, DataLoader(TensorDataset(X, Y), 7, sampler=Lying()))
 
 
@@ -139,7 +139,9 @@ def test_a_row_beyond_the_range_of_half_precision_is_named() -> None:
     large = X.flatten(1).clone()
     large[20, 3] = 1e6
     model = nn.Sequential(nn.Linear(64, 3))
-    with pytest.raises(ValueError, match=r"^dtype must hold the features, row 20 of data leaves the range of torch.fl"):
+    with pytest.raises(
+        ValueError, match=r"^dtype must hold the features, row 20 of data exceeds the range of torch.fl"
+    ):
         extract(model, large, batch_size=16, dtype=torch.float16)
     assert bool(extract(model, large, dtype=torch.bfloat16).features.isfinite().all())
 
@@ -181,8 +183,16 @@ def test_the_bar_counts_rows_and_changes_none(monkeypatch: pytest.MonkeyPatch) -
             r"labels in the batch .* integers of shape \(50,\), got torch\.float32",
         ),
         ({"data": [(X, Y[:9])]}, ValueError, r"labels in the batch .* integers of shape \(50,\), .* of shape \(9,\)"),
-        ({"data": [(X, Y), X]}, ValueError, r"data must have labels in all batches or in none, and change at row 50"),
-        ({"data": [X, (X, Y)]}, ValueError, r"data must have labels in all batches or in none, and change at row 50"),
+        (
+            {"data": [(X, Y), X]},
+            ValueError,
+            r"data must have labels in all batches or in none, which changes at row 50",
+        ),
+        (
+            {"data": [X, (X, Y)]},
+            ValueError,
+            r"data must have labels in all batches or in none, which changes at row 50",
+        ),
         ({"batch_size": 0}, ValueError, r"batch_size must be at least 1, got 0"),
         ({"batch_size": 2.0}, TypeError, r"batch_size must be an integer, got float"),
         ({"device": "bogus"}, ValueError, r"device must be available, got 'bogus'"),

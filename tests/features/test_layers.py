@@ -119,5 +119,5 @@ def test_a_layer_that_sees_no_matrix() -> None:
     with pytest.raises(ValueError, match=r"must have shape \(50, D\), one row for each input, got \(400, 8\)"):
         extract(nn.Sequential(nn.Flatten(0, 2), nn.Linear(8, 3)), X)
     widths = nn.Sequential(nn.Flatten(), nn.Identity())
-    with pytest.raises(ValueError, match=r"^layer must see rows of one length, 64 so far, got 32 from row 50 of data"):
+    with pytest.raises(ValueError, match=r"^layer must get rows of one length, 64 so far, got 32 from row 50 of data"):
         extract(widths, [X, X[..., :4]], take="output")

@@ -22,14 +22,15 @@ example:
   lapal-ext select --pool pool.npy --features train.npy --labels labels.npy --out to_label.csv
 
 The file has the columns row, utility and label. Fill in labels (numbers or names of classes, or
-skip) and run the same command again: what is answered is absorbed, and what is not stays in the
-file with as many new rows as --number asks for. With --interactive every answer is absorbed
-before the next question, and the file is kept up to date; Ctrl-C keeps all answers.
+skip) and run the same command again: it absorbs the answers, keeps the rows without an answer
+in the file, and adds --number new rows. With --interactive every answer is absorbed before the
+next question, and the file is kept up to date; Ctrl-C keeps all answers.
 
 several processes, on one machine or many, share the pool:
   torchrun --nproc-per-node 4 -m lapal_ext select --pool pool.npy ...
-Each takes its part of the rows; with --pool 'part{rank}.npy' each reads a file of its own, and
-rows are numbered through them in order. All of them read the other files, and the first writes."""
+Each process has a part of the rows. With --pool 'part{rank}.npy' each process reads its own file,
+and row numbers continue from one file to the next. All processes read the other files, and the
+first one writes."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -37,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "select",
         help="choose which rows of a pool to label next, or ask for their labels one by one",
-        description="Fit a posterior to labelled features, and choose the rows of a pool whose labels would tell most.",
+        description="Fit a posterior to labelled features, and choose the rows of a pool that are best to label next.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,22 +47,28 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--pool", required=True, type=Path, metavar="FILE", help=f"features to choose among, [N, D], {matrix}")
     add("--features", required=True, type=Path, metavar="FILE", help=f"labelled features, [L, D], {matrix}")
     add("--labels", required=True, type=Path, metavar="FILE", help="their labels, [L], integers, .npy")
-    add("--out", required=True, type=Path, metavar="FILE.csv", help="the label file; what it holds already is absorbed")
+    add("--out", required=True, type=Path, metavar="FILE.csv", help="the label file; answers in it are absorbed")
     add("--head", type=Path, metavar="FILE", help="trained layer: weight [C, D] and bias [C], .safetensors")
     add(
         "--classes",
         metavar="N|FILE",
-        help="how many, or a file of names, one per line (default: as many as the labels need)",
+        help="number of classes, or a file of names, one per line (default: as many as the labels need)",
     )
     add("--number", type=whole_number(1), default=10, metavar="N", help="rows to choose (default: %(default)s)")
     add("--acquisition", default="margin", metavar="NAME", help="as in select_batch (default: %(default)s)")
-    add("--prior-precision", type=positive_number, default=10.0, metavar="L", help="of the weights (default: 10)")
-    add("--seed", type=whole_number(0), default=0, metavar="N", help="of acquisitions that draw (default: 0)")
-    add("--memory", type=positive_number, metavar="MIB", help="for the logits of the pool (default: what they need)")
+    add(
+        "--prior-precision",
+        type=positive_number,
+        default=10.0,
+        metavar="L",
+        help="prior precision of the weights (default: 10)",
+    )
+    add("--seed", type=whole_number(0), default=0, metavar="N", help="seed of acquisitions that draw (default: 0)")
+    add("--memory", type=positive_number, metavar="MIB", help="limit for the logits of the pool (default: none)")
     add("--interactive", action="store_true", help="ask for labels on the terminal, one by one")
-    add("--texts", type=Path, metavar="FILE", help="what to show of a row: its line in this file")
-    add("--save", type=Path, metavar="FILE", help="where to keep the model with all answers, for LastLayerLaplace.load")
-    add("--alone", action="store_true", help="be one process, even where torchrun has started several")
+    add("--texts", type=Path, metavar="FILE", help="text to show for a row: its line in this file")
+    add("--save", type=Path, metavar="FILE", help="file for the model with all answers, for LastLayerLaplace.load")
+    add("--alone", action="store_true", help="run as a single process, even if torchrun has started several")
     parser.set_defaults(run=_run)
 
 
@@ -69,7 +76,7 @@ def _run(options: argparse.Namespace) -> None:
     from lapal_ext.cli.select.torchrun import started_by_torchrun
     from lapal_ext.errors import NotPSDError, RankError
 
-    for name, path in (("--out", options.out), ("--save", options.save)):  # before the work, not after it
+    for name, path in (("--out", options.out), ("--save", options.save)):  # before the work starts
         if path is not None and not path.parent.is_dir():
             raise CommandError(f"{name} must lie in an existing folder, got {path}")
     try:
@@ -128,7 +135,7 @@ def _ask(options: argparse.Namespace) -> None:
 
 
 def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
-    """Absorb what was answered, and put new rows behind those of the label file."""
+    """Absorb the answers, and append new rows to the label file."""
     import torch
 
     from lapal_ext.cli.select.inputs import check_texts, texts_of
@@ -141,7 +148,7 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     with ranks.together():
         shard = map_shard("--pool", options.pool, ranks)
         posterior, labelled, class_names = _labelled(options, shard)
-        for buffer in posterior.buffers():  # processors of different kinds differ in the last digits
+        for buffer in posterior.buffers():  # processors of different kinds give different last digits
             buffer.copy_(ranks.from_first(buffer.clone, buffer))
         pool = Pool(posterior, shard, ranks=ranks)
         file = LabelFile(options.out, pool.size, class_names)
@@ -152,12 +159,14 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         if number == 0:
             raise CommandError(f"every row of the pool is in {file.path} already")
         features = pool.raw(rows)
-        told = torch.tensor([line.label is not None for line in lines], dtype=torch.bool)
-        if told.any():
-            posterior.update(features[told], torch.tensor([line.label for line in lines if line.label is not None]))
+        has_label = torch.tensor([line.label is not None for line in lines], dtype=torch.bool)
+        if has_label.any():
+            posterior.update(
+                features[has_label], torch.tensor([line.label for line in lines if line.label is not None])
+            )
         answered = posterior.clone()
         for number_of_line, line in enumerate(lines):
-            if line.waits:  # as within a batch: what is asked for already must not be asked for again in other words
+            if line.waits:  # absorbed with its predicted label, as within a batch, so that no similar row is chosen
                 row = features[number_of_line : number_of_line + 1]
                 posterior.update(row, posterior.predict_logits(row).argmax(1))
     result = select_batch(
@@ -182,7 +191,7 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     file.write([*lines, *(Line(row, f"{utility:.6g}", others=more) for row, utility, more in chosen)])
     if options.save is not None:
         answered.save(options.save)
-    print(f"Answers absorbed: {int(told.sum())}. Rows chosen: {number}. Fill in their labels in {file.path}.")
+    print(f"Answers absorbed: {int(has_label.sum())}. Rows chosen: {number}. Fill in their labels in {file.path}.")
     if number < options.number:
         print(f"There are no more rows than these {number}.")
     if waiting := sum(line.waits for line in lines):

@@ -1,4 +1,4 @@
-"""What the files of ``lapal-ext select`` hold beside the pool: labels, names of classes, a trained layer."""
+"""Input files of ``lapal-ext select`` besides the pool: labels, names of classes, texts, a trained layer."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ _MOST_CLASSES = 1_000_000
 
 
 def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
-    """Labels [L] and the names of the classes, which are their numbers unless there is a file."""
+    """Labels [L] and the names of the classes; without a file of names these are their numbers."""
     import numpy as np
     import torch
 
@@ -52,9 +52,9 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
         raise CommandError(f"{options.classes} must hold a different name for each class")
     for number, name in enumerate(names):
         if name.lower() in COMMANDS:
-            raise CommandError(f"{options.classes} must not call a class {name!r}, which means something else")
+            raise CommandError(f"{options.classes} must not call a class {name!r}, which is a command")
         if name.isdigit() and name != str(number):
-            raise CommandError(f"{options.classes} must not call class {number} {name!r}, the number of another")
+            raise CommandError(f"{options.classes} must not call class {number} {name!r}, the number of another class")
     return labels, names
 
 
@@ -89,7 +89,7 @@ def make_posterior(
     labels: "Tensor",  # [L] int64
     class_names: Sequence[str],
 ) -> "LastLayerLaplace":
-    """The posterior of the labelled rows, about the layer of ``--head`` where there is one."""
+    """The posterior of the labelled rows, with the layer of ``--head`` if it is given."""
     from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
     if options.head is None:

@@ -1,8 +1,8 @@
-"""The label file: what ``lapal-ext select`` asks for, and what people answer.
+"""The label file: the rows that ``lapal-ext select`` chooses, and the answers of annotators.
 
 A CSV file with the columns ``row`` (of the pool, from zero), ``utility`` (when it was picked) and ``label``: the number
-or the name of a class, ``skip``, or nothing where nobody has answered yet. Spreadsheets read and write it, with commas,
-semicolons or tabs. Further columns stay as they are.
+or the name of a class, ``skip``, or nothing if there is no answer yet. Spreadsheets read and write it, with commas,
+semicolons or tabs. Further columns are kept.
 """
 
 import csv
@@ -17,9 +17,9 @@ from lapal_ext.cli.errors import CommandError
 
 COLUMNS = ("row", "utility", "label")
 SKIP, UNDO, QUIT = "skip", "undo", "quit"
-COMMANDS = (SKIP, UNDO, QUIT)  # what may be typed in place of a label; no class may be called so
+COMMANDS = (SKIP, UNDO, QUIT)  # what may be typed in place of a label; no class may have such a name
 _NUMBER = re.compile(r"[0-9]{1,9}")
-_CLASS = re.compile(r"([0-9]{1,9})(\.0+)?")  # tables with gaps make floats of integers
+_CLASS = re.compile(r"([0-9]{1,9})(\.0+)?")  # spreadsheets turn integers into floats in columns with gaps
 
 
 class Line(NamedTuple):
@@ -27,26 +27,26 @@ class Line(NamedTuple):
 
     row: int
     utility: str = ""
-    label: int | None = None  # None where it was skipped or waits
+    label: int | None = None  # None if the row is skipped or has no answer
     skipped: bool = False
     others: Mapping[str, str] = {}  # further columns
 
     @property
     def waits(self) -> bool:
-        """Whether nobody has answered yet."""
+        """Whether the row has no answer yet."""
         return self.label is None and not self.skipped
 
 
 class LabelFile:
-    """A label file that is read once and written many times, as it was found: separator, columns, byte order mark.
+    """A label file that is read once and written many times, with the same separator, columns and byte order mark.
 
     Args:
-        path: of the file; one that does not exist holds nothing.
+        path: of the file; one that does not exist counts as empty.
         pool_rows: N; rows must lie in [0, N).
-        class_names: names that a label may have beside its number.
+        class_names: names that a label may have besides its number.
 
     Raises:
-        CommandError: a line that is not understood; the message has its number.
+        CommandError: a line is invalid; the message has its number.
     """
 
     def __init__(self, path: Path, pool_rows: int, class_names: Sequence[str]) -> None:
@@ -59,14 +59,14 @@ class LabelFile:
             self._parse(self._content, pool_rows)
 
     def write(self, lines: Sequence[Line]) -> None:
-        """Put other lines in place of those of the file, all or nothing.
+        """Replace the lines of the file; after an error it is unchanged.
 
         Raises:
-            CommandError: the file cannot be written, or somebody else has changed it meanwhile.
+            CommandError: the file cannot be written, or was changed since it was read.
         """
         if self._on_disk() != self._content:
             raise CommandError(
-                f"{self.path} was changed by somebody else meanwhile and stays as it is: run the command again"
+                f"{self.path} was changed by another program meanwhile and is not overwritten: run the command again"
             )
         columns = list(dict.fromkeys([*self._columns, *COLUMNS, *(name for line in lines for name in line.others)]))
 
@@ -97,7 +97,7 @@ class LabelFile:
 
     def _parse(self, content: bytes, pool_rows: int) -> None:
         if content.startswith(b"\xef\xbb\xbf"):
-            self._encoding = "utf-8-sig"  # with the mark that Excel knows UTF-8 by
+            self._encoding = "utf-8-sig"  # with the byte order mark by which Excel recognises UTF-8
         try:
             # A carriage return within a cell would not be quoted when it is written again.
             text = content.decode(self._encoding).replace("\r\n", "\n").replace("\r", "\n")
@@ -119,14 +119,14 @@ class LabelFile:
         seen: set[int] = set()
         for number, values in numbered:
             place = f"{self.path}, line {number}"
-            if None in values:  # where csv puts what is beyond the last column
+            if None in values:  # the key of cells beyond the last column in csv
                 raise CommandError(f"{place} has more cells than the first line has columns")
             cells = {name: values[raw] or "" for name, raw in zip(self._columns, reader.fieldnames or (), strict=True)}
             if not any(cells.values()):
                 continue
             line = self._line(cells, pool_rows, place)
             if line.row in seen:
-                raise CommandError(f"{place}: row {line.row} stands there twice")
+                raise CommandError(f"{place}: row {line.row} occurs twice")
             seen.add(line.row)
             self.lines.append(line)
 
@@ -145,9 +145,9 @@ class LabelFile:
 
 
 def class_number(text: str, class_names: Sequence[str]) -> int | None:
-    """Class that a text names, by name or by number; None where it names none.
+    """The class with this name or number, or None if there is none.
 
-    Spreadsheets like capitals: where no name is the same, the one that differs by them alone is meant.
+    Spreadsheets capitalise cells, so without an exact match a single name that only differs in case is accepted.
     """
     if text in class_names:
         return class_names.index(text)
@@ -159,7 +159,7 @@ def class_number(text: str, class_names: Sequence[str]) -> int | None:
 
 
 def describe_classes(class_names: Sequence[str]) -> str:
-    """What may be typed for a label, for messages."""
+    """The labels that may be typed, for messages."""
     numbers = f"a number from 0 to {len(class_names) - 1}"
     named = [name for number, name in enumerate(class_names) if name != str(number)]
     return f"{numbers} or a name ({', '.join(named[:5])}{', …' if len(named) > 5 else ''})" if named else numbers

@@ -1,4 +1,4 @@
-"""Asking a person for labels on the terminal: each question by the model that has absorbed all answers before it."""
+"""Asking an annotator for labels on the terminal: the model absorbs each answer before the next question."""
 
 import io
 import sys
@@ -34,10 +34,10 @@ def interview(
     """Ask until there are ``number`` more answers, and write the label file after each.
 
     Args:
-        selector: nothing told so far.
-        pool: what it asks about.
-        file: what is answered there is told first; answers stand before what waits, in their order.
-        number: answers to ask for; fewer where the pool ends.
+        selector: without any labels so far.
+        pool: its features.
+        file: its answers are absorbed first. Answers are written before rows without an answer, in their order.
+        number: answers to ask for; fewer if the pool has fewer rows left.
         class_names: one per class.
         texts: file whose lines describe the rows of the pool.
 
@@ -45,9 +45,9 @@ def interview(
         CommandError: a file cannot be read or written.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # a bad byte is a bad label, not the end
+        sys.stdin.reconfigure(errors="replace")  # an invalid byte makes an invalid label, not an error
     given = [line for line in file.lines if not line.waits]
-    waiting = {line.row: line for line in file.lines if line.waits}
+    unanswered = {line.row: line for line in file.lines if line.waits}
     for line in given:
         _tell(selector, line)
     if given:
@@ -64,17 +64,17 @@ def interview(
                 print("There is nothing to undo.")
                 continue
             selector.undo()
-            taken = given.pop()
-            waiting[taken.row] = taken._replace(label=None, skipped=False)
+            undone = given.pop()
+            unanswered[undone.row] = undone._replace(label=None, skipped=False)
             asked = max(0, asked - 1)
-            print(f"Took back the answer for row {taken.row}.")
+            print(f"Took back the answer for row {undone.row}.")
         else:
-            line = waiting.pop(row, Line(row))
+            line = unanswered.pop(row, Line(row))
             line = line._replace(skipped=True) if reply == SKIP else line._replace(label=int(reply))
             _tell(selector, line)
             given.append(line)
             asked += 1
-        file.write([*given, *waiting.values()])
+        file.write([*given, *unanswered.values()])
     if len(given) == len(pool):
         print("Every row of the pool is answered.")
     elif given:
@@ -108,7 +108,7 @@ def _question(
 
 
 def _reply(question: str, class_names: Sequence[str]) -> str:
-    """A class's number or one of ``COMMANDS``; the end of the input and Ctrl-C mean quit."""
+    """The number of a class or one of ``COMMANDS``; the end of the input and Ctrl-C mean quit."""
     while True:
         try:
             text = input(question).strip()

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from torch.distributed import ProcessGroup
 
-_RANK = "{rank}"  # in a file name, where every process has a file of its own
+_RANK = "{rank}"  # in a file name, if every process has its own file
 
 
 @contextmanager
 def started_by_torchrun(*, alone: bool) -> "Iterator[ProcessGroup | None]":
-    """The group of all processes for the body, after which this one ends; None without torchrun, or ``alone``."""
+    """The group of all processes for the body, after which this process ends; None without torchrun or if ``alone``."""
     from torch import distributed
 
     if alone or not distributed.is_available() or not distributed.is_torchelastic_launched():
@@ -33,8 +33,8 @@ def started_by_torchrun(*, alone: bool) -> "Iterator[ProcessGroup | None]":
         yield distributed.group.WORLD
     finally:
         distributed.destroy_process_group()
-    # All is written. The threads of gloo may still let go of a message, for which they need the interpreter, and would
-    # abort the process if that ended first: so it does not end, the process does.
+    # All output is written. Threads of gloo may still be releasing a message, which needs the interpreter, and would
+    # abort the process during the shutdown of the interpreter. os._exit ends the process without that shutdown.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -44,7 +44,7 @@ def map_shard(name: str, path: Path, ranks: Ranks) -> Tensor:  # [n, D]
     """The rows of this process: its own file, or its part of the common one.
 
     Raises:
-        CommandError: there are files for more processes than there are.
+        CommandError: there are more files than processes.
     """
     if _RANK in str(path):
         if _file_of(path, ranks.size).exists():

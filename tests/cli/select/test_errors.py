@@ -20,7 +20,7 @@ class TestErrors:
             ),
             ("row,label\n1,3\n", "line 2: label must be"),
             (f"row,label\n{ROWS},ant\n", f"line 2: row must be a whole number in [0, {ROWS}), got '{ROWS}'"),
-            ("row,label\n1,ant\n1,bee\n", "line 3: row 1 stands there twice"),
+            ("row,label\n1,ant\n1,bee\n", "line 3: row 1 occurs twice"),
             ("row,label\nx,ant\n", "line 2: row must be a whole number"),
             ("row,label\n1,ant,more\n", "line 2 has more cells"),
             ("index,label\n1,ant\n", "must have a column called row, got index, label"),
@@ -106,9 +106,9 @@ class TestErrors:
         ("names", "message"),
         [
             ("ant\nant\nbee\n", "must hold a different name for each class"),
-            ("ant\nskip\nbee\n", "must not call a class 'skip', which means something else"),
+            ("ant\nskip\nbee\n", "must not call a class 'skip', which is a command"),
             ("ant\nUndo\nbee\n", "must not call a class 'Undo'"),
-            ("1\n2\n3\n", "must not call class 0 '1', the number of another"),
+            ("1\n2\n3\n", "must not call class 0 '1', the number of another class"),
         ],
     )
     def test_names_that_cannot_be_told_apart(self, names, message, capsys):

@@ -127,7 +127,7 @@ class TestOtherPeoplesFiles:
         file = LabelFile(Path("out.csv"), ROWS, NAMES)
         fill("ant")
         changed = Path("out.csv").read_text()
-        with pytest.raises(CommandError, match=r"out\.csv was changed by somebody else meanwhile"):
+        with pytest.raises(CommandError, match=r"out\.csv was changed by another program meanwhile"):
             file.write(file.lines[:1])
         assert Path("out.csv").read_text() == changed
 
