@@ -16,7 +16,7 @@ _ALIKE = 1e-3  # largest relative difference of squared norms at which rows are 
 
 
 class BadgeScorer(LatentScorer):
-    """BADGE: k-means++ on the gradient embeddings (e_1 - p) (x) phi under the present model.
+    """BADGE: k-means++ on the gradient embeddings (e_1 - p) (x) phi under the current model.
 
     The centres are the rows that have been absorbed in this selection, and then the picks. Each pick is drawn in
     proportion to its squared distance from the nearest centre, which is its utility. Without a centre the row with the

@@ -1,4 +1,4 @@
-"""Rows whose neighbourhoods cover most of what no labelled row covers yet."""
+"""Rows whose neighbourhoods cover the most rows that no labelled row covers yet."""
 
 import math
 

@@ -78,7 +78,7 @@ class FeatureCache:
         dtype: of the features.
 
     Raises:
-        ValueError: ``path`` names no format that holds ``dtype``.
+        ValueError: the format of ``path`` cannot hold ``dtype``.
         FileNotFoundError: the folder does not exist.
         StorageError: the files at ``path`` have another origin or are damaged.
     """

@@ -180,7 +180,7 @@ def _cache(
     if not comes_in_order(data):
         raise ValueError(
             "data must come in the same order each time to be kept in path: pass the Dataset itself, or a DataLoader "
-            "with shuffle=False and no sampler of its own"
+            "with shuffle=False and without a custom sampler"
         )
     origin = {
         "model": fingerprint(model),

@@ -118,13 +118,13 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return self
 
     def decision_function(self, X: Any) -> NDArray[Any]:
-        """Log-odds behind ``predict_proba``.
+        """Logits whose softmax is ``predict_proba``.
 
         Args:
             X: features [N, D].
 
         Returns:
-            Scores whose softmax is ``predict_proba``, [N, C]; with two classes [N], the second less the first.
+            [N, C]; with two classes [N], the second logit minus the first.
         """
         logits = self._logits(X)
         scores: NDArray[Any] = logits.numpy() if len(self.classes_) > 2 else (logits[:, 1] - logits[:, 0]).numpy()

@@ -69,7 +69,7 @@ def propose_by_acquisition(
     labelled: Tensor | None,  # [L, D]
     generator: torch.Generator | None,
 ) -> Tensor:  # [m, batch_size], m <= count
-    """Batches that an acquisition picks at once under the present model, without labels.
+    """Batches that an acquisition picks at once under the current model, without labels.
 
     A named acquisition gives ``count`` batches if it draws, else one. A callable is called until it repeats a batch.
 

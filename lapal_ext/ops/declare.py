@@ -2,7 +2,7 @@
 
 ``define`` turns the reference into a custom op, writes its fake from the shapes it returns, and wraps it with the
 checks that those shapes imply, so that no signature is ever stated twice. C++ only adds kernels
-(``csrc/<device>/ops/<op>.cpp``), and the dispatcher calls them where they exist.
+(``csrc/cpu/ops/<op>.cpp``, ``csrc/cuda/ops/<op>.cu``), and the dispatcher calls them where they exist.
 """
 
 import contextlib

@@ -61,8 +61,8 @@ def _loss_of_each_label(t: Tensor, delta: Tensor, loss_kind: str) -> Tensor:
     (first, second), (winner, runner_up) = (pair.unbind(-1) for pair in t.topk(2, dim=-1))
     gap = (first - second)[..., None]
     is_winner = torch.zeros_like(t, dtype=torch.bool).scatter(-1, winner[..., None], True)
-    below = second[..., None] - t  # of the losers, >= 0
-    weight = (-below).masked_fill(is_winner, -torch.inf).exp()  # of the losers, relative to the runner-up
+    below = second[..., None] - t  # of the other classes, >= 0
+    weight = (-below).masked_fill(is_winner, -torch.inf).exp()  # of the other classes, relative to the runner-up
     energy = (weight * below).masked_fill(is_winner, 0.0)
     total, total_energy = weight.sum(-1, keepdim=True), energy.sum(-1, keepdim=True)
     beyond_top_two = weight.scatter(-1, runner_up[..., None], 0.0).sum(-1, keepdim=True)

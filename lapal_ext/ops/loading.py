@@ -31,7 +31,7 @@ def _load() -> tuple[Any, str]:
     if record.get("native") is False:
         return None, str(record.get("reason"))
     if importlib.util.find_spec("lapal_ext._C") is None:
-        return None, "no compiled kernels beside the package"
+        return None, "no compiled kernels in the package"
     try:
         return importlib.import_module("lapal_ext._C"), ""
     except ImportError as error:

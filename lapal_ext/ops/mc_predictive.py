@@ -19,7 +19,7 @@ def mc_predictive(
     """Mean over s of softmax(z + sqrt(v) noise_s), and of its entropy.
 
     The rows share the noise and [N, S, C] is never stored. BALD (Houlsby et al., arXiv 1112.5745) is the entropy of the
-    first result less the second. A variance that rounding has made negative counts as zero.
+    first result minus the second. A variance that rounding has made negative counts as zero.
 
     Args:
         logits: z, [N, C].

@@ -1,4 +1,4 @@
-"""``lapal-ext select``: which rows of a pool to label next, as a file to hand out or one question at a time."""
+"""``lapal-ext select``: which rows of a pool to label next, as a label file or one question at a time."""
 
 import argparse
 import importlib.util
