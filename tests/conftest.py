@@ -1,11 +1,12 @@
 """What every test may ask for. Helpers: budget.py (tolerances), draws.py, layouts.py, native.py."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from lapal_ext.ops import OPS
+from lapal_ext.ops import replace_ops
 from tests.draws import Draw
 from tests.fuzz import tally
 
@@ -81,14 +82,15 @@ def kernels_raise(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def emulate_where_asked(request: pytest.FixtureRequest) -> None:
+def emulate_where_asked(request: pytest.FixtureRequest) -> Iterator[None]:
     """With --device emulated, every op that has a CUDA kernel runs it on the emulator instead of its CPU kernel."""
     if request.config.getoption("--device") != "emulated":
+        yield
         return
     from tests.cuda_emulator.build import KERNELS, emulated
 
-    for name in KERNELS:
-        OPS[name]._overload = emulated(name).overload
+    with replace_ops({name: emulated(name).overload for name in KERNELS}):
+        yield
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["f32", "f64"])

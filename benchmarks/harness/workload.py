@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness.reference_arm import references_only
 from benchmarks.harness.turns import TURN, Clock, Turns
 from benchmarks.machine.rates import Work, gain
 from lapal_ext import ops
+from lapal_ext.ops import use_references
 
 
 class Picks(NamedTuple):
@@ -72,7 +72,7 @@ def public_call(prepare: Prepare) -> dict[str, Prepare]:
         call = prepare(units)
 
         def call_reference() -> Result:
-            with references_only():
+            with use_references():
                 return call()
 
         return call_reference

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from lapal_ext.errors import StorageError
 from lapal_ext.features.batches import Batch, Data, comes_in_order, count_rows, read_batches
 from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
 from lapal_ext.features.layers import TAKES, catch, find_head, layer_name
+from lapal_ext.selection.progress import progress_bar
 from lapal_ext.validation.scalars import check_choice, check_device, check_flag, check_integer, check_path
 from lapal_ext.validation.tensors import STORAGE_DTYPES, is_finite
 
@@ -25,6 +26,13 @@ class ExtractedFeatures(NamedTuple):
     features: Tensor  # [N, D], on the CPU; mapped where they are kept in a file
     targets: Tensor | None  # [N] int64, on the CPU; None where the batches have no labels
     layer: str  # name of the layer in the model, "" for the model itself
+
+    def __repr__(self) -> str:
+        """Sizes, dtype and layer; never a matrix."""
+        rows, columns = self.features.shape
+        labels = "no labels" if self.targets is None else f"labels of {len(self.targets)} rows"
+        dtype = str(self.features.dtype).removeprefix("torch.")
+        return f"ExtractedFeatures({rows} rows of {columns} features in {dtype}, {labels}, layer {self.layer!r})"
 
 
 @torch.no_grad()
@@ -100,7 +108,7 @@ def extract(
     if store.complete and rows is not None:
         return _result(store)
     end = 0
-    with _evaluating(model, home, place), _uncompiled(), _counting(rows, progress) as count:
+    with _evaluating(model, home, place), _uncompiled(), progress_bar("extracting", rows, shown=progress) as count:
         count(store.done)
         for first, batch in read_batches(data, batch_size, store.done):
             end = first + batch.rows
@@ -228,18 +236,3 @@ def _uncompiled() -> AbstractContextManager[object]:
         return nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-@contextmanager
-def _counting(rows: int | None, progress: bool) -> Iterator[Callable[[int], None]]:
-    """Yield what takes the number of rows that were done, and shows them where asked to."""
-    if not progress:
-        yield lambda _: None
-        return
-    try:
-        from rich.progress import Progress
-    except ImportError as error:
-        raise ImportError("progress=True needs rich: pip install rich") from error
-    with Progress(transient=True) as bar:
-        task = bar.add_task("extracting", total=rows)
-        yield lambda count: bar.advance(task, count)

@@ -3,7 +3,7 @@
 from lapal_ext.ops.absorb_labels import absorb_labels
 from lapal_ext.ops.badge_step_ import badge_step_
 from lapal_ext.ops.bait_step_ import bait_step_
-from lapal_ext.ops.declare import OPS, Op
+from lapal_ext.ops.declare import OPS, Op, replace_ops, use_references
 from lapal_ext.ops.expected_lookahead import expected_lookahead
 from lapal_ext.ops.inner_products import inner_products
 from lapal_ext.ops.loading import backend, build_info
@@ -33,7 +33,9 @@ __all__ = [
     "predictive_variance",
     "rank_n_update",
     "rank_one_update",
+    "replace_ops",
     "selection_step_",
     "update_coefficients",
+    "use_references",
     "utility",
 ]

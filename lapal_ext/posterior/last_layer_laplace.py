@@ -18,13 +18,15 @@ from lapal_ext.posterior import prior_search
 from lapal_ext.posterior.arguments import (
     MEAN,
     check_features,
+    check_labelled,
     check_layer,
+    check_module_input,
     check_prior_precision,
     check_prior_precisions,
     check_targets,
     require_fitted,
 )
-from lapal_ext.posterior.class_names import check_class_names, check_new_name
+from lapal_ext.posterior.class_names import check_class_names, check_new_name, first_names
 from lapal_ext.posterior.export import write_linear
 from lapal_ext.posterior.map_fit import map_weights_from
 from lapal_ext.posterior.precision import PendingPrecision, add_observations, inverse, precision_matrix
@@ -45,13 +47,9 @@ from lapal_ext.validation.scalars import (
 )
 from lapal_ext.validation.tensors import (
     COMPUTE_DTYPES,
-    ShapeSpec,
-    as_dense,
-    check_dense,
     check_finite,
     check_overflow,
     check_tensors,
-    shape_text,
 )
 
 _JOINT = "joint"
@@ -215,7 +213,7 @@ class LastLayerLaplace(nn.Module):
         Warns:
             RuntimeWarning: the fit has not converged.
         """
-        data = _check_labelled(features, targets, num_classes)
+        data = check_labelled(features, targets, num_classes)
         names = check_class_names(class_names, data.num_classes)
         bias = data.features.new_zeros(data.num_classes) if check_flag("fit_bias", fit_bias) else None
         weight = data.features.new_zeros(data.num_classes, data.features.shape[1])
@@ -263,23 +261,15 @@ class LastLayerLaplace(nn.Module):
         Returns:
             One of ``prior_precisions``, the first of equals. P ``n_folds`` fits.
         """
-        data = _check_labelled(features, targets, num_classes)
-        n_rows = len(data.labels)
-        if n_rows < 2:
-            shape = shape_text(data.features.shape)
-            raise ValueError(f"features must have at least two rows to hold some out, got {shape}")
-        if prior_precisions is None:
-            prior_precisions = torch.logspace(-2.0, 3.0, 11, dtype=torch.float64)
-        grid = check_prior_precisions("prior_precisions", prior_precisions, data.features.dtype)
-        if grid.dim() != 1 or len(grid) == 0:
-            raise ValueError(f"prior_precisions must have shape (P,) with P >= 1, got {shape_text(grid.shape)}")
-        n_folds = check_integer("n_folds", n_folds, at_least=2, at_most=n_rows, limit="the rows of features")
-        check_flag("fit_bias", fit_bias)
-        check_flag("standardize", standardize)
-        check_generator("generator", generator)
-        fold = prior_search.deal_folds(data.labels, n_folds, generator)
-        losses = prior_search.held_out_losses(data, grid.tolist(), fold, fit_bias=fit_bias, standardize=standardize)
-        return float(grid[losses.argmin()])
+        data = check_labelled(features, targets, num_classes)
+        return prior_search.best_prior_precision(
+            data,
+            prior_precisions,
+            n_folds,
+            fit_bias=check_flag("fit_bias", fit_bias),
+            standardize=check_flag("standardize", standardize),
+            generator=generator,
+        )
 
     @torch.no_grad()
     def fit(
@@ -406,8 +396,9 @@ class LastLayerLaplace(nn.Module):
             # Where no label moves the mean, all steps are the same.
             rule = UpdateRule(gamma, STEPS[0] if step == _JOINT else step, self.curvature)
             before = self.covariance
-            self.mean, self.covariance, weights = absorb(self.mean, before, x, labels, rule)
-            self._precision.add(x, weights, before, self.covariance)
+            mean, covariance, weights = absorb(self.mean, before, x, labels, rule)
+            self._precision.add(x, weights, before, covariance)
+            self._buffers.update(mean=mean, covariance=covariance)  # torch's __setattr__ takes 3 us for each
         self.absorbed_labels += count
         return complaint
 
@@ -459,16 +450,7 @@ class LastLayerLaplace(nn.Module):
             TypeError: no dense tensor, or of another dtype than ``mean`` outside ``torch.autocast``.
             ValueError: it has not D columns, or is on another device.
         """
-        features = check_dense("features", features)
-        if features.shape[-1:] != (self.num_features,):
-            raise ValueError(
-                f"features must have shape (..., {self.num_features}) to match mean {shape_text(self.mean.shape)}, got "
-                f"{shape_text(features.shape)}"
-            )
-        if features.device != self.mean.device:
-            raise ValueError(f"features must be on {self.mean.device} like mean, got {features.device}")
-        if features.dtype != self.mean.dtype and not torch.is_autocast_enabled(features.device.type):
-            raise TypeError(f"features must be {self.mean.dtype} like mean, got {features.dtype}")
+        features = check_module_input(self, features)
         weights, offsets = self.standardization.raw(self.mean)
         return nn.functional.linear(features, weights, offsets)
 
@@ -612,13 +594,14 @@ class LastLayerLaplace(nn.Module):
 
         Raises:
             ValueError, TypeError: NaN, infinity or half precision in the posterior, which ``load`` would refuse.
+            NotPSDError: something has changed the covariance to one without an inverse.
         """
         check_tensors({"mean": MEAN}, {"mean": self.mean})
         for name, buffer in self.named_buffers():
             check_finite(name, buffer)
-        tensors = self._tensors()
-        check_finite("precision", tensors["precision"])
-        write_file(path, tensors, self.get_extra_state())
+        precision = self.precision
+        check_finite("precision", precision)
+        write_file(path, {**dict(self.named_buffers()), "precision": precision}, self.get_extra_state())
 
     @classmethod
     def load(
@@ -682,7 +665,7 @@ class LastLayerLaplace(nn.Module):
         """What ``print`` shows."""
         parts = [
             f"{self.num_features} features",
-            f"{self.num_classes} classes" + _first_names(self._class_names),
+            f"{self.num_classes} classes" + first_names(self._class_names),
             f"prior precision {self.prior_precision:g}",
             f"{self.curvature} curvature",
             "with bias" if self.has_bias else "no bias",
@@ -723,7 +706,8 @@ class LastLayerLaplace(nn.Module):
         and values that do not fit, in torch's way.
         """
         state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
-        tensors = self._tensors()
+        # Of the present precision only the shape counts, which is that of the covariance.
+        tensors = {**dict(self.named_buffers()), "precision": self.covariance}
         own = (*tensors, EXTRA_STATE)
         missing = [name for name in own if name not in state]
         if missing and (prefix or not state):
@@ -753,10 +737,6 @@ class LastLayerLaplace(nn.Module):
         return self
 
     # Parts of the methods above
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """All that a state holds of tensors, by name."""
-        return {**dict(self.named_buffers()), "precision": self.precision}
 
     def _tiles(self, features: Tensor) -> Iterator[Tensor]:
         """Standardised features [n, D], a tile at a time."""
@@ -794,23 +774,3 @@ def check_posterior(posterior: object) -> None:
     if posterior.mean.dtype not in COMPUTE_DTYPES:
         raise TypeError(f"posterior must be float32 or float64, got {posterior.mean.dtype}")
     require_fitted(posterior.fitted)
-
-
-def _check_labelled(features: Array, targets: Array, num_classes: int) -> prior_search.LabelledFeatures:
-    """What a layer is fitted to, or a typed error."""
-    num_classes = check_integer("num_classes", num_classes, at_least=2)
-    features = as_dense("features", features).detach()
-    check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
-    if features.numel() == 0:
-        raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
-    check_finite("features", features)
-    any_model = LastLayerLaplace(features.new_zeros(num_classes, features.shape[1]))
-    return prior_search.LabelledFeatures(features, check_targets(any_model, targets, features.shape[0]), num_classes)
-
-
-def _first_names(names: tuple[str, ...] | None) -> str:
-    """The first few names of classes in brackets, for ``print``."""
-    if names is None:
-        return ""
-    shown = 3
-    return f" ({', '.join(names[:shown])}{', …' if len(names) > shown else ''})"

@@ -101,7 +101,7 @@ class PendingPrecision:
         after: Tensor,  # [D, D]
     ) -> "PendingPrecision":
         """This one in another dtype or on another device, as ``move`` took the covariance from before to after."""
-        if not self._state.is_inverse_of(before):
+        if not self._state.is_inverse_of(before) or self._state.precision is None:
             return PendingPrecision(after)
         return PendingPrecision(after, move(self.value(before)))
 
@@ -114,9 +114,9 @@ class PendingPrecision:
         copied._state = copied._state._replace(observations=copy.deepcopy(state.observations, memo))
         return copied
 
-    def __reduce__(self) -> tuple[type["PendingPrecision"], tuple[Tensor, Tensor]]:
-        covariance = self._state.covariance
-        return PendingPrecision, (covariance, self.value(covariance))
+    def __reduce__(self) -> tuple[type["PendingPrecision"], tuple[Tensor, Tensor | None]]:
+        covariance, known = self._state.covariance, self._state.precision is not None
+        return PendingPrecision, (covariance, self.value(covariance) if known else None)
 
 
 def _version(tensor: Tensor) -> int:

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
     """Show a bar for the body, which calls the yielded function with what it has done since the last call.
 
     Args:
         what: the text before the bar.
-        total: what there is to do.
+        total: what there is to do, None where it is not known.
         shown: whether there is a bar at all.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
-from lapal_ext import LastLayerLaplace, SequentialSelector
+from lapal_ext import LastLayerLaplace, NotPSDError, SequentialSelector
 from tests.fuzz.values import Bad, Table
 
 
@@ -46,8 +46,8 @@ def fresh(call: Call) -> dict[str, Any]:
 def bits(value: object) -> object:
     """Everything in a tensor, an array, a posterior or a selector, to the bit; None for what is none of them."""
     if isinstance(value, LastLayerLaplace):
-        value.precision  # noqa: B018 - brings the buffer up to date
-        return [bits(buffer) for buffer in value.buffers()], value.get_extra_state(), value.training
+        tensors = (*value.buffers(), precision_of(value))
+        return [bits(tensor) for tensor in tensors], value.get_extra_state(), value.training
     if isinstance(value, nn.UninitializedParameter):
         return None
     if isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_nested):
@@ -62,6 +62,14 @@ def bits(value: object) -> object:
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype, value.tobytes(), value.flags.writeable
     return None
+
+
+def precision_of(model: LastLayerLaplace) -> Tensor | None:
+    """None where the covariance was damaged, and has no inverse."""
+    try:
+        return model.precision
+    except NotPSDError:
+        return None
 
 
 def _of_selector(selector: SequentialSelector) -> object:

@@ -44,7 +44,7 @@ def states() -> dict[str, Bad]:
             bad[f"{name} {words}"] = Bad({**STATE, name: value}, error, named + says)
     for words, attributes, error, says in (
         ("None", None, TypeError, "must be a dict, got NoneType"),
-        ("missing", {"fitted": True}, KeyError, r"must hold .*missing: \['curvature', 'has_bias', 'prior_precision'\]"),
+        ("missing", {"fitted": True}, KeyError, r"must hold .*missing: \['absorbed_labels', .*'prior_precision'\]"),
     ):
         bad[f"attributes {words}"] = Bad({**STATE, "_extra_state": attributes}, error, rf"\['_extra_state'\] {says}")
     return bad

@@ -19,7 +19,7 @@ problem = make_problem(dtype=torch.float32)
 
 def damaged(name: str, value: float) -> LastLayerLaplace:
     model = problem.posterior.clone()
-    dict(model.named_buffers())[name].view(-1)[0] = value
+    getattr(model, name).view(-1)[0] = value
     return model
 
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-// All that a kernel needs of its compiler: nvcc for a GPU, or g++ for the emulator under tests/cuda_emulator.
-=======
 // What a kernel may use of its compiler: nvcc for a GPU, or g++ for the emulator in tests/cuda_emulator.
->>>>>>> csrc
 //
 //   LAPAL_LAUNCH(kernel, grid, block, shared_bytes, stream, arguments...)   kernel<<<...>>>(arguments...)
 //   LAPAL_SHARED(T, name, n)         n values of T in shared memory; n is a constant
