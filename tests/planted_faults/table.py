@@ -1,7 +1,7 @@
 """The faults: where, what stands there, what is planted in its place, and which quick tests should find it.
 
-A fault is one wrong sign, factor, comparison or missing line, of the sort that a change may bring. What stands there must
-occur once in its file, which ``test_table.py`` checks, so that the table cannot fall behind the code.
+A fault is one wrong sign, factor, comparison or missing line, of the sort that a change may bring. What it replaces
+must occur once in its file. ``test_table.py`` checks that, so that the table cannot fall behind the code.
 """
 
 from typing import NamedTuple
