@@ -1,7 +1,7 @@
 """Run the workloads and print them beside their targets, in Markdown: ``python -m benchmarks.table``.
 
 Takes about five minutes. ``--threads 2`` for two threads, ``--wall`` on a quiet machine, ``-k w4`` for some of them,
-``--brief`` for the table of README.md.
+``--brief`` for the table of benchmarks/README.md.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time rather than processor time, for one thread")
     parser.add_argument("-k", dest="select", default="", metavar="EXPRESSION", help="as in pytest: which workloads")
-    parser.add_argument("--brief", action="store_true", help="factors alone, as in README.md")
+    parser.add_argument("--brief", action="store_true", help="factors alone, as in benchmarks/README.md")
     options = parser.parse_args()
     # Processor time adds up over threads, so that two of them would look slower, not faster.
     wall = options.wall or options.threads > 1

@@ -1,5 +1,6 @@
 """What every test may ask for. Helpers: budget.py (tolerances), draws.py, layouts.py, native.py."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = 0
     # The problems are small: on a busy machine, a second thread makes them many times slower, not faster.
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for the processes that tests start
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -58,28 +58,23 @@ inline void check_dtype(const Tensor& tensor, ScalarType expected, const char* o
                   torch::headeronly::toString(expected), ", got ", torch::headeronly::toString(tensor.scalar_type()));
 }
 
-inline void check_same_device(const Tensor& tensor, const Tensor& other, const char* op, const char* argument,
-                              const char* other_argument) {
-  STD_TORCH_CHECK(tensor.device() == other.device(), op, ": ", argument, " must be on the same device as ",
-                  other_argument);
-}
-
 // The checks of one call: every tensor lies on the device of the first.
 class TensorChecks {
  public:
   TensorChecks(const char* op, const Tensor& first, const char* first_argument)
-      : op_(op), first_(first), first_argument_(first_argument) {}
+      : op_(op), device_(first.device()), first_argument_(first_argument) {}
 
   void operator()(const Tensor& tensor, std::initializer_list<int64_t> shape, ScalarType dtype,
                   const char* argument) const {
     check_shape(tensor, shape, op_, argument);
     check_dtype(tensor, dtype, op_, argument);
-    check_same_device(tensor, first_, op_, argument, first_argument_);
+    STD_TORCH_CHECK(tensor.device() == device_, op_, ": ", argument, " must be on the same device as ",
+                    first_argument_);
   }
 
  private:
   const char* op_;
-  const Tensor& first_;
+  const torch::stable::Device device_;
   const char* first_argument_;
 };
 

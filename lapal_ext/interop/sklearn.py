@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from lapal_ext.likelihood import mean_field
 from lapal_ext.posterior.last_layer_laplace import UPDATE_STEPS, LastLayerLaplace
+from lapal_ext.rules import check_link
 from lapal_ext.validation.scalars import check_choice, check_number
 
 try:
@@ -24,7 +25,6 @@ except ImportError as error:
     ) from error
 
 DTYPES = (np.float64, np.float32)  # other dtypes, such as integers, are converted to the first
-_LINKS = ("mean_field", "plugin")  # "mc" would give other probabilities at every call
 
 
 class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -160,9 +160,10 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         check_is_fitted(self)
         self._check_parameters()
         features = _seen(validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False))
-        if self.link == "plugin":
+        link = check_link(self.link)
+        if not link.uses_variance:
             return self.posterior_.predict_logits(features)
-        return mean_field(*self.posterior_.predict_latent(features))
+        return mean_field(*self.posterior_.predict_latent(features), link.kappa)
 
     def _partial_fit(self, X: Any, y: Any, classes: Any) -> None:
         first = not hasattr(self, "posterior_")
@@ -214,7 +215,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Raise a typed error about the parameters that only later calls use; ``fit_map`` checks the others."""
         check_choice("step", self.step, UPDATE_STEPS)
         check_number("gamma", self.gamma, at_least=0.0)
-        check_choice("link", self.link, _LINKS)
+        check_link(self.link)  # "mc" would give other probabilities at every call
 
     def _check_labelled(self, X: Any, y: Any, *, dtype: Any, reset: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         features, y = validate_data(self, X, y, dtype=dtype, reset=reset)

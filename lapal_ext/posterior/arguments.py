@@ -1,18 +1,19 @@
 """Checks of the arguments of a posterior: layers, features, labels and prior precisions."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lapal_ext.errors import NotFittedError
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.scalars import check_number
+from lapal_ext.validation.scalars import check_integer, check_number
 from lapal_ext.validation.tensors import (
     COMPUTE_DTYPES,
     ShapeSpec,
     as_dense,
     as_labels,
+    check_dense,
     check_finite,
     check_labels,
     check_tensors,
@@ -93,11 +94,60 @@ def check_targets(
     name: str = "targets",
 ) -> Tensor:  # [count] int64
     """Return ``targets`` as ``count`` labels or raise a typed error."""
-    labels = as_labels(name, targets, posterior.mean.device)
+    return _as_targets(name, targets, count, posterior.num_classes, posterior.mean.device)
+
+
+def _as_targets(name: str, targets: Array, count: int, num_classes: int, device: torch.device) -> Tensor:
+    labels = as_labels(name, targets, device)
     if labels.dim() != 1 or labels.shape[0] != count:
         raise ValueError(f"{name} must have shape ({count},), one label per row, got {shape_text(labels.shape)}")
-    check_labels(name, labels, posterior.num_classes)
+    check_labels(name, labels, num_classes)
     return labels
+
+
+class LabelledFeatures(NamedTuple):
+    """The training data of a layer, checked."""
+
+    features: Tensor  # [N, D] raw
+    labels: Tensor  # [N] int64
+    num_classes: int
+
+    def only(self, rows: Tensor) -> "LabelledFeatures":
+        """The rows where a bool [N] is True."""
+        return self._replace(features=self.features[rows], labels=self.labels[rows])
+
+
+def check_labelled(features: Array, targets: Array, num_classes: int) -> LabelledFeatures:
+    """Return the training data of a layer, or raise a typed error."""
+    num_classes = check_integer("num_classes", num_classes, at_least=2)
+    features = as_dense("features", features).detach()
+    check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
+    if features.numel() == 0:
+        raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
+    check_finite("features", features)
+    labels = _as_targets("targets", targets, features.shape[0], num_classes, features.device)
+    return LabelledFeatures(features, labels, num_classes)
+
+
+def check_module_input(
+    posterior: Layer,
+    features: object,
+) -> Tensor:  # [..., D]
+    """Return ``features`` or raise a typed error unless a linear layer in place of the posterior accepts them.
+
+    Only type, device, dtype and number of columns are checked: a check of values would synchronise a GPU.
+    """
+    features, mean, size = check_dense("features", features), posterior.mean, posterior.num_features
+    if features.shape[-1:] != (size,):
+        raise ValueError(
+            f"features must have shape (..., {size}) to match mean {shape_text(mean.shape)}, got "
+            f"{shape_text(features.shape)}"
+        )
+    if features.device != mean.device:
+        raise ValueError(f"features must be on {mean.device} like mean, got {features.device}")
+    if features.dtype != mean.dtype and not torch.is_autocast_enabled(features.device.type):
+        raise TypeError(f"features must be {mean.dtype} like mean, got {features.dtype}")
+    return features
 
 
 def check_prior_precision(value: object, dtype: torch.dtype) -> float:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
+_SHOWN = 3  # names that ``print`` lists
+
 
 def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None:
     """Return one name per class, or None if ``names`` is None.
@@ -49,3 +51,10 @@ def check_new_name(name: object, names: tuple[str, ...] | None) -> tuple[str, ..
     if not name or name in names:
         raise ValueError(f"name must be one that no other class has, got {name!r}")
     return (*names, str(name))
+
+
+def first_names(names: tuple[str, ...] | None) -> str:
+    """The first few names in brackets, for ``print``; an empty string if the classes have none."""
+    if names is None:
+        return ""
+    return f" ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"

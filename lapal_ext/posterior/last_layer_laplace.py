@@ -18,13 +18,15 @@ from lapal_ext.posterior import prior_search
 from lapal_ext.posterior.arguments import (
     MEAN,
     check_features,
+    check_labelled,
     check_layer,
+    check_module_input,
     check_prior_precision,
     check_prior_precisions,
     check_targets,
     require_fitted,
 )
-from lapal_ext.posterior.class_names import check_class_names, check_new_name
+from lapal_ext.posterior.class_names import check_class_names, check_new_name, first_names
 from lapal_ext.posterior.export import write_linear
 from lapal_ext.posterior.map_fit import map_weights_from
 from lapal_ext.posterior.precision import PendingPrecision, add_observations, inverse, precision_matrix
@@ -45,13 +47,9 @@ from lapal_ext.validation.scalars import (
 )
 from lapal_ext.validation.tensors import (
     COMPUTE_DTYPES,
-    ShapeSpec,
-    as_dense,
-    check_dense,
     check_finite,
     check_overflow,
     check_tensors,
-    shape_text,
 )
 
 _JOINT = "joint"
@@ -217,7 +215,7 @@ class LastLayerLaplace(nn.Module):
         Warns:
             RuntimeWarning: the fit has not converged.
         """
-        data = _check_labelled(features, targets, num_classes)
+        data = check_labelled(features, targets, num_classes)
         names = check_class_names(class_names, data.num_classes)
         bias = data.features.new_zeros(data.num_classes) if check_flag("fit_bias", fit_bias) else None
         weight = data.features.new_zeros(data.num_classes, data.features.shape[1])
@@ -265,23 +263,15 @@ class LastLayerLaplace(nn.Module):
         Returns:
             One of ``prior_precisions``; ties go to the first. The cost is P ``n_folds`` fits.
         """
-        data = _check_labelled(features, targets, num_classes)
-        n_rows = len(data.labels)
-        if n_rows < 2:
-            shape = shape_text(data.features.shape)
-            raise ValueError(f"features must have at least two rows to hold some out, got {shape}")
-        if prior_precisions is None:
-            prior_precisions = torch.logspace(-2.0, 3.0, 11, dtype=torch.float64)
-        grid = check_prior_precisions("prior_precisions", prior_precisions, data.features.dtype)
-        if grid.dim() != 1 or len(grid) == 0:
-            raise ValueError(f"prior_precisions must have shape (P,) with P >= 1, got {shape_text(grid.shape)}")
-        n_folds = check_integer("n_folds", n_folds, at_least=2, at_most=n_rows, limit="the rows of features")
-        check_flag("fit_bias", fit_bias)
-        check_flag("standardize", standardize)
-        check_generator("generator", generator)
-        fold = prior_search.deal_folds(data.labels, n_folds, generator)
-        losses = prior_search.held_out_losses(data, grid.tolist(), fold, fit_bias=fit_bias, standardize=standardize)
-        return float(grid[losses.argmin()])
+        data = check_labelled(features, targets, num_classes)
+        return prior_search.best_prior_precision(
+            data,
+            prior_precisions,
+            n_folds,
+            fit_bias=check_flag("fit_bias", fit_bias),
+            standardize=check_flag("standardize", standardize),
+            generator=generator,
+        )
 
     @torch.no_grad()
     def fit(
@@ -411,8 +401,9 @@ class LastLayerLaplace(nn.Module):
             # Without labels or with gamma = 0 the mean does not move, and all steps are the same.
             rule = UpdateRule(gamma, STEPS[0] if step == _JOINT else step, self.curvature)
             before = self.covariance
-            self.mean, self.covariance, weights = absorb(self.mean, before, x, labels, rule)
-            self._precision.add(x, weights, before, self.covariance)
+            mean, covariance, weights = absorb(self.mean, before, x, labels, rule)
+            self._precision.add(x, weights, before, covariance)
+            self._buffers.update(mean=mean, covariance=covariance)  # torch's __setattr__ takes 3 us for each
         self.absorbed_labels += count
         return complaint
 
@@ -464,16 +455,7 @@ class LastLayerLaplace(nn.Module):
             TypeError: not a dense tensor, or its dtype is not that of ``mean``, outside ``torch.autocast``.
             ValueError: it does not have D columns, or is on another device.
         """
-        features = check_dense("features", features)
-        if features.shape[-1:] != (self.num_features,):
-            raise ValueError(
-                f"features must have shape (..., {self.num_features}) to match mean {shape_text(self.mean.shape)}, got "
-                f"{shape_text(features.shape)}"
-            )
-        if features.device != self.mean.device:
-            raise ValueError(f"features must be on {self.mean.device} like mean, got {features.device}")
-        if features.dtype != self.mean.dtype and not torch.is_autocast_enabled(features.device.type):
-            raise TypeError(f"features must be {self.mean.dtype} like mean, got {features.dtype}")
+        features = check_module_input(self, features)
         weights, offsets = self.standardization.raw(self.mean)
         return nn.functional.linear(features, weights, offsets)
 
@@ -688,7 +670,7 @@ class LastLayerLaplace(nn.Module):
         """Sizes, settings and counts, for ``print``."""
         parts = [
             f"{self.num_features} features",
-            f"{self.num_classes} classes" + _first_names(self._class_names),
+            f"{self.num_classes} classes" + first_names(self._class_names),
             f"prior precision {self.prior_precision:g}",
             f"{self.curvature} curvature",
             "with bias" if self.has_bias else "no bias",
@@ -797,23 +779,3 @@ def check_posterior(posterior: object) -> None:
     if posterior.mean.dtype not in COMPUTE_DTYPES:
         raise TypeError(f"posterior must be float32 or float64, got {posterior.mean.dtype}")
     require_fitted(posterior.fitted)
-
-
-def _check_labelled(features: Array, targets: Array, num_classes: int) -> prior_search.LabelledFeatures:
-    """Return the checked training data of a layer, or raise a typed error."""
-    num_classes = check_integer("num_classes", num_classes, at_least=2)
-    features = as_dense("features", features).detach()
-    check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
-    if features.numel() == 0:
-        raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
-    check_finite("features", features)
-    any_model = LastLayerLaplace(features.new_zeros(num_classes, features.shape[1]))
-    return prior_search.LabelledFeatures(features, check_targets(any_model, targets, features.shape[0]), num_classes)
-
-
-def _first_names(names: tuple[str, ...] | None) -> str:
-    """The first few names of classes in brackets, for ``print``."""
-    if names is None:
-        return ""
-    shown = 3
-    return f" ({', '.join(names[:shown])}{', …' if len(names) > shown else ''})"

@@ -116,7 +116,8 @@ class PendingPrecision:
         return copied
 
     def __reduce__(self) -> tuple[type["PendingPrecision"], tuple[Tensor, Tensor | None]]:
-        covariance, known = self._state.covariance, self._state.precision is not None
+        covariance = self._state.covariance
+        known = self._state.precision is not None and self._state.is_inverse_of(covariance)
         return PendingPrecision, (covariance, self.value(covariance) if known else None)
 
 

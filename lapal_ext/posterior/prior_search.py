@@ -1,16 +1,18 @@
 """How well a prior precision fits the data: Laplace evidence and cross-validation."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lapal_ext.likelihood import curvature_weight
+from lapal_ext.posterior.arguments import LabelledFeatures, check_prior_precisions
 from lapal_ext.posterior.map_fit import Fit, map_weights
 from lapal_ext.posterior.precision import add_observations
 from lapal_ext.posterior.standardization import Standardization, measure
-from lapal_ext.validation.tensors import check_overflow
+from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.scalars import check_generator, check_integer
+from lapal_ext.validation.tensors import check_overflow, shape_text
 
 
 def log_evidence(
@@ -44,18 +46,6 @@ def log_evidence(
     return evidence
 
 
-class LabelledFeatures(NamedTuple):
-    """The training data of a layer, checked."""
-
-    features: Tensor  # [N, D] raw
-    labels: Tensor  # [N] int64
-    num_classes: int
-
-    def only(self, rows: Tensor) -> "LabelledFeatures":
-        """The rows where a bool [N] is True."""
-        return self._replace(features=self.features[rows], labels=self.labels[rows])
-
-
 def fit_layer(
     data: LabelledFeatures,
     prior_precision: float,
@@ -72,6 +62,32 @@ def fit_layer(
         standardization = Standardization(centre, features.new_ones(()), fit_bias)
     x = standardization.standardized(features)
     return map_weights(x, data.labels, data.num_classes, prior_precision), standardization
+
+
+def best_prior_precision(
+    data: LabelledFeatures,
+    prior_precisions: Array | None,  # [P]
+    n_folds: int,
+    *,
+    fit_bias: bool,
+    standardize: bool,
+    generator: torch.Generator | None,
+) -> float:
+    """The prior precision with the best held-out loss, see ``LastLayerLaplace.optimize_prior_precision``."""
+    n_rows = len(data.labels)
+    if n_rows < 2:
+        shape = shape_text(data.features.shape)
+        raise ValueError(f"features must have at least two rows to hold some out, got {shape}")
+    if prior_precisions is None:
+        prior_precisions = torch.logspace(-2.0, 3.0, 11, dtype=torch.float64)
+    grid = check_prior_precisions("prior_precisions", prior_precisions, data.features.dtype)
+    if grid.dim() != 1 or len(grid) == 0:
+        raise ValueError(f"prior_precisions must have shape (P,) with P >= 1, got {shape_text(grid.shape)}")
+    n_folds = check_integer("n_folds", n_folds, at_least=2, at_most=n_rows, limit="the rows of features")
+    check_generator("generator", generator)
+    fold = deal_folds(data.labels, n_folds, generator)
+    losses = held_out_losses(data, grid.tolist(), fold, fit_bias=fit_bias, standardize=standardize)
+    return float(grid[losses.argmin()])
 
 
 def held_out_losses(

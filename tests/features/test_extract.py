@@ -237,3 +237,9 @@ def test_from_a_backbone_to_a_batch() -> None:
     after = (posterior.predict_proba(points.features).argmax(1) == points.targets).float().mean()
     assert before > 0.8
     assert after > before + 0.02
+
+
+def test_print_says_sizes_and_layer() -> None:
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    shown = repr(extract(model, torch.randn(9, 5)))
+    assert shown == "ExtractedFeatures(9 rows of 7 features in float32, no labels, layer '2')"

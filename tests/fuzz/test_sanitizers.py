@@ -41,7 +41,7 @@ ANCHOR = "    predictive_impl(rows);\n"  # where all sizes and pointers are know
 PLANTED = {
     "heap-buffer-overflow": "    rows.probabilities[n_rows * n_classes] = scalar_t(0);\n",
     "runtime error: signed integer overflow": (
-        "    volatile int64_t many = INT64_MAX;\n    many = many + n_rows;\n    rows.n_rows += many & 0;\n"
+        "    volatile int64_t many = INT64_MAX;\n    many = many + n_rows;\n    rows.logits.n_rows += many & 0;\n"
     ),
 }
 

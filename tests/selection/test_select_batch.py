@@ -301,3 +301,14 @@ def test_the_same_picks_without_native_code() -> None:
     reference = run(LAPAL_EXT_BACKEND="reference")
     assert reference[-1] == "reference"
     assert run()[:-1] == reference[:-1]
+
+
+def test_print_lists_rows_and_no_matrix() -> None:
+    problem = make_problem()
+    shown = repr(select_batch(problem.posterior, problem.pool, 12))
+    assert shown.startswith("SelectionResult(12 rows: ")
+    assert shown.count(",") < 25  # ten rows, two utilities and the posterior's line
+    assert "… , utilities" not in shown
+    assert ", …, utilities " in shown
+    assert "12 labels absorbed" in shown
+    assert "tensor" not in shown

@@ -173,3 +173,13 @@ def test_bad_states_change_nothing(problem: Problem) -> None:
         selector.load_state_dict({})
     assert torch.equal(selector.ask(), due)
     assert torch.equal(selector.state_dict()["rows"], state["rows"])
+
+
+def test_print_says_what_was_answered_and_what_is_left() -> None:
+    problem = make_problem()
+    selector = SequentialSelector(problem.posterior, problem.pool)
+    selector.tell(selector.ask(3), torch.tensor([0, 1, 2]))
+    selector.skip(selector.ask())
+    shown = repr(selector)
+    assert shown.startswith("SequentialSelector('margin' over 60 rows, 3 labelled, 1 skipped, 56 left; begun with Last")
+    assert "tensor" not in shown

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 SIMD, GEMM, PASSES, AVX512 = "cpu/simd", "cpu/gemm", "cpu/passes", "cpu/avx512"
 ALLOWED = {
     "shared": {"shared"},

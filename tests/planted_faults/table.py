@@ -1,0 +1,248 @@
+"""The faults: where, what stands there, what is planted in its place, and which quick tests should find it.
+
+A fault is one wrong sign, factor, comparison or missing line, of the sort that a change may bring. What it replaces
+must occur once in its file. ``test_table.py`` checks that, so that the table cannot fall behind the code.
+"""
+
+from typing import NamedTuple
+
+KINDS = ("reference", "CPU kernel", "CUDA kernel", "selection", "file", "command line")
+
+
+class Fault(NamedTuple):
+    """One of them. ``old`` occurs once in ``file``; ``tests`` are arguments of pytest."""
+
+    kind: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _fault(kind: str, file: str, old: str, new: str, *tests: str) -> Fault:
+    return Fault(kind, file, old, new, tuple(f"tests/{test}" for test in tests))
+
+
+def _reference(file: str, old: str, new: str, *tests: str) -> Fault:
+    return _fault("reference", f"lapal_ext/{file}", old, new, *tests)
+
+
+def _op(name: str, old: str, new: str) -> Fault:
+    return _reference(f"ops/{name}.py", old, new, f"ops/test_{name}.py")
+
+
+def _cpu(name: str, old: str, new: str) -> Fault:
+    return _fault("CPU kernel", f"csrc/cpu/ops/{name}.cpp", old, new, f"ops/test_{name}.py", "ops/test_every_op.py")
+
+
+def _cuda(name: str, old: str, new: str) -> Fault:
+    fault = _fault("CUDA kernel", f"csrc/cuda/ops/{name}.cuh", old, new, "cuda_emulator/test_kernels.py")
+    return fault._replace(tests=(*fault.tests, "-k", f"{name} and not large and not every_kernel"))
+
+
+def _selection(file: str, old: str, new: str, *tests: str) -> Fault:
+    return _fault("selection", f"lapal_ext/{file}", old, new, *tests)
+
+
+def _file(file: str, old: str, new: str, *tests: str) -> Fault:
+    return _fault("file", f"lapal_ext/{file}", old, new, *tests)
+
+
+def _command(file: str, old: str, new: str, *tests: str) -> Fault:
+    return _fault("command line", f"lapal_ext/cli/{file}", old, new, *tests)
+
+
+FAULTS = (
+    # Formulas in plain torch.
+    _reference(
+        "likelihood.py",
+        "(1.0 + kappa * variance.clamp(min=0.0)).rsqrt()",
+        "(1.0 + kappa * variance.clamp(min=0.0)).reciprocal()",
+        "test_likelihood.py",
+    ),
+    _reference(
+        "likelihood.py", "return rest / (1.0 + rest).square()", "return rest / (1.0 + rest)", "test_likelihood.py"
+    ),
+    _reference(
+        "likelihood.py",
+        "gamma / (1.0 + curvature_weight(logits, curvature) * variance)",
+        "gamma / (1.0 + variance)",
+        "test_likelihood.py",
+    ),
+    _reference("likelihood.py", "slope = mean + a * norm / gamma", "slope = mean + a * norm", "test_likelihood.py"),
+    _reference(
+        "likelihood.py",
+        "(top.others * top.shifted).sum(-1) / (1.0 + top.rest)",
+        "(top.others * top.shifted).sum(-1)",
+        "test_likelihood.py",
+    ),
+    _reference(
+        "losses.py",
+        "right = (top.rest.square() + squares)",
+        "right = (top.rest.square() - squares)",
+        "test_likelihood.py",
+        "ops/test_lookahead_loss.py",
+    ),
+    _op("rank_one_update", "scale = 1.0 + curvature", "scale = 1.0 - curvature"),
+    _op(
+        "rank_n_update",
+        "return (lower + lower.tril(-1).mT).contiguous()",
+        "return (lower + lower.tril().mT).contiguous()",
+    ),
+    _op("update_coefficients", "triangle[:, t + 1 :, t] = shrunk", "triangle[:, t + 1 :, t] = -shrunk"),
+    _op(
+        "lookahead_loss",
+        "variance - (beta[tile, :, None] * z.square()).sum(1)",
+        "variance + (beta[tile, :, None] * z.square()).sum(1)",
+    ),
+    _op(
+        "expected_lookahead", "(losses * p).sum((1, 2), dtype=torch.float64)", "losses.sum((1, 2), dtype=torch.float64)"
+    ),
+    _op("mc_predictive", "variance.clamp(min=0.0).sqrt()[:, None]", "variance.clamp(min=0.0)[:, None]"),
+    _op("bait_step_", "fisher_norm - 2.0 * along_w", "fisher_norm - along_w"),
+    _op("badge_step_", "running > threshold * running[-1]", "running >= threshold * running[-1]"),
+    _op("best_row", ".logical_and_(~taken)", "")._replace(tests=("tests/ops/test_selection_step_.py",)),
+    # Kernels for the CPU.
+    _cpu("rank_one_update", "out[j] = row[j] - shrinkage * product;", "out[j] = row[j] + shrinkage * product;"),
+    _cpu("rank_one_update", "return scale > 0.0 ?", "return scale > -1e9 ?"),
+    _cpu("rank_n_update", "rows[i] -= known[i];", "rows[i] += known[i];"),
+    _cpu("rank_n_update", "to[row] = tile[row * kPanel<T> + j];", "to[row] = T(0);"),
+    _cpu(
+        "predictive_variance",
+        "to[k * kPanel<T> + j] = row[j] + mirrored[k][j];",
+        "to[k * kPanel<T> + j] = T(2) * row[j];",
+    ),
+    _cpu("predictive_variance", "variance[row][lane] += sums[kL + lane] * own[kL + lane];", ""),
+    _cpu(
+        "predictive",
+        "const T term = exp_nonpositive((block[k * kL + lane] - best[lane]) * link[lane]);",
+        "const T term = exp_nonpositive(block[k * kL + lane] * link[lane] - best[lane]);",
+    ),
+    _cpu("bait_step_", "h[lane] -= shrunk * along_u[lane];", "h[lane] += shrunk * along_u[lane];"),
+    _cpu("badge_step_", "const T computed = norms - T(2) * product;", "const T computed = norms - product;"),
+    _cpu(
+        "update_coefficients", "const double scale = 1.0 + weight * variance;", "const double scale = 1.0 + variance;"
+    ),
+    _cpu("expected_lookahead", "const T d = shared.gap[lane] + softmax.delta[lane];", "const T d = shared.gap[lane];"),
+    _cpu("inner_products", "out[j] += sums[j];", "out[j] = sums[j];"),
+    # Kernels for CUDA, on the emulator.
+    _cuda("rank_one_update", "result[j] = row[j] - shrinkage * product;", "result[j] = row[j] - product;"),
+    _cuda("predictive", "__syncthreads();  // the next tile overwrites this one", ""),
+    _cuda(
+        "predictive",
+        "values[i] = exp_nonpositive((values[i] - best) * link);",
+        "values[i] = exp_nonpositive(values[i] - best);",
+    ),
+    _cuda(
+        "bait_step_",
+        "q += shrunk * (shrunk * fisher_norm - T(2) * rows.along_w[n]);",
+        "q += shrunk * (shrunk * fisher_norm - rows.along_w[n]);",
+    ),
+    _cuda("badge_step_", "const T computed = norms - T(2) * product;", "const T computed = norms + T(2) * product;"),
+    _cuda("update_coefficients", "sums.second += k == target ? 0.0 : term;", "sums.second += term;"),
+    _cuda("utility", "__syncthreads();  // the next tile overwrites this one", ""),
+    # What is picked.
+    _selection(
+        "selection/label_sources.py",
+        "return scorer.predictive(picks).argmax(1)",
+        "return scorer.predictive(picks).argmin(1)",
+        "selection/test_select_batch.py",
+    ),
+    _selection(
+        "selection/label_sources.py",
+        "running[:, -1:]).int().argmax(1)",
+        "running[:, :1]).int().argmax(1)",
+        "selection/test_select_batch.py",
+    ),
+    _selection(
+        "selection/sequential_selector.py",
+        "if labels is not None:\n                scorer.absorb(picks, labels)",
+        "if labels is not None and len(picks) == 1:\n                scorer.absorb(picks, labels)",
+        "selection/test_sequential_selector.py",
+        "acquisition/test_every_acquisition.py",
+    ),
+    _selection(
+        "selection/sequential_selector.py",
+        "waiting = [pick for pick in self._asked.tolist() if pick not in closed]",
+        "waiting = self._asked.tolist()",
+        "selection/test_sequential_selector.py",
+        "acquisition/test_every_acquisition.py",
+    ),
+    _selection("acquisition/coreset.py", "if number > 0:", "if number > 1:", "acquisition/test_coreset.py"),
+    _selection(
+        "acquisition/bald.py",
+        "0.5 * ((v * others).log1p().sum(1) + spread.log1p())",
+        "0.5 * (v * others).log1p().sum(1)",
+        "acquisition/test_bald.py",
+    ),
+    _selection("acquisition/badge.py", "distance[self._taken] = 0.0", "pass", "acquisition/test_badge.py"),
+    _selection(
+        "acquisition/bait.py", "/ max(pool.shard.total, 1)", "/ max(len(pool) - 1, 1)", "acquisition/test_bait.py"
+    ),
+    _selection("acquisition/probcover.py", "_PURITY = 0.95", "_PURITY = 0.5", "acquisition/test_probcover.py"),
+    _selection(
+        "lookahead/expected_error_reduction.py",
+        "(probabilities.double() * sums.view(len(x), n_classes)).sum(1)",
+        "sums.view(len(x), n_classes).mean(1)",
+        "lookahead/test_look_ahead.py",
+    ),
+    _selection(
+        "posterior/updating.py",
+        "if not certain:",
+        "if False:",
+        "posterior/test_updating.py",
+        "ops/test_absorb_labels.py",
+        "fuzz/test_damaged_posteriors.py",
+        "fuzz/test_numerics.py",
+    ),
+    # What is kept on disk.
+    _file(
+        "posterior/state.py",
+        'if header.pop("sha256", None) != _checksum(tensors, header):',
+        'if header.pop("sha256", None) is None:',
+        "posterior/test_state.py",
+    ),
+    _file(
+        "posterior/state.py",
+        'if header.get("version") != str(_VERSION):',
+        "if False:",
+        "posterior/test_state.py",
+        "fuzz/test_damaged_posteriors.py",
+    ),
+    _file(
+        "atomic_file.py",
+        "        write(scratch)\n",
+        "        write(path)\n        write(scratch)\n",
+        "fuzz/test_persistence.py",
+    ),
+    _file(
+        "features/cache.py", "if foreign or checksum != _checksum(journal):", "if foreign:", "features/test_cache.py"
+    ),
+    _file("features/cache.py", "file.verify(self.done, sha256)", "pass", "features/test_cache.py"),
+    _file(
+        "features/row_file.py",
+        "os.truncate(self._partial, _HEAD_BYTES + rows * self._row_bytes)",
+        "pass",
+        "features/test_resume.py",
+        "features/test_cache.py",
+    ),
+    _file(
+        "features/cache.py",
+        "self.done += len(features)\n        self._write_journal()",
+        "self._write_journal()\n        self.done += len(features)",
+        "features/test_resume.py",
+    ),
+    # The command.
+    _command("select/label_file.py", "if self._on_disk() != self._content:", "if False:", "cli/select"),
+    _command("select/label_file.py", "if line.row in seen:", "if False:", "cli/select"),
+    _command("select/label_file.py", 'lineterminator="\\n"', 'lineterminator="\\r\\n"', "cli/select"),
+    _command("select/terminal.py", "selector.undo()\n", "", "cli/select/test_terminal.py"),
+    _command(
+        "select/terminal.py",
+        "        file.write([*given, *waiting.values()])\n",
+        "    file.write([*given, *waiting.values()])\n",
+        "cli/select/test_terminal.py",
+    ),
+    _command("select/inputs.py", "if n_lines != n_rows:", "if n_lines < n_rows:", "cli/select"),
+    _command("select/inputs.py", "if len(set(names)) < len(names):", "if False:", "cli/select"),
+)
