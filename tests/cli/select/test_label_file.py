@@ -23,6 +23,11 @@ class TestLabelFile:
         assert {line["label"] for line in lines()} == {""}
         assert "Answers absorbed: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
 
+    def test_lines_end_as_text_editors_want_them(self, data):  # noqa: ARG002 the files are there
+        assert select("--number", 2) == 0
+        assert Path("out.csv").read_bytes().count(b"\n") == 3
+        assert b"\r" not in Path("out.csv").read_bytes()
+
     def test_answers_are_absorbed_and_the_rest_stays(self, data, capsys):
         pool, *_ = data
         select("--number", 4)
