@@ -16,7 +16,7 @@ from tests.planted_faults.table import Fault
 ROOT = Path(__file__).parents[2]
 WORKPLACE = Path(tempfile.gettempdir()) / f"lapal_ext_planted_faults-{os.getuid()}"
 _MODULE = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - .*)?$", flags=re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", flags=re.MULTILINE)
 
 
 class Copy:

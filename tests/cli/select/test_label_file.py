@@ -23,6 +23,11 @@ class TestLabelFile:
         assert {line["label"] for line in lines()} == {""}
         assert "Answers absorbed: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
 
+    def test_lines_end_as_text_editors_want_them(self, data):  # noqa: ARG002 the files are there
+        assert select("--number", 2) == 0
+        assert Path("out.csv").read_bytes().count(b"\n") == 3
+        assert b"\r" not in Path("out.csv").read_bytes()
+
     def test_answers_are_absorbed_and_the_rest_stays(self, data, capsys):
         pool, *_ = data
         select("--number", 4)
@@ -156,10 +161,12 @@ class TestOtherPeoplesFiles:
         assert [bool(line["text"]) for line in lines()] == [True] * 4 + [False] * 2
 
     @pytest.mark.parametrize("mode", [[], ["--interactive"]])
-    def test_texts_of_another_pool(self, mode, capsys):
-        Path("texts.txt").write_text("one\ntwo\n")
+    @pytest.mark.parametrize("count", [2, ROWS + 1])
+    def test_texts_of_another_pool(self, count, mode, capsys):
+        Path("texts.txt").write_text("text\n" * count)
         assert select("--texts", "texts.txt", *mode) == 1
-        assert f"--texts must have one line for each of the {ROWS} rows of the pool, got 2" in capsys.readouterr().err
+        message = f"--texts must have one line for each of the {ROWS} rows of the pool, got {count}"
+        assert message in capsys.readouterr().err
 
     def test_the_model_with_the_answers_is_kept(self, data):
         pool, *_ = data
