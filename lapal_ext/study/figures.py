@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.study.boundaries import draw_boundaries
@@ -256,9 +256,9 @@ def _times(finished: Finished) -> Drawing:
                 label=look.label,
             )
         axes.set_xscale("log")
-        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}" if high < 10.0 * low else "")
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("time to choose a batch [ms]" if added is None else f"time to absorb {max(added)} labels [ms]")
         axes.set_ylabel("mean accuracy over the curve [%]" if added is None else "test accuracy [%]")
         note = "Points: mean of {}. Bars: one standard error."
