@@ -1,7 +1,7 @@
 """The command line: one module per subcommand.
 
-To add a subcommand, write ``cli/<name>.py`` with ``add_parser(subparsers)``, which sets ``run`` as a default of its
-parser, and name the module in ``_COMMANDS``. What a subcommand needs beyond the package itself it imports when it runs.
+To add a subcommand, write ``cli/<name>.py`` with a function ``add_parser(subparsers)``, which sets the default ``run``
+of its parser. Then add the module to ``_COMMANDS``. A subcommand imports optional packages when it runs.
 """
 
 import argparse
@@ -22,10 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Args:
-        arguments: of the command line, without the program's name; those of this process by default.
+        arguments: of the command line, without the name of the program; by default those of this process.
 
     Returns:
-        The exit status: 0, 1 for a failure that the message explains, 2 for wrong usage, 130 after Ctrl-C.
+        The exit status: 0 for success, 1 for a failure with a message, 2 for wrong usage, 130 after Ctrl-C.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(f"error: {error}", file=sys.stderr)
         return _FAILURE
-    except BrokenPipeError:  # whoever read the output has closed it; there is nobody to tell
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it at its end
+    except BrokenPipeError:  # the reader of the output has closed the pipe
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it when it exits
         return _FAILURE
     except KeyboardInterrupt:
         print("lapal-ext: interrupted", file=sys.stderr)

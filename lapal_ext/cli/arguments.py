@@ -1,4 +1,4 @@
-"""What subcommands ask of their arguments and of the machine before they begin."""
+"""Checks of arguments, packages and folders before a subcommand begins."""
 
 import argparse
 import importlib.util
@@ -14,11 +14,11 @@ PACKAGES = {
     "rich": "rich",
     "torchmetrics": "torchmetrics",
 }
-"""Distribution by module, of everything that an extra brings."""
+"""Distributions by module, for the packages that extras install."""
 
 
 def whole_number(at_least: int) -> Callable[[str], int]:
-    """Make the ``type`` of an option that takes a whole number."""
+    """Return the ``type`` of an option that takes a whole number."""
 
     def parse(text: str) -> int:
         try:
@@ -33,7 +33,7 @@ def whole_number(at_least: int) -> Callable[[str], int]:
 
 
 def positive_number(text: str) -> float:
-    """Read a finite number above zero, the ``type`` of an option."""
+    """Read a finite number above zero; the ``type`` of an option."""
     try:
         number = float(text)
     except ValueError:
@@ -44,18 +44,18 @@ def positive_number(text: str) -> float:
 
 
 def require(command: str, extra: str, modules: Sequence[str]) -> None:
-    """Raise CommandError unless all modules can be imported."""
+    """Raise CommandError if a module is not installed; the message names the extra that installs it."""
     if any(importlib.util.find_spec(module) is None for module in modules):
         *most, last = [PACKAGES[module] for module in modules]
         raise CommandError(f'lapal-ext {command} needs {", ".join(most)} and {last}: pip install "lapal_ext[{extra}]"')
 
 
 def prepared(folder: Path) -> Path:
-    """The folder of ``--out``, made and known to take files."""
+    """Make the folder of ``--out`` if it is missing, and check that files can be written to it."""
     try:
         make_folder(folder)
     except FileExistsError as error:
         raise CommandError(f"--out must be a folder, but {folder} is a file") from error
     except OSError as error:
-        raise CommandError(f"--out must be a folder one can write to, got {folder}: {error.strerror}") from error
+        raise CommandError(f"--out must be a folder that can be written to, got {folder}: {error.strerror}") from error
     return folder

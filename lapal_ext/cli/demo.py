@@ -1,22 +1,16 @@
-"""``lapal-ext demo``: the study on scikit-learn's bundled digits, in under a minute."""
+"""``lapal-ext demo``: two small experiments on scikit-learn's digits, in less than a minute."""
 
 import argparse
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
 
 from lapal_ext.cli.arguments import prepared, require, whole_number
 from lapal_ext.cli.errors import CommandError
 
-if TYPE_CHECKING:
-    from lapal_ext.study.run import Progress, Settings
-
 _NEEDS = ("sklearn", "matplotlib", "rich")
-_TABLE_NEW_LABELS = (1, 10, 50)
+_PRINTED_NEW_LABELS = (1, 10, 50)
 _DEFAULT_SEEDS = 6
 
 
@@ -24,11 +18,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "demo",
-        help="show on real digits what absorbing labels and sequential batches bring",
+        help="show on real digits what closed-form updates and sequential batches bring",
         description=(
             "Compare ways to absorb labels, and active-learning strategies, on scikit-learn's\n"
-            "bundled handwritten digits. Downloads nothing, takes less than a minute, prints\n"
-            "two tables and writes results.csv and learning_curves.png."
+            "handwritten digits. The demo downloads nothing, takes less than a minute, prints\n"
+            "tables and writes results.csv and learning_curves.png."
         ),
         epilog="example:\n  lapal-ext demo --out results --seeds 20",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,64 +39,44 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         type=whole_number(2),
         default=_DEFAULT_SEEDS,
         metavar="N",
-        help="repetitions on other splits, at least 2; the time grows with it (default: %(default)s)",
+        help="repetitions on different splits, at least 2 (default: %(default)s)",
     )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
     require("demo", "demo", _NEEDS)
-    from lapal_ext.study.run import Settings
-
-    show_study(prepared(options.out), Settings(seeds=options.seeds))
-
-
-def show_study(folder: Path, settings: "Settings") -> None:
-    """Run the study, leave its files in a folder that exists, and print its tables.
-
-    Raises:
-        CommandError: a file cannot be written.
-    """
     from rich.console import Console
 
-    from lapal_ext.study import report
-    from lapal_ext.study.figures import draw_learning_curves
-    from lapal_ext.study.run import run_study
+    from lapal_ext.selection.progress import progress_bar
+    from lapal_ext.study import experiment, figures, presets, report
+    from lapal_ext.study.configuration import Source, environment
+    from lapal_ext.study.records import Record
 
+    folder = prepared(options.out)
     start = time.perf_counter()
+    versions = environment()
     console = Console(highlight=False, markup=False)
-    console.print("Data:     scikit-learn's load_digits, 1797 digits of 64 pixels, 10 classes")
-    console.print(f"Numbers:  mean ± standard error of {settings.seeds} seeds")
-    console.print(f"Kernels:  {report.kernels_used()}")
-    console.print(f"Machine:  torch {torch.__version__}, one thread", end="\n\n")
-    with _progress_bars() as progress:
-        records = run_study(settings, progress)
+    console.print(f"Kernels: {versions['kernels']}. Torch {versions['torch']}, one thread.", end="\n\n")
+    configurations = presets.demo(options.seeds)
+    total = sum(len(experiment.units(configuration)) for configuration in configurations)
     results, picture = folder / "results.csv", folder / "learning_curves.png"
     try:
-        report.write_csv(results, records)
-        draw_learning_curves(picture, records)
+        with (
+            # What an experiment needs to be continued is not kept: another demo may use the same folder.
+            tempfile.TemporaryDirectory(prefix=".demo-", dir=folder) as scratch,
+            progress_bar("demo", total, shown=sys.stderr.isatty()) as advance,
+        ):
+            finished = []
+            for configuration in configurations:
+                part = Path(scratch, configuration.experiment)
+                part.mkdir()
+                experiment.run_experiment(part, configuration, Source(None), advance=advance)
+                finished.append(experiment.read_experiment(part))
+        experiment.write_csv(results, [record for done in finished for record in done.records], Record._fields)
+        figures.write_figure(picture, [figures.learning_curves(done) for done in finished])
     except OSError as error:
         raise CommandError(f"cannot write to {folder}: {error.strerror}") from error
-    console.print(report.updating_table(records, _TABLE_NEW_LABELS), report.UPDATING_NOTES, "", sep="\n")
-    console.print(report.active_learning_table(records), report.ACTIVE_NOTES, "", sep="\n")
+    for done in finished:
+        console.print(report.terminal(done, _PRINTED_NEW_LABELS), "")
     console.print(f"Wrote {results} and {picture} in {time.perf_counter() - start:.0f} s")
-
-
-@contextmanager
-def _progress_bars() -> Iterator["Progress"]:
-    """One bar per experiment on a terminal's standard error, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-
-    from lapal_ext.study.protocols import ACTIVE_LEARNING, UPDATING
-
-    console = Console(stderr=True)
-    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
-        titles = {UPDATING: "absorbing labels", ACTIVE_LEARNING: "active learning"}
-        tasks = {name: bars.add_task(title, total=None, start=False) for name, title in titles.items()}
-
-        def advance(experiment: str, done: int, total: int) -> None:
-            bars.start_task(tasks[experiment])
-            bars.update(tasks[experiment], completed=done, total=total)
-
-        yield advance

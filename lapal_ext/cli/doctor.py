@@ -1,4 +1,4 @@
-"""``lapal-ext doctor``: what is installed, what serves each op, what is missing and how to get it."""
+"""``lapal-ext doctor``: print what is installed, which kernels run, what is missing and how to get it."""
 
 import os
 import platform
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
-_OF_DEVELOPERS = ("test", "lint")  # extras that no user misses
-_OPTIONAL = re.compile(r"""^([\w.-]+)[^;]*; extra == ["'](\w+)["']$""")  # a requirement in the metadata
+_OF_DEVELOPERS = ("test", "lint")  # extras that users do not need
+_OPTIONAL = re.compile(r"""^([\w.-]+)[^;]*; extra == ["'](\w+)["']$""")  # of a requirement in the metadata
 _MISSING = "missing"
 _REQUIRED = ("torch", "numpy", "safetensors")
 
@@ -19,14 +19,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Declare the subcommand."""
     parser = subparsers.add_parser(
         "doctor",
-        help="say what is installed, what runs natively, what is missing and how to get it",
-        description="Print versions, which kernels serve which op on which device, and what is missing.",
+        help="print what is installed, which kernels run, what is missing and how to get it",
+        description="Print versions, the kernels of each device, and what is missing.",
     )
     parser.set_defaults(run=lambda _: print("\n".join(report())))
 
 
 def report() -> list[str]:
-    """Lines of the report."""
+    """Return the lines of the report."""
     return [*_versions(), "", *_kernels(), "", *_extras()]
 
 
@@ -45,7 +45,7 @@ def _versions() -> list[str]:
 
 
 def _kernels() -> list[str]:
-    """Which kernels run, and if not all of them, why and what would help."""
+    """Which kernels run, and why others do not."""
     from lapal_ext import ops
 
     info = ops.build_info()
@@ -54,9 +54,9 @@ def _kernels() -> list[str]:
     else:
         lines = [f"CPU kernels: none ({info['reason']}); everything works, more slowly"]
         if "LAPAL_EXT_BACKEND" in os.environ:
-            lines.append("  LAPAL_EXT_BACKEND is set; without it, kernels are loaded where there are any")
+            lines.append("  LAPAL_EXT_BACKEND is set; without it, kernels are loaded if there are any")
         else:
-            lines.append("  To get them, install a C++ compiler and, in a clone of the source, with its build tools:")
+            lines.append("  To get them, install a C++ compiler and the build tools, and run in a clone of the source:")
             lines.append(
                 "  LAPAL_EXT_REQUIRE_NATIVE=1 pip install --no-build-isolation --force-reinstall --no-deps --editable ."
             )
@@ -76,12 +76,12 @@ def _kernels() -> list[str]:
 
 
 def _extras() -> list[str]:
-    """What is missing of each extra, by the package's own metadata."""
+    """What is missing of each extra, according to the metadata of this package."""
     needed: dict[str, list[str]] = {}
     try:
         found = [_OPTIONAL.match(requirement) for requirement in requires("lapal_ext") or ()]
     except PackageNotFoundError:
-        return ["lapal_ext is not installed, but found on the path: what it needs is not on record"]
+        return ["lapal_ext is imported from a folder and not installed, so its extras are unknown"]
     for name, extra in (match.groups() for match in found if match):
         if extra not in _OF_DEVELOPERS and name != "lapal_ext":
             needed.setdefault(extra, []).append(name)

@@ -1,5 +1,5 @@
-"""What a subcommand raises when the user, not a traceback, can put it right."""
+"""Errors of subcommands that are shown without a traceback."""
 
 
 class CommandError(Exception):
-    """The command cannot go on; its message says why and what would help."""
+    """The command cannot continue. The message says why, and what the user can do."""

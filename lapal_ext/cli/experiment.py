@@ -1,11 +1,9 @@
-"""``lapal-ext experiment``: one of the experiments of arXiv 2210.06112 on real features, which may be interrupted."""
+"""``lapal-ext experiment``: run an experiment of arXiv 2210.06112 on real features; it may be interrupted."""
 
 import argparse
 import os
 import sys
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,29 +12,28 @@ from lapal_ext.cli.errors import CommandError
 
 if TYPE_CHECKING:
     from lapal_ext.study.configuration import Configuration, Source
-    from lapal_ext.study.experiment import Progress
 
 _NEEDS = ("sklearn", "matplotlib", "rich", "torchmetrics")
 _KINDS = {
     "updating": "absorb new labels into a fitted model, by every rule and by a refit",
     "active-learning": "label batch after batch, by top-b and by sequential strategies",
-    "look-ahead": "label batch after batch, by trying candidate batches before anyone labels them",
+    "look-ahead": "label batch after batch, by trying candidate batches before they are labelled",
 }
 _FOLDER_OF_DATA = "LAPAL_EXT_DATA"
-_RECIPES = ("debian_sections", "fashion_mnist", "wordnet_supersenses")  # so that help need not load them
+_RECIPES = ("debian_sections", "fashion_mnist", "wordnet_supersenses")  # written out, so that help imports nothing
 _ACQUISITIONS, _SUBSET, _EVALUATION = 20, 1000, 1000
 _NEW_LABELS = (1, 2, 5, 10, 20, 50, 100)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Declare the subcommand, with one subcommand of its own per experiment."""
+    """Declare the subcommand, which has a subcommand for each experiment."""
     example = "example:\n  lapal-ext experiment active-learning --data digits --out results --seeds 10 --jobs 2"
     parser = subparsers.add_parser(
         "experiment",
         help="compare strategies on real features, over many seeds in parallel",
         description=(
             "Run an experiment and write results.csv, timings.csv and configuration.json.\n"
-            "A run that was interrupted goes on where it stopped when it is started again."
+            "The same command continues a run that was interrupted."
         ),
         epilog=example,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,7 +51,7 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
         "--data",
         required=True,
         metavar="NAME|FILE.npz",
-        help=f"digits, a file of features, the name of one in the folder ${_FOLDER_OF_DATA}, or a set that is made "
+        help=f"digits, a file of features, the name of a file in the folder ${_FOLDER_OF_DATA}, or a set that is made "
         f"from packages at its first use: {', '.join(_RECIPES)}",
     )
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results, made if it is missing")
@@ -64,7 +61,7 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
         "--arms",
         nargs="+",
         metavar="ARM",
-        help="strategies to compare (default: all of this experiment; a name that is none of them prints all)",
+        help="strategies to compare (default: all of this experiment; an unknown name prints all names)",
     )
     add(
         "--prior-precisions",
@@ -72,14 +69,14 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
         type=positive_number,
         default=[10.0],
         metavar="L",
-        help="of every fit, refits included (default: 10)",
+        help="prior precisions to compare, each used in all fits (default: 10)",
     )
     add("--initial", type=whole_number(1), metavar="N", help="labels at the start (default: one batch; updating: 50)")
     add(
         "--evaluation-rows",
         type=whole_number(1),
         metavar="N",
-        help=f"training rows kept for look-ahead's loss (default: {_EVALUATION}; digits: 300)",
+        help=f"training rows on which look-ahead computes its loss (default: {_EVALUATION}; digits: 300)",
     )
     add("--feature-factor", type=positive_number, default=1.0, metavar="F", help="multiplies the features (default: 1)")
     if kind == "updating":
@@ -92,36 +89,42 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
             help="numbers of new labels to absorb (default: %(default)s)",
         )
     else:
-        add("--batch-size", type=whole_number(1), metavar="N", help="default: the paper's for a set it has")
+        add(
+            "--batch-size",
+            type=whole_number(1),
+            metavar="N",
+            help="rows per batch (default: from the paper or the number of classes)",
+        )
         add(
             "--acquisitions",
             type=whole_number(1),
             metavar="N",
-            help=f"batches (default: {_ACQUISITIONS}, fewer where the pool is small)",
+            help=f"number of batches (default: {_ACQUISITIONS}, fewer if the pool is small)",
         )
         add(
             "--subset",
             type=whole_number(1),
             default=_SUBSET,
             metavar="N",
-            help="candidates, drawn once per query and alike for all arms of a seed (default: %(default)s)",
+            help="candidates of a query, the same for all arms of a seed (default: %(default)s)",
         )
 
 
 def _run(options: argparse.Namespace) -> None:
     require("experiment", "experiment", _NEEDS)
-    from lapal_ext.study.experiment import RESULTS, MismatchError, run_experiment
+    from lapal_ext.selection.progress import progress_bar
+    from lapal_ext.study.experiment import RESULTS, MismatchError, run_experiment, units
 
     source = _source(options.data)
     configuration = _configuration(options, source)
     folder = prepared(options.out)
     try:
-        with _progress_bar("experiment") as progress:
-            run_experiment(folder, configuration, source, options.jobs, progress)
+        with progress_bar("experiment", len(units(configuration)), shown=sys.stderr.isatty()) as advance:
+            run_experiment(folder, configuration, source, options.jobs, advance)
     except MismatchError as error:
         raise CommandError(str(error)) from error
     except BrokenProcessPool as error:
-        raise CommandError("a process died; run the same command again to go on from what is done") from error
+        raise CommandError("a process died; run the same command again to continue the experiment") from error
     except OSError as error:
         raise CommandError(f"cannot write to {folder}: {error.strerror}") from error
     print(f"Wrote {folder / RESULTS}. Tables and figures: lapal-ext report {folder}")
@@ -137,23 +140,22 @@ def _source(data: str) -> "Source":
     if path.suffix != ".npz" and kept is not None:
         path = Path(kept) / f"{data}.npz"
     if not path.is_file():
-        path = _built(data, path)
+        path = _build(data, path)
     return Source(str(path.resolve()))
 
 
-def _built(data: str, path: Path) -> Path:
-    """File of the recipe of this name, made if need be; ``path`` is where there was none."""
+def _build(data: str, path: Path) -> Path:
+    """Return the file of a recipe, which is made at its first use. There is no file at ``path``."""
     from lapal_ext.errors import StorageError
     from lapal_ext.study import recipes
 
     if data not in recipes.RECIPES:
         raise CommandError(
-            f"--data must be digits, an .npz file, the name of one in the folder ${_FOLDER_OF_DATA}, "
+            f"--data must be digits, an .npz file, the name of a file in the folder ${_FOLDER_OF_DATA}, "
             f"or a recipe ({', '.join(recipes.RECIPES)}), got {data!r}, and there is no file {path}"
         )
     try:
-        with _progress_bar(data) as progress:
-            return recipes.build(data, lambda line: print(line, file=sys.stderr), progress)
+        return recipes.build(data, lambda line: print(line, file=sys.stderr), progress=sys.stderr.isatty())
     except (recipes.RecipeError, StorageError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -209,24 +211,3 @@ def _configuration(options: argparse.Namespace, source: "Source") -> "Configurat
     except ValueError as error:
         raise CommandError(str(error)) from error
     return configuration
-
-
-@contextmanager
-def _progress_bar(title: str) -> Iterator["Progress"]:
-    """A bar with the time left on a terminal's standard error, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(title, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

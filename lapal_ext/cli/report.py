@@ -1,4 +1,4 @@
-"""``lapal-ext report``: tables and figures of a finished experiment."""
+"""``lapal-ext report``: make tables and figures of a finished experiment."""
 
 import argparse
 from pathlib import Path
@@ -12,22 +12,22 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "report",
         help="make tables and figures of a finished experiment",
-        description="Write report.md and its figures beside the results of an experiment, and print their names.",
+        description="Write report.md and its figures into the folder of an experiment, and print their names.",
         epilog="example:\n  lapal-ext report results --reference margin",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="what the experiment was given as --out")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that the experiment has as --out")
     parser.add_argument(
         "--reference",
         metavar="ARM",
-        help="the arm that paired differences are from (default: base, margin or random, whichever was run)",
+        help="the arm that differences are taken from (default: base, margin or random, the first that was run)",
     )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
     require("report", "experiment", ("sklearn", "matplotlib", "rich"))
-    from lapal_ext.study.summary import write_report
+    from lapal_ext.study.report import write_report
 
     if not options.folder.is_dir():
         raise CommandError(f"DIR must be the folder of an experiment, got {options.folder}")
@@ -36,7 +36,7 @@ def _run(options: argparse.Namespace) -> None:
         written = write_report(folder, options.reference)
     except FileNotFoundError as error:
         raise CommandError(
-            f"{folder} holds no finished experiment, {error.filename} is missing: run lapal-ext experiment to its end"
+            f"{folder} holds no finished experiment: {error.filename} is missing. Run lapal-ext experiment to its end"
         ) from error
     except ValueError as error:
         raise CommandError(str(error)) from error

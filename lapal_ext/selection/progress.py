@@ -1,4 +1,4 @@
-"""The one progress bar of the package."""
+"""The progress bar of the package."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,12 +6,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(what: str, total: int | None, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar for the body, which calls the yielded function with the amount of work since the last call.
+    """Show a bar with counts and times on standard error while the body runs.
+
+    The body calls the yielded function with the number of steps that it has done since the last call.
 
     Args:
         what: the text before the bar.
-        total: the amount of work, None if it is not known.
-        shown: whether there is a bar.
+        total: the number of steps; None if it is unknown.
+        shown: whether there is a bar at all.
 
     Raises:
         ImportError: ``shown`` is True, and rich is not installed.
@@ -20,9 +22,19 @@ def progress_bar(what: str, total: int | None, *, shown: bool) -> Iterator[Calla
         yield lambda _: None
         return
     try:
-        from rich.progress import Progress
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
     except ImportError as error:
         raise ImportError("progress=True needs rich: pip install rich") from error
-    with Progress(transient=True) as bar:
+    text, left = TextColumn("{task.description}"), TextColumn("left")
+    columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), left, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)

@@ -1,11 +1,11 @@
-"""Decision boundaries in the plane, before and after an update, beside those of a refit."""
+"""A figure of decision boundaries in the plane: before an update, after it, and after a refit."""
 
 import math
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import FigureBase
 from torch import Tensor
 
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
@@ -15,20 +15,20 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73")
 _MARKERS = ("o", "s", "^")
 _CLASSES = 3
 _INITIAL, _NEW, _TEST = 12, 18, 3000  # rows
-_WAVES, _WIDTH = 200, 1.2  # features, and the length over which they vary
-_GRID, _EDGE = 240, 3.2  # points along an edge, and half its length
+_WAVES, _WIDTH = 200, 1.2  # number of features, and their length scale
+_GRID, _EDGE = 240, 3.2  # points along an edge, and half the length of the edge
 _PRIOR_PRECISION = 1.0
 _SEED = 1
 
 
-def draw_boundaries() -> Figure:
-    """Three classes on the arms of a spiral: a model of few labels, the same after new ones, and a refit on all."""
+def draw_boundaries(figure: FigureBase) -> None:
+    """Draw a model of three spiral arms with few labels, the model after an update with more, and a refit on all."""
     generator = torch.Generator().manual_seed(_SEED)
     waves = torch.randn(2, _WAVES, generator=generator) / _WIDTH
     phases = 2.0 * math.pi * torch.rand(_WAVES, generator=generator)
 
     def features(points: Tensor) -> Tensor:  # [n, 2] -> [n, _WAVES]
-        """Random Fourier features (Rahimi and Recht, 2007), in the place of an encoder."""
+        """Random Fourier features (Rahimi and Recht, 2007); they stand for an encoder."""
         return math.sqrt(2.0) * (points @ waves + phases).cos()
 
     initial, new, test = (_spiral(count, generator) for count in (_INITIAL, _NEW, _TEST))
@@ -39,7 +39,6 @@ def draw_boundaries() -> Figure:
     line = torch.linspace(-_EDGE, _EDGE, _GRID)
     grid = features(torch.cartesian_prod(line, line))
 
-    figure = Figure(figsize=(7.2, 3.1), layout="constrained")
     titles = f"before: {_INITIAL} labels", f"after an update with {_NEW} more", f"refit on all {_INITIAL + _NEW}"
     for axes, title, model in zip(figure.subplots(1, 3), titles, (before, after, refit), strict=True):
         _regions(axes, model.predict_proba(grid).reshape(_GRID, _GRID, _CLASSES).transpose(0, 1))
@@ -50,14 +49,13 @@ def draw_boundaries() -> Figure:
         axes.set(title=f"{title}\n{100 * float(accuracy):.1f} % of {_TEST} test points", xticks=[], yticks=[])
         axes.set_aspect("equal")
     figure.supxlabel(
-        "Toy set, one draw. Filled: first labels; hollow: new ones. Colour: mean-field predictive, pale where unsure.",
+        "Toy data. Filled: first labels. Hollow: new labels. Colour: mean-field predictive, pale where it is unsure.",
         fontsize=7,
     )
-    return figure
 
 
 def _spiral(count: int, generator: torch.Generator) -> Labelled:
-    """Points on three arms, with noise."""
+    """Noisy points on the three arms of a spiral."""
     targets = torch.arange(count) % _CLASSES
     radius = 0.4 + 2.2 * torch.rand(count, generator=generator)
     angle = 2.0 * math.pi * targets / _CLASSES + 0.9 * radius
@@ -70,7 +68,7 @@ def _fit(features: Tensor, targets: Tensor) -> LastLayerLaplace:
 
 
 def _regions(axes: Axes, probabilities: Tensor) -> None:
-    """Colour each point of the grid by its probabilities, and draw where the largest changes."""
+    """Colour the plane by the probabilities, and draw the boundaries between the classes."""
     colours = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in _COLOURS])
     shares = probabilities.numpy().astype(np.float64)
     sureness = (shares.max(2) - 1.0 / _CLASSES) / (1.0 - 1.0 / _CLASSES)

@@ -1,12 +1,13 @@
-"""What an experiment is: everything that decides its numbers, with the batch sizes of arXiv 2210.06112."""
+"""What decides the numbers of an experiment: its settings, its data, and the versions that it runs with."""
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lapal_ext
 from lapal_ext.study.data import Split, load_digits, split, split_training
@@ -16,15 +17,15 @@ from lapal_ext.study.strategies import BATCH_STRATEGIES, UPDATING_STRATEGIES
 
 DIGITS = "digits"
 DIGITS_POOL, DIGITS_EVALUATION, DIGITS_MOST_EVALUATION = 900, 300, 800
-# Batch sizes of the paper by the beginning of a file's name; another set gets as many rows as it has classes.
+# Batch sizes of arXiv 2210.06112, by the beginning of a file's name. Other sets get as many rows as they have classes.
 _PAPER_BATCHES = {"cifar10": 10, "snacks": 20, "dtd": 50, "dbpedia": 10, "banking77": 200, "clinc": 150}
-_FEW, _MANY = 10, 50  # the least and the most that the number of classes makes a batch
+_FEWEST, _MOST = 10, 50  # bounds of a batch size that comes from the number of classes
 _VERSIONS = ("torch", "numpy", "scikit-learn", "torchmetrics")
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """All that decides the results; what an experiment does not use is None."""
+    """Settings of an experiment; those that it does not use are None."""
 
     experiment: str
     data: str  # "digits", or the name of a file without its folder
@@ -38,23 +39,37 @@ class Configuration:
     new_labels: tuple[int, ...] | None = None
     batch_size: int | None = None
     acquisitions: int | None = None
-    subset: int | None = None  # candidates per query
+    subset: int | None = None  # candidates per query; None: all unlabelled rows of the pool
+    calibration: bool = True  # measure the calibration error, which needs torchmetrics
 
     def __post_init__(self) -> None:
         known = UPDATING_STRATEGIES if self.experiment == UPDATING else BATCH_STRATEGIES
         if unknown := [name for name in self.strategies if name not in known]:
             raise ValueError(f"--arms must be of {', '.join(known)}, got {', '.join(unknown)}")
 
+    @property
+    def title(self) -> str:
+        """Name of the experiment and of its data."""
+        return f"{self.experiment.replace('_', ' ').capitalize()} on {self.data}"
+
     def pool_rows(self, rows: int) -> int:
-        """How many of the rows that ``Source.shape`` gives may be labelled."""
+        """Rows that may be labelled, out of the number that ``Source.shape`` returns."""
         return rows - (0 if self.data == DIGITS else self.evaluation_rows)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, lists in place of tuples."""
+        """Return all settings, with lists in place of tuples."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
+    @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> Self:
+        """Inverse of ``as_json``."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+        }
+        return cls(**values)
+
     def check_rows(self, rows: int) -> None:
-        """Raise ValueError unless ``Source.shape`` gives as many rows as are kept and labelled."""
+        """Raise ValueError if evaluation and labels need more rows than ``Source.shape`` returns."""
         most = DIGITS_MOST_EVALUATION if self.data == DIGITS else rows - 1
         if self.evaluation_rows > most:
             raise ValueError(f"--evaluation-rows must be at most {most} of {self.data}, got {self.evaluation_rows}")
@@ -74,53 +89,53 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data is; ``path`` is None for scikit-learn's digits."""
+    """Where the data come from: a file of features, or scikit-learn's digits if ``path`` is None."""
 
     path: str | None
 
     @property
     def name(self) -> str:
-        """What the configuration calls it."""
+        """Name of the data in the configuration."""
         return DIGITS if self.path is None else Path(self.path).name
 
     def sha256(self) -> str | None:
-        """Checksum of the file."""
+        """Checksum of the file; None for digits."""
         return None if self.path is None else checksum(self.path)
 
     def split(self, seed: int, evaluation_rows: int, feature_factor: float = 1.0) -> Split:
-        """Split of one seed, with all features multiplied by a factor."""
+        """Split the data by a seed, and multiply all features by a factor."""
         if self.path is None:
-            parts = split(load_digits(), seed, DIGITS_POOL, evaluation_rows)
+            parts = split(_load_digits(), seed, DIGITS_POOL, evaluation_rows)
         else:
-            parts = split_training(_load(self.path), seed, evaluation_rows)
+            parts = split_training(_load_features(self.path), seed, evaluation_rows)
         if feature_factor == 1.0:
             return parts
         pool, evaluation, test = (part._replace(features=part.features * feature_factor) for part in parts[:3])
         return Split(pool, evaluation, test, parts.num_classes)
 
     def shape(self) -> tuple[int, int]:
-        """Rows of the digits' pool or of a file's training part, which evaluation rows are taken from; and classes."""
+        """Rows and classes. Rows are those of the pool of digits, or of the training part of a file."""
         if self.path is None:
             return DIGITS_POOL, 10
-        data = _load(self.path)
+        data = _load_features(self.path)
         return len(data.train.targets), data.num_classes
 
 
-_load = lru_cache(maxsize=1)(load_features)
+_load_digits, _load_features = lru_cache(maxsize=1)(load_digits), lru_cache(maxsize=1)(load_features)
 
 
 def default_batch(name: str, num_classes: int) -> int:
-    """The paper's batch size where it has one for a set of this name, else the number of classes, from 10 to 50."""
+    """Batch size of arXiv 2210.06112 for a set of this name; for other sets the number of classes, from 10 to 50."""
     for beginning, size in _PAPER_BATCHES.items():
         if name.startswith(beginning):
             return size
-    return min(max(num_classes, _FEW), _MANY)
+    return min(max(num_classes, _FEWEST), _MOST)
 
 
 def environment() -> dict[str, str | None]:
-    """What else decides the numbers to the last bit: versions, commit, kernels, machine."""
+    """Versions, commit, kernels and machine: with the configuration, they decide the results to the last bit."""
     info = lapal_ext.build_info()
-    kernels = f"native, {info['instruction_set']}" if info["native"] else "reference"
+    kernels = f"native, {info['instruction_set']}" if info["native"] else f"reference, in torch ({info['reason']})"
     return {
         "lapal_ext": lapal_ext.__version__,
         "commit": _commit(),
@@ -140,7 +155,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit that the package's own files are at; None where they are not under version control."""
+    """Commit of the files of this package; None if they are not in a git repository."""
     folder = Path(lapal_ext.__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""The data of experiments: scikit-learn's bundled digits or a file of features, and a seeded split of them."""
+"""The data of experiments: scikit-learn's digits or a file of features, split by a seed."""
 
 from typing import NamedTuple
 
@@ -12,29 +12,29 @@ _MAX_PIXEL = 16.0
 
 
 class Split(NamedTuple):
-    """One seed's division of a data set; no row is in two parts."""
+    """A data set in three parts, which have no row in common."""
 
-    pool: Labelled  # what may be labelled
-    evaluation: Labelled  # where look-ahead takes its loss
-    test: Labelled  # what is reported
+    pool: Labelled  # rows that may be labelled
+    evaluation: Labelled  # rows on which look-ahead computes its loss
+    test: Labelled  # rows on which models are measured
     num_classes: int
 
 
 def load_digits() -> Labelled:
-    """1797 digits of 8 x 8 pixels in [0, 1], D = 64, C = 10; ships with scikit-learn, nothing is downloaded."""
+    """Return 1797 digits of 8 x 8 pixels in [0, 1], D = 64, C = 10. They are part of scikit-learn."""
     pixels, digits = sklearn_digits(return_X_y=True)
     features = torch.from_numpy(pixels).float() / _MAX_PIXEL
     return Labelled(features, torch.from_numpy(digits).long())
 
 
 def split(data: Labelled, seed: int, pool_rows: int = 900, evaluation_rows: int = 300) -> Split:
-    """Divide rows into pool, evaluation and test (the rest), each with the class proportions of the whole.
+    """Split rows into pool, evaluation and test (the rest), with the same class proportions in each part.
 
     Args:
         data: N rows.
-        seed: of the division; the same seed gives the same rows.
+        seed: of the split; the same seed gives the same rows.
         pool_rows: size of the pool.
-        evaluation_rows: size of the part that look-ahead may see.
+        evaluation_rows: size of the evaluation part.
     """
     targets = data.targets.numpy()
     pool, held_out = train_test_split(
@@ -48,12 +48,12 @@ def split(data: Labelled, seed: int, pool_rows: int = 900, evaluation_rows: int 
 
 
 def split_training(data: FeatureSet, seed: int, evaluation_rows: int) -> Split:
-    """Keep the test part as it is published and divide the training part into evaluation and pool (the rest).
+    """Keep the published test part, and split the training part into evaluation and pool (the rest).
 
     Args:
         data: with a training part of more than ``evaluation_rows`` rows.
-        seed: of the division; the same seed gives the same rows.
-        evaluation_rows: size of the part that look-ahead may see.
+        seed: of the split; the same seed gives the same rows.
+        evaluation_rows: size of the evaluation part.
     """
     order = torch.randperm(len(data.train.targets), generator=torch.Generator().manual_seed(seed))
     parts = order[:evaluation_rows], order[evaluation_rows:]

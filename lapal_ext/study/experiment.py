@@ -1,8 +1,9 @@
-"""Running an experiment in processes that may be killed at any moment, and finishing it later.
+"""Run an experiment that may be killed at any moment and continued later.
 
-The work is cut into units, one per seed and prior precision (and strategy, where strategies do not share a model). The
-records of a unit become one file, moved into place whole; a run computes the units that have none, and writes the
-results once all are there. What a clock decides is kept apart from the results, which repeat to the byte.
+The work is cut into units: one per seed and prior precision, and also per strategy where strategies share no model.
+The records of a unit are one file, which is written as a whole. A run computes the units that have no file yet. When
+all units are there, it writes ``results.csv``, which is the same to the byte in every run. Times differ from run to
+run, so they are in a file of their own.
 """
 
 import csv
@@ -13,30 +14,30 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
+from threadpoolctl import threadpool_limits
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.study.configuration import Configuration, Source, environment
 from lapal_ext.study.metrics import measure
 from lapal_ext.study.protocols import UPDATING, active_learning, updating
 from lapal_ext.study.records import Record
-from lapal_ext.study.run import one_thread
 
 CONFIGURATION, RESULTS, TIMINGS = "configuration.json", "results.csv", "timings.csv"
 _UNITS = "units"
 _TIMED = "seconds"
-KEYS = ("experiment", "seed", "strategy", "prior_precision", "labels")  # of a record, in both files
-MEASURES = tuple(field for field in Record._fields if field not in (*KEYS, _TIMED))
-
-Progress = Callable[[int, int], None]
-"""Told (units done, units in all), also of those that were done before."""
+_KEYS = ("experiment", "seed", "strategy", "prior_precision", "labels")  # of a record, in both tables
+_MEASURES = tuple(field for field in Record._fields if field not in (*_KEYS, _TIMED))
 
 
 class Unit(NamedTuple):
-    """What is done or not done; ``strategies`` share their models."""
+    """The smallest part of an experiment that is saved; its strategies share their models."""
 
     seed: int
     prior_precision: float
@@ -49,8 +50,16 @@ class Unit(NamedTuple):
         return f"seed{self.seed}-prior{self.prior_precision!r}{strategy}.json"
 
 
+class Finished(NamedTuple):
+    """An experiment that was run to its end."""
+
+    configuration: Configuration
+    environment: dict[str, str | None]
+    records: list[Record]
+
+
 class MismatchError(ValueError):
-    """The folder holds an experiment that was begun otherwise."""
+    """The folder holds an experiment with other settings or other versions."""
 
 
 def units(configuration: Configuration) -> list[Unit]:
@@ -64,37 +73,38 @@ def units(configuration: Configuration) -> list[Unit]:
 
 
 def run_experiment(
-    folder: Path, configuration: Configuration, source: Source, jobs: int = 1, progress: Progress | None = None
+    folder: Path,
+    configuration: Configuration,
+    source: Source,
+    jobs: int = 1,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Complete what is missing in a folder that exists, then write its results.
+    """Compute the units that are missing in a folder, then write its results.
 
     Args:
-        folder: empty, or one that the same experiment was begun in.
+        folder: exists, and is empty or holds an unfinished run of the same experiment.
         configuration: of the experiment.
         source: its data.
         jobs: processes, with one thread each.
-        progress: told about each unit.
+        advance: called with the number of units done since the last call; first with those of earlier runs.
 
     Raises:
-        MismatchError: the folder holds another experiment, or one begun with other versions.
-        BrokenProcessPool: a process died; what was done is kept.
+        MismatchError: the folder holds another experiment, or one that was run with other versions.
+        BrokenProcessPool: a process died; finished units are kept.
         OSError: a file cannot be written.
     """
     _begin(folder, configuration)
     (folder / _UNITS).mkdir(exist_ok=True)
     everything = units(configuration)
     missing = [unit for unit in everything if _read_unit(folder, unit) is None]
-    done = len(everything) - len(missing)
-    tell = progress or (lambda *_: None)
-    tell(done, len(everything))
+    advance(len(everything) - len(missing))
     for _ in _complete(folder, configuration, source, missing, jobs):
-        done += 1
-        tell(done, len(everything))
+        advance(1)
     records = [record for unit in everything for record in _read_unit(folder, unit) or ()]
-    _write_csv(folder / RESULTS, records, MEASURES)
-    _write_csv(folder / TIMINGS, [record for record in records if record.seconds is not None], (_TIMED,))
+    write_csv(folder / RESULTS, records, (*_KEYS, *_MEASURES))
+    write_csv(folder / TIMINGS, [record for record in records if record.seconds is not None], (*_KEYS, _TIMED))
     scratch = [f".[0-9]*.{name}" for name in (CONFIGURATION, RESULTS, TIMINGS)]
-    for pattern in (*scratch, f"{_UNITS}/.[0-9]*.json"):  # of processes that were killed while they wrote
+    for pattern in (*scratch, f"{_UNITS}/.[0-9]*.json"):  # left by processes that were killed while they wrote
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -117,28 +127,58 @@ def run_unit(configuration: Configuration, source: Source, unit: Unit) -> list[R
             unit.prior_precision,
         )
     targets, prior = parts.test.targets, unit.prior_precision
-    return list(measure(outcomes, targets, configuration.experiment, unit.seed, prior, calibration=True))
+    return list(measure(outcomes, targets, configuration.experiment, unit.seed, prior, configuration.calibration))
 
 
-def read_records(folder: Path) -> list[Record]:
-    """The records of a finished experiment, as its two tables have them.
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit torch and scikit-learn to one thread: several threads are slower on matrices as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def read_experiment(folder: Path) -> Finished:
+    """Read a finished experiment from its folder.
 
     Raises:
         OSError: a file is missing or cannot be read.
-        ValueError: a file is not what an experiment wrote.
+        ValueError: a file was not written by an experiment.
     """
     with (folder / TIMINGS).open(newline="", encoding="utf-8") as file:
-        seconds = {tuple(row[key] for key in KEYS): row[_TIMED] for row in csv.DictReader(file)}
+        seconds = {tuple(row[key] for key in _KEYS): row[_TIMED] for row in csv.DictReader(file)}
     with (folder / RESULTS).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     try:
-        return [_record(row | {_TIMED: seconds.get(tuple(row[key] for key in KEYS), "")}) for row in rows]
+        records = [_record(row | {_TIMED: seconds.get(tuple(row[key] for key in _KEYS), "")}) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / RESULTS} must have the columns of an experiment: {error}") from error
+    path = folder / CONFIGURATION
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        return Finished(Configuration.from_json(begun["configuration"]), dict(begun["environment"]), records)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no configuration of an experiment") from error
+
+
+def write_csv(path: Path, records: Sequence[Record], columns: Sequence[str]) -> None:
+    """Write some fields of records, one record per row; a field that is None becomes an empty cell."""
+
+    def write(scratch: Path) -> None:
+        with scratch.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows([getattr(record, name) for name in columns] for record in records)
+
+    replace_file(path, write)
 
 
 def _record(row: dict[str, str]) -> Record:
-    numbers = {name: None if row[name] == "" else float(row[name]) for name in (*MEASURES, _TIMED)}
+    numbers = {name: None if row[name] == "" else float(row[name]) for name in (*_MEASURES, _TIMED)}
     prior, labels = float(row["prior_precision"]), int(row["labels"])
     return Record(row["experiment"], int(row["seed"]), row["strategy"], prior, labels, **numbers)  # type: ignore[arg-type]
 
@@ -168,28 +208,27 @@ def _begin(folder: Path, configuration: Configuration) -> None:
 def _complete(
     folder: Path, configuration: Configuration, source: Source, missing: Sequence[Unit], jobs: int
 ) -> Iterator[Unit]:
-    """Compute units and write them, in this process or in others; yields each when it is on disk."""
+    """Compute and write units, in this process or in several; yield each one when its file is written."""
     if jobs == 1 or len(missing) <= 1:
-        with one_thread():
-            for unit in missing:
-                yield _compute(folder, configuration, source, unit)
+        for unit in missing:
+            yield _compute(folder, configuration, source, unit)
         return
     context = multiprocessing.get_context("spawn")
     others = multiprocessing.active_children()
     with ProcessPoolExecutor(min(jobs, len(missing)), context, _start_process) as executor:
-        futures = [executor.submit(_compute_alone, folder, configuration, source, unit) for unit in missing]
+        futures = [executor.submit(_compute, folder, configuration, source, unit) for unit in missing]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - set(others):
-                process.terminate()  # a unit may take minutes, and half of one is nothing
+                process.terminate()  # a unit may take minutes, and half a unit is worth nothing
             raise
 
 
 def _start_process() -> None:
-    """Leave Ctrl-C to the process that started this one, and end when that has ended, by whatever signal."""
+    """Ignore Ctrl-C, which the parent process handles, and exit when the parent has ended for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
@@ -201,20 +240,17 @@ def _start_process() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _compute_alone(folder: Path, configuration: Configuration, source: Source, unit: Unit) -> Unit:
-    with one_thread():
-        return _compute(folder, configuration, source, unit)
-
-
 _warm: set[tuple[str, ...]] = set()
 
 
 def _compute(folder: Path, configuration: Configuration, source: Source, unit: Unit) -> Unit:
-    if unit.strategies not in _warm:
-        # The first call of an op loads what torch loads lazily, seconds of it, which is not the time of the op.
-        run_unit(_briefest(configuration), source, unit)
-        _warm.add(unit.strategies)
-    records = run_unit(configuration, source, unit)
+    """Measure one unit on one thread and write its file."""
+    with one_thread():
+        if unit.strategies not in _warm:
+            # The first call of an op loads parts of torch. That takes seconds, which must not count as time of the op.
+            run_unit(_briefest(configuration), source, unit)
+            _warm.add(unit.strategies)
+        records = run_unit(configuration, source, unit)
     text = json.dumps([record._asdict() for record in records])
     replace_file(folder / _UNITS / unit.file_name, lambda scratch: scratch.write_text(text, encoding="utf-8"))
     return unit
@@ -227,21 +263,9 @@ def _briefest(configuration: Configuration) -> Configuration:
 
 
 def _read_unit(folder: Path, unit: Unit) -> list[Record] | None:
-    """Records of a unit, None where there are none or where they cannot be read."""
+    """Records of a unit; None where its file is missing or cannot be read."""
     try:
         text = (folder / _UNITS / unit.file_name).read_text(encoding="utf-8")
         return [Record(**row) for row in json.loads(text)]
     except (FileNotFoundError, ValueError, TypeError):
         return None
-
-
-def _write_csv(path: Path, records: Sequence[Record], fields: Sequence[str]) -> None:
-    columns = (*KEYS, *fields)
-
-    def write(scratch: Path) -> None:
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows([getattr(record, name) for name in columns] for record in records)
-
-    replace_file(path, write)

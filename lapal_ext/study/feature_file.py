@@ -1,4 +1,4 @@
-"""Feature sets in ``.npz`` files: read without pickle, and checked before anything is computed with them.
+"""Feature sets in ``.npz`` files, which are read without pickle and checked.
 
 The arrays are ``x_train`` [N, D] and ``x_test`` [T, D] of floats, ``y_train`` [N] and ``y_test`` [T] of integers in
 [0, C), and ``class_names`` [C] of text.
@@ -22,7 +22,7 @@ from torch import Tensor
 from lapal_ext.errors import StorageError
 from lapal_ext.pool.files import NPY_DAMAGE
 
-# What zipfile raises, depending on the bit that is flipped.
+# Errors of zipfile for damaged files.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, NotImplementedError, RuntimeError, OSError)
 _KEYS = ("x_train", "y_train", "x_test", "y_test", "class_names")
 
@@ -35,7 +35,7 @@ class Labelled(NamedTuple):
 
 
 class FeatureSet(NamedTuple):
-    """Features that somebody's encoder made, with the division that the set is published with."""
+    """Features from an encoder, with the published split into training and test part."""
 
     train: Labelled
     test: Labelled
@@ -43,7 +43,7 @@ class FeatureSet(NamedTuple):
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """Return the SHA-256 of a file, in hexadecimal.
 
     Raises:
         OSError: the file cannot be read.
@@ -56,11 +56,11 @@ def checksum(path: str | os.PathLike[str]) -> str:
 
 
 def load_features(path: str | os.PathLike[str]) -> FeatureSet:
-    """Read a feature set; features become float32.
+    """Read a feature set and convert its features to float32.
 
     Raises:
         OSError: the file is missing or cannot be read.
-        StorageError: damaged, or no feature set.
+        StorageError: the file is damaged, or is no feature set.
     """
     arrays = _read(Path(path))
     try:
@@ -81,13 +81,13 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
 
 
 def save_features(path: str | os.PathLike[str], train: Labelled, test: Labelled, class_names: Sequence[str]) -> None:
-    """Write a feature set, features as float16; the same set gives the same bytes.
+    """Write a feature set with features in float16. Equal sets give equal bytes.
 
     Args:
-        path: of the file, which is replaced, whatever its suffix.
+        path: of the file, which may have any suffix, and is replaced if it exists.
         train: [N, D] and [N].
         test: [T, D] and [T].
-        class_names: C names; targets lie in [0, C).
+        class_names: C names. Targets lie in [0, C).
 
     Raises:
         OSError: the file cannot be written.
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
                 missing = [key for key in _KEYS if f"{key}.npy" not in archive.namelist()]
                 if missing:
                     raise StorageError(f"{path} is no feature set, or damaged: it lacks {', '.join(missing)}")
-                # Whole members, unlike numpy.load, so that their checksums are compared before a header is believed.
+                # Unlike numpy.load, this reads whole members, so their checksums are verified before a header is used.
                 members = {key: archive.read(f"{key}.npy") for key in _KEYS}
         except _DAMAGE as error:
             raise StorageError(f"{path} is damaged: {error}") from error

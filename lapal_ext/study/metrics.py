@@ -1,4 +1,4 @@
-"""From test probabilities to records."""
+"""Measure test probabilities: accuracy, likelihood, Brier score and calibration error."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lapal_ext.study.records import Record
 
-_BINS = 15  # of the calibration error, as is usual since Guo et al., arXiv 1706.04599
+_BINS = 15  # of the calibration error, as in Guo et al., arXiv 1706.04599
 
 
 class Outcome(NamedTuple):
-    """What a strategy predicts after a number of labels."""
+    """Predictions of a strategy after some number of labels."""
 
     strategy: str
     labels: int
@@ -26,17 +26,17 @@ def measure(
     experiment: str,
     seed: int,
     prior_precision: float,
-    calibration: bool = False,
+    calibration: bool,
 ) -> Iterator[Record]:
-    """Turn the outcomes of one seed into records, as they come.
+    """Measure the outcomes of one seed, one after another.
 
     Args:
-        outcomes: those of a strategy in the order of its curve.
+        outcomes: those of each strategy in ascending order of labels.
         targets: labels of the test rows, [T].
-        experiment: name of it; all but "updating" are curves, which have an area.
+        experiment: its name. All experiments but "updating" have curves, whose area is measured.
         seed: of the outcomes.
         prior_precision: of the outcomes.
-        calibration: measure the calibration error too (needs torchmetrics).
+        calibration: whether to measure the calibration error (needs torchmetrics).
     """
     curves: dict[str, list[float]] = {}
     for outcome in outcomes:
@@ -72,7 +72,7 @@ def calibration_error(
     probabilities: Tensor,  # [T, C]
     targets: Tensor,  # [T] int64
 ) -> float:
-    """Expected calibration error of the largest probability, 15 equal bins (needs torchmetrics)."""
+    """Expected calibration error of the largest probability in 15 equal bins (needs torchmetrics)."""
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     n_classes = probabilities.shape[1]

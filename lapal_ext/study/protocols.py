@@ -1,7 +1,7 @@
-"""The experiments, as functions of a split and a seed that yield one outcome per model. No input or output.
+"""The experiments, as functions of a split and a seed that yield one outcome per model.
 
-All strategies of a seed are paired: they see the same split, the same initial labels and, for each query, candidates
-of the same draw. Everywhere, "refit" is ``LastLayerLaplace.fit_map`` on all labels, to convergence.
+All strategies of a seed are paired: they have the same split, the same initial labels and, for each query, the same
+draw of candidates. A "refit" is always ``LastLayerLaplace.fit_map`` on all labels, to convergence.
 """
 
 import time
@@ -24,9 +24,8 @@ from lapal_ext.study.strategies import FIRST_ORDER, MONTE_CARLO, UPDATE_RULES
 
 UPDATING = "updating"
 ACTIVE_LEARNING = "active_learning"
-LOOK_AHEAD = "look_ahead"
 
-_TIMINGS = 3  # of every update and refit
+_TIMINGS = 3  # runs of every update and refit
 _PRIOR_PRECISION = 10.0
 
 _T = TypeVar("_T")
@@ -42,9 +41,10 @@ def updating(
 ) -> Iterator[Outcome]:
     """Absorb new labels into a fitted model, by each rule and by a refit.
 
-    The base is fitted to the first ``initial_labels`` rows of a random order of the pool, the new labels are those that
-    follow. Rules start from the same mean, each with a covariance of its own curvature. Only the update or the refit is
-    timed, without copying the base and without prediction; Monte Carlo, which has no weights, with prediction.
+    The base is fitted to the first ``initial_labels`` rows of a random order of the pool. The new labels are those of
+    the next rows. All rules start from the same mean, and each has a covariance of its own curvature. The time is that
+    of the update or the refit, without the copy of the base and without the prediction. Monte Carlo has no weights, so
+    its time includes the prediction.
     """
     order = torch.randperm(len(split.pool.targets), generator=torch.Generator().manual_seed(seed))
     initial = order[:initial_labels]
@@ -78,7 +78,7 @@ def updating(
 
 
 def _timed(attempts: Sequence[Callable[[], _T]]) -> tuple[_T, float]:
-    """Run attempts at one thing; return the last result and the median time, which a busy machine moves least."""
+    """Run equal attempts; return the last result and the median time, which depends least on a busy machine."""
     seconds = []
     for attempt in attempts:
         start = time.perf_counter()
@@ -99,9 +99,17 @@ def active_learning(
 ) -> Iterator[Outcome]:
     """Label batch after batch by one strategy, with a refit after every batch.
 
-    All strategies start from the same random rows. Every batch is chosen among the first ``subset`` rows still
-    unlabelled of an order drawn once per query, the same for all strategies of a seed, or among all of them. Only the
-    choice of the batch is timed.
+    All strategies start from the same random rows. The time is that of the choice of a batch alone.
+
+    Args:
+        split: the data.
+        seed: of the initial rows, of the candidates and of the strategy.
+        initial_labels: number of labels before the first batch.
+        batch_size: b.
+        acquisitions: number of batches.
+        name: one of ``strategies.BATCH_STRATEGIES``.
+        subset: number of candidates, see ``candidates``.
+        prior_precision: of every fit.
     """
     rows_in_pool = len(split.pool.targets)
     generator = torch.Generator().manual_seed(seed)
@@ -128,7 +136,11 @@ def candidates(
     seed: int,
     query: int,
 ) -> Tensor:  # [K] int64, ascending
-    """Rows that a query may choose among; its order of the pool depends on nothing but the seed and the query."""
+    """Rows that a query may choose from.
+
+    They are the first ``subset`` unlabelled rows of a random order of the pool, or all unlabelled rows if ``subset`` is
+    None. The order depends on the seed and the query alone, so it is the same for all strategies.
+    """
     free = torch.ones(rows_in_pool, dtype=torch.bool)
     free[labelled] = False
     if subset is None:
@@ -159,5 +171,5 @@ def _log_probabilities(
     model: LastLayerLaplace,
     points: Tensor,  # [T, D]
 ) -> Tensor:  # [T, C] float64
-    # The plugin predictive: a difference between two rules is then one of their means, not of their curvatures.
+    # The plugin predictive depends on the mean alone: rules are compared by their means, not by their covariances.
     return model.predict_logits(points).double().log_softmax(1)

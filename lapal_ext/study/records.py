@@ -1,4 +1,4 @@
-"""What a study measures: one record per model, and its mean and standard error over seeds."""
+"""Records, one for each model that was measured, and their mean and standard error over seeds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,35 +10,30 @@ Values = NDArray[np.float64]
 
 
 class Record(NamedTuple):
-    """One model, measured on the test part; the fields are the columns of the demo's ``results.csv``.
+    """Measurements of one model on the test rows.
 
-    All measures are of the plugin predictive, or of the probabilities themselves where a strategy has no weights.
+    They are of the plugin predictive. For a strategy without weights they are of its probabilities.
     """
 
     experiment: str  # "updating", "active_learning" or "look_ahead"
     seed: int
     strategy: str
     prior_precision: float
-    labels: int  # that the model has been given
-    accuracy: float  # share of test rows
+    labels: int  # number of labels that the model has seen
+    accuracy: float  # in [0, 1]
     nll: float  # negative log-likelihood of the test labels, mean per row, nats
-    brier: float  # squared distance of the probabilities from the label's, summed over classes, mean per row
-    ece: float | None  # expected calibration error, 15 equal bins of the largest probability; None: not measured
-    aulc: float | None  # mean accuracy over the curve up to here; None where there is no curve
-    seconds: float | None  # to update or refit ("updating"), to choose the batch (the others); None: neither
-
-    @property
-    def log_likelihood(self) -> float:
-        """Of the test labels, mean per row, nats."""
-        return -self.nll
+    brier: float  # squared error of the probabilities, summed over classes, mean per row
+    ece: float | None  # expected calibration error of the largest probability, 15 equal bins; None: not measured
+    aulc: float | None  # mean accuracy of the curve so far; None: there is no curve
+    seconds: float | None  # of the update or refit ("updating"), else of the choice of a batch; None: neither
 
 
 def by_seed(
     records: Sequence[Record], experiment: str, strategy: str, field: str
 ) -> tuple[list[int], Values]:  # L label counts, [S, L]
-    """Arrange one field of one strategy; rows are seeds and columns label counts, both ascending.
+    """Arrange one field of one strategy: rows are seeds and columns are label counts, both ascending.
 
-    Label counts where the field holds None are left out. The records must be of one prior precision.
+    Label counts are left out where the field is None. All records must have the same prior precision.
 
     Raises:
         ValueError: a seed lacks a label count that another has.
@@ -58,7 +53,7 @@ def by_seed(
 def mean_and_error(
     values: Values,  # [S, ...]
 ) -> tuple[Values, Values]:
-    """Mean over seeds and its standard error (zero for a single seed)."""
+    """Mean over seeds and its standard error, which is zero for a single seed."""
     count = len(values)
     spread = values.std(axis=0, ddof=1) if count > 1 else np.zeros(values.shape[1:])
     return np.asarray(values.mean(axis=0)), np.asarray(spread / np.sqrt(count))

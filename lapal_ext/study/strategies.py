@@ -1,8 +1,8 @@
-"""The strategies that experiments compare, by name: how labels are absorbed, and how batches are chosen."""
+"""The strategies that experiments compare: rules that absorb labels, and strategies that choose batches."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,25 +10,18 @@ from torch import Tensor
 from lapal_ext.lookahead.expected_error_reduction import expected_error_reduction
 from lapal_ext.lookahead.select_lookahead import select_lookahead
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.rules import UpdateRule
 from lapal_ext.selection.select_batch import select_batch
 from lapal_ext.study.feature_file import Labelled
 
-
-class UpdateRule(NamedTuple):
-    """How labels are absorbed; the curvature is also that of the covariance before the update."""
-
-    curvature: str
-    step: str
-    gamma: float
-
-
+# The curvature of a rule is also the curvature of the covariance before the update.
 UPDATE_RULES = {
-    **{f"official_{gamma}": UpdateRule("gaussian", "newton", float(gamma)) for gamma in (1, 3, 10, 30)},
-    "newton": UpdateRule("categorical", "newton", 1.0),
-    "line_search": UpdateRule("categorical", "line_search", 1.0),
-    "joint": UpdateRule("categorical", "joint", 1.0),
+    **{f"official_{gamma}": UpdateRule(float(gamma), "newton", "gaussian") for gamma in (1, 3, 10, 30)},
+    "newton": UpdateRule(1.0, "newton", "categorical"),
+    "line_search": UpdateRule(1.0, "line_search", "categorical"),
+    "joint": UpdateRule(1.0, "joint", "categorical"),
 }
-# Both with the two ends of what arXiv 2210.06112 has for gamma.
+# The smallest and the largest gamma of arXiv 2210.06112.
 FIRST_ORDER = {f"first_order_{gamma}": gamma for gamma in (0.001, 0.005)}
 MONTE_CARLO = {f"monte_carlo_{gamma}": gamma for gamma in (0.01, 0.05)}
 UPDATING_STRATEGIES = ("base", *FIRST_ORDER, *MONTE_CARLO, *UPDATE_RULES, "refit")
@@ -41,9 +34,9 @@ ACTIVE_STRATEGIES = (
     *(f"{name}_{labels}" for labels in ("predicted", "true") for name in _SEQUENTIAL),
 )
 LOOK_AHEAD_STRATEGIES = ("random", "margin", *_LOOK_AHEAD)
-_MOST_UPDATES = 20  # of a batch by expected error reduction, which tries every label of every row after each
-# The paper's 300 batches, a hundred of each kind, and those of two strategies, one each since they do not draw: where a
-# batch is a fifth of the candidates, all batches that are drawn are alike, and none is as good as the margin's own.
+_MOST_UPDATES = 20  # per batch of expected error reduction, which then tries every label of every row again
+# The 300 batches of arXiv 2210.06112, a hundred of each kind, and one each of margin and BAIT, which draw nothing.
+# Large random batches are much alike, and none of them is as good as the batch of margin.
 _PROPOSALS: Mapping[str, Any] = {
     "n_batches": 500,
     "proposals": ("random", "diverse", "informative", "margin", "bait"),
@@ -52,7 +45,7 @@ BATCH_STRATEGIES = (*ACTIVE_STRATEGIES, *_LOOK_AHEAD)
 
 
 def describe(strategy: str) -> str:
-    """Name of a strategy as a reader should see it, with what it could not have in practice."""
+    """Name of a strategy in tables and figures; it says if the strategy uses labels that are unknown in practice."""
     if strategy in _TOP_B:
         return strategy if strategy == "random" else f"{strategy}, top-b"
     if strategy == "look_ahead_true":
@@ -82,11 +75,12 @@ def choose_batch(
     evaluation: Labelled,
     batch_size: int,
     generator: torch.Generator,
-) -> Tensor:  # [b] int64, of the unlabelled rows
-    """Choose what to label next; only strategies named "true" look at a label of ``unlabelled`` or ``evaluation``."""
+) -> Tensor:  # [b] int64, indices into the unlabelled rows
+    """Choose a batch. Only strategies whose name ends in "true" use the labels of ``unlabelled`` and ``evaluation``."""
     pool, targets = unlabelled
     if strategy == "expected_error_reduction":
-        # Its best rows are alike: taken at once they fall behind random, so that the batch must be built pick by pick.
+        # The rows with the largest reduction are alike, and a batch of them is worse than a random one. Hence the model
+        # is updated between picks.
         def reduction(posterior: LastLayerLaplace, rows: Tensor) -> Tensor:
             return -expected_error_reduction(posterior, rows, evaluation.features, "expected_cross_entropy")
 

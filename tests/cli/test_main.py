@@ -1,17 +1,18 @@
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from lapal_ext.cli import demo, main
+from lapal_ext.cli import main
 from lapal_ext.errors import StorageError
+from lapal_ext.study import presets
 from lapal_ext.study.feature_file import Labelled, checksum, save_features
 from lapal_ext.study.recipes import RECIPES, RecipeError
 from lapal_ext.study.recipes.recipe import Made, Recipe
-from lapal_ext.study.run import Settings
 
 _WHAT_IS_LOADED = """
 import runpy, sys
@@ -58,33 +59,57 @@ def test_seeds_must_be_two_or_more(seeds, capsys):
 
 class TestDemo:
     @pytest.fixture
-    def shown(self, monkeypatch):
-        """Calls of the study, which is not run."""
+    def asked(self, monkeypatch):
+        """Numbers of seeds that a demo was asked for; it is much shorter here."""
         calls = []
-        monkeypatch.setattr(demo, "show_study", lambda *arguments: calls.append(arguments))
+        whole = presets.demo
+
+        def short(seeds):
+            calls.append(seeds)
+            updating, active_learning = whole(2)
+            return replace(updating, new_labels=(1, 2, 10, 50)), replace(active_learning, acquisitions=1)
+
+        monkeypatch.setattr(presets, "demo", short)
         return calls
 
-    def test_options_reach_the_study(self, shown, tmp_path):
+    def test_it_prints_tables_and_leaves_two_files(self, asked, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("COLUMNS", "80")
         folder = tmp_path / "new" / "results"
         assert main(["demo", "--out", str(folder), "--seeds", "3"]) == 0
-        assert shown == [(folder, Settings(seeds=3))]
-        assert list(folder.iterdir()) == []
+        assert asked == [3]
+        assert sorted(file.name for file in folder.iterdir()) == ["learning_curves.png", "results.csv"]
+        out, err = capsys.readouterr()
+        for expected in ("Kernels:", "50 new labels", "label before next pick", "upper bound: ", "AULC", "[ms]"):
+            assert expected in out
+        assert "2 new labels" not in out
+        assert "\x1b" not in out
+        assert max(map(len, out.split("Wrote")[0].splitlines())) <= 80
+        assert str(folder / "results.csv") in out.replace("\n", "")
+        assert not err
+        header, *rows = (folder / "results.csv").read_text().splitlines()
+        assert header == "experiment,seed,strategy,prior_precision,labels,accuracy,nll,brier,ece,aulc,seconds"
+        assert len(rows) == 2 * (1 + 3 * 4) + 2 * 5 * 2
 
-    def test_default_is_enough_seeds_for_both_experiments(self, shown, tmp_path, monkeypatch):
+    def test_a_second_demo_replaces_the_first(self, asked, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        folder = tmp_path / "lapal-ext-demo"
+        folder.mkdir()
+        (folder / "results.csv").write_text("old")
+        (folder / "notes").write_text("mine")
         assert main(["demo"]) == 0
-        ((_, settings),) = shown
-        assert settings.seeds >= 5
+        assert asked[0] >= 5, "enough seeds for a standard error"
+        assert (folder / "results.csv").read_text().startswith("experiment,")
+        assert (folder / "notes").read_text() == "mine"
 
     @pytest.mark.parametrize("missing", ["sklearn", "matplotlib", "rich"])
-    def test_missing_extra_is_named(self, missing, shown, tmp_path, monkeypatch, capsys):
+    def test_missing_extra_is_named(self, missing, asked, tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, missing, None)
         assert main(["demo", "--out", str(tmp_path)]) == 1
         message = 'lapal-ext demo needs scikit-learn, matplotlib and rich: pip install "lapal_ext[demo]"'
         assert message in capsys.readouterr().err
-        assert not shown
+        assert not asked
 
-    def test_a_file_is_no_folder(self, shown, tmp_path, capsys):
+    def test_a_file_is_no_folder(self, asked, tmp_path, capsys):
         file = tmp_path / "file"
         file.write_text("mine")
         assert main(["demo", "--out", str(file)]) == 1
@@ -92,34 +117,25 @@ class TestDemo:
         assert main(["demo", "--out", str(file / "below")]) == 1
         assert "Not a directory" in capsys.readouterr().err
         assert file.read_text() == "mine"
-        assert not shown
+        assert not asked
 
-    def test_a_folder_one_cannot_write_to_is_refused_before_the_study(self, shown, tmp_path, monkeypatch, capsys):
+    def test_a_folder_that_cannot_be_written_to_is_refused_before_the_run(self, asked, tmp_path, monkeypatch, capsys):
         def refuse(**_):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr("tempfile.TemporaryFile", refuse)
         assert main(["demo", "--out", str(tmp_path)]) == 1
         assert f"got {tmp_path}: Permission denied" in capsys.readouterr().err
-        assert not shown
+        assert not asked
 
     def test_interrupt_is_clean(self, tmp_path, monkeypatch, capsys):
         def interrupt(*_):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("lapal_ext.study.run.run_study", interrupt)
+        monkeypatch.setattr("lapal_ext.study.experiment.run_unit", interrupt)
         assert main(["demo", "--out", str(tmp_path)]) == 130
         assert capsys.readouterr().err == "lapal-ext: interrupted\n"
         assert list(tmp_path.iterdir()) == []
-
-    def test_study_prints_tables_and_leaves_two_files(self, tmp_path, capsys):
-        demo.show_study(tmp_path, Settings(seeds=2, new_labels=(1, 10, 50), acquisitions=1))
-        out = capsys.readouterr().out
-        assert sorted(file.name for file in tmp_path.iterdir()) == ["learning_curves.png", "results.csv"]
-        for expected in ("Kernels:", "label before next pick", "upper bound: uses true labels", "AULC", "[ms]"):
-            assert expected in out
-        assert "\x1b" not in out
-        assert str(tmp_path / "results.csv") in out.replace("\n", "")
 
 
 class TestExperiment:
@@ -158,6 +174,7 @@ class TestExperiment:
             "batch_size": None,
             "acquisitions": None,
             "subset": None,
+            "calibration": True,
         }
 
     @pytest.mark.parametrize("by_name", [False, True])
@@ -196,11 +213,11 @@ class TestExperiment:
 
     @pytest.fixture
     def recipe(self, tmp_path, monkeypatch):
-        """Times that the recipe "fake" was carried out; its cache is the folder "cache"."""
+        """One entry for each time that the recipe "fake" was run; its cache is the folder "cache"."""
         calls = []
 
         def make(progress):
-            calls.append(progress(60, 60))
+            calls.append(progress)
             part = Labelled(torch.eye(3).repeat(20, 1), torch.arange(60) % 3)
             return Made(part, part, ("a", "b", "c"))
 
@@ -215,7 +232,7 @@ class TestExperiment:
         assert capsys.readouterr().err == f"Making fake for the first use: a moment.\nWrote {file}.\n"
         assert main(arguments) == 0
         assert not capsys.readouterr().err
-        assert len(recipe) == 1
+        assert recipe == [False], "no progress bar where there is no terminal"
         for _, configuration, source, *_ in run:
             assert source.path == str(file)
             assert (configuration.data, configuration.data_sha256) == ("fake.npz", checksum(file))
@@ -307,7 +324,7 @@ class TestExperiment:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="closes a pipe early")
-def test_a_reader_that_has_seen_enough_is_no_traceback():
+def test_a_closed_pipe_is_no_traceback():
     command = f"{sys.executable} -c 'from lapal_ext.cli import main; main([\"doctor\"])' | true"
     done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=True)
     assert not done.stderr

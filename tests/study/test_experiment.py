@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from lapal_ext.atomic_file import replace_file
 from lapal_ext.study import experiment
 from lapal_ext.study.configuration import Configuration, Source, environment
-from lapal_ext.study.experiment import MismatchError, read_records, run_experiment, units
-from lapal_ext.study.run import one_thread
+from lapal_ext.study.experiment import MismatchError, one_thread, read_experiment, run_experiment, units, write_csv
+from lapal_ext.study.records import Record
 from tests.fuzz.processes import HANGS, ROOT, forked, kill_at_step
 from tests.fuzz.tally import count
 
@@ -59,7 +61,7 @@ def single_thread():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a run that nobody interrupted."""
+    """The folder of a run without interruption."""
     folder = tmp_path_factory.mktemp("finished")
     run_experiment(folder, ACTIVE, DIGITS)
     return folder
@@ -89,23 +91,54 @@ class TestResults:
         begun = json.loads((finished / "configuration.json").read_text())
         assert begun["configuration"]["strategies"] == list(ACTIVE.strategies)
 
-    def test_records_are_read_back_as_they_were(self, finished):
+    def test_an_experiment_is_read_back_as_it_was(self, finished):
         unit = units(ACTIVE)[1]
         expected = experiment._read_unit(finished, unit)
-        assert [r for r in read_records(finished) if (r.seed, r.strategy) == (0, "typiclust")] == expected
+        configuration, versions, records = read_experiment(finished)
+        assert (configuration, versions) == (ACTIVE, environment())
+        assert [r for r in records if (r.seed, r.strategy) == (0, "typiclust")] == expected
         assert expected[0].seconds is None
 
     def test_a_unit_does_not_depend_on_those_before_it(self, finished, tmp_path):
         run_experiment(tmp_path, replace(ACTIVE, strategies=("margin_true",)), DIGITS)
-        alone = [record[:-1] for record in read_records(tmp_path)]
-        assert alone == [record[:-1] for record in read_records(finished) if record.strategy == "margin_true"]
+        alone = [record[:-1] for record in read_experiment(tmp_path).records]
+        together = [record for record in read_experiment(finished).records if record.strategy == "margin_true"]
+        assert alone == [record[:-1] for record in together]
 
     def test_updating_has_a_unit_per_seed_and_prior(self, tmp_path):
         run_experiment(tmp_path, UPDATES, DIGITS)
-        records = read_records(tmp_path)
+        records = read_experiment(tmp_path).records
         assert len(units(UPDATES)) == 6
         assert len(records) == 6 * 5
         assert {record.prior_precision for record in records} == {1.0, 10.0}
+
+    def test_a_table_holds_every_field_and_leaves_none_empty(self, tmp_path):
+        records = [Record("updating", 0, "base", 10.0, 50, 0.1 + 0.2, 1.0, 0.5, None, None, None)]
+        write_csv(tmp_path / "results.csv", records, Record._fields)
+        (row,) = table(tmp_path / "results.csv")
+        assert tuple(row) == Record._fields
+        assert list(row.values()) == ["" if value is None else str(value) for value in records[0]]
+
+    def test_a_failed_write_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "results.csv"
+        path.write_text("old")
+
+        def fail_halfway(scratch):
+            scratch.write_text("half")
+            raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            replace_file(path, fail_halfway)
+        assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
+        assert path.read_text() == "old"
+
+    def test_thread_count_is_given_back(self, monkeypatch):
+        counts = [7]
+        monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
+        monkeypatch.setattr(torch, "set_num_threads", counts.append)
+        with one_thread():
+            assert counts == [7, 1]
+        assert counts == [7, 1, 7]
 
 
 class TestResume:
@@ -118,9 +151,9 @@ class TestResume:
         computed, told = [], []
         compute = experiment._compute
         monkeypatch.setattr(experiment, "_compute", lambda *args: computed.append(args[-1]) or compute(*args))
-        run_experiment(tmp_path, ACTIVE, DIGITS, progress=lambda *args: told.append(args))
+        run_experiment(tmp_path, ACTIVE, DIGITS, advance=told.append)
         assert tuple(computed) == lost
-        assert told == [(10, 12), (11, 12), (12, 12)]
+        assert told == [10, 1, 1]
         assert results(tmp_path) == results(finished)
 
     def test_a_finished_run_changes_nothing(self, finished):

@@ -6,8 +6,8 @@ from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.study import metrics, protocols, strategies
 from lapal_ext.study.configuration import Source, default_batch, environment
 from lapal_ext.study.data import load_digits, split
+from lapal_ext.study.experiment import one_thread
 from lapal_ext.study.feature_file import Labelled
-from lapal_ext.study.run import one_thread
 from lapal_ext.study.strategies import BATCH_STRATEGIES, LOOK_AHEAD_STRATEGIES, UPDATING_STRATEGIES
 
 
@@ -37,11 +37,11 @@ class TestMetrics:
         y = torch.tensor([0, 1])
         right, half = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([[0.9, 0.1], [0.6, 0.4]])
         outcomes = [metrics.Outcome("margin", 10 + i, p.double().log(), None) for i, p in enumerate((half, right))]
-        first, second = metrics.measure(outcomes, y, "active_learning", 0, 1.0)
+        first, second = metrics.measure(outcomes, y, "active_learning", 0, 1.0, calibration=False)
         assert (first.accuracy, first.aulc, second.accuracy, second.aulc) == (0.5, 0.5, 1.0, 0.75)
         assert second.nll == pytest.approx(-(np.log(0.9) + np.log(0.8)) / 2)
         assert second.ece is None
-        assert next(metrics.measure(outcomes, y, "updating", 0, 1.0)).aulc is None
+        assert next(metrics.measure(outcomes, y, "updating", 0, 1.0, calibration=False)).aulc is None
 
 
 class TestProtocols:

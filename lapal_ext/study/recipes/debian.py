@@ -1,4 +1,4 @@
-"""Files of Debian packages, and apt's own index, without becoming root."""
+"""Files of Debian packages, and the package index of apt, without root rights."""
 
 import os
 import subprocess
@@ -10,20 +10,21 @@ from pathlib import Path
 from lapal_ext.study.recipes.recipe import RecipeError
 
 _ROOT = Path("/")
-_ELSEWHERE = "make the set on a machine with Debian or Ubuntu and point $LAPAL_EXT_DATA at the folder of its .npz file"
+_ELSEWHERE = "make the set on a machine with Debian or Ubuntu and set $LAPAL_EXT_DATA to the folder of its .npz file"
 
 
 @contextmanager
 def package_files(package: str, folder: str, names: Sequence[str]) -> Iterator[list[Path]]:
-    """Some files of a package: where it is installed, else unpacked into a folder that is removed afterwards.
+    """Yield files of a package, which is unpacked into a temporary folder if it is not installed.
 
     Args:
-        package: a Debian package, whose checksum apt verifies when it downloads it.
-        folder: where its files are, relative to the root.
+        package: a Debian package; apt verifies its checksum after a download.
+        folder: the folder of its files, relative to the root.
         names: of the files.
 
     Raises:
-        RecipeError: not installed and not to be downloaded, for instance on a machine without apt, or other files.
+        RecipeError: the package is not installed and cannot be downloaded (a machine may have no apt), or it lacks one
+            of the files.
     """
     installed = [_ROOT / folder / name for name in names]
     if all(path.is_file() for path in installed):
@@ -41,15 +42,15 @@ def package_files(package: str, folder: str, names: Sequence[str]) -> Iterator[l
 
 
 def run(command: Sequence[str], remedy: str, folder: str | None = None) -> str:
-    """Output of one of Debian's tools.
+    """Run a tool of Debian and return its output.
 
     Args:
         command: with its arguments.
-        remedy: what would help if it fails.
-        folder: where to run it; here by default.
+        remedy: advice for the message if the tool fails.
+        folder: working folder of the tool; the current one by default.
 
     Raises:
-        RecipeError: there is no such tool, or it fails; the message ends with what would help.
+        RecipeError: the tool does not exist, or it fails; the message ends with advice.
     """
     environment = os.environ | {"LC_ALL": "C.UTF-8"}
     try:

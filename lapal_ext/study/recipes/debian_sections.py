@@ -1,6 +1,7 @@
-"""One-line descriptions of Debian's packages, to be told apart by section of the archive, through MiniLM.
+"""One-line descriptions of Debian's packages, encoded by MiniLM; the classes are sections of the archive.
 
-They come from apt's own index, so the set depends on the release and the day; the checksum of a run tells sets apart.
+The descriptions come from the package index of apt, so the set depends on the release and the day. Experiments record
+the checksum of their set.
 """
 
 import hashlib
@@ -13,25 +14,25 @@ import torch
 from lapal_ext.study.feature_file import Labelled
 from lapal_ext.study.recipes.debian import run
 from lapal_ext.study.recipes.encoders import TEXT_PACKAGES, encode_texts
-from lapal_ext.study.recipes.recipe import Made, Progress, Recipe, RecipeError
+from lapal_ext.study.recipes.recipe import Made, Recipe, RecipeError
 
-# Those that tell what a package is about; libs, python, oldlibs and the like tell how it is used.
+# Sections for topics of packages. Others, such as libs, python or oldlibs, are for uses of packages.
 _SECTIONS = (
     "admin", "database", "devel", "editors", "electronics", "fonts", "games", "graphics", "hamradio", "kernel",
     "localization", "mail", "math", "net", "science", "sound", "text", "video", "web", "x11",
 )  # fmt: skip
 _NOT_DESCRIBED = re.compile(r"transitional|dummy package|debug symbols", re.IGNORECASE)
 _MOST = 600  # descriptions of a section
-_TEST_SHARE = 5  # one source package in so many
+_TEST_SHARE = 5  # one in this number of source packages
 _REMEDY = "run apt-get update and try again"
 _SEED = 0
 
 
 def descriptions(index: str) -> list[tuple[str, str, str]]:
-    """Source package, section and one-line description: one of each source and section, the first of its packages.
+    """Return source package, section and one-line description of the first package of each source and section.
 
     Args:
-        index: stanzas as ``apt-cache dumpavail`` prints them.
+        index: the output of ``apt-cache dumpavail``.
     """
     found: dict[tuple[str, str], str] = {}
     for stanza in index.split("\n\n"):
@@ -46,11 +47,11 @@ def descriptions(index: str) -> list[tuple[str, str, str]]:
 
 
 def in_test_part(source: str) -> bool:
-    """Whether all descriptions of a source package are for testing."""
+    """Whether the descriptions of a source package belong to the test part."""
     return int(hashlib.sha256(source.encode()).hexdigest(), 16) % _TEST_SHARE == 0
 
 
-def _make(progress: Progress) -> Made:
+def _make(progress: bool) -> Made:
     rows = descriptions(run(["apt-cache", "dumpavail"], _REMEDY))
     sections = defaultdict(list)
     for row in rows:

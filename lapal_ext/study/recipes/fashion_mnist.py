@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Zalando, MIT) through EfficientNet-Lite0, with 384 principal components of the training part.
+"""Fashion-MNIST (Zalando, MIT), encoded by EfficientNet-Lite0 and reduced to 384 principal components.
 
 The images are in the Debian package ``dataset-fashion-mnist``.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from lapal_ext.study.feature_file import Labelled
 from lapal_ext.study.recipes.debian import package_files
 from lapal_ext.study.recipes.encoders import IMAGE_PACKAGES, encode_images
-from lapal_ext.study.recipes.recipe import Made, Progress, Recipe, RecipeError
+from lapal_ext.study.recipes.recipe import Made, Recipe, RecipeError
 
 _NAMES = (
     "T-shirt/top",
@@ -28,16 +28,18 @@ _NAMES = (
     "Ankle boot",
 )
 _FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-_BYTES = 8  # IDX's code of the element type
+_BYTES = 8  # code of the element type in IDX
 _TRAIN_ROWS, _TEST_ROWS, _FEATURES = 8000, 2000, 384
 _SEED = 0
 
 
 def read_idx(data: bytes) -> Tensor:  # uint8, of the shape that the header gives
-    """Array of bytes in IDX: two zeros, type, number of dimensions, each size as big-endian int32, values.
+    """Read an array of bytes in the format IDX.
+
+    It has two zeros, the type, the number of dimensions, each size as a big-endian int32, and the values.
 
     Raises:
-        RecipeError: something else, or cut off.
+        RecipeError: the data have another format, or are cut off.
     """
     head = 4 + 4 * data[3] if data[:3] == bytes([0, 0, _BYTES]) and len(data) > 4 else 0
     sizes = [int.from_bytes(data[at : at + 4], "big") for at in range(4, head, 4)]
@@ -50,7 +52,7 @@ def _read(path: Path) -> Tensor:
     return read_idx(gzip.decompress(path.read_bytes()))
 
 
-def _make(progress: Progress) -> Made:
+def _make(progress: bool) -> Made:
     from sklearn.decomposition import PCA
 
     with package_files("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist", _FILES) as paths:

@@ -1,20 +1,17 @@
-"""What a recipe is, what it makes, and what it raises where it cannot."""
+"""Types of recipes, of what they make, and of their errors."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from lapal_ext.study.feature_file import Labelled
 
-Progress = Callable[[int, int], object]
-"""Called with how many rows are encoded, and how many there are."""
-
 
 class RecipeError(RuntimeError):
-    """A recipe lacks something on this machine; the message says what, and what would help."""
+    """This machine lacks something that a recipe needs; the message says what, and how to get it."""
 
 
 class Made(NamedTuple):
-    """A feature set as a recipe makes it."""
+    """A feature set that was made by a recipe."""
 
     train: Labelled  # [N, D], [N]
     test: Labelled  # [T, D], [T]
@@ -24,6 +21,6 @@ class Made(NamedTuple):
 class Recipe(NamedTuple):
     """How to make a feature set from packages."""
 
-    cost: str  # what making it takes, for the message before it
-    packages: Mapping[str, str]  # distribution by module, of what it imports from the extra
-    make: Callable[[Progress], Made]
+    cost: str  # the work and the time that it takes, for a message
+    packages: Mapping[str, str]  # distributions by module, of the imports that the extra installs
+    make: Callable[[bool], Made]  # with a progress bar if its argument is True

@@ -1,7 +1,7 @@
-"""WordNet's definitions, to be told apart by lexicographer file ("supersense"), through MiniLM.
+"""WordNet's definitions, encoded by MiniLM; the classes are lexicographer files ("supersenses").
 
-Text is what stands in a synset's gloss before the first quoted example, never its words. WordNet 3.0 (Princeton's
-licence, which permits any use) is in the Debian package ``wordnet-base``.
+The text is the part of a synset's gloss before the first quoted example, without the words of the synset. WordNet 3.0
+(Princeton's licence, which permits any use) is in the Debian package ``wordnet-base``.
 """
 
 import random
@@ -13,9 +13,9 @@ import torch
 from lapal_ext.study.feature_file import Labelled
 from lapal_ext.study.recipes.debian import package_files
 from lapal_ext.study.recipes.encoders import TEXT_PACKAGES, encode_texts
-from lapal_ext.study.recipes.recipe import Made, Progress, Recipe
+from lapal_ext.study.recipes.recipe import Made, Recipe
 
-# By number, as lexnames(5WN) lists them.
+# In the order of lexnames(5WN): a position is the number of a file.
 _SUPERSENSES = (
     "adj.all", "adj.pert", "adv.all", "noun.Tops", "noun.act", "noun.animal", "noun.artifact", "noun.attribute",
     "noun.body", "noun.cognition", "noun.communication", "noun.event", "noun.feeling", "noun.food", "noun.group",
@@ -26,17 +26,17 @@ _SUPERSENSES = (
     "verb.perception", "verb.possession", "verb.social", "verb.stative", "verb.weather", "adj.ppl",
 )  # fmt: skip
 _FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
-_FEWEST, _MOST = 200, 250  # definitions of a class: fewer and it is left out, more and some are drawn
+_FEWEST, _MOST = 200, 250  # definitions of a class: smaller classes are left out, larger ones are sampled
 _TEST_SHARE = 0.2
 _SEED = 0
 
 
 def definitions(lines: Iterable[str]) -> list[tuple[str, str]]:
-    """Supersense and definition of each synset.
+    """Return supersense and definition of each synset.
 
     Args:
-        lines: of WordNet's ``data.*`` files: ``offset file-number ... | definition; "example"``; those of the licence
-            are indented.
+        lines: of WordNet's ``data.*`` files, as in ``offset file-number ... | definition; "example"``. Lines of the
+            licence are indented.
     """
     pairs = []
     for line in lines:
@@ -53,12 +53,14 @@ def chosen(
     fewest: int = _FEWEST,
     most: int = _MOST,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Training and test part, each class in both: a definition is in one of them, and never in two classes.
+    """Draw a training and a test part, which have all classes and no definition in common.
+
+    Definitions that occur in two classes are left out.
 
     Args:
         pairs: supersense and definition.
-        fewest: definitions that a class must have to be kept.
-        most: definitions that are drawn of a larger class.
+        fewest: number of definitions below which a class is left out.
+        most: number of definitions that are drawn from a larger class.
     """
     classes = defaultdict(set)
     for supersense, text in pairs:
@@ -81,7 +83,7 @@ def chosen(
     return train, test
 
 
-def _make(progress: Progress) -> Made:
+def _make(progress: bool) -> Made:
     with package_files("wordnet-base", "usr/share/wordnet", _FILES) as paths:
         pairs = [pair for path in paths for pair in definitions(path.read_text(encoding="utf-8").splitlines())]
     train, test = chosen(pairs)
