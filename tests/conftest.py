@@ -25,11 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LEFT_OUT = pytest.StashKey[int]()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
+@pytest.hookimpl(wrapper=True)  # before that of xdist, which would take "load"
+def pytest_cmdline_main(config: pytest.Config) -> Iterator[None]:
     """With ``pytest -n``, one process has all tests of an ``xdist_group``: they share what takes long to make."""
     if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
         config.option.dist = "loadgroup"
+    return (yield)
 
 
 def pytest_configure(config: pytest.Config) -> None:
