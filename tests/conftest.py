@@ -25,11 +25,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 LEFT_OUT = pytest.StashKey[int]()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config: pytest.Config) -> None:
-    """With ``pytest -n``, one process has all tests of an ``xdist_group``: they share what takes long to make."""
-    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
-        config.option.dist = "loadgroup"
+# Their tests share something that takes long to make: one process of ``pytest -n`` has all of them.
+TOGETHER = (
+    "tests/packaging/test_build.py",
+    "tests/pool/sharding/test_failures.py",
+    "tests/pool/sharding/test_picks.py",
+    "tests/study/test_experiment.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out what belongs together as one; else, of a slow campaign each test, and of the quick run each function."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    if config.option.dist != "load":  # the one for which `-n` stands
+        return None
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            if file in TOGETHER:
+                return file
+            return nodeid.partition("[")[0] if config.option.markexpr == "not slow" else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:

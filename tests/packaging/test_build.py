@@ -20,8 +20,6 @@ import torch
 from tests.packaging.contents import check_sdist, check_wheel
 
 ROOT = Path(__file__).parents[2]
-# One process builds for all tests of this file.
-pytestmark = pytest.mark.xdist_group("build")
 MODULES = (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_cuda.so")
 
 

@@ -1,6 +1,6 @@
 """Plants each fault of the table in a copy of this tree, and runs the quick tests that should find it.
 
-    python -m tests.planted_faults                    all of them: some twenty minutes, most of them compiling
+    python -m tests.planted_faults                    all of them: a quarter of an hour
     python -m tests.planted_faults -k badge           those whose file or text has the word
     python -m tests.planted_faults --kind reference   those of one kind
 
@@ -12,6 +12,10 @@ import sys
 
 from tests.planted_faults.copy import Copy
 from tests.planted_faults.table import FAULTS, KINDS
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split()) or "nothing"
 
 
 def main() -> None:
@@ -33,7 +37,7 @@ def main() -> None:
     for number, fault in enumerate(chosen, 1):
         found = copy.find(fault)
         missed += found is None
-        print(f"{number}/{len(chosen)} {fault.kind}, {fault.file}: {fault.new.strip()}", flush=True)
+        print(f"{number}/{len(chosen)} {fault.kind}, {fault.file}: {one_line(fault.old)} -> {one_line(fault.new)}")
         print(f"    {'NOT FOUND' if found is None else f'found by {found}'}", flush=True)
     print(f"{len(chosen) - missed} of {len(chosen)} faults were found")
     sys.exit(missed > 0)

@@ -49,10 +49,6 @@ UPDATES = replace(
 )
 
 
-# The experiment that most tests look at runs once, in one process.
-pytestmark = pytest.mark.xdist_group("experiment")
-
-
 @pytest.fixture(autouse=True)
 def single_thread():
     with one_thread():

@@ -16,8 +16,6 @@ from tests.pool.sharding.processes import TIMEOUT, run, shard_of
 from tests.problems import Problem
 
 SIZE = 3
-# One process starts the ranks for all tests of this file.
-pytestmark = pytest.mark.xdist_group("failures")
 
 
 class Call(NamedTuple):

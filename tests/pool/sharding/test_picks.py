@@ -11,8 +11,6 @@ from tests.native import require_native
 from tests.pool.sharding.cases import BATCH, CASES, COPIES_ALONE, SHARDS, problem
 from tests.pool.sharding.processes import run, select_all
 
-# One process starts the ranks for all tests of this file.
-pytestmark = pytest.mark.xdist_group("picks")
 QUICK_SIZES = (1, 3)
 of_each_size = pytest.mark.parametrize(
     "size", [size if size in QUICK_SIZES else pytest.param(size, marks=pytest.mark.slow) for size in SHARDS]
