@@ -189,7 +189,7 @@ FAULTS = (
     ),
     _selection(
         "posterior/updating.py",
-        "if not certain:",
+        "if not well_conditioned:",
         "if False:",
         "posterior/test_updating.py",
         "ops/test_absorb_labels.py",
@@ -240,8 +240,8 @@ FAULTS = (
     _command("select/terminal.py", "selector.undo()\n", "", "cli/select/test_terminal.py"),
     _command(
         "select/terminal.py",
-        "        file.write([*given, *waiting.values()])\n",
-        "    file.write([*given, *waiting.values()])\n",
+        "        file.write([*given, *unanswered.values()])\n",
+        "    file.write([*given, *unanswered.values()])\n",
         "cli/select/test_terminal.py",
     ),
     _command("select/inputs.py", "if n_lines != n_rows:", "if n_lines < n_rows:", "cli/select"),
