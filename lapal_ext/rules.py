@@ -11,7 +11,7 @@ class UpdateRule(NamedTuple):
     """The parameters with which labels are absorbed; the fields are in the argument order of the ops."""
 
     gamma: float  # trust in the labels, >= 0
-    step: str  # of STEPS, see ``likelihood.step_length``
+    step: str  # of STEPS (experiments also take ``joint``), see ``likelihood.step_length``
     curvature: str  # of CURVATURES, see ``likelihood.curvature_weight``
 
 

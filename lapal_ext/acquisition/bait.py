@@ -121,7 +121,7 @@ class BaitScorer(PosteriorScorer):
                 q,
                 self._taken,
             )
-            pick, gain = shard.best_of_one_each(index, gain, self._taken)
+            pick, gain = shard.best_of_candidates(index, gain, self._taken)
             picks.append(pick)
             gains.append(gain)
             phi, weight = self._pool.standardized(pick)[0], shard.gather(s, pick)[0]

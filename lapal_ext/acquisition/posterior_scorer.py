@@ -10,12 +10,12 @@ from lapal_ext.validation.tensors import check_overflow
 class PosteriorScorer:
     """Absorbs labels into a posterior of its own, O(D^2) each; a subclass adds ``pick``."""
 
-    _takes_norms = True  # whether a pick may need squared norms of the rows, which could overflow
+    _squares_norms = True  # whether a pick may need squared norms of the rows, which could overflow
 
     def __init__(self, setting: Setting) -> None:
         self._posterior, self._pool = setting.posterior.clone(), setting.pool
         self._rule, self._link = setting.rule, setting.link
-        if self._takes_norms:  # as in a variance, or in a distance between two rows
+        if self._squares_norms:  # as in a variance, or in a distance between two rows
             check_overflow("pool", 4.0 * self._pool.norms().square())
         self._taken = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.storage.device)
 

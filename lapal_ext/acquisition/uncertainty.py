@@ -26,7 +26,7 @@ class UncertaintyScorer(LatentScorer):
         """See ``Scorer``."""
         if count == 1 and len(self._beta) - self._applied <= 1:
             index, utility = self._step_through_pool(self._taken, self._scale, self._kind)
-            return self._pool.shard.best_of_one_each(index, utility, self._taken)
+            return self._pool.shard.best_of_candidates(index, utility, self._taken)
         self._bring_up_to_date()
         utilities = ops.utility(self._logits, self._variance, self._scale, self._kind, self._kappa)
         return best_first(utilities, self._taken, count, self._pool.shard)
@@ -38,7 +38,7 @@ class TiledUncertaintyScorer(PosteriorScorer):
     O(N D C) per pick in place of O(N (D + C)), and O(N D^2) more if the variance is used.
     """
 
-    _takes_norms = False
+    _squares_norms = False
 
     def __init__(self, setting: Setting, kind: str) -> None:
         super().__init__(setting)

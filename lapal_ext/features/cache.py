@@ -94,7 +94,7 @@ class FeatureCache:
         self._features: RowFile | None = None
         self._targets: RowFile | None = None
         if self._journal.exists() and (path.exists() or partial_path(path).exists()):
-            self._go_on(_read_journal(self._journal))
+            self._resume(_read_journal(self._journal))
         elif path.exists():
             raise StorageError(f"{path} exists, and no {self._journal.name} records its origin: choose another path")
 
@@ -141,7 +141,7 @@ class FeatureCache:
     def _label_file(self) -> RowFile:
         return RowFile(self._path.with_name(f"{self._path.name}.targets.npy"), torch.int64, ())
 
-    def _go_on(self, journal: dict[str, Any]) -> None:
+    def _resume(self, journal: dict[str, Any]) -> None:
         now = {**self._origin, "layer": journal["layer"] if self.layer is None else self.layer}
         if other := [_difference(name, journal[name], now[name]) for name in now if journal[name] != now[name]]:
             raise StorageError(

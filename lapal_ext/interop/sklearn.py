@@ -159,7 +159,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Logits after the link."""
         check_is_fitted(self)
         self._check_parameters()
-        features = _seen(validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False))
+        features = _supported_layout(validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False))
         link = check_link(self.link)
         if not link.uses_variance:
             return self.posterior_.predict_logits(features)
@@ -220,10 +220,10 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def _check_labelled(self, X: Any, y: Any, *, dtype: Any, reset: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         features, y = validate_data(self, X, y, dtype=dtype, reset=reset)
         check_classification_targets(y)
-        return _seen(features), column_or_1d(y)
+        return _supported_layout(features), column_or_1d(y)
 
 
-def _seen(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
+def _supported_layout(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
     """The same values in a layout that torch supports: no negative strides, no field of a structured array."""
     if any(step < 0 or step % features.itemsize for step in features.strides):
         return features.copy()  # numpy.ascontiguousarray leaves a single row as it is

@@ -207,7 +207,7 @@ class Shard:
         taken[self.here(picks)] = True
         return picks, winners[:, 0].to(utilities.dtype)
 
-    def best_of_one_each(
+    def best_of_candidates(
         self,
         row: Tensor,  # [] int64, -1 if no row is free
         utility: Tensor,  # []

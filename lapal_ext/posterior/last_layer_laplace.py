@@ -226,8 +226,8 @@ class LastLayerLaplace(nn.Module):
             fit_bias=fit_bias,
             standardize=check_flag("standardize", standardize),
         )
-        if complaint := fit.complaint("fit_map"):
-            warnings.warn(complaint, RuntimeWarning, stacklevel=2)
+        if warning_text := fit.warning_text("fit_map"):
+            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
         posterior.mean = fit.weight.to(data.features.dtype)
         posterior.centre, posterior.scale = standardization.centre, standardization.scale
         return posterior.fit(data.features)
@@ -363,8 +363,8 @@ class LastLayerLaplace(nn.Module):
         Warns:
             RuntimeWarning: the small fit of ``joint`` has not converged.
         """
-        if complaint := self._absorb(features, targets, step, gamma):
-            warnings.warn(complaint, RuntimeWarning, stacklevel=2)
+        if warning_text := self._absorb(features, targets, step, gamma):
+            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
         return self
 
     def condition_on(
@@ -380,8 +380,8 @@ class LastLayerLaplace(nn.Module):
         first read.
         """
         conditioned = self._successor()
-        if complaint := conditioned._absorb(features, targets, step, gamma):
-            warnings.warn(complaint, RuntimeWarning, stacklevel=2)
+        if warning_text := conditioned._absorb(features, targets, step, gamma):
+            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
         return conditioned
 
     @torch.no_grad()
@@ -394,9 +394,9 @@ class LastLayerLaplace(nn.Module):
         check_choice("step", step, UPDATE_STEPS)
         gamma = check_number("gamma", gamma, at_least=0.0)
         x = self.standardization.standardized(features)
-        complaint = ""
+        warning_text = ""
         if step == _JOINT and gamma > 0.0 and count > 0:
-            complaint = self._absorb_jointly(x, labels, gamma)
+            warning_text = self._absorb_jointly(x, labels, gamma)
         else:
             # Without labels or with gamma = 0 the mean does not move, and all steps are the same.
             rule = UpdateRule(gamma, STEPS[0] if step == _JOINT else step, self.curvature)
@@ -405,7 +405,7 @@ class LastLayerLaplace(nn.Module):
             self._precision.add(x, weights, before, covariance)
             self._buffers.update(mean=mean, covariance=covariance)  # torch's __setattr__ takes 3 us for each
         self.absorbed_labels += count
-        return complaint
+        return warning_text
 
     def _absorb_jointly(
         self,
@@ -419,7 +419,7 @@ class LastLayerLaplace(nn.Module):
         weights = curvature_weight(x64 @ fit.weight.T, self.curvature)
         self._set_precision(add_observations(self.precision.double(), x64, weights))
         self.mean = mean
-        return fit.complaint("update")
+        return fit.warning_text("update")
 
     @torch.no_grad()
     def refresh(self) -> Self:

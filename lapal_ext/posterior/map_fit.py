@@ -35,7 +35,7 @@ class Fit(NamedTuple):
     weight: Tensor  # [C, D] float64
     gradient: float  # its largest entry, in absolute value
 
-    def complaint(self, what: str) -> str:
+    def warning_text(self, what: str) -> str:
         """The text of a warning that ``what`` has not converged, or an empty string."""
         if self.gradient <= _GRADIENT_WARNING:
             return ""

@@ -9,7 +9,7 @@ from lapal_ext.likelihood import curvature_weight
 from lapal_ext.posterior.arguments import LabelledFeatures, check_prior_precisions
 from lapal_ext.posterior.map_fit import Fit, map_weights
 from lapal_ext.posterior.precision import add_observations
-from lapal_ext.posterior.standardization import Standardization, measure
+from lapal_ext.posterior.standardization import Standardization, fit_standardization
 from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_generator, check_integer
 from lapal_ext.validation.tensors import check_overflow, shape_text
@@ -56,7 +56,7 @@ def fit_layer(
     """Return the MAP weights [C, D] or [C, D + 1] of standardised features, and the standardisation."""
     features = data.features
     if standardize:
-        standardization = measure(features, has_bias=fit_bias)
+        standardization = fit_standardization(features, has_bias=fit_bias)
     else:
         centre = features.new_zeros(features.shape[1])
         standardization = Standardization(centre, features.new_ones(()), fit_bias)
@@ -85,7 +85,7 @@ def best_prior_precision(
         raise ValueError(f"prior_precisions must have shape (P,) with P >= 1, got {shape_text(grid.shape)}")
     n_folds = check_integer("n_folds", n_folds, at_least=2, at_most=n_rows, limit="the rows of features")
     check_generator("generator", generator)
-    fold = deal_folds(data.labels, n_folds, generator)
+    fold = assign_folds(data.labels, n_folds, generator)
     losses = held_out_losses(data, grid.tolist(), fold, fit_bias=fit_bias, standardize=standardize)
     return float(grid[losses.argmin()])
 
@@ -114,7 +114,7 @@ def held_out_losses(
     return losses
 
 
-def deal_folds(
+def assign_folds(
     labels: Tensor,  # [N] int64
     n_folds: int,
     generator: torch.Generator | None,

@@ -64,7 +64,7 @@ class Standardization(NamedTuple):
         return torch.cat(columns, 1)
 
 
-def measure(
+def fit_standardization(
     features: Tensor,  # [N, D] raw
     *,
     has_bias: bool,
@@ -109,7 +109,7 @@ def standardize(
         ValueError: the result overflows; the layer is unchanged.
     """
     before = Standardization(layer.centre, layer.scale, layer.has_bias)
-    after = measure(features, has_bias=layer.has_bias)
+    after = fit_standardization(features, has_bias=layer.has_bias)
     mean = after.of_raw(*before.raw(layer.mean))
     check_overflow("features", mean)
     layer.mean, layer.centre, layer.scale = mean, after.centre, after.scale

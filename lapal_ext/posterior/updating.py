@@ -85,7 +85,7 @@ def check_resolution(
     """Raise NotPSDError if an observation divides the variance along itself by more than its dtype can resolve."""
     lost = weights * (torch.finfo(weights.dtype).eps / RESOLUTION) > beta
     if bool(lost.any()):
-        raise _not_held(int(rows[lost][0]), name, weights.dtype)
+        raise _unresolved_variance(int(rows[lost][0]), name, weights.dtype)
 
 
 def check_variance(
@@ -109,7 +109,7 @@ def check_variance(
     if not variance.numel():
         return
     squares = torch.linalg.vector_norm(x, dim=1).square()  # without a matrix of squares
-    if float(variance.amin()) >= 0.0 and _is_held(squares, covariance):
+    if float(variance.amin()) >= 0.0 and _rounding_is_small(squares, covariance):
         return
     eps = torch.finfo(variance.dtype).eps
     allowed = (RESOLUTION / eps) * (1.0 + variance.clamp(min=0.0))
@@ -120,10 +120,10 @@ def check_variance(
         raise _not_psd(first_row + int(rows[negative][0]), name)
     lost = _rounding(x[rows], covariance) > allowed[rows]
     if bool(lost.any()):
-        raise _not_held(first_row + int(rows[lost][0]), name, variance.dtype)
+        raise _unresolved_variance(first_row + int(rows[lost][0]), name, variance.dtype)
 
 
-def _is_held(
+def _rounding_is_small(
     squares: Tensor,  # [n], |phi|^2
     covariance: Tensor,  # [D, D]
 ) -> bool:
@@ -140,7 +140,7 @@ def _rounding(
     return ((squares @ covariance.double().square()) * squares).sum(1).sqrt().to(x.dtype)
 
 
-def _not_held(row: int, name: str, dtype: torch.dtype) -> NotPSDError:
+def _unresolved_variance(row: int, name: str, dtype: torch.dtype) -> NotPSDError:
     return NotPSDError(
         f"covariance cannot hold in {dtype} the variance along row {row} of {name}: use standardised features, a "
         "larger prior_precision or float64"
@@ -176,7 +176,7 @@ def _check_rows(
         result[0]
         for result in coefficients(gram[None], logits[None], targets[None], rule, name="features", rows=rows[None])
     )
-    if x.shape[0] > 0 and not _is_held(squares, covariance):
+    if x.shape[0] > 0 and not _rounding_is_small(squares, covariance):
         # The variance of row t when it is absorbed: T_tu = beta_u c_tu for the earlier rows u.
         before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
         check_variance(gram.diagonal() - before, x, covariance, "features", first_row)

@@ -17,7 +17,7 @@ Array: TypeAlias = Tensor | np.ndarray
 _KINDS = "fiub"  # floating point, signed and unsigned integers, booleans
 
 
-class _Owner:
+class _WritableView:
     """Presents the memory of a read-only array as writable to NumPy, and so to torch, and keeps it alive."""
 
     def __init__(self, array: NDArray[Any]) -> None:
@@ -50,4 +50,4 @@ def view(name: str, array: NDArray[Any]) -> Tensor:
         raise TypeError(f"{name} must not have negative strides: pass its copy()")
     if any(stride % array.itemsize for stride in array.strides):
         raise TypeError(f"{name} must not be a field of a structured array: pass its copy()")
-    return torch.from_numpy(np.asarray(array if array.flags.writeable else _Owner(array)))
+    return torch.from_numpy(np.asarray(array if array.flags.writeable else _WritableView(array)))

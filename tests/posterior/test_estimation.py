@@ -81,7 +81,7 @@ def test_the_best_prior_precision_is_that_of_the_plain_loop(options: dict[str, b
     x, y = problem.eval_features, problem.eval_targets.clone()
     y[::3] = 3 - y[::3]  # wrong labels, which a weak prior learns by heart
     grid = torch.tensor([30.0, 0.3, 3.0, 3000.0])
-    fold = evidence.deal_folds(y, 4, torch.Generator().manual_seed(5))
+    fold = evidence.assign_folds(y, 4, torch.Generator().manual_seed(5))
     scores = [cross_validated(x, y, fold, prior, **options) for prior in grid.tolist()]
     best = LastLayerLaplace.optimize_prior_precision(
         x, y, 4, grid, 4, generator=torch.Generator().manual_seed(5), **options
@@ -106,11 +106,11 @@ def test_the_default_grid_and_folds() -> None:
 
 def test_folds_share_every_class() -> None:
     labels = torch.tensor([0] * 10 + [1] * 5 + [2] * 3)
-    fold = evidence.deal_folds(labels, 5, torch.Generator().manual_seed(0))
+    fold = evidence.assign_folds(labels, 5, torch.Generator().manual_seed(0))
     assert fold[:10].bincount().tolist() == [2] * 5
     assert fold[10:15].bincount().tolist() == [1] * 5
     assert int(fold[15:].unique().numel()) == 3
-    others = evidence.deal_folds(labels, 5, torch.Generator().manual_seed(1))
+    others = evidence.assign_folds(labels, 5, torch.Generator().manual_seed(1))
     assert not torch.equal(fold, others)
 
 

@@ -43,7 +43,7 @@ def test_the_gradient_vanishes(kind: str, n_classes: int, prior_precision: float
     x = FEATURES[kind](draw)
     y = x[:, :n_classes].argmax(1) if separable else draw.integers(n_classes, len(x))
     fit = map_weights(x, y, n_classes, prior_precision)
-    assert fit.complaint("it") == ""
+    assert fit.warning_text("it") == ""
     weight = fit.weight
     assert weight.shape == (n_classes, x.shape[1])
     assert float(gradient(weight, x, y, prior_precision).abs().max()) <= 1.01e-5
@@ -69,10 +69,10 @@ def test_the_same_minimum_as_scikit_learn(draw: Draw) -> None:
 
 def test_steps_are_found_in_float64_where_float32_does_not_help(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = 1e6 * (draw.normal(30, 200) + 100.0), draw.integers(2, 30)
-    assert map_weights(x, y, 2, 65.0).complaint("it") == ""
+    assert map_weights(x, y, 2, 65.0).warning_text("it") == ""
     curvature = _Objective.curvature
     monkeypatch.setattr(_Objective, "curvature", lambda self, _: curvature(self, torch.float32))
-    assert map_weights(x, y, 2, 65.0).complaint("it").startswith("it stopped with a gradient of")
+    assert map_weights(x, y, 2, 65.0).warning_text("it").startswith("it stopped with a gradient of")
 
 
 def test_a_fit_that_is_stopped_warns_the_caller(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
