@@ -314,7 +314,10 @@ class TestBuffers:
         assert model.drift() < 1e-9
         model.covariance *= 3.0
         assert model.drift() < 1e-9
-        assert LastLayerLaplace.load_state_dict(make_problem().posterior, model.state_dict()) is not None
+        loaded = make_problem().posterior
+        loaded.load_state_dict(model.state_dict())
+        assert loaded.precision.equal(model.precision)
+        torch.testing.assert_close(loaded.covariance @ loaded.precision, torch.eye(13, dtype=torch.float64))
 
     def test_a_covariance_without_an_inverse(self) -> None:
         model = self.updated()
@@ -345,11 +348,17 @@ def test_print_says_what_a_person_wants_to_know() -> None:
 
 
 def test_the_class_has_documented_names_alone() -> None:
-    documented = (LastLayerLaplace.__doc__ or "") + "update condition_on predict_logits predict_latent predict_proba"
-    documented += "from_linear fit_map optimize_prior_precision refresh drift log_marginal_likelihood to_linear load"
-    names = [name for name in dir(LastLayerLaplace) if not name.startswith("_") and name not in dir(nn.Module)]
+    methods = {
+        "from_linear", "fit_map", "optimize_prior_precision", "fit", "add_class", "update", "condition_on", "refresh",
+        "drift", "predict_logits", "predict_latent", "predict_proba", "log_marginal_likelihood", "to_linear", "clone",
+        "save", "load",
+    }  # fmt: skip
+    properties = {"precision", "standardization", "num_classes", "num_features", "class_names"}
+    names = {name for name in dir(LastLayerLaplace) if not name.startswith("_") and name not in dir(nn.Module)}
+    assert names == methods | properties
     assert [name for name in names if not getattr(LastLayerLaplace, name).__doc__] == []
-    assert [name for name in names if name not in documented] == []
+    attributes = (LastLayerLaplace.__doc__ or "").partition("Attributes:")[2]
+    assert [name for name in properties if f"\n        {name}: " not in attributes] == []
 
 
 class TestLoadingIntoAParent:
