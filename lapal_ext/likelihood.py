@@ -14,15 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lapal_ext.line_search import line_search
+
 CURVATURES = ("categorical", "gaussian")
 STEPS = ("line_search", "newton")
 
 MEAN_FIELD_FACTOR = math.pi / 8  # kappa of MacKay (1992), the probit approximation of the expected softmax
 PSD_SLACK = 64.0  # a variance below -PSD_SLACK * eps * (variance before the updates) is not explained by rounding
 RESOLUTION = 2.0**-7  # largest rounding error of a variance, relative to 1 + variance
-
-_TOLERANCE = 1e-12  # of the line search, relative to the step length
-_MAX_ITERATIONS = 128  # bisection alone needs 40 of them for _TOLERANCE; Newton usually 5
 
 
 class TopTerms(NamedTuple):
@@ -105,42 +104,7 @@ def step_length(
         return gamma / (1.0 + curvature_weight(logits, curvature) * variance)
     if step != "line_search":
         raise ValueError(f"step must be one of {STEPS}, got {step!r}")
-    return _line_search(logits, variance, residual(logits, targets), targets, gamma)
-
-
-def _line_search(logits: Tensor, variance: Tensor, r: Tensor, targets: Tensor, gamma: float) -> Tensor:
-    """Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma, which increases with a.
-
-    Newton's step is taken only where it stays inside the bracket and is at most half the previous one: the slope is
-    monotone but neither convex nor concave, and with a bracket alone Newton may cycle.
-    """
-    if gamma == 0.0:
-        return torch.zeros_like(variance)
-    norm = r.square().sum(-1)
-    r_target = r.gather(-1, targets[..., None])
-    low, high = torch.zeros_like(variance), torch.full_like(variance, gamma)
-    a, last_move, slope = high.clone(), high.clone(), high
-    converged = torch.zeros_like(a, dtype=torch.bool)
-    for _ in range(_MAX_ITERATIONS):
-        p = (logits + (a * variance)[..., None] * r).softmax(-1)
-        gap = r - r_target  # never positive: its mean has no cancellation, even where p_y is close to one
-        mean = (p * gap).sum(-1)
-        slope = mean + a * norm / gamma
-        steepness = variance * (p * (gap - mean[..., None]).square()).sum(-1) + norm / gamma
-        low, high = torch.where(slope > 0, low, a), torch.where(slope > 0, a, high)
-        newton = a - slope / steepness
-        safe = (newton > low) & (newton < high) & ((newton - a).abs() <= 0.5 * last_move)
-        proposal = torch.where(safe, newton, 0.5 * (low + high))
-        # With a residual of zero the slope is zero everywhere: a stays, and 0 / 0 is never used. A converged row stays
-        # as well, since rounding in its slope could bisect it away from the root while other rows iterate.
-        converged |= (slope == 0) | slope.isnan()
-        proposal = torch.where(converged, a, proposal)
-        last_move = (proposal - a).abs()
-        converged |= (last_move <= _TOLERANCE * a) | (high - low <= _TOLERANCE * high)
-        a = proposal
-        if bool(converged.all()):
-            break
-    return torch.where(slope.isnan(), slope, a)
+    return line_search(logits, variance, residual(logits, targets), targets, gamma)
 
 
 def entropy(

@@ -1,5 +1,5 @@
 // One iteration of the line search of an observation, from the slope and the steepness at the present step length. The
-// CPU and CUDA sum these over the classes in their own ways. lapal_ext/likelihood.py says why Newton's step is
+// CPU and CUDA sum these over the classes in their own ways. lapal_ext/line_search.py says why Newton's step is
 // safeguarded.
 #pragma once
 

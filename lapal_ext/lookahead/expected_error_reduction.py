@@ -8,7 +8,7 @@ from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import step_length
 from lapal_ext.lookahead.evaluation import Evaluation, Hypotheses, check_evaluation, tiles
 from lapal_ext.losses import EXPECTED_LOSSES
-from lapal_ext.pool.files import Features
+from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.posterior.updating import coefficients, steps_overflow

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.lookahead.evaluation import Hypotheses, check_evaluation, tiles
-from lapal_ext.pool.files import Features
+from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.posterior.updating import coefficients

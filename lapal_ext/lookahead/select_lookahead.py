@@ -12,7 +12,7 @@ from lapal_ext.acquisition.registry import ACQUISITIONS
 from lapal_ext.lookahead.evaluation import check_evaluation
 from lapal_ext.lookahead.look_ahead import look_ahead
 from lapal_ext.lookahead.proposals import PROPOSALS, propose_by_acquisition
-from lapal_ext.pool.files import Features
+from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.arguments import check_features
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext.pool.files import Features, as_tensor
+from lapal_ext.pool.feature_files import Features, as_tensor
 from lapal_ext.pool.sharding import Ranks, Shard, common_layout
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
 from lapal_ext.posterior.updating import check_variance

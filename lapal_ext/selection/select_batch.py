@@ -15,7 +15,7 @@ from lapal_ext.acquisition.registry import (
 )
 from lapal_ext.acquisition.scorer import check_utilities
 from lapal_ext.acquisition.spec import Setting
-from lapal_ext.pool.files import Features
+from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.pool.sharding import Ranks
 from lapal_ext.posterior.arguments import check_features

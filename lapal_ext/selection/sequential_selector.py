@@ -11,7 +11,7 @@ from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import check_acquisition, check_memory, choose_seed, make_scorer
 from lapal_ext.acquisition.scorer import Scorer, check_utilities
 from lapal_ext.acquisition.spec import Setting
-from lapal_ext.pool.files import Features
+from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.arguments import check_features
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior

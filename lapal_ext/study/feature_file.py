@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lapal_ext.errors import StorageError
-from lapal_ext.pool.files import NPY_DAMAGE
+from lapal_ext.pool.feature_files import NPY_DAMAGE
 
 # Errors of zipfile for damaged files.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, NotImplementedError, RuntimeError, OSError)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from lapal_ext import LastLayerLaplace, StorageError
-from lapal_ext.pool.files import as_tensor
+from lapal_ext.pool.feature_files import as_tensor
 from lapal_ext.posterior import state as storage
 from lapal_ext.study.feature_file import load_features
 from tests.draws import Draw

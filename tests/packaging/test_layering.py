@@ -17,7 +17,7 @@ ROOT = "__init__"  # what ``import lapal_ext`` loads
 
 # The folders of the package from left to right, among them the single files. A new one gets its place here first.
 ORDER = [
-    "errors", "atomic_file", "tiles", "validation", "likelihood", "losses", "utilities", "rules",
+    "errors", "atomic_file", "tiles", "validation", "line_search", "likelihood", "losses", "utilities", "rules",
     "ops", "posterior", "baselines", "pool", "acquisition", "selection", "lookahead",
     ROOT,
     "features", "interop", "study", "cli", "__main__",

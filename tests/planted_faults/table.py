@@ -69,7 +69,7 @@ FAULTS = (
         "gamma / (1.0 + variance)",
         "test_likelihood.py",
     ),
-    _reference("likelihood.py", "slope = mean + a * norm / gamma", "slope = mean + a * norm", "test_likelihood.py"),
+    _reference("line_search.py", "slope = mean + a * norm / gamma", "slope = mean + a * norm", "test_likelihood.py"),
     _reference(
         "likelihood.py",
         "(top.others * top.shifted).sum(-1) / (1.0 + top.rest)",

@@ -58,7 +58,7 @@ LAPAL_HD void residual(const double* logits, int64_t n_classes, int64_t row_size
   r[target] = others * inverse;
 }
 
-// Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma; lapal_ext/likelihood.py says why it is
+// Root in [0, gamma] of r . (softmax(z + a v r) - e_y) + a |r|^2 / gamma; lapal_ext/line_search.py says why it is
 // safeguarded. The product is the mean of r_k - r_y, which is never positive, so it has no cancellation even if the
 // model is right.
 LAPAL_HD double line_search(const double* logits, double variance, const double* r, int64_t row_size, int64_t target,

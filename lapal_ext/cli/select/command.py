@@ -100,7 +100,7 @@ def _labelled(options: argparse.Namespace, pool: "Tensor") -> "tuple[LastLayerLa
     import torch
 
     from lapal_ext.cli.select.inputs import make_posterior, read_labels
-    from lapal_ext.pool.files import map_file
+    from lapal_ext.pool.feature_files import map_file
 
     features = map_file("--features", options.features).to(torch.promote_types(pool.dtype, torch.float32))
     labels, class_names = read_labels(options)
@@ -113,7 +113,7 @@ def _ask(options: argparse.Namespace) -> None:
     """Ask for labels on the terminal."""
     from lapal_ext.cli.select.inputs import check_texts
     from lapal_ext.cli.select.terminal import interview
-    from lapal_ext.pool.files import map_file
+    from lapal_ext.pool.feature_files import map_file
     from lapal_ext.selection.sequential_selector import SequentialSelector
 
     pool = map_file("--pool", options.pool)

@@ -22,7 +22,7 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
     import numpy as np
     import torch
 
-    from lapal_ext.pool.files import load_npy
+    from lapal_ext.pool.feature_files import load_npy
 
     if not options.labels.is_file():
         raise CommandError(f"--labels must be an existing file, got {options.labels}")

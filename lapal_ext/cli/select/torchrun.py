@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
-from lapal_ext.pool.files import map_file
+from lapal_ext.pool.feature_files import map_file
 from lapal_ext.pool.sharding import Ranks, common_layout
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from lapal_ext import (
     select_batch,
     select_lookahead,
 )
-from lapal_ext.pool.files import as_tensor
+from lapal_ext.pool.feature_files import as_tensor
 from lapal_ext.pool.pool import Pool
 from lapal_ext.utilities import UTILITIES
 from tests.fuzz.processes import python
@@ -155,7 +155,7 @@ _LIMITED = """
 import resource, sys
 import torch
 from lapal_ext import LastLayerLaplace, select_batch
-from lapal_ext.pool.files import as_tensor
+from lapal_ext.pool.feature_files import as_tensor
 
 torch.set_num_threads(1)
 path, classes, allowed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
