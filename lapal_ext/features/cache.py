@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.errors import StorageError
-from lapal_ext.features.row_file import RowFile, check_format, partial_path
+from lapal_ext.features.growing_file import RowFile, check_format, partial_path
 from lapal_ext.pool.feature_files import load_npy, map_file
 
 Origin = Mapping[str, str | int | None]

@@ -1,4 +1,4 @@
-"""Runs kernels under a sanitizer, in a process of its own: ``test_races_and_bounds.py`` starts it and reads what it prints.
+"""Runs kernels under a sanitizer in a process of its own, whose output ``test_races_and_bounds.py`` reads.
 
     python -m tests.cuda_emulator.sanitized thread kernel predictive   every case of one op, one schedule each
     python -m tests.cuda_emulator.sanitized thread planted add         the kernel with the planted bug

@@ -221,7 +221,7 @@ FAULTS = (
     ),
     _file("features/cache.py", "file.verify(self.done, sha256)", "pass", "features/test_cache.py"),
     _file(
-        "features/row_file.py",
+        "features/growing_file.py",
         "os.truncate(self._partial, _HEAD_BYTES + rows * self._row_bytes)",
         "pass",
         "features/test_resume.py",
