@@ -3,9 +3,11 @@
 from lapal_ext.ops.absorb_labels import absorb_labels
 from lapal_ext.ops.badge_step_ import badge_step_
 from lapal_ext.ops.bait_step_ import bait_step_
+from lapal_ext.ops.coverage_gain import coverage_gain
 from lapal_ext.ops.declare import OPS, Op, replace_ops, use_references
 from lapal_ext.ops.expected_lookahead import expected_lookahead
 from lapal_ext.ops.inner_products import inner_products
+from lapal_ext.ops.kernel_coverage import kernel_coverage
 from lapal_ext.ops.loading import backend, build_info
 from lapal_ext.ops.lookahead_loss import lookahead_loss
 from lapal_ext.ops.mc_predictive import mc_predictive
@@ -25,8 +27,10 @@ __all__ = [
     "badge_step_",
     "bait_step_",
     "build_info",
+    "coverage_gain",
     "expected_lookahead",
     "inner_products",
+    "kernel_coverage",
     "lookahead_loss",
     "mc_predictive",
     "predictive",

@@ -142,6 +142,21 @@ def _badge_step_(draw: Draw, N: int, D: int, C: int, **_: int) -> Arguments:
     }
 
 
+def _coverage_gain(draw: Draw, M: int, E: int, **_: int) -> Arguments:
+    return {"kernel": draw.uniform(M, E), "weight": draw.uniform(E), "covered": draw.uniform(E) / 2}
+
+
+def _kernel_coverage(draw: Draw, M: int, E: int, D: int, **_: int) -> Arguments:
+    rows, references = (torch.nn.functional.normalize(draw.normal(count, D), dim=1) for count in (M, E))
+    return {
+        "rows": rows,
+        "references": references,
+        "weight": draw.uniform(E),
+        "covered": draw.uniform(E) / 8,
+        "inverse_squared_bandwidth": 1.3,
+    }
+
+
 _PLUGIN = {"triangle": None, "beta": None, "variance": None}
 
 # op -> variant -> function of (draw, **sizes). The first variant passes every optional argument.
@@ -181,6 +196,8 @@ EXAMPLES: dict[str, dict[str, Callable[..., Arguments]]] = {
     },
     "bait_step_": {"all": _with(_bait_step_)},
     "badge_step_": {"all": _with(_badge_step_)},
+    "coverage_gain": {"all": _with(_coverage_gain)},
+    "kernel_coverage": {"all": _with(_kernel_coverage)},
 }
 
 
