@@ -131,4 +131,4 @@ def thresholds(seed: int, count: int, dtype: torch.dtype) -> Tensor:  # [count]
     return torch.rand(count, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-SPEC = Spec(BadgeScorer, drawing_links=EXACT_LINKS, uses_probabilities=True, keeps_logits=True)
+SPEC = Spec(BadgeScorer, drawing_links=EXACT_LINKS, uses_probabilities=True, keeps_logits=True, batch_targets=None)

@@ -171,5 +171,5 @@ def _exchange(
     gram += beta * torch.outer(g, g)
 
 
-SPEC = Spec(partial(BaitScorer, backward=False), uses_variance=True)
-FORWARD_BACKWARD_SPEC = Spec(partial(BaitScorer, backward=True), uses_variance=True)
+SPEC = Spec(partial(BaitScorer, backward=False), uses_variance=True, batch_targets=None)
+FORWARD_BACKWARD_SPEC = Spec(partial(BaitScorer, backward=True), uses_variance=True, batch_targets=None)

@@ -46,4 +46,4 @@ class CoresetScorer(PosteriorScorer):
         return torch.cat(picks), torch.cat(utilities).to(self._posterior.mean.dtype)
 
 
-SPEC = Spec(CoresetScorer)
+SPEC = Spec(CoresetScorer, batch_targets=None)

@@ -101,4 +101,4 @@ def _pure_radius(pool: Pool, n_clusters: int, seed: int) -> float:
     return math.sqrt(float(nearest.sort().values[impure])) * (1.0 - 1e-9)
 
 
-SPEC = Spec(ProbCoverScorer, drawing_links=EXACT_LINKS, needs_all_rows=True)
+SPEC = Spec(ProbCoverScorer, drawing_links=EXACT_LINKS, needs_all_rows=True, batch_targets=None)

@@ -23,4 +23,4 @@ class RandomScorer(CustomScorer):
         return draws[shard.numbers].to(pool.device)
 
 
-SPEC = Spec(RandomScorer, drawing_links=EXACT_LINKS, scores_every_row=True)
+SPEC = Spec(RandomScorer, drawing_links=EXACT_LINKS, scores_every_row=True, batch_targets=None)

@@ -4,6 +4,7 @@ To add a strategy, write its module with a ``SPEC`` and add one line to ``STRATE
 """
 
 import torch
+from torch import Tensor
 
 from lapal_ext.acquisition import (
     badge,
@@ -11,12 +12,20 @@ from lapal_ext.acquisition import (
     bald,
     coreset,
     custom,
+    herding,
     probcover,
     random,
     typiclust,
     uncertainty,
 )
 from lapal_ext.acquisition.custom import Acquisition
+from lapal_ext.acquisition.references import (
+    References,
+    Uncertainty,
+    check_references,
+    check_uncertainty,
+    sample_size,
+)
 from lapal_ext.acquisition.scorer import Scorer
 from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.pool.pool import Pool
@@ -34,6 +43,8 @@ STRATEGIES: dict[str, Spec] = {
     "typiclust": typiclust.SPEC,
     "coreset": coreset.SPEC,
     "probcover": probcover.SPEC,
+    "uherding": herding.UHERDING_SPEC,
+    "maxherding": herding.MAXHERDING_SPEC,
     "random": random.SPEC,
 }
 ACQUISITIONS = tuple(STRATEGIES)
@@ -54,6 +65,27 @@ def check_acquisition(acquisition: object, link: object, generator: object, grou
     if group is not None and spec.needs_all_rows:
         raise ValueError(f"acquisition must not need all rows in one process with group, got {acquisition!r}")
     return chosen
+
+
+def default_acquisition(acquisition: str | Acquisition | None, labelled: object) -> str | Acquisition:
+    """The acquisition; ``uherding`` for None where the labelled rows are known, else ``margin``."""
+    if acquisition is not None:
+        return acquisition
+    return "margin" if labelled is None else "uherding"
+
+
+def check_coverage(
+    acquisition: str | Acquisition, pool: Pool, references: References, uncertainty: Uncertainty
+) -> tuple[int | Tensor | None, str | Tensor | None]:
+    """Return ``references`` and ``uncertainty``, or raise a typed error unless the acquisition takes them."""
+    spec = spec_of(acquisition)
+    for name, value, taken in (
+        ("references", references, spec.sums_over_references),
+        ("uncertainty", uncertainty, spec.weighs_by_uncertainty),
+    ):
+        if value is not None and not taken:
+            raise ValueError(f"{name} must be None for acquisition {acquisition!r}, which does not use it")
+    return check_references(references, pool), check_uncertainty(uncertainty, pool)
 
 
 def check_memory(
@@ -84,35 +116,36 @@ def uses_variance(acquisition: str | Acquisition, link: Link) -> bool:
     return spec.uses_variance or (spec.uses_probabilities and link.uses_variance)
 
 
-def draws(acquisition: str | Acquisition, link: Link) -> bool:
-    """Whether picks depend on the seed."""
-    return link.name in spec_of(acquisition).drawing_links
+def draws(acquisition: str | Acquisition, link: Link, rows: int, references: int | Tensor | None = None) -> bool:
+    """Whether picks among so many rows depend on the seed."""
+    spec = spec_of(acquisition)
+    samples = spec.sums_over_references and sample_size(references, rows) is not None
+    return samples or link.name in spec.drawing_links
 
 
-def choose_seed(acquisition: str | Acquisition, link: Link, generator: torch.Generator | None) -> int:
+def choose_seed(
+    acquisition: str | Acquisition,
+    link: Link,
+    rows: int,
+    generator: torch.Generator | None,
+    references: int | Tensor | None = None,
+) -> int:
     """Seed of one selection; zero, without a draw from the generator, if picks do not depend on it."""
-    if not draws(acquisition, link):
+    if not draws(acquisition, link, rows, references):
         return 0
     device = torch.device("cpu") if generator is None else generator.device
     return int(torch.randint(2**31 - 1, (), generator=generator, device=device))
 
 
-def make_scorer(
-    acquisition: str | Acquisition,
-    setting: Setting,
-    *,
-    name: str = "acquisition",
-    memory: float | None = None,
-) -> Scorer:
+def make_scorer(acquisition: str | Acquisition, setting: Setting, *, name: str = "acquisition") -> Scorer:
     """Make the scorer of one selection.
 
     Args:
         acquisition: by name, or a callable.
-        setting: its inputs.
+        setting: its inputs; ``memory`` was checked by ``check_memory``.
         name: the argument that holds a callable, for errors about its results.
-        memory: bytes that the logits and variances of the pool may take, checked by ``check_memory``.
     """
     spec = spec_of(acquisition, name)
-    if spec.make_tiled is not None and not _fits(setting.posterior, setting.pool, memory):
+    if spec.make_tiled is not None and not _fits(setting.posterior, setting.pool, setting.memory):
         return spec.make_tiled(setting)
     return spec.make(setting)

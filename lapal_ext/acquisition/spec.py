@@ -10,6 +10,8 @@ from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.rules import EXACT_LINKS, Link, UpdateRule
 
+KERNEL_MEMORY = 1 << 26  # where the caller sets no limit
+
 
 class Setting(NamedTuple):
     """The inputs of a scorer, all of them checked."""
@@ -20,6 +22,10 @@ class Setting(NamedTuple):
     link: Link
     labelled: Tensor | None = None  # [L, D] raw features of the rows that have labels
     seed: int = 0
+    references: int | Tensor | None = None  # for a strategy that sums over references: their number, or int64 [E]
+    uncertainty: str | Tensor | None = None  # for one that weighs by it: a utility, or [n] numbers of the rows here
+    memory: float | None = None  # bytes for logits and variances of the pool; None: no limit
+    kernel_memory: float = KERNEL_MEMORY  # bytes for kernel values
 
 
 class Spec(NamedTuple):
@@ -36,6 +42,10 @@ class Spec(NamedTuple):
         keeps_logits: whether it needs the logits of the whole pool in memory.
         needs_all_rows: whether it needs all rows in one process.
         scores_every_row: whether it has a utility for every single row, independent of earlier picks.
+        batch_targets: the labels that a batch absorbs between its picks unless the caller says otherwise; None if the
+            picks of a batch differ from each other without them.
+        sums_over_references: whether it takes ``references``, and draws them if there are fewer than rows.
+        weighs_by_uncertainty: whether it takes ``uncertainty``.
     """
 
     make: Callable[[Setting], Scorer]
@@ -47,3 +57,6 @@ class Spec(NamedTuple):
     keeps_logits: bool = False
     needs_all_rows: bool = False
     scores_every_row: bool = False
+    batch_targets: str | None = "predicted"
+    sums_over_references: bool = False
+    weighs_by_uncertainty: bool = False

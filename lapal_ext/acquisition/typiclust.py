@@ -91,4 +91,4 @@ class TypiClustScorer(PosteriorScorer):
         return result[: len(self._pool)]
 
 
-SPEC = Spec(TypiClustScorer, drawing_links=EXACT_LINKS, needs_all_rows=True)
+SPEC = Spec(TypiClustScorer, drawing_links=EXACT_LINKS, needs_all_rows=True, batch_targets=None)

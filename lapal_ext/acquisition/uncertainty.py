@@ -9,7 +9,9 @@ from lapal_ext.acquisition.latent_scorer import LatentScorer
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.scorer import best_first
 from lapal_ext.acquisition.spec import Setting, Spec
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.posterior.updating import check_variance
+from lapal_ext.rules import Link
 from lapal_ext.utilities import NEED_SCALE
 from lapal_ext.validation.tensors import check_overflow
 
@@ -48,22 +50,30 @@ class TiledUncertaintyScorer(PosteriorScorer):
         """See ``Scorer``."""
         utilities = self._posterior.mean.new_empty(len(self._pool))
         for rows, x in self._pool.standardized_tiles():
-            utilities[rows] = self._utilities(x, rows.start)
+            utilities[rows] = tile_utilities(self._posterior, x, self._kind, self._link, rows.start)
         return best_first(utilities, self._taken, count, self._pool.shard)
 
-    def _utilities(
-        self,
-        x: Tensor,  # [n, D] or [n, D + 1], standardised
-        first_row: int,
-    ) -> Tensor:  # [n]
-        posterior = self._posterior
-        logits, variance = ops.inner_products(x, posterior.mean), None
-        if self._kind == "variance" or self._link.uses_variance:
-            variance = ops.predictive_variance(x, posterior.covariance)
-            check_variance(variance, x, posterior.covariance, "pool", first_row)
-        check_overflow("pool", logits)
-        scale = x.norm(dim=1) if self._kind in NEED_SCALE else None
-        return ops.utility(logits, variance, scale, self._kind, self._link.kappa)
+
+def tile_utilities(
+    posterior: LastLayerLaplace,
+    x: Tensor,  # [n, D] or [n, D + 1], standardised
+    kind: str,
+    link: Link,
+    first_row: int,
+) -> Tensor:  # [n]
+    """Utilities of some rows of the pool from the posterior itself; ``first_row`` is the number of the first of them.
+
+    Raises:
+        ValueError: a logit or a variance is not finite.
+        NotPSDError: a variance is negative, or most of it is rounding.
+    """
+    logits, variance = ops.inner_products(x, posterior.mean), None
+    if kind == "variance" or link.uses_variance:
+        variance = ops.predictive_variance(x, posterior.covariance)
+        check_variance(variance, x, posterior.covariance, "pool", first_row)
+    check_overflow("pool", logits)
+    scale = x.norm(dim=1) if kind in NEED_SCALE else None
+    return ops.utility(logits, variance, scale, kind, link.kappa)
 
 
 def spec(kind: str) -> Spec:

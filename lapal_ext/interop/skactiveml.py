@@ -1,4 +1,4 @@
-"""A query strategy for scikit-activeml whose batches are built one label at a time."""
+"""A query strategy for scikit-activeml around ``select_batch``."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import check_acquisition, spec_of
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.posterior.standardization import standardize
+from lapal_ext.selection.label_sources import AUTO
 from lapal_ext.selection.select_batch import select_batch
 from lapal_ext.selection.selection_result import SelectionResult
 from lapal_ext.validation.scalars import check_choice
@@ -29,13 +30,14 @@ from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier
 
 
 class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]  # scikit-activeml has no types
-    """``select_batch`` for scikit-activeml: every pick is absorbed with its predicted label before the next pick.
+    """``select_batch`` for scikit-activeml.
 
     Args:
-        acquisition: as in ``select_batch``: ``margin``, ``entropy``, ``least_confident``, ``variance``,
-            ``gradient_norm``, ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``, ``coreset``,
-            ``probcover``, ``random``, or a callable (posterior, pool) -> utilities.
-        targets: ``predicted``, or None to pick the batch at once under the current model.
+        acquisition: as in ``select_batch``: ``uherding``, ``maxherding``, ``margin``, ``entropy``, ``least_confident``,
+            ``variance``, ``gradient_norm``, ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``,
+            ``coreset``, ``probcover``, ``random``, or a callable (posterior, pool) -> utilities.
+        targets: ``predicted`` absorbs every pick with its predicted label before the next pick; None picks the batch at
+            once under the current model; ``auto`` is what suits the acquisition, as in ``select_batch``.
         link: the predictive that the acquisition uses, ``plugin`` or ``mean_field``.
         missing_label: the value in y for a label that is not known.
         random_state: for the acquisitions that draw: an int, a ``numpy.random.RandomState`` or None.
@@ -49,8 +51,8 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
 
     def __init__(
         self,
-        acquisition: str | Acquisition = "margin",
-        targets: str | None = "predicted",
+        acquisition: str | Acquisition = "uherding",
+        targets: str | None = AUTO,
         link: str = "plugin",
         missing_label: Any = MISSING_LABEL,
         random_state: Any = None,
@@ -72,8 +74,8 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
     ) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[Any]]:
         """Choose the samples to label next.
 
-        Without any label the model is its prior. Uncertainty then does not rank the samples, and the lowest indices are
-        chosen. Use ``typiclust``, ``coreset``, ``probcover`` or ``random`` for this start.
+        Without any label the model is its prior, and every sample is equally uncertain. ``uherding`` then covers the
+        samples as ``maxherding`` does; utilities do not rank them, and choose the lowest indices.
 
         Args:
             X: features of all samples [N, D], labelled or not.
@@ -122,7 +124,6 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
                 targets,
                 step,
                 gamma,
-                update_every=count if targets is None else 1,
                 link=self.link,
                 generator=torch.Generator().manual_seed(seed),
                 labelled=labelled,
@@ -136,13 +137,14 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         if not return_utilities:
             return chosen
         utilities = np.full((batch_size, len(pool) if mapping is None else len(X)), np.nan)
-        if not spec_of(self.acquisition).scores_every_row:
+        spec = spec_of(self.acquisition)
+        if not spec.scores_every_row:
             utilities[np.arange(batch_size), chosen] = result.utilities.numpy()
             return chosen, utilities
         for number, pick in enumerate(picks):
             scores = select(posterior, len(pool) - number, None, picks[:number])
             utilities[number, places[scores.indices.numpy()]] = scores.utilities.numpy()
-            if self.targets is not None:
+            if (spec.batch_targets if self.targets == AUTO else self.targets) is not None:
                 sample = pool[[pick]]
                 posterior = posterior.condition_on(sample, posterior.predict_logits(sample).argmax(1), step, gamma)
         return chosen, utilities
@@ -155,7 +157,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         check_equal_missing_label(clf.missing_label, self.missing_label_)
         check_acquisition(self.acquisition, self.link, None)
         if self.targets is not None:
-            check_choice("targets", self.targets, ("predicted",))
+            check_choice("targets", self.targets, (AUTO, "predicted"))
 
 
 def _fit(

@@ -79,13 +79,13 @@ def propose_by_acquisition(
     batches: list[Tensor] = []
     for _ in range(count):
         rule = UpdateRule(0.0, STEPS[0], posterior.curvature)
-        setting = Setting(posterior, pool, rule, link, labelled, choose_seed(acquisition, link, generator))
+        setting = Setting(posterior, pool, rule, link, labelled, choose_seed(acquisition, link, len(pool), generator))
         picks, utilities = make_scorer(acquisition, setting, name="proposals").pick(batch_size)
         check_utilities(utilities, "proposals")
         if callable(acquisition) and batches and torch.equal(picks, batches[-1]):
             break
         batches.append(picks)
-        if not callable(acquisition) and not draws(acquisition, link):
+        if not callable(acquisition) and not draws(acquisition, link, len(pool)):
             break
     return torch.stack(batches)
 

@@ -65,6 +65,7 @@ class Pool:
         features, bounds = common_layout(ranks, features)
         self._first, self.size = bounds[ranks.rank], bounds[-1]
         self.rows_here = features.shape[0]
+        self._features, self._rows = features.detach(), Shard(ranks, bounds)
         self._mean, self._covariance = posterior.mean, posterior.covariance
         self._standardization = posterior.standardization
         self._candidates = None
@@ -139,6 +140,28 @@ class Pool:
     ) -> Tensor:  # [k, D] or [k, D + 1]
         """Standardised features of the picks."""
         return self._standardization.standardized(self.raw(picks))
+
+    def standardized_here(
+        self,
+        rows: Tensor,  # [k] int64
+    ) -> Tensor:  # [k, D] or [k, D + 1]
+        """Standardised features of candidates in this process, by their numbers here."""
+        return self._standardization.standardized(self.storage[rows])
+
+    def standardized_rows(
+        self,
+        rows: Tensor,  # [k] int64
+    ) -> Tensor:  # [k, D] or [k, D + 1]
+        """Standardised features of rows of the whole pool, candidates or not."""
+        return self._standardization.standardized(self.values_of_rows(self._features, rows))
+
+    def values_of_rows(
+        self,
+        values: Tensor,  # [m, ...] of all rows in this process
+        rows: Tensor,  # [k] int64
+    ) -> Tensor:  # [k, ...]
+        """Values of rows of the whole pool, candidates or not."""
+        return self._rows.gather(values, rows)
 
     def standardized_tiles(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield tiles of rows: a slice of row numbers, and the standardised rows [n, D] or [n, D + 1].

@@ -14,9 +14,10 @@ from lapal_ext.validation.scalars import check_choice, check_integer
 from lapal_ext.validation.tensors import as_labels, check_labels, shape_text
 
 SOURCES = ("predicted", "sampled")
+AUTO = "auto"
 
 Targets = str | Array | Callable[[int], int] | None
-"""``predicted``, ``sampled``, labels [N] of the pool, a callable from row number to label, or none."""
+"""``auto``, ``predicted``, ``sampled``, labels [N] of the pool, a callable from row number to label, or none."""
 
 LabelSource = Callable[[Scorer, Tensor], Tensor]
 """(scorer, picks [k]) -> labels [k]."""

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from lapal_ext.acquisition.custom import Acquisition
-from lapal_ext.acquisition.registry import check_acquisition, check_memory, choose_seed, make_scorer
+from lapal_ext.acquisition.references import References, Uncertainty
+from lapal_ext.acquisition.registry import (
+    check_acquisition,
+    check_coverage,
+    check_memory,
+    choose_seed,
+    default_acquisition,
+    make_scorer,
+)
 from lapal_ext.acquisition.scorer import Scorer, check_utilities
 from lapal_ext.acquisition.spec import Setting
 from lapal_ext.pool.feature_files import Features
@@ -20,6 +28,7 @@ from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_integer
 from lapal_ext.validation.tensors import as_labels, check_distinct, check_labels, shape_text
 
+_KERNEL_MEMORY = 1 << 29  # bytes for kernel values, which every answer needs again
 _SKIPPED = -1  # label of a skipped row in a state dict
 _VECTORS = ("rows", "labels", "events")
 _STATE = (*_VECTORS, "seed")
@@ -34,7 +43,7 @@ class SequentialSelector:
     Args:
         posterior: a fitted model; not modified.
         pool: features of the unlabelled rows, [N, D]; an array or a file is not copied, as in ``select_batch``.
-        acquisition: as in ``select_batch``.
+        acquisition: as in ``select_batch``: ``uherding`` by default if ``labelled`` is given, else ``margin``.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
@@ -43,7 +52,11 @@ class SequentialSelector:
             it as the seed. All questions depend on the seed and the answers alone, so ``undo`` returns to the same
             question.
         labelled: features of the rows that already have labels, [L, D], as in ``select_batch``.
-        memory: bytes that the logits of the pool may take, as in ``select_batch``.
+        memory: bytes that the logits of the pool may take, as in ``select_batch``; for ``uherding`` and ``maxherding``
+            the bytes for kernel values, 512 MiB by default. An answer takes tens of milliseconds where those of all
+            rows and references fit, as they do for 10,000 of each.
+        references: as in ``select_batch``.
+        uncertainty: as in ``select_batch``.
 
     Example:
         >>> selector = SequentialSelector(posterior, pool)
@@ -55,7 +68,7 @@ class SequentialSelector:
         self,
         posterior: LastLayerLaplace,
         pool: Features,  # [N, D]
-        acquisition: str | Acquisition = "margin",
+        acquisition: str | Acquisition | None = None,
         step: str = "line_search",
         gamma: float = 1.0,
         link: str = "plugin",
@@ -63,9 +76,12 @@ class SequentialSelector:
         generator: torch.Generator | None = None,
         labelled: Array | None = None,  # [L, D]
         memory: float | None = None,
+        references: References = None,  # an integer or [E] int64
+        uncertainty: Uncertainty = None,  # a name or [N]
     ) -> None:
         check_posterior(posterior)
         self._rule = check_rule(step, gamma, posterior.curvature)
+        acquisition = default_acquisition(acquisition, labelled)
         self._link = check_acquisition(acquisition, link, generator)
         self._acquisition = acquisition
         self._initial = posterior.clone()
@@ -74,7 +90,11 @@ class SequentialSelector:
             labelled = check_features(posterior, labelled, name="labelled").detach().clone()
         self._labelled = labelled
         self._memory = check_memory(acquisition, posterior, self._pool, memory)
-        self._seed = choose_seed(acquisition, self._link, generator)
+        references, uncertainty = check_coverage(acquisition, self._pool, references, uncertainty)
+        # Callers may reuse the memory of their arguments.
+        self._references = references.clone() if isinstance(references, Tensor) else references
+        self._uncertainty = uncertainty.clone() if isinstance(uncertainty, Tensor) else uncertainty
+        self._seed = choose_seed(acquisition, self._link, len(self._pool), generator, references)
         self._events: list[_Event] = []
         self._asked: Tensor | None = None
         self._scorer = self._start(self._seed)
@@ -199,8 +219,19 @@ class SequentialSelector:
         self._replay(replayed, seed)
 
     def _start(self, seed: int) -> Scorer:
-        setting = Setting(self._initial, self._pool, self._rule, self._link, self._labelled, seed)
-        return make_scorer(self._acquisition, setting, memory=self._memory)
+        setting = Setting(
+            self._initial,
+            self._pool,
+            self._rule,
+            self._link,
+            self._labelled,
+            seed,
+            self._references,
+            self._uncertainty,
+            self._memory,
+            _KERNEL_MEMORY if self._memory is None else self._memory,
+        )
+        return make_scorer(self._acquisition, setting)
 
     def _replay(self, events: list[_Event], seed: int) -> None:
         scorer = self._start(seed)

@@ -23,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def by_definition(
     posterior: LastLayerLaplace, pool: Tensor, labels: Tensor, link: str, update_every: int, seed: int
 ) -> tuple[list[int], list[float]]:
-    uniform = thresholds(choose_seed("badge", LINKS[link], generator(seed)), B, torch.float64).tolist()
+    uniform = thresholds(choose_seed("badge", LINKS[link], len(pool), generator(seed)), B, torch.float64).tolist()
     picks: list[int] = []
     values: list[float] = []
     while len(picks) < B:

@@ -142,7 +142,7 @@ def test_candidates_are_all_that_is_seen(problem: Problem, name: str, link: str)
 def test_only_what_draws_takes_from_the_generator(problem: Problem, name: str, link: str) -> None:
     used = generator()
     select_batch(problem.posterior, problem.pool, B, name, link=link, generator=used)
-    assert torch.equal(used.get_state(), generator().get_state()) != draws(name, LINKS[link])
+    assert torch.equal(used.get_state(), generator().get_state()) != draws(name, LINKS[link], len(problem.pool))
     if name in ("random", "badge"):
         batches = {tuple(select_batch(problem.posterior, problem.pool, B, name, generator=used).indices.tolist())}
         assert len(batches) == 1
@@ -248,6 +248,7 @@ def test_every_name_is_in_the_docstring_and_has_a_test() -> None:
     documented = select_batch.__doc__ or ""
     assert [name for name in ACQUISITIONS if f"``{name}``" not in documented] == []
     shared = {"registry", "spec", "scorer", "latent_scorer", "posterior_scorer", "distances", "clustering"}
+    shared |= {"references", "kernel_rows", "lazy_gains"}
     modules = {path.stem for path in Path(lapal_ext.acquisition.registry.__file__).parent.glob("[a-z]*.py")} - shared
     tested = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
     assert modules - tested == {"uncertainty", "custom", "random"}  # in tests/selection/test_select_batch.py

@@ -21,7 +21,9 @@ def generator() -> torch.Generator:
 
 def largest_pure_radius(rows: Tensor, n_clusters: int) -> float:
     """The largest pair distance as an (open) radius with at least 95 % of the balls pure."""
-    labels = cluster(rows, n_clusters, choose_seed("probcover", LINKS["plugin"], generator()), needed_by="this test")
+    labels = cluster(
+        rows, n_clusters, choose_seed("probcover", LINKS["plugin"], len(rows), generator()), needed_by="this test"
+    )
     apart = distances(rows, rows)
     best = 0.0
     for radius in apart.unique().tolist():

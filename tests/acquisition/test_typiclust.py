@@ -21,7 +21,7 @@ def generator() -> torch.Generator:
 
 
 def by_definition(rows: Tensor, labelled: Tensor, update_every: int) -> tuple[list[int], list[float]]:
-    seed = choose_seed("typiclust", LINKS["plugin"], generator())
+    seed = choose_seed("typiclust", LINKS["plugin"], len(rows), generator())
     picks: list[int] = []
     values: list[float] = []
     while len(picks) < B:

@@ -19,6 +19,7 @@ from tests.fuzz.changes import REFUSED, Argument, Changed, Choose
 from tests.fuzz.small import Arguments, Function, Small
 
 PLUGIN = LINKS["plugin"]
+HERDING = ("uherding", "maxherding")
 
 
 def _picking(choose: Choose, p: Small) -> Arguments:
@@ -38,8 +39,14 @@ def _picking(choose: Choose, p: Small) -> Arguments:
 
 def _selection(choose: Choose, p: Small, acquisition: str) -> Arguments:
     arguments = _picking(choose, p) | {"acquisition": changes.choice(acquisition)}
-    if acquisition in UTILITIES:
+    if acquisition in (*UTILITIES, *HERDING):
         arguments["memory"] = changes.number(choose(st.sampled_from([1.0, 1e9])), above_zero=True, optional=True)
+    if acquisition in HERDING:
+        n_rows = len(p.x)
+        references = torch.tensor(choose(st.permutations(range(n_rows)))[: choose(st.integers(1, n_rows))])
+        arguments["references"] = changes.rows(references, n_rows)
+    if acquisition == "uherding":
+        arguments["uncertainty"] = changes.choice(choose(st.sampled_from(UTILITIES)), optional=True)
     return arguments
 
 
@@ -55,7 +62,7 @@ def _select_batch(acquisition: str) -> Callable[[Choose, Small], Arguments]:
         batch_size = choose(st.integers(1, free))
         return made | {
             "batch_size": changes.integer(batch_size, 1, free),
-            "update_every": changes.integer(choose(st.integers(1, batch_size)), 1, batch_size),
+            "update_every": changes.integer(choose(st.integers(1, batch_size)), 1, batch_size, optional=True),
             "targets": model_changes.label_source(choose, p.y, p.n_classes),
             "progress": changes.flag(False),
             "group": Argument(None, _no_group),
@@ -119,11 +126,11 @@ FUNCTIONS = {
     "expected_error_reduction": Function(lapal_ext.expected_error_reduction, _expected_error),
     "select_lookahead": Function(lapal_ext.select_lookahead, _select_lookahead, draws=True),
     **{
-        f"select_batch ({name})": Function(lapal_ext.select_batch, _select_batch(name), draws=draws(name, PLUGIN))
+        f"select_batch ({name})": Function(lapal_ext.select_batch, _select_batch(name), draws=draws(name, PLUGIN, 0))
         for name in ACQUISITIONS
     },
     **{
-        f"SequentialSelector ({name})": Function(_ask_and_tell, _sequential(name), draws=draws(name, PLUGIN))
+        f"SequentialSelector ({name})": Function(_ask_and_tell, _sequential(name), draws=draws(name, PLUGIN, 0))
         for name in ACQUISITIONS
     },
 }

@@ -27,7 +27,6 @@ def acquisitions() -> values.Table:
 
     says = "must be one of 'margin', .*, got"
     return {
-        "None": Bad(None, ValueError, says),
         "a list": Bad(["margin"], ValueError, says),
         "unknown": Bad("bogus", ValueError, says),
     } | {

@@ -59,9 +59,9 @@ class TestPicks:
         assert picks.tolist() == (expected.indices + LABELLED).tolist()
 
     def test_each_pick_is_absorbed_before_the_next(self, task: Task) -> None:
-        at_once = LaplaceQueryStrategy(targets=None).query(task.X, task.y, task.clf, batch_size=8)
-        one_by_one = LaplaceQueryStrategy().query(task.X, task.y, task.clf, batch_size=8)
-        expected = select_batch(posterior_of(task), task.X[LABELLED:], 8, targets=None, update_every=8)
+        at_once = LaplaceQueryStrategy("margin", targets=None).query(task.X, task.y, task.clf, batch_size=8)
+        one_by_one = LaplaceQueryStrategy("margin").query(task.X, task.y, task.clf, batch_size=8)
+        expected = select_batch(posterior_of(task), task.X[LABELLED:], 8, targets=None)
         assert at_once.tolist() == (expected.indices + LABELLED).tolist()
         assert at_once[0] == one_by_one[0]
         assert at_once.tolist() != one_by_one.tolist()
@@ -103,13 +103,14 @@ class TestCandidates:
 
     def test_only_candidates_are_picked(self, task: Task) -> None:
         rows = np.array([70, 20, 33, 51])
-        picks, utilities = LaplaceQueryStrategy().query(
+        strategy = LaplaceQueryStrategy("margin")
+        picks, utilities = strategy.query(
             task.X, task.y, task.clf, candidates=rows, batch_size=3, return_utilities=True
         )
         assert set(picks) < set(rows)
         assert utilities.shape == (3, 80)
         assert np.isfinite(utilities).sum(1).tolist() == [4, 3, 2]
-        picks, utilities = LaplaceQueryStrategy().query(
+        picks, utilities = strategy.query(
             task.X, task.y, task.clf, candidates=task.X[rows], batch_size=3, return_utilities=True
         )
         assert utilities.shape == (3, 4)
@@ -266,7 +267,7 @@ class TestCompany:
         assert copy.get_params() == {**strategy.get_params(), "link": "mean_field"}
 
     def test_under_their_wrapper(self, task: Task) -> None:
-        wrapper = SubSamplingWrapper(LaplaceQueryStrategy(), max_candidates=20, random_state=0)
+        wrapper = SubSamplingWrapper(LaplaceQueryStrategy("margin"), max_candidates=20, random_state=0)
         picks, utilities = wrapper.query(X=task.X, y=task.y, batch_size=3, return_utilities=True, clf=task.clf)
         assert (picks >= LABELLED).all()
         assert np.isfinite(utilities).sum(1).tolist() == [20, 19, 18]

@@ -55,7 +55,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="number of classes, or a file of names, one per line (default: as many as the labels need)",
     )
     add("--number", type=whole_number(1), default=10, metavar="N", help="rows to choose (default: %(default)s)")
-    add("--acquisition", default="margin", metavar="NAME", help="as in select_batch (default: %(default)s)")
+    add("--acquisition", default="uherding", metavar="NAME", help="as in select_batch (default: %(default)s)")
     add(
         "--prior-precision",
         type=positive_number,
@@ -64,7 +64,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="prior precision of the weights (default: 10)",
     )
     add("--seed", type=whole_number(0), default=0, metavar="N", help="seed of acquisitions that draw (default: 0)")
-    add("--memory", type=positive_number, metavar="MIB", help="limit for the logits of the pool (default: none)")
+    add("--memory", type=positive_number, metavar="MIB", help="limit for logits or kernel values (default: none)")
     add("--interactive", action="store_true", help="ask for labels on the terminal, one by one")
     add("--texts", type=Path, metavar="FILE", help="text to show for a row: its line in this file")
     add("--save", type=Path, metavar="FILE", help="file for the model with all answers, for LastLayerLaplace.load")

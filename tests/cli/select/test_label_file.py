@@ -15,9 +15,9 @@ from tests.cli.select.problem import CLASSES, FEATURES, NAMES, ROWS, fill, fitte
 
 class TestLabelFile:
     def test_picks_are_those_of_select_batch(self, data, capsys):
-        pool, *_ = data
+        pool, features, _ = data
         assert select("--number", 5) == 0
-        expected = select_batch(fitted(data), pool, 5)
+        expected = select_batch(fitted(data), pool, 5, "uherding", labelled=features)
         assert [int(line["row"]) for line in lines()] == expected.indices.tolist()
         assert [float(line["utility"]) for line in lines()] == pytest.approx(expected.utilities.tolist(), rel=1e-5)
         assert {line["label"] for line in lines()} == {""}
@@ -29,7 +29,7 @@ class TestLabelFile:
         assert b"\r" not in Path("out.csv").read_bytes()
 
     def test_answers_are_absorbed_and_the_rest_stays(self, data, capsys):
-        pool, *_ = data
+        pool, features, _ = data
         select("--number", 4)
         first = [int(line["row"]) for line in lines()]
         fill("bee", "2", "skip")
@@ -40,7 +40,8 @@ class TestLabelFile:
         told = fitted(data).update(pool[first[:2]].float(), torch.tensor([1, 2]))
         waiting = pool[first[3:]].float()
         told.update(waiting, told.predict_logits(waiting).argmax(1))
-        expected = select_batch(told, pool, 3, exclude=torch.tensor(first))
+        known = torch.cat([features, pool[first]])
+        expected = select_batch(told, pool, 3, "uherding", exclude=torch.tensor(first), labelled=known)
         assert [int(line["row"]) for line in table[4:]] == expected.indices.tolist()
         out = capsys.readouterr().out
         assert "Answers absorbed: 2. Rows chosen: 3." in out
@@ -92,7 +93,9 @@ class TestLabelFile:
         save_file({"weight": head.weight.detach(), "bias": head.bias.detach()}, "head.safetensors")
         assert select("--number", 5, "--head", "head.safetensors") == 0
         posterior = LastLayerLaplace.from_linear(head, features, 10.0, standardize=True)
-        assert [int(line["row"]) for line in lines()] == select_batch(posterior, pool, 5).indices.tolist()
+        assert [int(line["row"]) for line in lines()] == [
+            *select_batch(posterior, pool, 5, "uherding", labelled=features).indices.tolist()
+        ]
 
 
 class TestOtherPeoplesFiles:

@@ -36,7 +36,7 @@ class TestInterview:
 
     def expected(self, data, labels) -> list[int]:
         """Rows that a selector asks for when it is told these labels, None for a skip."""
-        selector = SequentialSelector(fitted(data), data[0])
+        selector = SequentialSelector(fitted(data), data[0], "uherding", labelled=data[1])
         asked = []
         for label in labels:
             asked.append(row := int(selector.ask()))
