@@ -1,4 +1,4 @@
-"""Threads, the stamp of a run, and the one way in which an op is timed."""
+"""Options and fixtures: threads, the machine in reports, and how an op is compared with its reference and timed."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from lapal_ext import ops
 from tests.draws import Draw
 
 ARMS = ("native", "reference")
-_AGREEMENT = 1e-4  # relative, in float32: benchmarks compare arms, the tests hold them to the error budget
+_AGREEMENT = 1e-4  # relative, in float32: a rough check, since the tests check the error budget
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,12 +40,12 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(autouse=True)
 def require_arm(request: pytest.FixtureRequest, device: torch.device) -> None:
-    """Skip an arm that cannot run here, before there is a ``benchmark`` that warns of what it has not timed."""
+    """Skip an arm that cannot run here, before the fixture ``benchmark`` exists: unused, it would warn."""
     if "arm" not in request.fixturenames:
         return
     arm, op = request.node.callspec.params["arm"], request.module.__name__.rpartition(".bench_")[2]
     if arm == ONE_THREAD and request.config.getoption("--threads") == 1:
-        pytest.skip("all arms run in one thread: --threads allows more")
+        pytest.skip("all arms run in one thread; --threads N allows more")
     if arm in (ONE_THREAD, "native", "native f32"):
         names = [op] if op in ops.OPS else ops.OPS  # a workload calls several
         if all(ops.backend(name, device) != "native" for name in names):
@@ -108,7 +108,7 @@ def time_op(benchmark: Any, arm: str, device: torch.device, request: pytest.Fixt
 
         native, reference = (_as_tuple(function(**fresh())) for function in functions.values())
         for value, expected in zip(native, reference, strict=True):
-            size = float(expected.double().abs().max())  # of truth values too
+            size = float(expected.double().abs().max())  # double, because results may be boolean
             torch.testing.assert_close(value, expected, rtol=_AGREEMENT, atol=_AGREEMENT * size)
         benchmark.group = request.node.name.replace(f"{arm}-", "").replace(f"[{arm}]", "")
         benchmark.pedantic(functions[arm], setup=lambda: ((), fresh()), rounds=15, warmup_rounds=2)

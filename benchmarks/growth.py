@@ -62,7 +62,7 @@ CURVES = [
 
 
 def slope(sizes: list[int], costs: list[float]) -> float:
-    """Least squares in the logarithms of the last three, where fixed costs count least."""
+    """Least squares in the logarithms of the last three sizes, where fixed costs count least."""
     x, y = ([math.log(value) for value in values[-3:]] for values in (sizes, costs))
     middle_x, middle_y = sum(x) / len(x), sum(y) / len(y)
     over = sum((a - middle_x) * (b - middle_y) for a, b in zip(x, y, strict=True))
@@ -70,7 +70,7 @@ def slope(sizes: list[int], costs: list[float]) -> float:
 
 
 def peak_mib(call: Callable[[], object]) -> float:
-    """Highest resident memory during a call beyond what was resident before it; Linux alone can say."""
+    """Highest resident memory during a call beyond what was resident before it; on Linux only."""
     (_PROCESS / "clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     call()
@@ -91,16 +91,16 @@ def measure() -> Iterator[tuple[Curve, list[float]]]:
 
 
 def measure_memory() -> tuple[list[int], list[float]]:
-    """Of a look-ahead over ever more points: what all E x (distinct rows) columns would take would grow with E."""
+    """Peak memory of look-aheads over more and more points; all E x (distinct rows) columns would grow with E."""
     sizes = doubling(2500, 7) if (_PROCESS / "clear_refs").exists() else []
-    # A process for each size: what an allocator keeps of one call is not there for the next to reuse.
+    # A process for each size, so that no call reuses memory that the allocator kept from the one before.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         return sizes, pool.map(_peak_of_look_ahead, sizes, chunksize=1)
 
 
 def _peak_of_look_ahead(n_eval: int) -> float:
     torch.set_num_threads(1)
-    hypotheses(n_eval=16, n_batches=1)()  # loads what is loaded once
+    hypotheses(n_eval=16, n_batches=1)()  # warm-up: the first call loads libraries
     return peak_mib(hypotheses(n_eval=n_eval))
 
 

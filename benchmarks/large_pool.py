@@ -1,7 +1,7 @@
 """A pool that stays in its file: ``python -m benchmarks.large_pool`` (Linux; 1.6 GB of disk for two million rows).
 
-Writes random features, selects from the file, and prints the time per pick and how far anonymous memory grew: what the
-system cannot drop and read again from the file.
+Writes random features, selects from the file, and prints the time per pick and the growth of anonymous memory, which is
+the memory that the system cannot drop and read again from the file.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pool.npy"
         write_pool(path, options.rows, options.features)
-        select_batch(posterior, labelled, 2)  # what torch loads at its first call
+        select_batch(posterior, labelled, 2)  # warm-up: torch loads libraries at its first call
         before, seconds = anonymous_mib(), {}
         with PeakMemory() as peak:
             for number in (1, options.number):

@@ -1,8 +1,8 @@
 """What the machine can do, and the fraction of it that each kernel reaches: ``python -m benchmarks.roofline``.
 
-One thread, and of every call the fastest of many. The limit of a kernel is measured before it and behind it
-(machine.py). It counts the operations that the kernel's header names; for the updates of a matrix, ``copy_`` of one of
-its size is the limit, where that takes longer.
+Everything runs in one thread, and the fastest of many calls counts. The limit of a kernel is measured before and after
+it (machine/rates.py). It counts the operations that the kernel's header names. For an update of a matrix, the limit is
+``copy_`` of a matrix of that size, where that takes longer.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def kernels() -> list[Kernel]:
         work = Work(fmas=10 * points, exps=points)
         found.append(of_op("lookahead_loss", "fma + exp", work, N=1000, M=300, b=10, E=10_000, C=C))
         points = 1000 * 1000 * C
-        work = Work(fmas=45 * points, exps=points)  # the two largest, the entropy
+        work = Work(fmas=45 * points, exps=points)  # the search for the two largest, and the entropy
         found.append(of_op("expected_lookahead", "fma + exp", work, N=1000, E=1000, C=C))
         work = Work(fmas=2 * (100**2 * C + 100**3 / 3))
         found.append(of_op("update_coefficients", "float64 fma", work, M=1, b=100, C=C, D=128))
@@ -85,7 +85,7 @@ def kernels() -> list[Kernel]:
 
 
 def calls() -> list[Kernel]:
-    """W1 and BAIT beside the multiply-adds of all their products and BAIT's passes, and W4's largest product."""
+    """Whole calls of W1 and BAIT, and W4's largest product; the limits are their multiply-adds and BAIT's passes."""
     found = []
     b = 100
     problem = make_problem(384, 10)

@@ -1,4 +1,4 @@
-"""A pool in shards: ``python -m benchmarks.sharded_pool`` (what ranks tell each other, and how long it takes).
+"""A pool in shards: ``python -m benchmarks.sharded_pool`` (how much ranks communicate, and how long it takes).
 
 Starts processes on this machine, each with its part of a pool in float16, selects with ``group=``, and prints per pick
 the messages, the bytes that a rank sends, and the time of a pass and of the messages; then what that implies for 1e8
@@ -21,7 +21,7 @@ _HUGE = 100_000_000  # rows
 
 
 class Traffic(NamedTuple):
-    """Of one selection, on one rank."""
+    """The communication of one selection, on one rank."""
 
     messages: int
     bytes: int
@@ -53,7 +53,9 @@ class Meter:
 
 def _select(rank: int, size: int, folder: str, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{folder}/meet", timedelta(minutes=5), world_size=size, rank=rank)
+    distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), world_size=size, rank=rank
+    )
     meter = Meter()
     generator = torch.Generator().manual_seed(0)
     labelled = torch.randn(200, options.features, generator=generator)
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=50, help="picks")
     parser.add_argument("--acquisition", default="margin")
     options = parser.parse_args()
-    print("| ranks | ms per pick | of it waiting and messages | messages | bytes a rank sends | 1e8 rows, ms |")
+    print("| ranks | ms per pick | of which waiting and messages | messages | bytes a rank sends | 1e8 rows, ms |")
     print("|---:|---:|---:|---:|---:|---:|")
     for size in options.ranks:
         with tempfile.TemporaryDirectory() as folder:

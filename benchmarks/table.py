@@ -20,7 +20,7 @@ _ENOUGH = 5  # rounds, for the fastest of them to mean anything
 
 
 def run_workloads(threads: int, wall: bool, select: str) -> dict[str, Any]:
-    """What pytest-benchmark says of one run in a process of its own, whose thread pools obey ``threads``."""
+    """The report of pytest-benchmark on one run, in a separate process whose thread pools have ``threads`` threads."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pytest", "benchmarks/workloads", f"--threads={threads}", "-q"]
@@ -28,7 +28,7 @@ def run_workloads(threads: int, wall: bool, select: str) -> dict[str, Any]:
         if not wall:
             command.append("--benchmark-timer=time.process_time")
         pools = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-        # Threads that wait must sleep: spinning, they take the core from those that work wherever it is shared.
+        # Waiting threads must sleep: if they spin, they slow the working threads that share their core.
         environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | pools
         done = subprocess.run(command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0 or not report.exists():
@@ -38,7 +38,7 @@ def run_workloads(threads: int, wall: bool, select: str) -> dict[str, Any]:
 
 
 Rows = dict[tuple[str, str], dict[str, dict[str, Any]]]
-"""(workload, size) -> arm -> what is known of it."""
+"""(workload, size) -> arm -> what the report says about it."""
 
 
 def rows_of(report: dict[str, Any]) -> Rows:
@@ -67,16 +67,16 @@ def print_table(report: dict[str, Any], timer: str) -> None:
         took = "–" if native is None else f"**{native['ms']:.3g}**"
         limit = f"{1e3 * native['limit']:.3g}" if native and "limit" in native else "–"
         print("|", " | ".join([workload, size, *cells, others or "–", took, limit, *_judge(arms, native)]), "|")
-    print("\nEach arm: milliseconds (how many times slower than native, called in turns with it; the same of the")
-    print("fastest calls of both, where there are five). * timed in part and scaled.")
+    print("\nEach arm: milliseconds (how many times slower than native, timed in turns with it; the same ratio for the")
+    print("fastest calls of both, if there are five rounds or more). * timed in part and scaled up.")
     if report["machine_info"]["lapal_ext"]["threads"] > 1:
-        print("One thread: beside it, what the same threads gained in multiply-adds in registers, in the same minute.")
-    print("Limit: what the machine's own rates leave for the arithmetic, or for reading the pool; one thread.")
+        print("One thread: also the speed-up of multiply-adds in registers with the same threads, in the same minute.")
+    print("Limit: the least time for the arithmetic, or for reading the pool, at the machine's own rates; one thread.")
     print(*notes, sep="\n")
 
 
 def print_brief_table(report: dict[str, Any], timer: str) -> None:
-    """The native arm's time, and how many times slower the others are; of all plain torch, the fastest."""
+    """The native arm's time, and how many times slower the others are; of the two plain torch arms, the faster one."""
     print(_stamp(report, timer))
     print("\n| workload | D/C | kernels, ms | authors | best torch | other |\n|---|---|---:|---:|---:|---|")
     for (workload, size), arms in rows_of(report).items():
@@ -98,7 +98,7 @@ def _cell(arm: dict[str, Any] | None) -> str:
         return "–"
     mark = "" if arm["scale"] == 1 else "*"
     took = f"{arm['ms'] * arm['scale']:.3g}{mark}"
-    if "ratio" not in arm:  # without kernels there is nothing to take turns with
+    if "ratio" not in arm:  # without kernels there is no native arm to compare with
         return took
     said = [f"{arm['ratio']:.3g}×"]
     if arm["rounds"] >= _ENOUGH:
@@ -109,7 +109,7 @@ def _cell(arm: dict[str, Any] | None) -> str:
 
 
 def _judge(arms: dict[str, dict[str, Any]], native: dict[str, Any] | None) -> tuple[str, str]:
-    """What was wanted; and whether it was reached, or else how much the limit would allow."""
+    """The target; and whether it was reached, or else what factor the limit would allow."""
     targets = {name: ratio for arm in arms.values() for name, ratio in arm["targets"].items() if name in arms}
     wanted = ", ".join(f"≥ {ratio:.3g}× {name}" for name, ratio in targets.items())
     if not wanted or native is None:

@@ -1,4 +1,4 @@
-"""The one tolerance table, and the error budget that every kernel has to keep (DESIGN, section 6)."""
+"""The tolerances of all tests of ops, and the error budget that every kernel has to keep."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from tests.draws import Arguments, cast
 
-# What a kernel may be off by where its reference happens to be exact: a few last places, relative.
+# The relative error that a kernel may have where its reference happens to be exact: a few units in the last place.
 FLOORS = {torch.float32: 1e-6, torch.float64: 1e-11}
-# Of a reference in float64 against brute force.
+# The relative error of a reference in float64 against brute force.
 EXACT = 1e-11
 # Below this a float32 result is denormal or close to it, and a kernel may flush it to zero.
 TINY = 1e-30
 
 
 class Outcome(NamedTuple):
-    """All that a call computed: its results, then the buffers that it changed, by name."""
+    """What a call computed: its results, then the buffers that it changed, by name."""
 
     values: dict[str, Tensor]
     arguments: Arguments  # as the call left them
@@ -74,9 +74,9 @@ def assert_within_budget(
         pool_dtype: what "storage" arguments are stored in; ``dtype`` by default.
         device: where the op runs.
         each: measure errors relative to each element instead of the largest one.
-        logit_size: how large the logits are. Storing one rounds it by eps times that, and its exponential moves
-            by as much: no kernel can do better, and a reference that does was lucky.
-        function: what is on trial instead of ``op``.
+        logit_size: the size of the largest logits. Storing a logit rounds it by eps times its size, and changes its
+            exponential by the same relative amount. No kernel can do better; a reference that does is right by chance.
+        function: what is tested instead of ``op``.
 
     Returns:
         What the op computed.

@@ -1,4 +1,4 @@
-"""What every test may ask for. Helpers: budget.py (tolerances), draws.py, layouts.py, native.py."""
+"""Options and fixtures for all tests. Helpers: budget.py (tolerances), draws.py, layouts.py, native.py."""
 
 import os
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# How many slow tests were left out: one process counts them, or each of `pytest -n` does.
+# The number of slow tests that were deselected; with `pytest -n` every process counts all of them.
 LEFT_OUT = pytest.StashKey[int]()
 
 
-# Their tests share something that takes long to make: one process of ``pytest -n`` has all of them.
+# Files whose tests share something that takes long to make: with ``pytest -n``, one process runs the whole file.
 TOGETHER = (
     "tests/packaging/test_build.py",
     "tests/pool/sharding/test_failures.py",
@@ -36,10 +36,10 @@ TOGETHER = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out what belongs together as one; else, of a slow campaign each test, and of the quick run each function."""
+    """Schedule files of ``TOGETHER`` as a whole, else single tests in slow runs and functions in the quick run."""
     from xdist.scheduler import LoadScopeScheduling
 
-    if config.option.dist != "load":  # the one for which `-n` stands
+    if config.option.dist != "load":  # the mode that `-n` selects
         return None
 
     class Scheduling(LoadScopeScheduling):
@@ -65,7 +65,7 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process of ``pytest -n`` hands what it counted to the one that prints."""
+    """With ``pytest -n``, every worker sends its counts to the process that prints."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["counted"] = tally.counted()
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
@@ -73,13 +73,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    if hasattr(node, "workeroutput"):  # not that of a process that died
+    if hasattr(node, "workeroutput"):  # a worker that died has none
         tally.add_counted(node.workeroutput["counted"])
         node.config.stash[LEFT_OUT] = node.workeroutput["left_out"]  # every process deselects the same
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One line for each campaign, with what it tried, and one for what was left out."""
+    """Print a line for each campaign with its counts, and one with the number of deselected slow tests."""
     if counts := tally.lines():
         terminalreporter.section("campaigns")
         for line in counts:
@@ -99,7 +99,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def kernels_raise(request: pytest.FixtureRequest) -> bool:
-    """Whether kernels refuse an index out of range; those of CUDA cannot, and give NaN."""
+    """Whether kernels raise for an index out of range; CUDA kernels cannot, and give NaN."""
     return request.config.getoption("--device") == "cpu"
 
 
@@ -122,7 +122,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 @pytest.fixture
 def draw() -> Draw:
-    """Seeded alike for every test, whatever ran before it."""
+    """Arguments from the same seed in every test, whatever ran before it."""
     return Draw(seed=0)
 
 

@@ -1,4 +1,4 @@
-"""Random arguments: float64 on the CPU, from a generator of their own; ``cast`` rounds them for a call."""
+"""Random arguments: float64 on the CPU, from a seeded generator; ``cast`` rounds them for a call."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ class Draw:
         return torch.randint(high, size, generator=self.generator) if high else torch.zeros(size, dtype=torch.int64)
 
     def covariance(self, *size: int) -> Tensor:
-        """Well conditioned, symmetric to the bit, [*size, size[-1]]: the inverse of I + X^T X / 4."""
+        """Well conditioned, exactly symmetric, [*size, size[-1]]: the inverse of I + X^T X / 4."""
         *batch, dim = size
         rows = self.normal(*batch, 2 * dim + 3, dim)
         covariance = torch.linalg.inv(torch.eye(dim, dtype=torch.float64) + rows.mT @ rows / 4)

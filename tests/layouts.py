@@ -1,4 +1,4 @@
-"""The same values in different memory: what a kernel may be handed, and what it must leave alone."""
+"""The same values in different memory layouts, between values that a kernel must neither read nor change."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ _READ_ME_AND_FAIL = {torch.int64: -(10**12), torch.bool: True}
 
 
 def _filler(dtype: torch.dtype) -> float:
-    """What lies between and around the values: NaN where there is one, so that reading it shows."""
+    """The value between and around the others: NaN if the dtype has one, so that a read of it shows in the result."""
     return _READ_ME_AND_FAIL.get(dtype, float("nan"))
 
 
@@ -53,17 +53,17 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def expanded(tensor: Tensor, dim: int) -> Tensor:
-    """The first entry of a dimension, repeated with stride zero: other values, compare with its own copy."""
+    """The first entry of a dimension, repeated with stride zero; its values are not those of ``tensor``."""
     return tensor.narrow(dim, 0, 1).expand_as(tensor)
 
 
 def bytes_of(tensor: Tensor) -> Tensor:
-    """All the storage behind a tensor, as bytes: equality to the bit, NaN included."""
+    """The whole storage of a tensor as bytes, in which NaN equals NaN."""
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage()).clone()
 
 
 def bytes_around(tensor: Tensor) -> Tensor:
-    """What lies in the storage of a tensor and is not its own."""
+    """The bytes in the storage of a tensor that are outside of its elements."""
     whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
     own = torch.arange(whole.numel()).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
     around = torch.ones(whole.numel(), dtype=torch.bool)

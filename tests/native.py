@@ -40,7 +40,7 @@ NATIVE_OPS = {
     },
 }
 
-# Those whose sums a matrix product takes in an order of its own, which may depend on the threads.
+# Ops with sums in a matrix product of torch, whose order may depend on the number of threads.
 GEMM_OPS: set[str] = set()
 
 

@@ -1,4 +1,4 @@
-"""The baseline updates against their formulas, sample by sample and label by label."""
+"""The baseline updates, compared with their formulas sample by sample and label by label."""
 
 import pytest
 import torch
@@ -89,7 +89,7 @@ def test_weights_that_underflow_still_count() -> None:
     torch.testing.assert_close(p.sum(1), torch.ones(37, dtype=torch.float64))
 
 
-def test_a_covariance_that_has_no_root() -> None:
+def test_a_covariance_without_a_cholesky_factor_raises() -> None:
     problem = make_problem()
     problem.posterior.covariance.neg_()
     with pytest.raises(NotPSDError, match=r"^covariance is not positive definite"):
@@ -97,7 +97,7 @@ def test_a_covariance_that_has_no_root() -> None:
 
 
 def test_the_official_rule_is_an_update() -> None:
-    """As the docstring has it: W + gamma / (1 + v) (e_y - p) (Sigma phi)^T with s = 1."""
+    """The formula of the docstring: W + gamma / (1 + v) (e_y - p) (Sigma phi)^T with s = 1."""
     problem = make_problem(curvature="gaussian")
     x, y = problem.pool[:1], problem.labels[:1]
     inner = problem.posterior.standardization.standardized(x)

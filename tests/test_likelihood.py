@@ -19,7 +19,7 @@ def in_order(values: list[float]) -> Tensor:
 
 
 def confident_rows(dtype: torch.dtype) -> Tensor:
-    """The winner leads by each gap; a third class far below."""
+    """One class leads by each gap; a third class is far below."""
     return torch.stack([torch.zeros_like(GAPS), GAPS, -GAPS], 1).to(dtype)
 
 
@@ -60,7 +60,7 @@ def test_confident_rows_rank_correctly(kind: str, dtype: torch.dtype) -> None:
     assert (value.diff() < 0).all()
 
 
-def test_tied_winners() -> None:
+def test_ties_have_margin_one_and_the_entropy_of_equal_classes() -> None:
     logits = torch.tensor([[2.0, 2.0, -50.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
     assert utilities.utility(logits, None, None, "margin").tolist() == pytest.approx([1.0, 1.0])
     assert utilities.utility(logits, None, None, "entropy").tolist() == pytest.approx([math.log(2), math.log(3)])
@@ -74,7 +74,7 @@ def test_variance_is_a_copy() -> None:
 
 
 @pytest.mark.parametrize(("kind", "needs"), [("variance", "variance"), ("gradient_norm", "scale")])
-def test_utility_without_what_it_needs(kind: str, needs: str) -> None:
+def test_a_utility_without_its_argument_raises(kind: str, needs: str) -> None:
     with pytest.raises(ValueError, match=f"^{needs} must be given for utility '{kind}', got None"):
         utilities.utility(torch.zeros(3, 2), None, None, kind)
 
@@ -105,7 +105,7 @@ def test_loss_in_decimal_arithmetic(kind: str, size: float, draw: Draw) -> None:
     wanted = in_order(
         [exact_softmax.loss(row.tolist(), y, kind) for row, y in zip(logits, targets.tolist(), strict=True)]
     )
-    # Brier is a sum of squares near 0 or 2, taken from terms near one: its accuracy is absolute.
+    # Brier is a sum of squares near 0 or 2, computed from terms near one: only its absolute error is small.
     absolute = 1e-15 if kind == "brier" else 1e-300
     torch.testing.assert_close(losses.loss(logits, targets, kind), wanted, rtol=1e-11, atol=absolute)
 
@@ -119,13 +119,13 @@ def test_losses_of_confident_rows(kind: str, dtype: torch.dtype) -> None:
     assert (value.diff() < 0).all()
 
 
-def test_loss_is_wrong_about_the_first_of_tied_winners() -> None:
+def test_zero_one_predicts_the_first_of_tied_classes() -> None:
     logits = torch.zeros(2, 3)
     assert losses.loss(logits, torch.tensor([0, 1]), "zero_one").tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "zero_one", "brier"])
-def test_loss_without_targets(kind: str) -> None:
+def test_a_loss_without_targets_raises(kind: str) -> None:
     with pytest.raises(ValueError, match=f"loss '{kind}' needs targets"):
         losses.loss(torch.zeros(2, 3), None, kind)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 
 def seconds(call: Callable[[], object], rounds: int = 9) -> float:
-    """Median processor time of one call in one thread, after two to warm up.
+    """Median processor time of one call in one thread, after two warm-up calls.
 
-    Processor time, since a neighbour on the same core doubles the other kind; on a quiet machine they are the same.
+    Not wall time: another process on the same core can double it. On a quiet machine both are the same.
     """
     for _ in range(2):
         call()
@@ -21,9 +21,9 @@ def seconds(call: Callable[[], object], rounds: int = 9) -> float:
 
 
 def fastest(call: Callable[[], object], budget: float = 0.5) -> float:
-    """Least processor time of one call in one thread, over as many as the budget of seconds holds, five at least.
+    """Least processor time of one call in one thread, over as many calls as ``budget`` seconds hold, at least five.
 
-    What a machine can do, on one whose neighbours come and go: a median says what they left of it.
+    The fastest call shows what the machine can do; a median would also show what else ran on it.
     """
     call()
     least, rounds, end = float("inf"), 0, time.perf_counter() + budget

@@ -1,7 +1,7 @@
-"""Arms that take turns with the native one, so that a neighbour who comes for a minute slows both.
+"""Arms are timed in turns with the native one, so that other load on the machine slows both.
 
-A machine that is shared may run at 70 % for a minute. Two arms timed a minute apart then differ by what the neighbour
-took, while a ratio of calls made side by side keeps what the arms themselves make of the machine.
+A shared machine may run at 70 % for a minute. Two arms timed a minute apart then differ by that load. The ratio of
+calls timed side by side hardly depends on it.
 """
 
 import statistics
@@ -11,15 +11,15 @@ from itertools import pairwise
 Call = Callable[[], object]
 Clock = Callable[[], float]
 
-TURN = 0.05  # seconds, so that the first calls of a turn, from caches that the other arm has swept, are few of many
-_FEWEST, _MOST = 3, 31  # calls of a turn
+TURN = 0.05  # seconds: many calls, of which only the first few find caches that the other arm has overwritten
+_FEWEST, _MOST = 3, 31  # calls per turn
 
 
 class Turns:
-    """The native arm's turns around the rounds of another arm: before every ``block`` of them, and at the end."""
+    """Times the native arm in turns with another arm: before every ``block`` rounds of the other, and at the end."""
 
     def __init__(self, prepare: Callable[[], Call], clock: Clock, block: int, probe: Clock | None = None) -> None:
-        """``probe`` says something about the machine at every turn."""
+        """``probe`` measures something about the machine at every turn."""
         self._prepare, self._clock, self._block, self._probe = prepare, clock, block, probe
         self._turns: list[list[float]] = []
         self._probed: list[float] = []
@@ -45,7 +45,7 @@ class Turns:
         return self._clock() - start
 
     def ratio(self, rounds: list[float]) -> float:
-        """How many times slower the other arm is, of the same work: the median over its blocks.
+        """How many times slower the other arm is for the same work: the median over its blocks.
 
         A block's median is compared with the mean of the medians of the turns on both sides of it.
         """
@@ -60,5 +60,5 @@ class Turns:
         return statistics.median(self._probed) if self._probed else None
 
     def fastest_ratio(self, rounds: list[float]) -> float:
-        """How many times slower the other arm is when the fastest call of both counts, which was disturbed least."""
+        """How many times slower the other arm is by the fastest calls of both, which were disturbed least."""
         return min(rounds) / min(map(min, self._turns))

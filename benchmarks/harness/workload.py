@@ -22,15 +22,15 @@ class Picks(NamedTuple):
 
 
 Result = Tensor | tuple[Tensor, ...] | Picks
-Prepare = Callable[[int], Callable[[], Result]]  # does what is not timed for so many units; returns what is
+Prepare = Callable[[int], Callable[[], Result]]  # from a number of units: prepares untimed, returns the timed call
 
-_MANY = 31  # rounds of the one-thread arm, some of which may find both cores without a neighbour
+_MANY = 31  # rounds of the one-thread arm, so that some of them may find both cores otherwise idle
 _TOLERANCE = 2e-3  # of the largest value: float32 sums in different orders, over a hundred dependent updates
 _TIE = 1e-5  # relative: two utilities this close may change places, and every later pick depends on which came first
 
 
 class TimeWorkload(Protocol):
-    """What the fixture ``time_workload`` is; ``Timer.__call__`` explains the arguments."""
+    """The type of the fixture ``time_workload``; ``Timer.__call__`` explains the arguments."""
 
     def __call__(
         self,
@@ -94,7 +94,7 @@ def public_call(prepare: Prepare) -> dict[str, Prepare]:
 
 
 class Timer:
-    """Times one arm of a workload in turns with the native one, once all its arms agree."""
+    """Checks that all arms of a workload agree, then times one of them in turns with the native one."""
 
     def __init__(self, benchmark: Any, arm: str, clock: Clock, compared: set[str]) -> None:
         self._benchmark, self._arm, self._clock, self._compared = benchmark, arm, clock, compared
@@ -121,13 +121,13 @@ class Timer:
             size: D/C.
             units: observations, picks, candidates or hypotheses in the whole workload.
             arms: name -> function of a number of units.
-            targets: how many times faster than which arm the native one has to be.
+            targets: arm -> how many times faster than it the native arm has to be.
             checked: units that the comparison takes, all by default.
-            rounds: of an arm that is too slow for the usual number, what half a second holds, 11 to 101.
+            rounds: for arms too slow for the usual number (as many as fit in half a second, 11 to 101).
             timed: units of an arm that is too slow to be timed in full; the table scales it, and marks it.
-            incomparable: arms whose result is another one on purpose.
-            work: what the whole workload cannot do without, for the limit beside its time.
-            note: to print beside the row.
+            incomparable: arms whose result differs on purpose.
+            work: the least work of the whole workload, for the limit beside its time.
+            note: a sentence about the result, printed below the table.
         """
         label = f"{name} {size}"
         if label not in self._compared:
@@ -145,7 +145,7 @@ class Timer:
         if n_rounds is None:
             n_rounds, block = _rounds_and_block(prepare(count))
         else:
-            warm_up = count if n_rounds >= 3 else min(count, checked or count)  # too slow for one in full
+            warm_up = count if n_rounds >= 3 else min(count, checked or count)  # a full warm-up would take too long
             prepare(warm_up)()
         if self._arm == "native" or not ops.build_info()["native"]:
             self._benchmark.pedantic(_call, setup=lambda: ((prepare(count),), {}), rounds=n_rounds)
@@ -168,7 +168,7 @@ class Timer:
 
 
 def _targets_here(targets: dict[str, float]) -> dict[str, float]:
-    """Those of one thread beside other arms, or those of many threads beside one."""
+    """In one thread the targets relative to other arms; in several threads the target relative to one thread."""
     return {arm: factor for arm, factor in targets.items() if (arm == ONE_THREAD) == (torch.get_num_threads() > 1)}
 
 
@@ -177,7 +177,7 @@ def _call(call: Callable[[], Result]) -> Result:
 
 
 def _rounds_and_block(call: Callable[[], Result]) -> tuple[int, int]:
-    """A call of less than a millisecond takes dozens to reach the speed at which it stays; all arms get them."""
+    """At least 11 rounds: a call of less than a millisecond reaches its steady speed only after dozens of calls."""
     call()
     start = time.perf_counter()
     call()
@@ -206,7 +206,7 @@ def _compare_picks(label: str, picks: Picks, expected: Picks) -> None:
         return
     first = int(parted[0])
     ours, theirs = (float(given.utilities[first]) for given in (expected, picks))
-    assert 4 * first >= len(picks.indices), f"{label}: other rows from pick {first} on"
+    assert 4 * first >= len(picks.indices), f"{label}: the rows differ from pick {first} on"
     assert abs(ours - theirs) <= _TIE * abs(ours), f"{label}: pick {first} has utility {theirs} where ours has {ours}"
 
 

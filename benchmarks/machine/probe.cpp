@@ -1,5 +1,5 @@
-// Two rates of this machine that no torch call shows: multiply-adds in registers, and exponentials in the first-level
-// cache. machine.py compiles this as the kernels are compiled, and the same clones run.
+// Measures two rates that no torch call shows: multiply-adds in registers, and exponentials in the first-level cache.
+// rates.py compiles this file as the kernels are compiled, and the same clones run.
 #include "cpu/avx512/softmax.h"
 #include "cpu/simd/lanes.h"
 
@@ -7,7 +7,7 @@ namespace {
 
 using namespace lapal_ext;
 
-constexpr int kChains = 12;  // independent, enough to hide the latency of two units
+constexpr int kChains = 12;  // independent sums, enough to hide the latency of two units
 
 template <int kBytes>
 LAPAL_HD float multiply_add_in_chains(long rounds) {
@@ -19,7 +19,7 @@ LAPAL_HD float multiply_add_in_chains(long rounds) {
   }
   Vector factor = Vector{} + 0.5f, term = Vector{} + 1.0f;
   for (long i = 0; i < rounds; ++i) {
-    __asm__ volatile("" : "+m"(factor), "+m"(term));  // or the loop has a closed form
+    __asm__ volatile("" : "+m"(factor), "+m"(term));  // otherwise the compiler may replace the loop by a closed form
     const Vector near_factor = factor, near_term = term;
     LAPAL_UNROLL
     for (int k = 0; k < kChains; ++k) {

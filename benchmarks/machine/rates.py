@@ -1,14 +1,14 @@
 """What this machine can do: the rates that bound a kernel, and the time they leave for its work.
 
-A rate is measured when it is asked for: a neighbour takes his share for minutes on end, so a limit is worth something
-only beside the call that it limits. One thread, and of every call the fastest of many.
+A rate is measured whenever it is used: other load may slow the machine for minutes, so a limit means something only
+beside a call timed at the same moment. Every rate is that of one thread, by the fastest of many calls.
 
 - copy and read bandwidth, out of cache: ``copy_`` and ``sum`` of 300 MB;
 - multiply-adds in registers and exponentials in the first-level cache: ``probe.cpp``. The exponential is the kernels'
-  own, so that its limit says what is lost around it, not whether a better one exists. Without a compiler the rate of
-  sgemm and ``torch.exp`` in cache stand in, which kernels may beat;
-- sgemm: torch's own matrix product, 1536 x 1536. It limits nothing on a processor of another maker than its BLAS, and
-  is there to compare with.
+  own, so the limit shows what is lost around it, not whether a faster exponential exists. Without a compiler, sgemm and
+  ``torch.exp`` in cache are measured instead; kernels may be faster than those;
+- sgemm: torch's own matrix product, 1536 x 1536, for comparison only. It is no limit where the BLAS was not written for
+  this processor.
 """
 
 import ctypes
@@ -31,18 +31,18 @@ _BUDGET = 0.1  # seconds per rate
 
 
 class Work(NamedTuple):
-    """What a call cannot do without, in float32: arithmetic, while memory is read, behind passes over a cached tensor.
+    """The least work of a call, in float32: arithmetic while memory is read, and passes over a cached tensor.
 
-    It leaves out what a kernel does besides: reductions, logarithms, divisions, transpositions.
+    It does not count reductions, logarithms, divisions and transpositions.
     """
 
     fmas: float = 0.0
     exps: float = 0.0
     bytes_read: float = 0.0  # out of cache
-    passes: tuple[int, Tensor] | None = None  # where the machine has a cache that holds it
+    passes: tuple[int, Tensor] | None = None  # (number, tensor); in cache if the machine has one that holds it
 
     def limit(self) -> float:
-        """Seconds, at the rates of this moment."""
+        """The least seconds that the work takes, at rates measured now."""
         arithmetic = (self.fmas and self.fmas * fma()) + (self.exps and self.exps * exp())
         reading = self.bytes_read and self.bytes_read * read()
         passes = 0.0 if self.passes is None else self.passes[0] * fastest(self.passes[1].sum, _BUDGET)
@@ -83,9 +83,9 @@ def exp() -> float:
 
 
 def gain() -> float:
-    """How many times faster torch's threads multiply and add in registers than one: what neighbours leave of them.
+    """How many times faster torch's threads multiply and add in registers than one thread, under the current load.
 
-    Wall time, some 60 ms of it: threads start up to a millisecond apart.
+    Measured over some 60 ms of wall time, because threads start up to a millisecond apart.
     """
     code, threads, rounds = _probe(), torch.get_num_threads(), 6_000_000
     if code is None:

@@ -1,6 +1,6 @@
 """Absorbing 1, 10 and 100 labels in one call. Limit: arithmetic, or memory for few labels.
 
-The reference calls the kernels of its parts, so this shows what one call spares beside several.
+The reference calls the kernels of its parts, so this shows what one call saves over several.
 """
 
 from collections.abc import Callable

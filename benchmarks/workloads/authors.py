@@ -144,9 +144,9 @@ def expected_error(
     candidates: Tensor,  # [n, D]
     eval_features: Tensor,  # [E, D]
 ) -> Tensor:  # [n]
-    """Expected 0-1 loss after one more label, every label of every candidate predicted anew: O(n E C^2).
+    """Expected 0-1 loss after one more label, with separate predictions for every label of every candidate: O(n E C^2).
 
-    Not the authors': already without D x D work per label, since the columns are one GEMM.
+    Not the authors' code: it does no D x D work per label, since the columns are one GEMM.
     """
     logits = eval_features @ mean.T
     columns = candidates @ covariance @ eval_features.T
@@ -192,7 +192,7 @@ def bait(
 ) -> Tensor:  # [count]
     """Forward selection by the drop of tr(A^-1 F), with the published order of products: D^2 work per candidate.
 
-    Without the original's second half, which picks twice as many rows and drops every other one again.
+    The original's second half is left out: it picks twice as many rows and removes half of them again.
     """
     fisher = weighted.T @ weighted / len(weighted)
     rows = weighted[:, None, :]  # [N, rank, D]; the binary surrogate has rank one

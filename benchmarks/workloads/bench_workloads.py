@@ -1,7 +1,7 @@
-"""The workloads W1 to W7: the whole call a user makes, beside what it replaces.
+"""The workloads W1 to W7: the whole call that a user makes, compared with what it replaces.
 
 Every arm of a workload gets the same data and the same step rule, and is compared with the native one before it is
-timed. Targets are what the native arm must reach: so many times faster than the arm they name.
+timed. A target says how many times faster than an arm the native one must be.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def bench_w1_update_newton(time_workload: TimeWorkload, n_features: int, n_class
 @arms("authors", "torch", "native")
 @sizes({}, {})
 def bench_w1_update_line_search(time_workload: TimeWorkload, n_features: int, n_classes: int, targets: dict) -> None:
-    """No targets: they were set with the newton step, and no arm but ours has a line search of its own."""
+    """Without targets: those are for the newton step, and only our arm has a line search of its own."""
     time_update(time_workload, make_problem(n_features, n_classes), "line_search", targets)
 
 
@@ -97,7 +97,7 @@ def bench_w2a_mean_field(time_workload: TimeWorkload, n_features: int, n_classes
 
 @arms("authors", "torch", "native", ONE_THREAD)
 def bench_w2b_monte_carlo_bald(time_workload: TimeWorkload) -> None:
-    """From given logits and variances: the samples alone."""
+    """The sampling alone, from given logits and variances."""
     problem = make_problem(384, 10)
     logits, variance = problem.posterior.predict_latent(problem.pool)
     noise = torch.randn(1000, 10, generator=torch.Generator().manual_seed(1))
@@ -149,7 +149,7 @@ def bench_w3_sequential_margin(time_workload: TimeWorkload) -> None:
 @arms("read once", "native f32", "native")
 @pytest.mark.parametrize("storage", ["f32", "bf16"])
 def bench_w3_large_pool(time_workload: TimeWorkload, storage: str) -> None:
-    """Picks from a pool out of cache, the start of the selection left out."""
+    """Picks from a pool larger than the cache, without the start of the selection."""
     problem = make_problem(384, 10, n_pool=200_000, n_eval=1)
     half = problem.pool.bfloat16()
     pools = {"bf16": half, "f32": half.float()}  # the same numbers, so that the picks are the same
@@ -202,7 +202,7 @@ def bench_w4_look_ahead(time_workload: TimeWorkload, n_features: int, n_classes:
 
     state = posterior.mean, posterior.covariance
     labelled = problem.features, problem.targets, PRIOR_PRECISION
-    moved = 300 * 10_000 * n_classes  # logits, by ten columns each
+    moved = 300 * 10_000 * n_classes  # logits, each changed by ten columns
     time_workload(
         "W4 look-ahead, 300 batches × 10, E=10,000",
         f"{n_features}/{n_classes}",
@@ -252,7 +252,7 @@ def bench_w5_expected_error(time_workload: TimeWorkload, n_classes: int, targets
 
 @arms("authors", "torch", "native", ONE_THREAD)
 def bench_w6_badge(time_workload: TimeWorkload) -> None:
-    """Logits, gradients and norms included; both arms draw with the same thresholds. The embeddings are 154 MB."""
+    """The time includes logits, gradients and norms. All arms draw with the same thresholds. Embeddings take 154 MB."""
     problem = make_problem(384, 10)
     posterior, pool = problem.posterior, problem.pool
 
@@ -326,5 +326,5 @@ def bench_w7_absorb(time_workload: TimeWorkload, step: str) -> None:
         },
         targets={"refit": 8},
         incomparable={"refit"},
-        note=f"{agreement[0]:.1f} % of predictions as the refit's ({agreement[1]:.1f} % before the update)",
+        note=f"{agreement[0]:.1f} % of predictions equal the refit's ({agreement[1]:.1f} % before the update)",
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from lapal_ext import LastLayerLaplace
 
 PRIOR_PRECISION = 10.0
-_SPREAD = 0.2  # of the class means in each feature: overlapping classes, so that there is something to learn
+_SPREAD = 0.2  # standard deviation of the class means in each feature: so small that classes overlap
 
 
 class Problem(NamedTuple):

@@ -9,7 +9,7 @@ def refit(
     targets: Tensor,  # [n], every class at least once
     prior_precision: float,
 ) -> Tensor:  # [C, D]
-    """Weights by scikit-learn's own defaults; the penalty is the prior of the posterior that it stands in for."""
+    """Weights with scikit-learn's defaults, except that the penalty is the posterior's prior."""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1.0 / prior_precision, fit_intercept=False)

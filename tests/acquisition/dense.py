@@ -1,4 +1,4 @@
-"""The acquisitions by their definitions: dense, naive and in float64, on the features that the mathematics sees."""
+"""The acquisitions by their definitions: dense, naive and in float64, on standardised features with a bias column."""
 
 import math
 
@@ -42,7 +42,7 @@ def gaussian_information_gain(p: Tensor, variance: float) -> float:
 
 
 def first_largest(values: Tensor, taken: list[int]) -> int:
-    """The free row with the largest value, the lowest of those within rounding of it."""
+    """The unpicked row with the largest value; of rows equal up to rounding, the lowest."""
     free = [row for row in range(len(values)) if row not in taken]
     best = max(float(values[row]) for row in free)
     return next(row for row in free if float(values[row]) >= best - 1e-9 * abs(best))

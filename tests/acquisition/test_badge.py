@@ -68,8 +68,8 @@ def test_picks_are_those_of_the_definition(n_classes: int, link: str, update_eve
 
 @pytest.mark.parametrize("offset", [0.0, 3e5])
 @pytest.mark.parametrize("update_every", [1, 5, 15])
-def test_a_copy_is_never_picked(offset: float, update_every: int, dtype: torch.dtype) -> None:
-    """However far the features are off centre, where the distance of a copy is rounding."""
+def test_a_copy_of_a_picked_row_is_never_picked(offset: float, update_every: int, dtype: torch.dtype) -> None:
+    """Also where features are far from the centre, so that the computed distance of a copy is a rounding error."""
     problem = make_problem(n_pool=15)
     shifted = problem.posterior.clone()
     shifted.centre += offset
@@ -90,7 +90,7 @@ def test_copies_follow_where_nothing_else_is_left(dtype: torch.dtype) -> None:
     assert not result.utilities[3:].any()
 
 
-def test_candidates_that_are_withheld_are_never_drawn() -> None:
+def test_rows_outside_the_candidates_are_never_picked() -> None:
     problem = make_problem()
     allowed = torch.arange(0, 60, 4)
     picks = select_batch(
@@ -99,7 +99,7 @@ def test_candidates_that_are_withheld_are_never_drawn() -> None:
     assert sorted(picks.tolist()) == allowed.tolist()
 
 
-def test_gradients_that_overflow() -> None:
+def test_gradients_that_overflow_raise() -> None:
     problem = make_problem()
     pool = problem.pool.clone()
     pool[3, 3] = 1e300
@@ -117,8 +117,7 @@ def test_nothing_is_drawn_from_a_gradient_that_is_not_a_number() -> None:
         scorer.pick(2)
 
 
-def test_many_labelled_centres(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More of them than are compared at a time."""
+def test_picks_do_not_depend_on_how_many_centres_are_compared_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(n_pool=120)
 
     def picks() -> Tensor:

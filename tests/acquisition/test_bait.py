@@ -15,7 +15,7 @@ B = 6
 def forward(
     posterior: LastLayerLaplace, pool: Tensor, taken: list[int], count: int
 ) -> tuple[list[int], list[float], Tensor]:
-    """Greedy picks, what each takes off the objective, and the precision that holds them all."""
+    """Greedy picks, by how much each lowers the objective, and the precision after all of them."""
     rows = information(posterior, pool)
     fisher, precision = rows.mean(0), posterior.precision.clone()
     picks: list[int] = []
@@ -58,7 +58,7 @@ def test_picks_are_those_of_the_definition(n_classes: int, curvature: str, name:
         picks += kept
         posterior = posterior.condition_on(pool[kept], labels[kept])
     assert pool[result.indices].equal(pool[picks])
-    if backend("inner_products", "cpu") == "native":  # torch's products of matrices may tell copies of a row apart
+    if backend("inner_products", "cpu") == "native":  # torch's matrix products may differ between copies of a row
         assert result.indices.tolist() == picks
     torch.testing.assert_close(result.utilities, torch.tensor(values, dtype=torch.float64), rtol=1e-6, atol=0)
 
@@ -82,7 +82,7 @@ def test_the_last_rows_of_a_pool_leave_nothing_to_remove() -> None:
     assert sorted(result.indices.tolist()) == list(range(9))
 
 
-def test_without_labels_the_picks_still_count() -> None:
+def test_without_labels_update_every_changes_the_covariance_but_not_the_picks() -> None:
     problem = make_problem()
     one_by_one = select_batch(problem.posterior, problem.pool, B, "bait", None, update_every=1)
     at_once = select_batch(problem.posterior, problem.pool, B, "bait", None)

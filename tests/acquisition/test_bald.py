@@ -74,7 +74,7 @@ def test_both_forms_agree_where_the_variance_is_small(draw: Draw) -> None:
 
 
 def test_confident_rows_keep_their_order() -> None:
-    """In float32, where 1 - p_max is lost in p_max itself."""
+    """In float32, where computing 1 - p_max loses every digit."""
     rest = torch.tensor([1e-9, 3e-9, 2e-9])
     p = torch.stack([1.0 - rest, rest / 2, rest / 2], 1)
     gains = information_gain(p, torch.ones(3))
@@ -82,7 +82,7 @@ def test_confident_rows_keep_their_order() -> None:
     assert not information_gain(p, -torch.ones(3)).any()
 
 
-def test_without_labels_the_variance_moves() -> None:
+def test_without_labels_the_variance_changes_but_not_the_mean() -> None:
     problem = make_problem()
     spread = select_batch(problem.posterior, problem.pool, B, "bald", None, update_every=1)
     at_once = select_batch(problem.posterior, problem.pool, B, "bald", None)
@@ -90,7 +90,7 @@ def test_without_labels_the_variance_moves() -> None:
     assert torch.equal(spread.posterior.mean, problem.posterior.mean)
 
 
-def test_the_link_of_samples_is_for_bald_alone() -> None:
+def test_only_bald_accepts_the_mc_link() -> None:
     problem = make_problem()
     with pytest.raises(ValueError, match=r"^link must be one of 'plugin', 'mean_field', got 'mc'"):
         select_batch(problem.posterior, problem.pool, B, "margin", link="mc")

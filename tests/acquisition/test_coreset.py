@@ -1,4 +1,4 @@
-"""CoreSet: k-centre greedy with every distance taken."""
+"""CoreSet: compared with k-centre greedy on all pairwise distances."""
 
 import pytest
 import torch

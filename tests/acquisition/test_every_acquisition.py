@@ -1,4 +1,4 @@
-"""What all acquisitions promise, by name: sources of labels, candidates, undo, the same picks in every way to ask."""
+"""What holds for every acquisition: sources of labels, candidates, undo, and the same picks from every interface."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("update_every", [1, 4, B])
 @pytest.mark.parametrize("source", ["predicted", "sampled", "true", "asked", "none"])
 def test_every_source_of_labels(problem: Problem, name: str, link: str, source: str, update_every: int) -> None:
-    """Each gives a batch, the same one again, and leaves the model as it was; without labels some have to refuse."""
+    """Each gives the same batch twice and leaves the model unchanged; acquisitions that need labels raise without."""
     asked: list[int] = []
 
     def annotate(row: int) -> int:
@@ -65,7 +65,7 @@ def test_every_source_of_labels(problem: Problem, name: str, link: str, source: 
 
 
 @every
-def test_a_person_gets_the_batch_that_their_labels_give(problem: Problem, name: str, link: str) -> None:
+def test_ask_and_tell_give_the_batch_of_select_batch(problem: Problem, name: str, link: str) -> None:
     batch = select_batch(problem.posterior, problem.pool, B, name, problem.labels, link=link, generator=generator())
     selector = SequentialSelector(problem.posterior, problem.pool, name, link=link, generator=generator())
     for row in batch.indices:
@@ -75,7 +75,7 @@ def test_a_person_gets_the_batch_that_their_labels_give(problem: Problem, name: 
 
 
 @every
-def test_undo_skip_and_resuming_ask_the_same_to_the_bit(problem: Problem, name: str, link: str) -> None:
+def test_questions_are_the_same_after_undo_and_after_loading_a_state(problem: Problem, name: str, link: str) -> None:
     def start(seed: int) -> SequentialSelector:
         return SequentialSelector(
             problem.posterior, problem.pool, name, link=link, generator=generator(seed), labelled=problem.eval_features
@@ -113,7 +113,7 @@ def test_skipped_rows_are_never_asked_for(problem: Problem, name: str, link: str
 
 
 @every
-def test_candidates_are_all_that_is_seen(problem: Problem, name: str, link: str) -> None:
+def test_rows_outside_the_candidates_have_no_influence(problem: Problem, name: str, link: str) -> None:
     candidates = torch.tensor([41, 3, 50, 22, 7, 19, 0, 33, 58, 11, 12, 13, 14, 30, 31])
     ordered = candidates.sort().values
     for update_every in (1, B):
@@ -139,7 +139,7 @@ def test_candidates_are_all_that_is_seen(problem: Problem, name: str, link: str)
 
 
 @every
-def test_only_what_draws_takes_from_the_generator(problem: Problem, name: str, link: str) -> None:
+def test_only_random_acquisitions_advance_the_generator(problem: Problem, name: str, link: str) -> None:
     used = generator()
     select_batch(problem.posterior, problem.pool, B, name, link=link, generator=used)
     assert torch.equal(used.get_state(), generator().get_state()) != draws(name, LINKS[link], len(problem.pool))
@@ -168,8 +168,7 @@ def test_half_precision_pools_pick_like_their_float32_copies(name: str, link: st
 @every
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("standardize", [True, False])
-def test_with_and_without_bias_and_standardising(name: str, link: str, bias: bool, standardize: bool) -> None:
-    """Standardising by hand and inside give the same picks."""
+def test_standardising_by_hand_gives_the_same_picks(name: str, link: str, bias: bool, standardize: bool) -> None:
     exact = make_problem()
     x, y = exact.eval_features, exact.eval_targets
     inside = lapal_ext.LastLayerLaplace.fit_map(x, y, 4, fit_bias=bias, standardize=standardize)
@@ -185,8 +184,8 @@ def test_with_and_without_bias_and_standardising(name: str, link: str, bias: boo
 
 
 @every
-def test_the_whole_pool(problem: Problem, name: str, link: str) -> None:
-    """Duplicates included, whatever the group."""
+def test_the_whole_pool_can_be_picked(problem: Problem, name: str, link: str) -> None:
+    """With duplicates, and for every ``update_every``."""
     pool = torch.cat([problem.pool[:20], problem.pool[:10]])
     for update_every in (1, 7, 30):
         result = select_batch(
@@ -214,7 +213,7 @@ print("native" if build_info()["native"] else "reference")
 
 
 def test_the_same_picks_without_native_code() -> None:
-    """Run both ways in fresh processes; without compiled kernels the two are the same run."""
+    """In two new processes; without compiled kernels both run the references."""
 
     def run(**environment: str) -> list[str]:
         command = [sys.executable, "-c", SCRIPT]
@@ -235,7 +234,7 @@ def without_scikit_learn() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("without_scikit_learn")
-def test_scikit_learn_is_asked_for_by_name(problem: Problem) -> None:
+def test_acquisitions_that_need_scikit_learn_say_so(problem: Problem) -> None:
     for name in ACQUISITIONS:
         if name in ("typiclust", "probcover"):
             with pytest.raises(ImportError, match=rf"^acquisition '{name}' needs scikit-learn: pip install "):

@@ -20,7 +20,7 @@ def generator() -> torch.Generator:
 
 
 def largest_pure_radius(rows: Tensor, n_clusters: int) -> float:
-    """The largest pair distance as an (open) radius with at least 95 % of the balls pure."""
+    """The largest distance between two rows at which at least 95 % of the open balls are pure."""
     labels = cluster(
         rows, n_clusters, choose_seed("probcover", LINKS["plugin"], len(rows), generator()), needed_by="this test"
     )
@@ -68,7 +68,7 @@ def test_clusters_far_apart_are_covered_by_one_row_each(draw: Draw) -> None:
     assert not result.utilities[4:].any()
 
 
-def test_a_pool_of_one_point() -> None:
+def test_a_pool_of_equal_rows_is_covered_by_the_first() -> None:
     problem = make_problem(n_pool=1)
     result = select_batch(problem.posterior, problem.pool.repeat(6, 1), 3, "probcover")
     assert result.indices.tolist() == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""TypiClust: the same clusters, and then every choice by its definition."""
+"""TypiClust: the package's own clusters, and every choice among them by its definition."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Benchmarks compare arms call by call: a neighbour who slows the machine for a while leaves their ratio as it is."""
+"""Benchmarks time arms in turns, so that other load on the machine does not change their ratio."""
 
 from collections.abc import Callable
 
@@ -8,17 +8,17 @@ from benchmarks.harness.turns import Turns
 
 
 class SharedMachine:
-    """Time that passes with the work done on it, half as fast while a neighbour is there."""
+    """A simulated clock, on which work takes twice as long while the machine is loaded."""
 
-    def __init__(self, neighbour: Callable[[float], bool]) -> None:
-        self.now, self._neighbour = 0.0, neighbour
+    def __init__(self, is_loaded: Callable[[float], bool]) -> None:
+        self.now, self._is_loaded = 0.0, is_loaded
 
     def clock(self) -> float:
         return self.now
 
     def work(self, seconds: float) -> Callable[[], None]:
         def call() -> None:
-            self.now += seconds * (2 if self._neighbour(self.now) else 1)
+            self.now += seconds * (2 if self._is_loaded(self.now) else 1)
 
         return call
 
@@ -35,8 +35,8 @@ def rounds_in_turns(machine: SharedMachine, turns: Turns, call: Callable[[], Non
 
 
 @pytest.mark.parametrize("block", [1, 4])
-def test_a_neighbour_who_comes_halfway_leaves_the_ratio(block: int) -> None:
-    # With a block of one round: before the 26th of 50. Medians of all calls would be of both kinds, and differ.
+def test_load_that_starts_halfway_does_not_change_the_ratio(block: int) -> None:
+    # With blocks of one round, the load starts before round 26 of 50. Medians over all calls would mix both speeds.
     machine = SharedMachine(lambda now: now > 24.99)
     turns = Turns(lambda: machine.work(0.1), machine.clock, block)
     times = rounds_in_turns(machine, turns, machine.work(0.7), 50)
@@ -45,7 +45,7 @@ def test_a_neighbour_who_comes_halfway_leaves_the_ratio(block: int) -> None:
     assert turns.fastest_ratio(times) == pytest.approx(7, rel=1e-9)
 
 
-def test_a_probe_is_asked_at_every_turn() -> None:
+def test_the_probe_is_called_once_per_turn() -> None:
     machine, probed = SharedMachine(lambda _: False), iter(range(100))
     turns = Turns(lambda: machine.work(0.1), machine.clock, 2, probe=lambda: float(next(probed)))
     rounds_in_turns(machine, turns, machine.work(0.7), 8)  # five turns

@@ -1,4 +1,4 @@
-"""``lapal-ext doctor`` says what is there, and for what is not, the way to it."""
+"""``lapal-ext doctor`` says what is installed, and how to get what is missing."""
 
 from importlib.metadata import PackageNotFoundError
 
@@ -13,7 +13,7 @@ def printed(capsys) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_it_says_what_serves_every_op(capsys):
+def test_it_counts_the_ops_with_kernels(capsys):
     served = [backend(name) for name in OPS]
     assert f"on cpu: {served.count('native')} of {len(OPS)} ops native" in printed(capsys)
     assert lapal_ext.__version__ in printed(capsys)[0]
@@ -29,7 +29,7 @@ def test_without_kernels_it_says_why_and_what_would_help(capsys, monkeypatch):
     assert "CUDA kernels: none (no compiler)" in lines
 
 
-def test_kernels_for_gpus(capsys, monkeypatch):
+def test_cuda_kernels_are_described(capsys, monkeypatch):
     cuda = {"loaded": True, "toolkit": "13.0", "architectures": "90", "reason": ""}
     info = {"native": True, "instruction_set": "avx2", "compiled_torch": "2.14.1", "cuda": cuda}
     monkeypatch.setattr(ops, "build_info", lambda: info)
@@ -43,7 +43,7 @@ def test_kernels_for_gpus(capsys, monkeypatch):
     assert "  by torch itself: inner_products" in lines
 
 
-def test_a_missing_extra_comes_with_the_command_that_brings_it(capsys, monkeypatch):
+def test_a_missing_extra_comes_with_the_command_that_installs_it(capsys, monkeypatch):
     def version(name: str) -> str:
         if name in ("rich", "transformers"):
             raise PackageNotFoundError(name)

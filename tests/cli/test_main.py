@@ -34,7 +34,7 @@ def test_package_and_command_load_no_more_than_they_need():
     assert "lapal-ext demo --out results" in done.stderr
 
 
-def test_no_command_prints_help_and_counts_as_wrong_usage(capsys):
+def test_without_a_command_it_prints_help_and_exits_with_status_2(capsys):
     assert main([]) == 2
     out, err = capsys.readouterr()
     assert not out
@@ -60,7 +60,7 @@ def test_seeds_must_be_two_or_more(seeds, capsys):
 class TestDemo:
     @pytest.fixture
     def asked(self, monkeypatch):
-        """Numbers of seeds that a demo was asked for; it is much shorter here."""
+        """The numbers of seeds with which demos were started; the demo itself is shortened."""
         calls = []
         whole = presets.demo
 
@@ -97,7 +97,7 @@ class TestDemo:
         (folder / "results.csv").write_text("old")
         (folder / "notes").write_text("mine")
         assert main(["demo"]) == 0
-        assert asked[0] >= 5, "enough seeds for a standard error"
+        assert asked[0] >= 5, "too few seeds for a standard error"
         assert (folder / "results.csv").read_text().startswith("experiment,")
         assert (folder / "notes").read_text() == "mine"
 
@@ -109,7 +109,7 @@ class TestDemo:
         assert message in capsys.readouterr().err
         assert not asked
 
-    def test_a_file_is_no_folder(self, asked, tmp_path, capsys):
+    def test_out_must_not_be_a_file(self, asked, tmp_path, capsys):
         file = tmp_path / "file"
         file.write_text("mine")
         assert main(["demo", "--out", str(file)]) == 1
@@ -128,7 +128,7 @@ class TestDemo:
         assert f"got {tmp_path}: Permission denied" in capsys.readouterr().err
         assert not asked
 
-    def test_interrupt_is_clean(self, tmp_path, monkeypatch, capsys):
+    def test_an_interrupted_demo_writes_nothing(self, tmp_path, monkeypatch, capsys):
         def interrupt(*_):
             raise KeyboardInterrupt
 
@@ -141,7 +141,7 @@ class TestDemo:
 class TestExperiment:
     @pytest.fixture
     def run(self, monkeypatch):
-        """What would be run."""
+        """The arguments of every call of ``run_experiment``, which does nothing."""
         calls = []
         monkeypatch.setattr("lapal_ext.study.experiment.run_experiment", lambda *arguments: calls.append(arguments))
         return calls
@@ -206,7 +206,7 @@ class TestExperiment:
             ("--data digits --evaluation-rows 801", "--evaluation-rows must be at most 800 of digits, got 801"),
         ],
     )
-    def test_what_cannot_be_is_explained(self, arguments, message, run, tmp_path, capsys):
+    def test_impossible_options_are_explained(self, arguments, message, run, tmp_path, capsys):
         assert main(["experiment", "active-learning", "--out", str(tmp_path), *arguments.split()]) == 1
         assert message in capsys.readouterr().err
         assert not run
@@ -232,7 +232,7 @@ class TestExperiment:
         assert capsys.readouterr().err == f"Making fake for the first use: a moment.\nWrote {file}.\n"
         assert main(arguments) == 0
         assert not capsys.readouterr().err
-        assert recipe == [False], "no progress bar where there is no terminal"
+        assert recipe == [False], "a progress bar without a terminal"
         for _, configuration, source, *_ in run:
             assert source.path == str(file)
             assert (configuration.data, configuration.data_sha256) == ("fake.npz", checksum(file))
@@ -316,7 +316,7 @@ class TestExperiment:
         assert main(["experiment", "updating", "--data", "digits", "--out", str(tmp_path)]) == 1
         assert "run the same command again" in capsys.readouterr().err
 
-    def test_what_is_not_finished_has_no_report(self, tmp_path, capsys):
+    def test_an_unfinished_experiment_has_no_report(self, tmp_path, capsys):
         assert main(["report", str(tmp_path)]) == 1
         assert "holds no finished experiment" in capsys.readouterr().err
         assert main(["report", str(tmp_path / "none")]) == 1
@@ -324,7 +324,7 @@ class TestExperiment:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="closes a pipe early")
-def test_a_closed_pipe_is_no_traceback():
+def test_a_closed_pipe_gives_no_traceback():
     command = f"{sys.executable} -c 'from lapal_ext.cli import main; main([\"doctor\"])' | true"
     done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=True)
     assert not done.stderr

@@ -1,9 +1,8 @@
-"""Compiles kernels for the emulator, and loads them: one library per op, each with an emulator of its own.
+"""Compiles kernels for the emulator, and loads them: one library per op, each with its own emulator.
 
 ``emulated("predictive")`` is ``csrc/cuda/ops/predictive.cu``, launcher and kernel, as an op on CPU tensors. The schema
-is that of the real op; stream and device are those of ``csrc/cuda/shared/launch.cuh`` without nvcc, that is, none.
-Objects are kept in a folder under the system's temporary one, by what they are made of, so only what changed is
-compiled again.
+is that of the real op; without nvcc, ``csrc/cuda/shared/launch.cuh`` has no stream and no device. Compiled objects are
+cached in the system's temporary folder under a hash of their inputs, so only what changed is compiled again.
 """
 
 import ctypes
@@ -41,7 +40,7 @@ def torch_folder() -> Path:
 
 
 def compiler() -> str:
-    """The C++ compiler; where there is none, the test is skipped by name, or fails where native code is required."""
+    """The C++ compiler; without one the test is skipped, or fails where native code is required."""
     found = next(filter(None, map(shutil.which, filter(None, [os.environ.get("CXX"), "g++", "c++"]))), None)
     if found is None:
         skip_or_fail("the emulator of CUDA needs a C++ compiler, and there is none")
@@ -50,7 +49,7 @@ def compiler() -> str:
 
 @functools.cache
 def _headers() -> bytes:
-    """Everything that a source may include and that may change between two runs."""
+    """A hash of everything that a source may include and that may change between two runs."""
     paths = [*CSRC.rglob("*.h"), *CSRC.rglob("*.cuh"), *HERE.glob("*.h")]
     digest = hashlib.sha256(torch.__version__.encode())
     for path in sorted(paths):
@@ -59,7 +58,7 @@ def _headers() -> bytes:
 
 
 def run_once(command: list[str], result: Path) -> None:
-    """Run a compiler that writes ``result``, which appears whole or not at all."""
+    """Run a compiler unless ``result`` exists; ``result`` appears complete or not at all."""
     if result.exists():
         return
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +71,8 @@ def run_once(command: list[str], result: Path) -> None:
 def _compile(source: Path, sanitizer: str) -> Path:
     includes = [f"-I{CSRC}", f"-I{HERE}", "-isystem", str(torch_folder() / "include")]
     command = [compiler(), *_FLAGS, *includes, "-x", "c++", "-c", str(source)]
-    # The emulator's own bookkeeping is nobody's access: it only tells ThreadSanitizer about fibers and barriers.
+    # The emulator is not instrumented, because its own accesses belong to no kernel; it only tells ThreadSanitizer
+    # about fibers and barriers.
     if sanitizer and source.name != "emulator.cpp":
         command += [f"-fsanitize={sanitizer}"]
     elif sanitizer == "thread":
@@ -98,7 +98,7 @@ def _no_gradient(*_: object) -> None:
 
 
 class EmulatedOp:
-    """A CUDA kernel and its launcher on CPU tensors, under schedules that ``seed`` numbers."""
+    """A CUDA kernel and its launcher on CPU tensors, under the schedule that ``seed`` chooses."""
 
     def __init__(self, name: str, sanitizer: str = "") -> None:
         path = library(CSRC / "cuda" / "ops" / f"{name}.cu", sanitizer)

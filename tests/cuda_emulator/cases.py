@@ -1,4 +1,4 @@
-"""What every kernel is run on: sizes that are multiples of nothing, few and many classes, one row, none; each dtype."""
+"""The cases on which every kernel runs: odd sizes, few and many classes, one row, no rows; each dtype."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from tests.layouts import LAYOUTS
 from tests.ops.examples import EXAMPLES, example
 from tests.ops.examples import SIZES as EXAMPLE_SIZES
 
-# Small enough for a few milliseconds, and past the tiles and grids of the emulated device.
+# Small enough to run in a few milliseconds, and larger than the tiles and grids of the emulated device.
 SIZES: dict[str, dict[str, int]] = {
     "odd": {},
     "two classes": {"C": 2},
@@ -44,7 +44,7 @@ class Case(NamedTuple):
     layout: str = "contiguous"
 
     def arguments(self) -> Arguments:
-        """In float64 and contiguous, as ``assert_within_budget`` wants them."""
+        """In float64 and contiguous, as ``assert_within_budget`` expects them."""
         return example(self.name, self.variant, **SIZES[self.sizes])
 
     def rounded(self) -> Arguments:
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
     @property
     def essential(self) -> bool:
-        """Whether the quick run has it: each size, dtype, variant and layout of an op is in an essential case."""
+        """Whether the quick run includes it; essential cases cover each size, dtype, variant and layout of an op."""
         first = next(iter(EXAMPLES[self.name]))
         if self.variant != first:
             return self.sizes == "odd" and self.pool_dtype == self.dtype
@@ -70,7 +70,7 @@ class Case(NamedTuple):
 
 
 def calls_out_of_range(name: str) -> Iterator[tuple[str, Arguments]]:
-    """Calls with one index that is none, and where it is: just outside of its range, or far from it."""
+    """Calls with one index that is just or far out of range, each with words that say which."""
     for argument, size in {"batches": "N", "targets": "C"}.items():
         for wrong in (-1, EXAMPLE_SIZES[size], 10**12, -(10**12)):
             for dtype in _FLOATS if argument in OPS[name].shapes else ():
@@ -89,7 +89,7 @@ def _pool_dtypes(name: str, dtype: torch.dtype) -> list[torch.dtype]:
 
 
 def cases() -> list[Case]:
-    """All of them, without sizes that change nothing for an op; not all sizes in half precision and other layouts."""
+    """All cases, without sizes that an op does not have; only some sizes in half precision and other layouts."""
     return [
         Case(name, variant, sizes, dtype, pool_dtype, layout)
         for name in KERNELS

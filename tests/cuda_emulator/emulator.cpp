@@ -1,5 +1,5 @@
-// The scheduler behind emulator.h, over the state in machine.h. Built without instrumentation even for
-// ThreadSanitizer, so that what is done here counts as nobody's access; only barriers order what kernels do.
+// The scheduler of emulator.h, on the state of machine.h. Built without instrumentation even for ThreadSanitizer, which
+// therefore does not see the accesses made here; only barriers order the accesses of kernels.
 #include "emulator.h"
 
 #include <algorithm>
@@ -56,7 +56,7 @@ void meet_at(Barrier& barrier, Place place, const char* what) {
   ++barrier.arrived;
 }
 
-// Lets the others go first, even where this thread was the last to arrive: the order of what follows is random too.
+// Yields to the scheduler even if this thread is the last to arrive, so that the order after a barrier is random too.
 void wait_at(Barrier& barrier, unsigned generation, bool orders_memory) {
   char* order = &barrier.order[generation & 1];
   if (orders_memory) {
@@ -71,15 +71,15 @@ void wait_at(Barrier& barrier, unsigned generation, bool orders_memory) {
   }
 }
 
-// Lanes that shuffle or vote wait for each other too, but only __syncwarp orders what they do to memory.
+// Lanes wait for each other at shuffles and votes too, but only __syncwarp orders their accesses to memory.
 void meet_in_warp(unsigned mask, Place place, bool orders_memory) {
   if (mask != kFullMask) {
-    fail("only whole warps meet: the mask at " + text(place) + " is not full");
+    fail("the mask at " + text(place) + " is not full: only whole warps are supported");
   }
   const size_t warp = warp_of_current();
   const auto first = state.threads.begin() + std::ptrdiff_t(warp * kLanes);
   if (std::any_of(first, first + kLanes, [](const Thread& thread) { return thread.done; })) {
-    fail("a warp meets at " + text(place) + " after one of its lanes has exited");
+    fail("a warp synchronizes at " + text(place) + " after one of its lanes has exited");
   }
   Barrier& barrier = state.barriers.back()->warps[warp];
   const unsigned generation = barrier.generation;
@@ -123,7 +123,7 @@ std::string describe_deadlock() {
   return "deadlock: " + std::to_string(state.n_live) + " threads wait for each other at " + where;
 }
 
-// Runs the ready lanes of one warp, once each and in random order. False where there are none.
+// Runs the ready lanes of one warp, once each and in random order. False if there are none.
 bool run_warp(size_t warp, unsigned order) {
   const unsigned factor = (order | 1) & 31, offset = (order >> 5) & 31;  // an odd factor visits every lane
   bool ran = false;
@@ -139,8 +139,8 @@ bool run_warp(size_t warp, unsigned order) {
   return ran;
 }
 
-// The first warp of `priority` that can run does, so that it gets ahead until a barrier of the block stops it; now and
-// then the priorities change. Going round fairly would hide most missing barriers.
+// Always runs the first warp of `priority` that is ready, so that it gets ahead until a barrier of the block stops it.
+// The priorities change now and then. A fair order would hide most missing barriers.
 void run_block(size_t dynamic_shared_bytes) {
   const dim3 size = coordinates.block_size;
   const size_t n_warps = state.n_threads / kLanes;
@@ -259,7 +259,7 @@ uint64_t exchange(unsigned mask, uint64_t bits, int source, Place place) {
   state.lane_slots[first + size_t(lane())] = bits;
   meet_in_warp(mask, place, false);
   const uint64_t received = source >= 0 && source < kLanes ? state.lane_slots[first + size_t(source)] : bits;
-  meet_in_warp(mask, place, false);  // before anybody writes into a slot again
+  meet_in_warp(mask, place, false);  // before any lane writes into a slot again
   return received;
 }
 

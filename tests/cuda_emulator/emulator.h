@@ -1,13 +1,13 @@
 // CUDA on the CPU, for tests: the part of CUDA that csrc/cuda/shared/portability.h promises, for g++.
 //
-// Each CUDA thread is a fiber; one block runs after the other, in random order. At every barrier and shuffle a seeded
-// scheduler decides who goes on, and lets one warp run far ahead of the rest: that is when a missing barrier shows.
+// Each CUDA thread is a fiber; blocks run one after the other, in random order. At every barrier and shuffle a seeded
+// scheduler chooses the next thread. It lets one warp run far ahead of the rest, since that exposes a missing barrier.
 // Shared memory is poisoned (NaN or large numbers) and fenced. Errors of the kernel end the launch with an exception
-// that names the line: barriers and shuffles that diverge, deadlocks, writes behind shared memory, misaligned loads,
-// launches that no GPU would take. Races that change no result, and accesses outside of tensors, are left to the builds
-// for ThreadSanitizer and AddressSanitizer.
+// that names the line: barriers and shuffles that diverge, deadlocks, writes past the end of shared memory, misaligned
+// loads, launches that every GPU rejects. Races that change no result, and accesses outside of tensors, are left to the
+// builds for ThreadSanitizer and AddressSanitizer.
 //
-// It shows nothing of speed, of memory ordering between blocks that run at once, and of a GPU's arithmetic.
+// The emulator says nothing about speed, memory ordering between blocks that run at once, or a GPU's arithmetic.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ struct Place {
   int line;
 };
 
-// Those of the fiber that runs.
+// The coordinates of the running fiber.
 struct Coordinates {
   dim3 thread, block, block_size, grid_size;
 };
@@ -39,7 +39,7 @@ extern Coordinates coordinates;
 // Runs body(closure) once for every CUDA thread. Throws std::runtime_error.
 void run(dim3 grid, dim3 block, size_t dynamic_shared_bytes, void (*body)(void*), void* closure);
 
-void* shared_array(const void* key, size_t bytes);  // the same memory for the same key, in one block
+void* shared_array(const void* key, size_t bytes);  // within a block, the same memory for the same key
 void* dynamic_shared();
 void sync_block(Place place);
 void sync_warp(unsigned mask, Place place);
@@ -65,7 +65,7 @@ T exchange_value(unsigned mask, T value, int source, Place place) {
   return value;
 }
 
-// Relaxed, as those of CUDA; the sanitizer knows these builtins.
+// Relaxed, like the atomics of CUDA; the sanitizer knows these builtins.
 template <class T, class Update>
 T read_modify_write(T* address, Update update) {
   T before, after;
@@ -95,7 +95,7 @@ T read_modify_write(T* address, Update update) {
 #define __shfl_sync(mask, value, source) ::emulator::exchange_value(mask, value, (source) & 31, EMULATOR_HERE)
 #define __shfl_xor_sync(mask, value, lane_mask) \
   ::emulator::exchange_value(mask, value, ::emulator::lane() ^ (lane_mask), EMULATOR_HERE)
-// A lane that has no such neighbour keeps its own value.
+// Where there is no source lane, a lane keeps its own value.
 #define __shfl_down_sync(mask, value, delta) \
   ::emulator::exchange_value(mask, value, ::emulator::lane() + int(delta), EMULATOR_HERE)
 #define __shfl_up_sync(mask, value, delta) \
@@ -126,7 +126,7 @@ inline void __threadfence() {
 
 #define LAPAL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
   ::emulator::launch(kernel, grid, block, size_t(shared_bytes), stream, __VA_ARGS__)
-// The address of the constant tells one array from the other, and one instantiation of a template from the other.
+// The address of the constant identifies the array, and differs between instantiations of a template.
 #define LAPAL_SHARED(T, name, n)    \
   static const char name##_key = 0; \
   T* const name = static_cast<T*>(::emulator::shared_array(&name##_key, sizeof(T) * size_t(n)))

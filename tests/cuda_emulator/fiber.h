@@ -1,7 +1,7 @@
-// Fibers: functions with a stack of their own, between which one thread of the CPU switches.
+// Fibers: functions, each with its own stack, between which one thread of the CPU switches.
 //
-// ThreadSanitizer is told about every switch, and takes each fiber for a thread: two of them that touch the same memory
-// with nothing between them that orders it are a race, although they never run at the same time.
+// ThreadSanitizer is told about every switch, and treats each fiber as a thread: two fibers that access the same memory
+// without a barrier in between are a race, although they never run at the same time.
 #pragma once
 
 #include <sys/mman.h>
@@ -29,7 +29,7 @@ void __tsan_release(void* address);
 
 namespace emulator {
 
-// Zeroed pages; at `place` they replace what lay there, and the sanitizer forgets who touched it.
+// Zeroed pages; at `place` they replace the pages there, and the sanitizer forgets earlier accesses to them.
 inline char* fresh_pages(size_t bytes, void* place = nullptr) {
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (place != nullptr ? MAP_FIXED : 0);
   void* pages = mmap(place, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
@@ -41,7 +41,7 @@ inline char* fresh_pages(size_t bytes, void* place = nullptr) {
 
 #if defined(__x86_64__)
 
-// Saves the registers that a call must keep on the stack, and the stack pointer in *from; then the same backwards.
+// Saves the callee-saved registers on the stack, and the stack pointer in *from; then restores those of `to`.
 __asm__(R"(
 .text
 .local lapal_emulator_switch
@@ -69,7 +69,7 @@ class Context {
  public:
   void start(char* stack, size_t bytes, void (*entry)()) {
     void** top = reinterpret_cast<void**>(stack + bytes) - 8;
-    *--top = nullptr;  // nobody to return to: aligns the stack as a call would
+    *--top = nullptr;  // no return address: aligns the stack as a call would
     *--top = reinterpret_cast<void*>(entry);
     top -= 6;  // the saved registers
     pointer_ = top;
@@ -84,7 +84,7 @@ class Context {
 
 #else
 
-// Everywhere else, some ten times slower: each switch calls the kernel for the signal mask.
+// On other processors, some ten times slower: each switch is a system call, for the signal mask.
 class Context {
  public:
   void start(char* stack, size_t bytes, void (*entry)()) {
@@ -104,7 +104,7 @@ class Context {
 
 #endif
 
-// What ThreadSanitizer knows. Without it, nothing.
+// ThreadSanitizer's view of a fiber; empty in other builds.
 #if defined(EMULATOR_TSAN)
 
 class Sanitized {
@@ -119,8 +119,8 @@ class Sanitized {
   void switch_here() const {
     __tsan_switch_to_fiber(id_, 1);  // 1: a switch orders nothing
   }
-  // The id of a dead fiber would be given to the next one, and races between the two be hidden: fibers stay until no
-  // launch is under way.
+  // ThreadSanitizer reuses the id of a destroyed fiber, and would not see races between the old and the new one. So
+  // fibers are destroyed only at the end of a launch.
   static void destroy_all() {
     for (void* id : retired()) {
       __tsan_destroy_fiber(id);
@@ -176,7 +176,7 @@ class Fiber {
     }
   }
 
-  // What runs already: the thread that starts the others.
+  // For the thread that runs already, and starts the others.
   void adopt_current() {
     sanitized_.adopt_current();
   }

@@ -1,4 +1,4 @@
-// What the emulator keeps of a launch: threads, the barriers at which they wait, shared memory. For emulator.cpp alone.
+// The state of a launch: threads, the barriers at which they wait, shared memory. Only for emulator.cpp.
 #pragma once
 
 #include <cstdint>
@@ -16,16 +16,16 @@ namespace emulator {
 constexpr int kLanes = 32;
 constexpr size_t kFenceBytes = 64;
 constexpr size_t kArenaBytes = 256 << 10;
-// What unwritten shared memory repeats, from one schedule to the next: NaN in every floating-point type, which sums
-// keep; or large numbers, which a maximum keeps. As an index both are far behind the end of everything, and the second
-// kind even times the rows of a tile: never negative, which stands for "none".
+// The bytes that unwritten shared memory repeats; schedules alternate between both pairs. The first is NaN in every
+// floating-point type, which sums keep; the second is a large number, which a maximum keeps. As an index both are far
+// past every end, the second also times the rows of a tile. Neither is negative, because that means "none".
 constexpr unsigned char kPoisons[][2] = {{0xff, 0x7f}, {0x7a, 0x7a}};
 
 struct Barrier {
   int arrived = 0;
   unsigned generation = 0;
   Place place{};  // of the first to arrive
-  char order[2];  // what the sanitizer orders by, one generation and the next
+  char order[2];  // addresses that the sanitizer orders by, for even and odd generations
 };
 
 struct Barriers {
@@ -45,11 +45,11 @@ struct Thread {
   }
 };
 
-// Shared memory of one block: arrays, each with a fence behind it.
+// Shared memory of one block: arrays, each followed by a fence.
 class Arena {
  public:
   void reset(uint64_t seed) {
-    // The sanitizer has to forget the last block, whose shared memory was another.
+    // The sanitizer has to forget the accesses of the block before, which had its own shared memory.
     start_ = fresh_pages(kArenaBytes, start_);
     used_ = 0;
     poison_ = kPoisons[seed % 2];
@@ -109,14 +109,14 @@ struct Emulator {
   size_t n_threads = 0;  // of a block
   Thread* current = nullptr;
   size_t n_live = 0;
-  // Of every block so far, the last one's at the end: at the same address, those of two blocks would be one to the
-  // sanitizer, and order what the blocks do.
+  // Those of every block so far, the current block last. If barriers of two blocks had the same address, the sanitizer
+  // would take them for one barrier that orders the accesses of both blocks.
   std::vector<std::unique_ptr<Barriers>> barriers;
   std::vector<uint64_t> lane_slots;  // one per thread
   Arena shared;
   void (*body)(void*) = nullptr;
   void* closure = nullptr;
-  char launch_end = 0;  // what the sanitizer orders the end of a launch by
+  char launch_end = 0;  // the address by which the sanitizer orders the end of a launch
   std::string error;
 };
 

@@ -1,4 +1,4 @@
-// Kernels with one bug each, and beside each the same kernel without it: what the emulator must find, and must let be.
+// Kernels with one bug each, and the same kernels without it: the emulator must find the bug, and accept the other.
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -88,7 +88,7 @@ __global__ void shuffle_kernel(const float* in, float* out) {
   }
 }
 
-// out[0] = in[0], from lane 0 to lane 1 through shared memory. They meet at a shuffle, which orders no memory.
+// out[0] = in[0], from lane 0 to lane 1 through shared memory. Both wait at a shuffle, which does not order memory.
 template <bool kOrdered>
 __global__ void shuffle_order_kernel(const float* in, float* out) {
   LAPAL_SHARED(float, values, kBlockSize);
@@ -113,7 +113,7 @@ __global__ void exit_kernel(const float* in, float* out) {
   }
 }
 
-// One lane at the barrier of the block, the rest of its warp at that of the warp.
+// The bug: one lane waits at the barrier of the block, the rest of its warp at that of the warp.
 template <bool kSame>
 __global__ void deadlock_kernel(const float* in, float* out) {
   if (kSame || threadIdx.x == 3) {
@@ -137,7 +137,7 @@ __global__ void poison_kernel(const float* in, float* out) {
   }
 }
 
-// out[0] = in[0], the better of itself and what lies in shared memory. What is unwritten there must not pass for none.
+// out[0] = in[0], the better of in[0] and "none" in shared memory. The bug leaves that unwritten: the poison must win.
 template <bool kInitialised>
 __global__ void poison_candidate_kernel(const float* in, float* out) {
   LAPAL_SHARED(Candidate<float>, other, 1);
@@ -156,7 +156,7 @@ __global__ void pack_kernel(const float* in, float* out) {
   }
 }
 
-// The bug reads a block of values behind the last of `in`.
+// The bug reads a block of values past the end of `in`.
 template <bool kInside>
 __global__ void global_bounds_kernel(const float* in, float* out) {
   const float value = in[kInside ? threadIdx.x : kRounds * kBlockSize + threadIdx.x];

@@ -1,4 +1,4 @@
-"""What ptxas says of every kernel: registers, shared memory, spills.
+"""What ptxas reports for every kernel: registers, shared memory, spills.
 
 ``python -m tests.cuda_emulator.registers > csrc/cuda/registers.md`` records it for all architectures.
 """
@@ -46,7 +46,7 @@ def _readable(mangled: list[str]) -> list[str]:
 
 
 def _log(source: Path, architecture: str, nvcc: str) -> str:
-    """The output of one compilation, kept by what went into it."""
+    """The output of one compilation, cached under a hash of its inputs."""
     includes = [f"-I{CSRC}", "-isystem", str(torch_folder() / "include")]
     command = [nvcc, *_FLAGS, f"-arch=sm_{architecture}", *includes, "-cubin", str(source)]
     digest = hashlib.sha256(repr(command).encode())

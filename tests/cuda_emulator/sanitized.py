@@ -1,11 +1,11 @@
-"""Runs kernels under a sanitizer in a process of its own, whose output ``test_races_and_bounds.py`` reads.
+"""Runs kernels under a sanitizer in a separate process, whose output ``test_races_and_bounds.py`` reads.
 
     python -m tests.cuda_emulator.sanitized thread kernel predictive   every case of one op, one schedule each
     python -m tests.cuda_emulator.sanitized thread planted add         the kernel with the planted bug
     python -m tests.cuda_emulator.sanitized thread healthy add         the same one without it
 
-The sanitizer, ``thread`` or ``address``, must be in the process before Python is (``environment``). It ends a process
-that saw an error with ``ERROR_STATUS``. The kind ``nothing`` only shows that it starts here.
+The sanitizer, ``thread`` or ``address``, must be loaded before Python (``environment``). On an error it ends the
+process with ``ERROR_STATUS``. The kind ``nothing`` only checks that the sanitizer starts.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The emulator finds the bugs that it is there for, and nothing in the same kernels without them."""
+"""The emulator finds the planted bugs, and no error in the same kernels without them."""
 
 import ctypes
 
@@ -36,7 +36,7 @@ ERRORS = {
     "pack": "a misaligned access of 16 bytes at portability.h:",
     "no blocks": "a grid must have",
 }
-# Not an error of the emulator, but results that any test sees.
+# Bugs that the emulator does not report, but that change the result.
 WRONG = ["read after write", "write after read", "poison", "poison candidate"]
 
 
@@ -57,7 +57,7 @@ def test_errors_are_named_on_every_schedule(library: ctypes.CDLL, name: str) -> 
         error, _ = planted.run(library, name, healthy=False, seed=seed)
         assert error.startswith("emulator: ")
         assert ERRORS[name] in error
-    # The emulator goes on after an error.
+    # The emulator still works after an error.
     assert planted.run(library, name, healthy=True, seed=0) == ("", RESULTS[name])
 
 

@@ -17,7 +17,7 @@ from tests.ops.every_op import assert_same
 FEW_SCHEDULES, MANY_SCHEDULES = 3, 20
 
 
-def test_every_kernel_is_asked_for_on_a_gpu() -> None:
+def test_native_ops_lists_every_kernel() -> None:
     assert set(KERNELS) == NATIVE_OPS["cuda"]
     assert sorted(path.stem for path in (CSRC / "cuda" / "ops").glob("*.cu")) == KERNELS
     assert {f"{name}.cuh" for name in KERNELS} <= {path.name for path in (CSRC / "cuda" / "ops").glob("*.cuh")}
@@ -25,7 +25,7 @@ def test_every_kernel_is_asked_for_on_a_gpu() -> None:
 
 @pytest.fixture(autouse=True)
 def poison_fresh_memory() -> None:
-    """What a kernel leaves unwritten in its results or its workspace is NaN."""
+    """In deterministic mode torch fills new tensors with NaN, which shows what a kernel leaves unwritten."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -38,7 +38,7 @@ def check_schedules(case: Case, schedules: int) -> None:
     within = assert_within_budget(op, case.arguments(), case.dtype, pool_dtype=case.pool_dtype, function=kernel)
     args = case.rounded()
     first = outcome(kernel, op, args)
-    # A sum may have another order in another layout.
+    # The order of a sum may depend on the layout.
     tolerance = 1e-12 if case.dtype == torch.float64 else 2e-5
     assert_same(first, within, tolerance if case.layout != "contiguous" else 0.0)
     for seed in range(1, schedules):
@@ -59,7 +59,7 @@ def test_every_schedule_gives_the_same_bits_within_the_budget(case: Case) -> Non
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_indices_out_of_range_give_not_a_number(name: str) -> None:
-    """A kernel cannot raise: it touches no memory for them, and they must show."""
+    """A CUDA kernel cannot raise: it reads nothing at such an index, and gives NaN instead."""
     for where, args in calls_out_of_range(name):
         values = outcome(emulated(name), OPS[name], args).values.values()
         assert any(value.isnan().any() for value in values), where

@@ -23,7 +23,7 @@ def architectures() -> tuple[str, ...]:
 def nvcc() -> str:
     found = registers.find_nvcc()
     if found is None:
-        pytest.skip("CUDA sources are compiled by nvcc, and there is none")
+        pytest.skip("needs nvcc, and there is none")
     return found
 
 
@@ -67,7 +67,7 @@ def listed_kernels() -> set[str]:
 
 
 def test_the_table_names_every_kernel_of_the_sources() -> None:
-    """Their names alone: which template arguments there are is known to the compiler only."""
+    """Names without template arguments, which only the compiler knows."""
     sources = "".join(path.read_text() for path in (CSRC / "cuda").rglob("*.cuh"))
     written = set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\(", sources))
     assert written
@@ -76,7 +76,7 @@ def test_the_table_names_every_kernel_of_the_sources() -> None:
 
 @pytest.mark.slow
 def test_the_table_names_every_kernel(nvcc: str) -> None:
-    """Not the figures: they are those of the version of nvcc that the table names."""
+    """The figures are not compared, because they depend on the version of nvcc."""
     recorded = (CSRC / "cuda" / "registers.md").read_text()
     assert f"registers on {' / '.join(registers.ARCHITECTURES)} |" in recorded
     wanted = {

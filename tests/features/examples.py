@@ -1,4 +1,4 @@
-"""A model and its inputs, in the mode that gives other features, for the tests of ``extract``."""
+"""A model and its inputs, for the tests of ``extract``."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tests.features.models import TinyCNN, digits, features_of, seeded
 
 IMAGES, LABELS = digits()
 X, Y = IMAGES[:50], LABELS[:50]
-MODEL = seeded(TinyCNN).train()  # in the mode that gives other features
+MODEL = seeded(TinyCNN).train()  # training mode, in which its features would differ
 INPUT_IDS = torch.arange(40).view(10, 4) % 50
 MASK = (torch.arange(4) < 1 + torch.arange(10)[:, None] % 4).long()
 

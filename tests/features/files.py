@@ -1,4 +1,4 @@
-"""Features of a small network in a file, for the tests of what is kept there."""
+"""Extracts features of a small network into a file, for the tests of these files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +15,11 @@ BATCH = 4
 
 
 class Interrupt(BaseException):
-    """Stands for what ends a process."""
+    """Simulates the end of the process."""
 
 
 class Counting(nn.Module):
-    """A small network that counts the rows that it saw, and is interrupted behind some of them."""
+    """A small network that counts its input rows, and raises ``Interrupt`` after ``stop`` of them."""
 
     def __init__(self, seed: int = 0, *, slope: float = 0.1, stop: int = 10**9) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small models in the shapes that people have them: torchvision's, that of transformers, encoders without a head."""
+"""Small models with the interfaces of torchvision and of transformers."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ def digits() -> Digits:
 
 
 class TinyCNN(nn.Module):
-    """As torchvision writes them: a body, then ``fc``."""
+    """Like models of torchvision: a body, then ``fc``."""
 
     def __init__(self, *, width: int = 32, n_classes: int = 10) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Output(dict[str, Tensor]):
 
 
 class TinyTransformer(nn.Module):
-    """As transformers writes them: keyword arguments in, a loss where there are labels, ``classifier`` at the end."""
+    """Like models of transformers: keyword arguments, a loss if there are labels, ``classifier`` at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class TinyTransformer(nn.Module):
         return torch.tanh(self.pooler(states.sum(1) / attention_mask.sum(1, keepdim=True)))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> Output:
-        assert labels is None, "the loss is of no use here"
+        assert labels is None, "labels must not reach the model, which would compute a loss"
         return Output(logits=self.classifier(self.pooled(input_ids, attention_mask)))
 
 

@@ -1,4 +1,4 @@
-"""Features kept in a file: read back, never taken for something else, and damage noticed."""
+"""Features in a file are read back, never mistaken for others, and damage is noticed."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def test_a_file_holds_what_was_extracted(path: Path, dtype: torch.dtype) -> None
     assert model.rows == 0
 
 
-def test_a_file_without_labels(path: Path) -> None:
+def test_without_targets_there_is_no_file_of_targets(path: Path) -> None:
     for _ in range(2):
         assert run(path, X).targets is None
     assert not Path(f"{path}.targets.npy").exists()
@@ -62,13 +62,13 @@ def test_a_file_is_a_pool(path: Path) -> None:
 
 
 @pytest.mark.parametrize("layer", ["fc", None, "module"])
-def test_the_same_layer_by_another_word(path: Path, layer: str | None) -> None:
+def test_a_layer_found_or_named_or_given_is_the_same_layer(path: Path, layer: str | None) -> None:
     run(path, layer=None if layer == "fc" else "fc")
     model = Counting()
     check(run(path, model=model, layer=model.fc if layer == "module" else layer))
 
 
-def test_an_iterable_is_counted_before_its_file_is_believed(path: Path) -> None:
+def test_an_iterable_must_have_as_many_rows_as_its_file(path: Path) -> None:
     run(path, batches())
     model = Counting()
     check(run(path, batches(), model))
@@ -80,7 +80,7 @@ def test_an_iterable_is_counted_before_its_file_is_believed(path: Path) -> None:
     check(run(path, batches()))
 
 
-# Something else
+# Features of another model, layer or data
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -98,7 +98,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("whole", [True, False])
-def test_features_of_something_else_are_never_taken(path: Path, change: str, whole: bool) -> None:
+def test_features_of_something_else_are_never_returned(path: Path, change: str, whole: bool) -> None:
     with nullcontext() if whole else pytest.raises(Interrupt):
         run(path, model=None if whole else Counting(stop=9), layer="fc")
     before = contents(path.parent)
@@ -109,8 +109,8 @@ def test_features_of_something_else_are_never_taken(path: Path, change: str, who
     check(run(path))
 
 
-def test_a_model_is_known_again_in_another_process(tmp_path: Path) -> None:
-    """Where a module prints a function, its address is part of what is printed, and another one each time."""
+def test_an_address_in_the_repr_does_not_make_another_model(tmp_path: Path) -> None:
+    """A module that prints a function prints its address, which differs from process to process."""
 
     class Printed(Counting):
         def extra_repr(self) -> str:
@@ -122,21 +122,21 @@ def test_a_model_is_known_again_in_another_process(tmp_path: Path) -> None:
     assert kept.rows == 0
 
 
-def test_a_foreign_file_is_never_written_over(path: Path) -> None:
+def test_a_foreign_file_is_never_overwritten(path: Path) -> None:
     path.write_bytes(b"precious")
     with pytest.raises(StorageError, match=r"exists, and no .*\.json records its origin: choose another path"):
         run(path)
     assert contents(path.parent) == {path.name: b"precious"}
 
 
-def test_a_stray_part_never_takes_the_place_of_what_is_whole(path: Path) -> None:
+def test_a_stray_partial_file_never_replaces_a_complete_one(path: Path) -> None:
     run(path)
     for name in (path, Path(f"{path}.targets.npy")):
         name.with_name(f"{name.name}.partial").write_bytes(b"")
     check(run(path))
 
 
-def test_deleting_the_features_begins_anew(path: Path) -> None:
+def test_extraction_starts_again_after_the_features_are_deleted(path: Path) -> None:
     run(path)
     path.unlink()
     check(run(path))
@@ -145,7 +145,7 @@ def test_deleting_the_features_begins_anew(path: Path) -> None:
 
 
 class Shuffling(Sampler[int]):
-    """One of the caller's own."""
+    """A sampler class that torch does not know."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(torch.randperm(N).tolist())
@@ -155,7 +155,7 @@ class Shuffling(Sampler[int]):
 
 
 @pytest.mark.parametrize("sampler", [RandomSampler(DATA), WeightedRandomSampler([1.0] * N, N), Shuffling()])
-def test_rows_in_another_order_each_time_are_not_kept(path: Path, sampler: Any) -> None:
+def test_data_in_random_order_are_refused(path: Path, sampler: Any) -> None:
     for loader in (DataLoader(DATA, 4, sampler=sampler), DataLoader(DATA, None, sampler=sampler)):
         with pytest.raises(ValueError, match=r"^data must come in the same order each time to be kept in path: pass"):
             run(path, loader)
@@ -170,7 +170,7 @@ def test_rows_in_another_order_each_time_are_not_kept(path: Path, sampler: Any) 
     [("x.npy", "x.npy"), ("x.npy", "x.npy.targets.npy"), ("x.npy", "x.npy.json"), 2 * ("x.safetensors",)],
 )
 def test_damage_anywhere_is_noticed(tmp_path: Path, name: str, changed: str) -> None:
-    """A bit of every byte is flipped, and the file is cut off at every fifth."""
+    """One bit of each byte is flipped, and the file is cut off at every fifth byte."""
     path, damaged, data = tmp_path / name, tmp_path / changed, TensorDataset(X[:3], Y[:3])
     run(path, data)
     whole = damaged.read_bytes()
@@ -184,15 +184,15 @@ def test_damage_anywhere_is_noticed(tmp_path: Path, name: str, changed: str) -> 
                 run(path, data)
             tried += 1
     damaged.write_bytes(whole + b" ")
-    if damaged.suffix != ".json":  # a space more is the same journal
+    if damaged.suffix != ".json":  # JSON ignores a space at the end
         with pytest.raises(StorageError, match="damaged"):
             run(path, data)
     assert tried > 300
-    print(f"noticed {tried} damages")
+    print(f"noticed {tried} damaged files")
 
 
 @pytest.mark.parametrize("name", ["", ".targets.npy"])
-def test_rows_that_were_damaged_while_nobody_ran(path: Path, name: str) -> None:
+def test_damage_between_two_runs_is_noticed(path: Path, name: str) -> None:
     with pytest.raises(Interrupt):
         run(path, model=Counting(stop=9), layer="fc")
     partial = Path(f"{path}{name}.partial")
@@ -208,7 +208,7 @@ def test_rows_that_were_damaged_while_nobody_ran(path: Path, name: str) -> None:
         run(path)
 
 
-def test_a_journal_of_a_newer_version(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_of_a_newer_version_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("lapal_ext.features.cache._VERSION", 2)
         run(path)
@@ -216,7 +216,7 @@ def test_a_journal_of_a_newer_version(path: Path, monkeypatch: pytest.MonkeyPatc
         run(path)
 
 
-def test_a_row_that_is_not_finite_leaves_those_before_it(path: Path) -> None:
+def test_rows_before_one_that_is_not_finite_are_kept(path: Path) -> None:
     broken = X.clone()
     broken[13, 0] = math.nan
     with pytest.raises(ValueError, match=r"from row 13 of data$"):
@@ -228,7 +228,7 @@ def test_a_row_that_is_not_finite_leaves_those_before_it(path: Path) -> None:
 
 
 class Scaling(torch.nn.Module):
-    """Keeps what it multiplies by where torch's parameters and buffers are not."""
+    """Keeps its factor outside of parameters and buffers, as extra state."""
 
     def __init__(self, factor: object) -> None:
         super().__init__()

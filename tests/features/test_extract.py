@@ -1,4 +1,4 @@
-"""From a model to the features of its last layer: what is caught, from what, and how the model is left."""
+"""``extract``: the data that it accepts, the features that it returns, and errors for bad arguments."""
 
 import math
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Dicts(Dataset[dict[str, Tensor]]):
         return {"input_ids": INPUT_IDS[row], "attention_mask": MASK[row], "labels": torch.tensor(row % 3)}
 
 
-# What comes in
+# Kinds of data
 
 DATA = {
     "tensor": (lambda: X, False),
@@ -47,7 +47,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_data_of_every_kind(name: str) -> None:
+def test_every_kind_of_data_gives_the_same_features(name: str) -> None:
     make, labelled = DATA[name]
     result = extract(MODEL, make(), batch_size=16)
     torch.testing.assert_close(result.features, expected())
@@ -77,8 +77,8 @@ def test_a_model_of_transformers(data: Any) -> None:
     assert torch.equal(result.targets, torch.arange(10) % 3)
 
 
-class Lying(Sampler[int]):
-    """Says that it has more rows than it gives."""
+class WrongLength(Sampler[int]):
+    """A sampler whose length exceeds the number of rows that it gives."""
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(20))
@@ -92,7 +92,7 @@ def test_the_number_of_rows_is_that_of_the_batches() -> None:
     torch.testing.assert_close(result.features, expected()[:39])
     assert torch.equal(result.targets, Y[:39])
     with pytest.raises(ValueError, match=r"^data must give as many rows as its length, 30, got 20$"):
-        extract(MODEL, DataLoader(TensorDataset(X, Y), 7, sampler=Lying()))
+        extract(MODEL, DataLoader(TensorDataset(X, Y), 7, sampler=WrongLength()))
 
 
 def test_nothing_is_drawn_from_the_global_generator() -> None:
@@ -102,7 +102,7 @@ def test_nothing_is_drawn_from_the_global_generator() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-# What comes out
+# The returned features
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -113,14 +113,14 @@ def test_features_are_kept_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
-def test_mixed_precision(autocast: torch.dtype) -> None:
+def test_autocast_is_what_the_argument_says(autocast: torch.dtype) -> None:
     seen: list[torch.dtype] = []
     handle = MODEL.fc.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     mixed = extract(MODEL, X, "fc", autocast=autocast).features
     with torch.autocast("cpu", dtype=autocast):
         plain = extract(MODEL, X, "fc").features
     handle.remove()
-    assert seen == [autocast, torch.float32]  # without the argument it is off, whatever is around the call
+    assert seen == [autocast, torch.float32]  # without the argument autocast is off, even within torch.autocast
     assert mixed.dtype == plain.dtype == torch.float32
     torch.testing.assert_close(plain, expected())
     torch.testing.assert_close(mixed, plain, rtol=0.02, atol=0.02)
@@ -146,7 +146,7 @@ def test_a_row_beyond_the_range_of_half_precision_is_named() -> None:
     assert bool(extract(model, large, dtype=torch.bfloat16).features.isfinite().all())
 
 
-def test_the_bar_counts_rows_and_changes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_counts_rows_and_changes_no_feature(monkeypatch: pytest.MonkeyPatch) -> None:
     advances: list[int] = []
     monkeypatch.setattr(rich.progress.Progress, "advance", lambda _, _task, rows: advances.append(rows))
     quiet = extract(MODEL, X, batch_size=20).features
@@ -211,17 +211,14 @@ def test_the_bar_counts_rows_and_changes_none(monkeypatch: pytest.MonkeyPatch) -
         ({"path": "absent/x.npy"}, FileNotFoundError, r"path must lie in an existing folder, got absent/x\.npy"),
     ],
 )
-def test_wrong_argument(changed: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_a_wrong_argument_is_named_in_the_error(changed: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{message}") as caught:
         extract(**{"model": MODEL, "data": X, **changed})
     assert type(caught.value) is error
 
 
-# From a backbone to a batch
-
-
 def test_from_a_backbone_to_a_batch() -> None:
-    """A CNN that was trained on few digits: its own layer comes back, and labels of the batch make it better."""
+    """A CNN trained on few digits: the posterior has the logits of its last layer, and an update improves accuracy."""
     train, pool, test = (slice(0, 200), slice(200, 1200), slice(1200, None))
     model = trained_cnn(IMAGES[train], LABELS[train])
     labelled = extract(model, TensorDataset(IMAGES[train], LABELS[train]))

@@ -1,4 +1,4 @@
-"""Which layer features come from: named, given or found, and what to say where it cannot be meant."""
+"""The layer that features come from: named, given or found; and errors for layers that cannot be used."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from lapal_ext.features import extract
 from tests.features.models import TinyCNN, digits, features_of, seeded
 
 X = digits().images[:50]
-MODEL: Any = seeded(TinyCNN).train()  # in the mode that gives other features
+MODEL: Any = seeded(TinyCNN).train()  # training mode, in which its features would differ
 
 
 class Headed(nn.Module):
-    """A body and several layers behind it, in an order that each test chooses."""
+    """A body and several layers after it, in an order that each test chooses."""
 
     def __init__(self, order: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_a_layer_is_named_given_or_found(layer: Any, take: str) -> None:
 
 
 @pytest.mark.parametrize("layer", [None, "", "body"], ids=repr)
-def test_an_encoder_without_a_head(layer: str | None) -> None:
+def test_an_encoder_without_a_head_gives_its_output(layer: str | None) -> None:
     encoder: Any = nn.Sequential()
     encoder.add_module("body", nn.Sequential(nn.Flatten(), nn.ReLU()))
     result = extract(encoder, X, layer, take="output")
@@ -61,7 +61,7 @@ def test_an_encoder_without_a_head(layer: str | None) -> None:
     assert (torch.equal(same.features, result.features), same.layer) == (True, "")
 
 
-def test_what_is_changed_in_place_later_was_caught_before() -> None:
+def test_features_are_those_before_a_later_change_in_place() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(inplace=True))
     result = extract(model, X, "1", "output")
     torch.testing.assert_close(result.features, model[1](X.flatten(1)).detach())
@@ -73,7 +73,7 @@ def test_the_last_layer_that_runs_is_found(order: str) -> None:
     assert extract(Headed(order), torch.ones(2, 6)).layer == "square"
 
 
-def test_a_layer_called_by_keyword() -> None:
+def test_a_layer_may_be_called_by_keyword() -> None:
     class Keyword(TinyCNN):
         def forward(self, images: Tensor) -> Tensor:
             return self.fc(input=self.features_of(images))
@@ -98,21 +98,21 @@ def test_a_layer_called_by_keyword() -> None:
         ("two heads", None, "output", r"the output of layer '' must be a tensor of floating point .*, got dict"),
     ],
 )
-def test_a_layer_that_cannot_be_meant(order: str, layer: Any, take: str, message: str) -> None:
+def test_a_layer_that_cannot_be_used_is_explained(order: str, layer: Any, take: str, message: str) -> None:
     model = Headed(order)
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         extract(model, torch.ones(2, 6), layer, take)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_model_without_a_linear_layer() -> None:
+def test_a_model_without_a_linear_layer_is_explained() -> None:
     with pytest.raises(ValueError, match=r"^layer must be named, since model runs no torch\.nn\.Linear: pass layer="):
         extract(nn.Flatten(), X)
     with pytest.raises(ValueError, match=r"model has no torch\.nn\.Linear, see model\.named_modules\(\)$"):
         extract(nn.Flatten(), X, "head")
 
 
-def test_a_layer_that_sees_no_matrix() -> None:
+def test_a_layer_whose_input_is_no_matrix_is_explained() -> None:
     tokens = nn.Sequential(nn.Linear(8, 3))
     with pytest.raises(ValueError, match=r"^the input of layer '0' must have shape \(50, D\).*got \(50, 1, 8, 8\)"):
         extract(tokens, X)

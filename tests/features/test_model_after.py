@@ -1,4 +1,4 @@
-"""How ``extract`` leaves the model: as it was, whatever happens."""
+"""``extract`` leaves the model as it was, also after an error."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -40,15 +40,15 @@ def test_the_model_is_left_as_it_was(kind: type[TinyCNN], layer: str | None) -> 
 
 @pytest.mark.parametrize("part", ["wrapped", "itself", "body"])
 @pytest.mark.parametrize("before", [True, False], ids=["run before", "never run"])
-def test_a_compiled_model(part: str, before: bool) -> None:
-    """Compiled code calls no hooks that come later, and keeps those that were there: it stays out of it."""
+def test_a_compiled_model_gives_the_same_features(part: str, before: bool) -> None:
+    """Compiled code ignores hooks that are added later, and keeps earlier ones: ``extract`` must not run it."""
     torch._dynamo.reset()
     model: Any = seeded(TinyCNN).eval()
     compiled = torch.compile(model, backend="eager") if part == "wrapped" else model
     if part != "wrapped":
         (model if part == "itself" else model.body).compile(backend="eager")
     if before:
-        with torch.no_grad():  # as it runs below: compiled code with gradients is another
+        with torch.no_grad():  # as in ``extract``: with gradients, other code is compiled
             compiled(X)
     for layer in (None, "fc"):
         result = extract(compiled, X, layer)
@@ -58,7 +58,7 @@ def test_a_compiled_model(part: str, before: bool) -> None:
 
 
 class Recorder(TinyCNN):
-    """Notes where it is sent, and stays."""
+    """Records the devices that it is moved to, and does not move."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,9 +69,8 @@ class Recorder(TinyCNN):
         return self
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="inputs must fail to follow the model")
-def test_the_model_comes_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To another device and, after the error that follows here, back."""
+@pytest.mark.skipif(torch.cuda.is_available(), reason="moving the inputs to CUDA must fail")
+def test_the_model_is_moved_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model, cuda = Recorder(), torch.device("cuda:0")
     monkeypatch.setattr("lapal_ext.features.extraction.check_device", lambda _, device: torch.device(device))
     with pytest.raises((AssertionError, RuntimeError)):
@@ -98,7 +97,7 @@ class Merging(nn.Linear):
         return self
 
 
-def test_a_module_that_does_more_than_set_its_mode_is_as_before() -> None:
+def test_a_module_whose_mode_changes_its_weights_is_restored() -> None:
     model = nn.Sequential(nn.Flatten(), Merging(X[0].numel(), 3), nn.Dropout(), nn.Linear(3, 2))
     model.train()
     model[2].eval()  # one part in another mode

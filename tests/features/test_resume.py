@@ -1,4 +1,4 @@
-"""Extraction that was interrupted or killed: what is done is kept, and what comes out is what would have."""
+"""Extraction that was interrupted or killed: finished rows are kept, and the result is that of a run without a stop."""
 
 import json
 import os
@@ -25,8 +25,8 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("data", ["dataset", "loader", "batches"])
-def test_rows_that_are_done_are_kept(path: Path, data: str) -> None:
-    """Interrupted after each number of batches, and gone on with in batches of another size."""
+def test_finished_rows_are_kept(path: Path, data: str) -> None:
+    """Interrupted after each number of batches, and resumed in batches of another size."""
     make = {"dataset": lambda: DATA, "loader": lambda: DataLoader(DATA, 5), "batches": batches}[data]
     size = BATCH if data == "dataset" else 5
     for stop in range(size, N, size):
@@ -43,8 +43,8 @@ def test_rows_that_are_done_are_kept(path: Path, data: str) -> None:
         assert N - stop <= resumed.rows <= N - stop + 6 * (data == "loader")
 
 
-def test_stopped_between_any_two_steps(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is moved, written or added is where a process may end; what was there before is what counts."""
+def test_a_run_that_stops_between_any_two_steps_is_resumed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may end before any file that it moves or writes; the next one completes the same files."""
     run(path)
     whole = contents(path.parent)
     steps = 0
@@ -84,7 +84,7 @@ def test_stopped_between_any_two_steps(path: Path, monkeypatch: pytest.MonkeyPat
 
 
 class Killing(Dataset[tuple[Tensor, Tensor]]):
-    """Ends the process that reads it with SIGKILL, behind a number of rows."""
+    """Kills the process that reads it with SIGKILL, after a number of rows."""
 
     def __init__(self, rows: int) -> None:
         self.left = rows
@@ -99,12 +99,12 @@ class Killing(Dataset[tuple[Tensor, Tensor]]):
         return X[row], Y[row]
 
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is killed, and started by fork")
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="starts processes by fork, and kills them")
 
 
 @needs_fork
-def test_killed_behind_counted_rows(path: Path) -> None:
-    """SIGKILL, again and again, until a process comes to its end: bit for bit what it would have been."""
+def test_runs_killed_after_counted_rows_are_resumed(path: Path) -> None:
+    """One process after the other is killed until one finishes; the result has the same bits as without a kill."""
     draw, kills = random.Random(0), 0
     while (status := forked(partial(run, path, Killing(draw.randrange(3 * BATCH))))) != 0:
         assert status == -signal.SIGKILL
@@ -116,8 +116,8 @@ def test_killed_behind_counted_rows(path: Path) -> None:
 
 
 @needs_fork
-def test_killed_at_steps_that_are_counted(path: Path) -> None:
-    """Before each file that is opened, moved or removed, one after the other: each process goes on from the last."""
+def test_runs_killed_at_counted_steps_are_resumed(path: Path) -> None:
+    """A step opens, moves or removes a file. Each process resumes the one before, and is killed one step later."""
 
     def killed(step: int) -> None:
         kill_at_step(step, path.parent)
@@ -131,8 +131,8 @@ def test_killed_at_steps_that_are_counted(path: Path) -> None:
     assert steps > 2 * BATCH
 
 
-def test_two_at_once_are_noticed(path: Path) -> None:
-    """The one that comes second goes on behind the rows of the first, which sees it; what is whole stays whole."""
+def test_two_runs_on_one_file_are_noticed(path: Path) -> None:
+    """The second run resumes after the rows of the first, which notices it; the complete file stays valid."""
 
     def interrupted() -> Iterator[tuple[Tensor, Tensor]]:
         for number, batch in enumerate(batches()):

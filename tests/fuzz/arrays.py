@@ -1,4 +1,4 @@
-"""The same numbers in arrays of NumPy: those that are seen as tensors, and those that torch has no tensor for."""
+"""The same numbers in NumPy arrays: ``SEEN`` ones can be viewed as tensors, ``REFUSED`` ones cannot."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +24,7 @@ def _backwards(array: AnyArray) -> AnyArray:
 
 
 def _field(array: AnyArray) -> AnyArray:
-    """A field of packed records, whose steps are no multiple of its items."""
+    """A field of packed records, whose strides are no multiple of its item size."""
     records = np.zeros(array.shape, dtype=np.dtype([("flag", "u1"), ("value", array.dtype)]))
     records["value"] = array
     return records["value"]

@@ -1,4 +1,4 @@
-"""Calling a function with one argument wrong: the right error, and nothing changed."""
+"""Calls a function with one wrong argument: it must raise the right error, and change nothing."""
 
 import copy
 import re
@@ -16,7 +16,7 @@ from tests.fuzz.values import Bad, Table
 
 
 class Call(NamedTuple):
-    """A function, arguments that it accepts, and for each of them the values that it must not."""
+    """A function, arguments that it accepts, and for each argument the values that it must refuse."""
 
     function: Callable[..., object]
     arguments: Mapping[str, Any]
@@ -37,14 +37,14 @@ def cases(calls: Mapping[str, Call]) -> list[Any]:
 
 
 def fresh(call: Call) -> dict[str, Any]:
-    """The accepted arguments, with posteriors of their own: some functions change theirs."""
+    """The accepted arguments, with copies of posteriors, since some functions change them."""
     return {
         name: value.clone() if isinstance(value, LastLayerLaplace) else value for name, value in call.arguments.items()
     }
 
 
 def bits(value: object) -> object:
-    """Everything in a tensor, an array, a posterior or a selector, to the bit; None for what is none of them."""
+    """Everything in a tensor, an array, a posterior or a selector, to the bit; None for any other value."""
     if isinstance(value, LastLayerLaplace):
         tensors = (*value.buffers(), precision_of(value))
         return [bits(tensor) for tensor in tensors], value.get_extra_state(), value.training
@@ -73,13 +73,13 @@ def precision_of(model: LastLayerLaplace) -> Tensor | None:
 
 
 def _of_selector(selector: SequentialSelector) -> object:
-    """What was answered, what waits for an answer, and all that would be asked from here on."""
+    """Its answers, its open questions, and all rows that it would ask for from here on."""
     state = selector.state_dict()
     copied = copy.deepcopy(selector)
     left = len(copied._pool) - len(copied._closed())
     try:
         questions = bits(copied.ask(left)) if left else None
-    except (ValueError, ArithmeticError) as error:  # over a posterior that is damaged
+    except (ValueError, ArithmeticError) as error:  # the posterior is damaged
         questions = str(error)
     return [bits(state[name]) for name in sorted(state)], bits(selector._initial), bits(selector._asked), questions
 

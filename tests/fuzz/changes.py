@@ -1,4 +1,4 @@
-"""What a campaign does to an argument: values that must be refused, that mean the same, or that may be either.
+"""How a campaign changes an argument: to values that must be refused, that mean the same, or that may do either.
 
 A change is a function from the accepted value to another one. ``REFUSED`` asks for a typed error that names the
 argument, ``SAME`` for the result of the accepted value, ``EITHER`` for a right result or a typed error.
@@ -39,7 +39,7 @@ class Argument(NamedTuple):
 
 
 def evenly(choose: Choose, values: Sequence[Any]) -> Any:
-    """One of these, all as often: hypothesis comes back to the first of ``sampled_from`` time and again."""
+    """One of these, each equally often: hypothesis draws the first of ``sampled_from`` more often than the others."""
     return values[Random(choose(st.integers(0, 2**64 - 1))).randrange(len(values))]
 
 
@@ -60,7 +60,7 @@ def entry(choose: Choose, tensor: Tensor, value: float) -> Tensor:
 
 
 def shapes_of(tensor: Tensor, keep: bool) -> Options:
-    """Other shapes; with ``keep`` none that differs in the number of rows alone, which is another argument's fault."""
+    """Other shapes; with ``keep`` the number of rows stays, since that error would name another argument."""
     options: Options = {
         "a dimension more": (REFUSED, lambda: tensor[None]),
         "a dimension more at the end": (REFUSED, lambda: tensor[..., None].expand(*tensor.shape, 2)),
@@ -134,8 +134,8 @@ def features(x: Tensor, *, half: bool = False, optional: bool = False) -> Argume
     """A matrix of features [N, D] that must have D columns.
 
     Args:
-        x: accepted.
-        half: whether half precision is storage for it.
+        x: the accepted value.
+        half: whether it may be stored in half precision.
         optional: whether it may be None.
     """
 
@@ -151,7 +151,7 @@ def features(x: Tensor, *, half: bool = False, optional: bool = False) -> Argume
 
 
 def any_features(x: Tensor) -> Argument:
-    """A matrix [N, D] of any width, either dtype: what a fit begins with."""
+    """A matrix [N, D] of any width and either dtype, as for a fit."""
 
     def change(choose: Choose, good: Tensor) -> Changed:
         options = {**floats(choose, good), **shapes_of(good, keep=True)}
@@ -170,7 +170,7 @@ def any_features(x: Tensor) -> Argument:
 
 
 def outside(size: int) -> st.SearchStrategy[int]:
-    """What int64 has beside [0, size)."""
+    """The int64 numbers outside of [0, size)."""
     return st.integers(-(2**63), -1) | st.integers(size, 2**63 - 1)
 
 

@@ -1,4 +1,4 @@
-"""What the classifier of scikit-learn accepts, and what a campaign does to it and to each argument."""
+"""What ``LaplaceClassifier`` accepts, and how a campaign changes it and each argument."""
 
 import copy
 import math
@@ -102,7 +102,7 @@ def _of_updates(choose: Choose) -> Arguments:
 
 
 def _training(p: Small) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A row of every class, and those of the problem."""
+    """The rows of the problem, and one row of every class."""
     rows = torch.cat([p.x, (torch.arange(p.n_classes, dtype=p.x.dtype)[:, None] + 1).expand(-1, p.x.shape[1])])
     labels = torch.cat([p.y, torch.arange(p.n_classes)]).numpy()
     return rows.numpy(), labels + 3
@@ -149,7 +149,7 @@ def _predict(choose: Choose, p: Small) -> Arguments:
 
 @contextmanager
 def _with_parameters(classifier: LaplaceClassifier, parameters: Mapping[str, object]) -> Iterator[None]:
-    """The classifier with other parameters during a call, which are arguments as well."""
+    """The classifier with other parameters during a call: campaigns treat parameters as arguments of the call."""
     before = classifier.get_params()
     try:
         classifier.set_params(**parameters)
@@ -159,7 +159,7 @@ def _with_parameters(classifier: LaplaceClassifier, parameters: Mapping[str, obj
 
 
 def _learned(name: str) -> Callable[..., object]:
-    """``fit`` or ``partial_fit``, and what is predicted behind it."""
+    """Call ``fit`` or ``partial_fit``, and return the posterior after it."""
 
     def call(classifier: LaplaceClassifier, X: Any, y: Any, classes: Any = None, **parameters: Any) -> object:
         with _with_parameters(classifier, parameters):

@@ -1,4 +1,4 @@
-"""What extraction accepts, and what a campaign does to each argument."""
+"""What ``extract`` accepts, and how a campaign changes each argument."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Network(nn.Sequential):
 
 
 def _seen(model: nn.Module, inputs: Tensor, layer: str, take: str) -> Tensor:
-    """What goes into a layer of the network or comes out of it, in float64 and without a hook."""
+    """The input or the output of a layer of the network, in float64 and without a hook."""
     value = inputs.detach().double()
     if (layer, take) == ("", "input"):
         return value
@@ -49,7 +49,7 @@ def _seen(model: nn.Module, inputs: Tensor, layer: str, take: str) -> Tensor:
 
 
 class _Broken(nn.Module):
-    """A network that gives a row less than it was given."""
+    """A network that returns no rows."""
 
     def __init__(self, n_features: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def _other_model(p: Small) -> Callable[[Choose, Network], Changed]:
         options: Options = {
             "no model": (REFUSED, lambda: evenly(choose, (None, "x", 1, nn.Linear, lambda x: x, p.x))),
             "a training one": (SAME, good.train),
-            # Where it is the features that are not finite, or the layer that is not there, the message says so.
+            # Depending on layer and data, the message may name the features or the layer instead of the model.
             "not finite": (EITHER, with_nan),
             "fewer rows": (EITHER, lambda: _Broken(p.x.shape[1], p.x.dtype)),
         }
@@ -94,7 +94,7 @@ def _other_data(p: Small) -> Callable[[Choose, object], Changed]:
                 "no labels": (REFUSED, lambda: [(x, odd)]),
                 "labels in some": (REFUSED, lambda: [(x, y), x]),
                 "inputs that are scalars": (REFUSED, lambda: [x[0, 0]]),
-                # A network may give what is finite of what is not.
+                # A network may give finite features for inputs that are not finite.
                 "not finite": (EITHER, lambda: changes.entry(choose, x, evenly(choose, (math.nan, math.inf)))),
                 "batches": (SAME, lambda: [*x.split(2)]),
                 "a set of rows": (SAME, lambda: TensorDataset(x)),

@@ -1,4 +1,4 @@
-"""What reading, naming, growing and calling a posterior accepts, and what a campaign does to each argument."""
+"""What loading, saving, naming, extending and calling a posterior accept, and how a campaign changes each argument."""
 
 import atexit
 import itertools
@@ -36,7 +36,7 @@ def new_path(suffix: str = "") -> Path:
 
 
 class PathInBytes:
-    """A path of the system, which may be bytes, and does not go by the name of str."""
+    """An ``os.PathLike`` whose path is bytes."""
 
     def __fspath__(self) -> bytes:
         return b"posterior"
@@ -234,14 +234,14 @@ def _to_linear(_: Choose, p: Small) -> Arguments:
 
 
 def _forward(_: Choose, p: Small) -> Arguments:
-    """Any number of rows in any number of dimensions, whose values are not looked at."""
+    """Features with any number of rows and dimensions, whose values are not checked."""
     any_sizes = {"another scale", "one entry of another size", "negative"}  # which may overflow in float32 alone
     shapes = {"a dimension more", "a dimension more at the end", "flat"}  # which may still have D columns
 
     def change(choose: Choose, good: Tensor) -> Changed:
         options = {**changes.floats(choose, good), **changes.shapes_of(good, keep=True)}
         options |= {
-            "half": (EITHER, good.half),  # of a posterior in half precision as well
+            "half": (EITHER, good.half),  # right for a posterior in half precision
             "None": (REFUSED, lambda: None),
             "a vector": (SAME if len(good) == 1 else EITHER, lambda: good[0]),
         }

@@ -1,4 +1,4 @@
-"""What a campaign does to posteriors, layers, states and where labels come from; see ``changes``."""
+"""How a campaign changes posteriors, layers, states and sources of labels; see ``changes``."""
 
 import math
 from collections.abc import Callable
@@ -27,12 +27,12 @@ from tests.fuzz.changes import (
 
 
 def model(good: LastLayerLaplace, *, fitted: bool = True, foreign: bool = False) -> Argument:
-    """A posterior, or one whose buffers somebody has changed.
+    """A posterior, which a campaign replaces by a damaged one or by another object.
 
     Args:
-        good: accepted.
-        fitted: whether it must be.
-        foreign: whether something else may come in its place; not where it is the object of a method.
+        good: the accepted value.
+        fitted: whether it must be fitted.
+        foreign: whether another object may be passed instead; not if it is the object of a method.
     """
 
     def change(choose: Choose, good: LastLayerLaplace) -> Changed:
@@ -127,7 +127,7 @@ def head(good: nn.Linear) -> Argument:
 
 
 def prior_precisions(good: Tensor, *, any_shape: bool = False) -> Argument:
-    """A grid of them, which may be None."""
+    """A grid of prior precisions, or None."""
 
     def change(choose: Choose, good: Tensor) -> Changed:
         beyond = st.floats(max_value=0.0) | st.sampled_from([math.nan, math.inf, 1e-320, 1e309])
@@ -173,7 +173,7 @@ def label_source(choose: Choose, y: Tensor, n_classes: int, *, asked: bool = Tru
 
 
 def state(good: LastLayerLaplace) -> Argument:
-    """A state dict of the same shapes, with one entry changed, missing or too many."""
+    """A state dict of the same shapes, with one entry changed, missing or added."""
     saved = good.clone().state_dict()
     tensors = [name for name in saved if name != "_extra_state"]
 
@@ -206,7 +206,7 @@ def state(good: LastLayerLaplace) -> Argument:
                     REFUSED,
                     lambda: saved | {"_extra_state": saved["_extra_state"] | {"class_names": nonsense or "bogus"}},
                 ),
-                # Those of an older version have none.
+                # States of an older version have no class names.
                 "no class names": (SAME, lambda: saved | {"_extra_state": _without(saved, "class_names")}),
                 "the same": (SAME, lambda: dict(saved)),
             },

@@ -1,4 +1,4 @@
-"""One call of a public function with some of its arguments changed, and what must be true of it."""
+"""One call of a public function with some of its arguments changed, and the checks of what it does."""
 
 import copy
 import re
@@ -25,14 +25,14 @@ from tests.fuzz.tally import count, count_wrong
 
 CAMPAIGN = "bad input"
 TYPED = (ValueError, TypeError, KeyError, OSError, NotFittedError, NotPSDError)
-# What an error may name where a posterior is at fault, and the attributes that a state holds.
+# What an error about a posterior may name instead of the argument.
 OF_A_POSTERIOR = ("posterior", "mean", "centre", "scale", "covariance", "precision", "gamma", "utility")
-OF_A_STATE = ATTRIBUTES  # which an error about a state may name in its place
-TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-7}  # relative to the largest entry; without an outlier in 15,000
+OF_A_STATE = ATTRIBUTES  # what an error about a state may name instead
+TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-7}  # relative to the largest entry; 15,000 calls had no outlier
 
 
 def tensors(result: object) -> list[Tensor]:
-    """Everything in a result that is computed."""
+    """All computed tensors of a result."""
     if isinstance(result, LastLayerLaplace):
         precision = precision_of(result)
         none = torch.full_like(result.covariance, torch.nan)
@@ -47,7 +47,7 @@ def tensors(result: object) -> list[Tensor]:
 
 
 def fresh(value: object) -> object:
-    """A copy of what a call changes or uses up."""
+    """A copy, where a call may change the value."""
     if isinstance(value, LastLayerLaplace):
         return value.clone()
     if isinstance(value, Restartable):
@@ -82,7 +82,7 @@ def wide(value: object) -> object:
 
 
 def agree(result: object, expected: object, tolerance: float) -> bool:
-    """Whether results are the same up to rounding; picks up to the first at which two utilities are."""
+    """Whether results are equal up to rounding; picks may differ from the first on at which two utilities tie."""
     if isinstance(result, SelectionResult) and isinstance(expected, SelectionResult):
         for place, (row, wanted) in enumerate(zip(result.indices, expected.indices, strict=True)):
             if not _close(result.utilities[place], expected.utilities[place], tolerance):
@@ -100,12 +100,12 @@ def _close(value: Tensor, wanted: Tensor, tolerance: float) -> bool:
     if value.shape != wanted.shape:
         return False
     known = wanted.double()[wanted.isfinite()].abs()
-    room = tolerance * float(known.max()) if known.numel() else 0.0
-    return torch.allclose(value.double(), wanted.double(), rtol=0.0, atol=room, equal_nan=True)
+    allowed = tolerance * float(known.max()) if known.numel() else 0.0
+    return torch.allclose(value.double(), wanted.double(), rtol=0.0, atol=allowed, equal_nan=True)
 
 
 def one_call(choose: Choose, function: Function, name: str, campaign: str) -> None:
-    """Change one or two arguments of an accepted call, and see that it does what it must."""
+    """Change one or two arguments of an accepted call, and check its error or its result."""
     problem = small(choose)
     arguments = function.arguments(choose, problem)
     values = {argument: fresh(made.good) for argument, made in arguments.items()}
@@ -139,7 +139,7 @@ def one_call(choose: Choose, function: Function, name: str, campaign: str) -> No
 
 
 def _computed(result: object, given: object) -> list[Tensor]:
-    """What of a result is not merely what a posterior that came in holds, be that NaN."""
+    """The tensors of a result that differ from those of the given posterior, which may hold NaN."""
     if isinstance(result, SelectionResult):
         return [result.utilities, *_computed(result.posterior, given)]
     if not isinstance(given, LastLayerLaplace) or not isinstance(result, LastLayerLaplace):
@@ -148,7 +148,7 @@ def _computed(result: object, given: object) -> list[Tensor]:
         new.shape == old.shape and bool(torch.allclose(new, old, rtol=0.0, atol=0.0, equal_nan=True))
         for new, old in zip(tensors(result), tensors(given), strict=True)
     ]
-    kept[-1] |= not bool(tensors(given)[-1].isfinite().all())  # an update adds to it, and computes nothing from it
+    kept[-1] |= not bool(tensors(given)[-1].isfinite().all())  # an update only adds to the precision
     return [tensor for tensor, same in zip(tensors(result), kept, strict=True) if not same]
 
 
@@ -160,13 +160,13 @@ def _outcome(function: Function, values: Mapping[str, object]) -> tuple[object, 
 
 
 def _names(error: Exception, arguments: Mapping[str, object]) -> bool:
-    """Whether the message has the name of one of these, or of a part of it."""
+    """Whether the message names one of these arguments, or a part of one."""
     file = getattr(arguments.get("path"), "value", None)
     if isinstance(error, (StorageError, OSError)) and file is not None and str(Path(file)) in str(error):
         return True  # it names the file itself
     frames = (frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__))
     if any(name.startswith("sklearn.") for name in frames):
-        return True  # in the words of scikit-learn, which are not ours
+        return True  # the message is scikit-learn's own
     names = [*arguments, *(["features"] if "X" in arguments else [])]
     names += OF_A_POSTERIOR if {"posterior", "selector"} & {*names} else []
     names += ["undo"] if "selector" in names else []  # there may be nothing to undo
@@ -181,7 +181,7 @@ def try_calls(function: Function, name: str, examples: int, campaign: str = CAMP
     @given(st.data())
     def tried(data: st.DataObject) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of features that are not standardised, of fits that stop early
+            warnings.simplefilter("ignore")  # about features that are not standardised, or fits that stop early
             one_call(data.draw, function, name, campaign)
 
     tried()

@@ -1,4 +1,4 @@
-"""What ``LastLayerLaplace`` and the baselines accept, and what a campaign does to each of their arguments."""
+"""What ``LastLayerLaplace`` and the baselines accept, and how a campaign changes each argument."""
 
 import io
 import tempfile

@@ -1,4 +1,4 @@
-"""Other processes: with other settings, or killed while they work, at a step that is counted."""
+"""Other processes: with other settings, or killed at a counted step of their work."""
 
 import os
 import resource
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-# Seconds after which a process hangs, on any machine and beside any others.
+# Seconds after which a process is taken to hang, even on a slow and busy machine.
 HANGS = 600.0
 
 
@@ -34,7 +34,7 @@ _STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.link", "os.truncate"
 def at_step(number: int, folder: str | Path, do: Callable[[], object]) -> None:
     """Call ``do`` just before this process opens, moves or removes something in ``folder`` for the n-th time.
 
-    It counts steps and no time, so that it happens at the same place on every machine. Nothing takes it back.
+    It counts steps, not time, so that it happens at the same place on every machine. It cannot be undone.
     """
     left, prefix = number, os.fspath(folder)
 
@@ -54,16 +54,16 @@ def kill_at_step(number: int, folder: str | Path) -> None:
 
 
 def kill_after_bytes(size: int) -> None:
-    """Let Linux end this process, by SIGXFSZ, when it writes past so many bytes of any file."""
+    """Let Linux end this process, by SIGXFSZ, when it writes more than ``size`` bytes to a file."""
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def forked(function: Callable[[], object]) -> int:
-    """Call ``function`` in a copy of this process, which has everything loaded; return its exit status."""
+    """Call ``function`` in a fork of this process, in which everything is imported; return its exit status."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons', about threads, which idle here
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of threads, which are idle here
         process = os.fork()
     if process == 0:
         status = 1

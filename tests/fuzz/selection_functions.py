@@ -1,4 +1,4 @@
-"""What selects and looks ahead accepts, and what a campaign does to each of its arguments."""
+"""What the functions that select and look ahead accept, and how a campaign changes each argument."""
 
 from collections.abc import Callable
 from typing import Any

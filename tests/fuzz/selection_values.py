@@ -1,4 +1,4 @@
-"""A problem to choose rows of, and wrong values of the arguments that only selection has."""
+"""A problem to select rows from, and wrong values of the arguments that only selection has."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a ``SequentialSelector`` that is under way accepts, and what a campaign does to it and to each argument."""
+"""What a ``SequentialSelector`` accepts after some answers, and how a campaign changes it and each argument."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ ACQUISITIONS = ("margin", "entropy", "variance", "bald", "badge", "coreset")
 
 
 class Restartable(SequentialSelector):
-    """A selector that knows what it was made of, so that it can be made again in another dtype."""
+    """A selector that keeps its arguments, so that it can be built again in another dtype."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -32,7 +32,7 @@ class Restartable(SequentialSelector):
 
 
 def _selector(choose: Choose, p: Small) -> Restartable:
-    """One that has asked, or was told, or skipped, as many rows as its pool allows."""
+    """A selector after some answers and skips, with an open question or without."""
     acquisition = choose(st.sampled_from(ACQUISITIONS))
     made = Restartable(
         posterior=p.posterior,
@@ -50,7 +50,7 @@ def _selector(choose: Choose, p: Small) -> Restartable:
 
 
 def _over_damaged(good: Restartable) -> Restartable:
-    """A selector over a covariance that is not positive semi-definite, where it lets itself be made."""
+    """A selector whose covariance is not positive semi-definite; the given one if that cannot be built."""
 
     def damage(value: object) -> object:
         if value is not good._arguments["posterior"]:
@@ -86,12 +86,12 @@ def _selector_argument(choose: Choose, p: Small) -> Argument:
 
 
 def _rows(good: Any, size: int, told: set[int]) -> Argument:
-    """Rows to answer: an integer, or int64 [k]; any integers will do."""
+    """Rows to answer: an integer, or a vector of any integer type."""
 
     def change(choose: Choose, good: Any) -> Changed:
         if isinstance(good, int):
             made = changes.integer(good, 0, size - 1).change(choose, good)
-            # A vector is no row alone, and as long as the labels only by chance.
+            # Several rows are wrong for one label, and right if there happen to be as many labels.
             return made._replace(verdict=EITHER) if made.words == "several" else made
         options: Options = {
             "none": (REFUSED, lambda: good[:0]),
@@ -150,7 +150,7 @@ def _skip(choose: Choose, p: Small) -> Arguments:
 
 
 def _undo(choose: Choose, p: Small) -> Arguments:
-    """``undo`` takes nothing; what is wrong is what it is called on."""
+    """``undo`` takes no argument, so a campaign changes the selector that it is called on."""
     selector = _selector_argument(choose, p)
     if not selector.good._events:
         selector.good.skip(0)
@@ -209,7 +209,7 @@ def _other_state(choose: Choose, good: dict[str, Any], p: Small) -> Changed:
 
 
 def _left(selector: Restartable) -> tuple[object, ...]:
-    """What a selector knows and asks next, to be compared."""
+    """The posterior, the state and the next question of a selector, for a comparison."""
     state = selector.state_dict()
     left = len(selector._pool) - len(selector._closed())
     question = selector.ask() if left else torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""A small problem, and how a campaign knows a public function."""
+"""A small problem, and what a campaign must know about a public function."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Function(NamedTuple):
         call: the function.
         arguments: accepted arguments for a problem.
         moves: the argument that changes when it succeeds.
-        copies: whether it only hands on what the posterior holds, be that NaN.
+        copies: whether it only returns numbers of the posterior, which may be NaN.
         draws: whether its result follows from random numbers, which differ between float32 and float64.
     """
 
@@ -44,7 +44,7 @@ class Function(NamedTuple):
 
 
 def small(choose: Choose) -> Small:
-    """Sizes down to one row, one feature and two classes."""
+    """A random problem, which may have one row, one feature and two classes."""
     draw = Draw(choose(st.integers(0, 2**32 - 1)))
     n_classes, n_features = choose(st.sampled_from([2, 2, 3, 5])), choose(st.sampled_from([1, 2, 4]))
     n_rows, n_points = choose(st.sampled_from([1, 2, 6])), choose(st.sampled_from([1, 3]))
@@ -54,7 +54,7 @@ def small(choose: Choose) -> Small:
         draw.normal(n_classes, n_features).to(dtype), curvature=choose(st.sampled_from(CURVATURES)), bias=bias
     )
     model.fit(draw.normal(2 * n_features + 3, n_features).to(dtype))
-    if choose(st.booleans()):  # with rows that its precision has yet to gain
+    if choose(st.booleans()):  # its precision does not contain these rows yet
         model.update(draw.normal(2, n_features).to(dtype), draw.integers(n_classes, 2))
     x, y = draw.normal(n_rows, n_features).to(dtype), draw.integers(n_classes, n_rows)
     return Small(model, x, y, draw.normal(n_points, n_features).to(dtype), n_classes)

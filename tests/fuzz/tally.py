@@ -7,12 +7,12 @@ _PER_FUNCTION: dict[str, Counter[str]] = {}
 
 
 def count(campaign: str, what: str, number: int = 1) -> None:
-    """Add to what the line of a campaign says."""
+    """Add to one count in the line of a campaign."""
     _COUNTS.setdefault(campaign, Counter())[what] += number
 
 
 def count_wrong(campaign: str, function: str, number: int = 1) -> int:
-    """Add wrong calls of one function, whose fewest the line of the campaign says; return how many it had."""
+    """Add wrong calls of one function, and return their sum; the line of a campaign shows the smallest sum."""
     _PER_FUNCTION.setdefault(campaign, Counter())[function] += number
     return _PER_FUNCTION[campaign][function]
 

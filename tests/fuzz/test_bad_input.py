@@ -24,7 +24,7 @@ from tests.fuzz import (
 from tests.fuzz.one_call import CAMPAIGN, try_calls
 from tests.fuzz.tally import count_wrong
 
-ROOMS = (
+MODULES = (
     posterior_functions,
     head_functions,
     selection_functions,
@@ -32,18 +32,18 @@ ROOMS = (
     extract_function,
     classifier_functions,
 )
-FUNCTIONS = {name: function for room in ROOMS for name, function in room.FUNCTIONS.items()}
+FUNCTIONS = {name: function for module in MODULES for name, function in module.FUNCTIONS.items()}
 WANTED = 200
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_quickly(name: str) -> None:
+def test_a_few_changed_calls_are_right_or_refused(name: str) -> None:
     try_calls(FUNCTIONS[name], name, 12)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_campaign(name: str) -> None:
+def test_many_changed_calls_are_right_or_refused(name: str) -> None:
     try_calls(FUNCTIONS[name], name, 500)
     assert count_wrong(CAMPAIGN, name, 0) >= WANTED
 

@@ -59,7 +59,7 @@ def change_tensor(choose: Choose, op: Op, name: str, args: Arguments) -> Changed
         "another type": (REFUSED, lambda: one_of(choose, "x", 1, 1.0, object())),
         **{f"{layout} memory": (SAME, lambda lay=lay: lay(good)) for layout, lay in LAYOUTS.items()},
     }
-    if sum(isinstance(value, Tensor) for value in args.values()) > 1:  # alone it is what shapes are inferred with
+    if sum(isinstance(value, Tensor) for value in args.values()) > 1:  # a call with meta tensors alone infers shapes
         options["on meta"] = (REFUSED, lambda: good.to("meta"))
     if good.dim():
         options["a dimension less"] = (REFUSED, lambda: torch.zeros(good.shape[:-1], dtype=good.dtype))
@@ -99,13 +99,13 @@ def change_other(choose: Choose, value: object) -> Changed:
     changed = made.change(choose, made.good)
     if changed.verdict == REFUSED:
         return changed
-    return changed._replace(value=np.float64(changed.value))  # a reference, called as it is, knows no fractions
+    return changed._replace(value=np.float64(changed.value))  # a reference does not accept a Fraction
 
 
 def one_call(choose: Choose, op: Op) -> None:
     mutated = mutated_names(op)
     sizes = {letter: one_of(choose, *values) for letter, values in SIZES.items()}
-    sizes["M"] = 0 if sizes["N"] == 0 else sizes["M"]  # no batches of no rows
+    sizes["M"] = 0 if sizes["N"] == 0 else sizes["M"]  # no rows, no batches
     dtype = one_of(choose, torch.float32, torch.float64)
     pool_dtype = one_of(choose, dtype, torch.float16, torch.bfloat16)
     variant = one_of(choose, *EXAMPLES[op.name])
@@ -116,10 +116,10 @@ def one_call(choose: Choose, op: Op) -> None:
         tensor = isinstance(args[name], Tensor)
         changed[name] = change_tensor(choose, op, name, args) if tensor else change_other(choose, args[name])
     if sum(change.words == "on meta" for change in changed.values()) == 2:
-        return  # which may be all there is
+        return  # a call with meta tensors alone is accepted
     sizes_changed = [change.words for change in changed.values() if re.fullmatch(r"another \w", change.words)]
     if len(sizes_changed) == 2:
-        return  # which may well fit together
+        return  # both changed sizes may fit together
     values = args | {name: change.value for name, change in changed.items()}
     words = f"{op.name} ({variant}, {dtype}) with {', '.join(f'{name}: {c.words}' for name, c in changed.items())}"
     refused = [name for name, change in changed.items() if change.verdict == REFUSED]
@@ -142,17 +142,17 @@ def one_call(choose: Choose, op: Op) -> None:
     reference = outcome(op.reference, op, again).values
     exact = outcome(op.reference, op, cast(op, again, torch.float64)).values
     unread = {name: bits(value) for name, value in again.items() if name not in mutated}
-    assert unread == {name: before[name] for name in unread}, f"{words} changed what is not its to change"
-    huge = any("huge" in change.words for change in changed.values())  # and what cancels there is rounding
+    assert unread == {name: before[name] for name in unread}, f"{words} changed an argument that it must not change"
+    huge = any("huge" in change.words for change in changed.values())  # their differences are rounding errors
     if op.name == "absorb_labels" and not result["result 3"]:
-        result = {"result 3": result["result 3"]}  # which says that the rest may be wrong
+        result = {"result 3": result["result 3"]}  # it says that the other results may be wrong
     for name, value in result.items():
         check_value(value, reference[name], exact[name], math.inf if huge else TOLERANCE[dtype], f"{words}, {name}")
     count(CAMPAIGN, "results equal to the reference")
 
 
 def _failure(op: Op, values: Arguments) -> str:
-    """What a typed error said; nothing where there was none."""
+    """The message of a typed error, or an empty text."""
     try:
         op(**values)
     except (ValueError, TypeError) as error:
@@ -161,9 +161,9 @@ def _failure(op: Op, values: Arguments) -> str:
 
 
 def check_value(value: Tensor, reference: Tensor, exact: Tensor, tolerance: float, words: str) -> None:
-    """A kernel has a number wherever the reference in the same dtype has one, and no number that is wrong."""
+    """A kernel is finite wherever the reference in the same dtype is, and no finite number is wrong."""
     assert (value.shape, value.dtype) == (reference.shape, reference.dtype), words
-    huge = math.isinf(tolerance)  # where one overflows and the other does not: NaN is no number that is wrong
+    huge = math.isinf(tolerance)  # then either may overflow where the other does not
     if not value.is_floating_point():
         assert huge or torch.equal(value, reference), f"{words}: {value} and not {reference}"
         return
@@ -185,13 +185,13 @@ def try_calls(op: Op, examples: int) -> None:
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_quickly(name: str) -> None:
+def test_a_few_changed_calls_are_right_or_refused(name: str) -> None:
     try_calls(OPS[name], 25)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPS)
-def test_campaign(name: str) -> None:
+def test_many_changed_calls_are_right_or_refused(name: str) -> None:
     try_calls(OPS[name], 500)
     assert count_wrong(CAMPAIGN, name, 0) >= WANTED
 

@@ -1,4 +1,4 @@
-"""Wrong arguments of ``LastLayerLaplace``: a typed error that names the argument, and a posterior as it was."""
+"""Wrong arguments of ``LastLayerLaplace``: a typed error that names the argument, and an unchanged posterior."""
 
 import math
 
@@ -16,7 +16,7 @@ problem = make_problem()
 X, Y = problem.pool[:8], problem.labels[:8]
 WEIGHT, BIAS = problem.posterior.mean[:, :-1].clone(), problem.posterior.mean[:, -1].clone()
 HEAD = problem.posterior.to_linear()
-MODEL = problem.posterior.clone().update(X[:3], Y[:3])  # with rows that its precision has yet to gain
+MODEL = problem.posterior.clone().update(X[:3], Y[:3])  # its precision does not contain these rows yet
 
 NAMES = ("a", "b", "c", "d")
 NAMED = MODEL.clone()
@@ -97,7 +97,7 @@ CALLS = {
             "class_names": NAMES,
         },
         {
-            # Without a model, features of any width and of both precisions are right.
+            # Before there is a model, features of any width and of both precisions are accepted.
             "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
             | values.no_rows(X)
             | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},
@@ -222,11 +222,11 @@ def test_wrong_argument(call: Call, argument: str, bad: Bad) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_arguments_around_a_wrong_one_are_right(name: str) -> None:
+def test_the_other_arguments_are_accepted(name: str) -> None:
     CALLS[name].function(**fresh(CALLS[name]))
 
 
-def test_samples_are_for_monte_carlo_alone() -> None:
+def test_n_samples_is_for_the_mc_link_alone() -> None:
     with pytest.raises(ValueError, match=r"^n_samples is for link='mc', got it with link='plugin'"):
         MODEL.predict_proba(X, "plugin", n_samples=3)
 
@@ -235,7 +235,7 @@ def test_samples_are_for_monte_carlo_alone() -> None:
 @pytest.mark.parametrize("step", ["line_search", "newton"])
 @pytest.mark.parametrize("factor", [1e12, 1e18, 1e19, 1e30])
 def test_float32_features_too_large_for_their_squares(factor: float, step: str, n_rows: int) -> None:
-    """Where |phi|^2 leaves float32, an update may fail, but it may not pass and leave a precision that is infinite."""
+    """Where |phi|^2 overflows in float32, an update may raise, but must not succeed with an infinite precision."""
     model, x = MODEL.clone().float(), (factor * X[:n_rows]).float()
     before = bits(model)
     failure = ""
@@ -251,7 +251,7 @@ def test_float32_features_too_large_for_their_squares(factor: float, step: str, 
         assert factor < 1e19
 
 
-def test_a_step_that_overflows_is_the_fault_of_gamma() -> None:
+def test_the_error_of_a_step_that_overflows_names_gamma() -> None:
     model = MODEL.clone().float()
     before = bits(model)
     with pytest.raises(ValueError, match=r"^gamma must leave the steps finite in torch\.float32, got 1e\+300"):
@@ -260,7 +260,7 @@ def test_a_step_that_overflows_is_the_fault_of_gamma() -> None:
 
 
 @pytest.mark.parametrize("name", ["mean", "covariance"])
-def test_a_posterior_with_nan_predicts_nothing(name: str) -> None:
+def test_a_posterior_with_nan_raises(name: str) -> None:
     model = MODEL.clone()
     getattr(model, name)[0, 0] = math.nan
     for call in (lambda: model.predict_proba(X), lambda: model.predict_latent(X), lambda: model.update(X, Y)):
@@ -268,7 +268,7 @@ def test_a_posterior_with_nan_predicts_nothing(name: str) -> None:
             call()
 
 
-# What must work
+# Arguments that must be accepted
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_posterior_with_nan_predicts_nothing(name: str) -> None:
     ],
     ids=["parameter", "requires grad", "transposed", "strided", "expanded", "one row", "no rows"],
 )
-def test_features_of_every_kind(x: torch.Tensor) -> None:
+def test_features_of_every_kind_are_accepted(x: torch.Tensor) -> None:
     plain = x.detach().clone()
     for step in ("line_search", "newton"):
         changed, expected = (MODEL.condition_on(rows, Y[: len(x)], step) for rows in (x, plain))
@@ -296,12 +296,12 @@ def test_features_of_every_kind(x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64])
-def test_labels_of_every_integer_type(dtype: torch.dtype) -> None:
+def test_labels_of_every_integer_type_are_accepted(dtype: torch.dtype) -> None:
     assert torch.equal(MODEL.condition_on(X, Y.to(dtype)).mean, MODEL.condition_on(X, Y).mean)
 
 
 @pytest.mark.parametrize("gamma", values.GOOD_NUMBERS, ids=lambda value: type(value).__name__)
-def test_gamma_of_every_kind(gamma: float) -> None:
+def test_gamma_of_every_kind_is_accepted(gamma: float) -> None:
     assert torch.equal(MODEL.condition_on(X, Y, gamma=gamma).mean, MODEL.condition_on(X, Y).mean)
 
 

@@ -1,4 +1,4 @@
-"""Wrong arguments of what chooses and looks ahead: a typed error that names the argument, and nothing changed."""
+"""Wrong arguments of selection and look-ahead: a typed error that names the argument, and nothing changed."""
 
 import math
 
@@ -152,7 +152,7 @@ CALLS = {
 }
 
 
-# Every other acquisition, whose arithmetic meets these arguments in its own way.
+# Every other acquisition, because each computes with these arguments in its own way.
 for name in ACQUISITIONS[1:]:
     allowed = {"link": {words: bad for words, bad in ANYWHERE["link"].items() if name != "bald" or words != "mc"}}
     far = values.overflowing(KNOWN) if name in ("coreset", "probcover", "typiclust") else {}
@@ -168,21 +168,21 @@ def test_wrong_argument(call: Call, argument: str, bad: Bad) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_arguments_around_a_wrong_one_are_right(name: str) -> None:
+def test_the_other_arguments_are_accepted(name: str) -> None:
     CALLS[name].function(**fresh(CALLS[name]))
 
 
 @pytest.mark.parametrize(("argument", "value"), [("link", "bogus"), ("acquisition", "bogus"), ("acquisition", ["x"])])
-def test_a_wrong_name_is_reported_before_what_follows_from_it(argument: str, value: object) -> None:
+def test_a_wrong_name_is_reported_before_errors_that_follow_from_it(argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{argument} must be one of"):
         select_batch(LA, POOL, 3, targets=None, **{argument: value})
 
 
 class InterruptedByUserError(Exception):
-    """Something an annotator raises."""
+    """An error that the annotator raises."""
 
 
-def test_what_an_annotator_raises_passes_through() -> None:
+def test_an_error_of_the_annotator_reaches_the_caller() -> None:
     asked: list[int] = []
 
     def annotate(row: int) -> int:
@@ -199,14 +199,14 @@ def test_what_an_annotator_raises_passes_through() -> None:
     assert bits(model) == before
 
 
-def test_nobody_is_asked_for_the_label_of_a_nan() -> None:
+def test_no_label_is_asked_for_when_a_utility_is_nan() -> None:
     asked: list[int] = []
     with pytest.raises(ValueError, match="acquisition gave a utility that is not a number"):
         select_batch(LA, POOL, 2, lambda _, x: torch.full((len(x),), math.nan), lambda row: asked.append(row) or 0)
     assert asked == []
 
 
-# What must work
+# Arguments that must be accepted
 
 
 @pytest.mark.parametrize("update_every", [1, 2, 5])
@@ -222,14 +222,14 @@ def test_minus_infinity_comes_last_and_never_twice(allowed: list[int], update_ev
 
 @pytest.mark.parametrize("link", ["plugin", "mean_field"])
 @pytest.mark.parametrize("answer", [torch.tensor(2), torch.tensor([2]), np.int64(2), 2])
-def test_labels_an_annotator_may_give(answer: object, link: str) -> None:
+def test_an_annotator_may_give_integers_of_every_type(answer: object, link: str) -> None:
     given = select_batch(LA, POOL, 3, targets=lambda _: answer, link=link)
     expected = select_batch(LA, POOL, 3, targets=torch.full((N,), 2), link=link)
     assert torch.equal(given.posterior.mean, expected.posterior.mean)
 
 
 @pytest.mark.parametrize("gamma", values.GOOD_NUMBERS, ids=lambda value: type(value).__name__)
-def test_gamma_of_every_kind(gamma: float) -> None:
+def test_gamma_of_every_kind_is_accepted(gamma: float) -> None:
     arguments = LA, POOL, BATCHES, LABELS, POINTS
     assert torch.equal(look_ahead(*arguments, gamma=gamma), look_ahead(*arguments))
     assert torch.equal(
@@ -270,7 +270,7 @@ def test_the_smallest_problem(dtype: torch.dtype, link: str, n_pool: int) -> Non
 
 
 @pytest.mark.parametrize("link", ["plugin", "mean_field"])
-def test_pools_of_every_kind(link: str) -> None:
+def test_pools_of_every_kind_give_the_same_results(link: str) -> None:
     pool, points = POOL[:6], POINTS[:4]
     expected = everything(LA, pool, LABELS[:6], points, link)
     for change in (
@@ -285,7 +285,7 @@ def test_pools_of_every_kind(link: str) -> None:
             assert not result.requires_grad
 
 
-def test_an_empty_pool() -> None:
+def test_an_empty_pool_has_no_scores_and_no_picks() -> None:
     assert expected_error_reduction(LA, POOL[:0], POINTS).shape == (0,)
     with pytest.raises(ValueError, match=r"^batch_size must be at most 0 \(the rows that may be picked\), got 1$"):
         select_batch(LA, POOL[:0], 1)

@@ -1,4 +1,4 @@
-"""Wrong states, files and answers: all of it is taken, or nothing."""
+"""Wrong states, files and answers: a typed error, and nothing changed."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def states() -> dict[str, Bad]:
             ("NaN", torch.full_like(good, math.nan), ValueError, "must be finite"),
             ("meta", good.to("meta"), ValueError, "must (hold values|be on (cpu|meta) like)"),
         ):
-            # All tensors of a state are on one device: where one is not, either may be the one that is named.
+            # All tensors of a state must be on one device. Where one is not, the error may name that one or another.
             named = r"\['\w+'\] " if words == "meta" else rf"\['{name}'\] "
             bad[f"{name} {words}"] = Bad({**STATE, name: value}, error, named + says)
     for words, attributes, error, says in (
@@ -91,8 +91,8 @@ def test_a_state_of_another_shape_changes_nothing() -> None:
     assert bits(OTHER) == before
 
 
-def test_a_state_for_other_modules_passes_by() -> None:
-    """With ``strict=False`` a backbone may be loaded around the posterior; otherwise torch says what is missing."""
+def test_a_state_for_other_modules_leaves_the_posterior_unchanged() -> None:
+    """With ``strict=False`` the state of a backbone alone can be loaded; otherwise torch names the missing keys."""
     model = OTHER.clone()
     before = bits(model)
     both = nn.ModuleDict({"backbone": nn.BatchNorm1d(3), "head": model})
@@ -117,7 +117,7 @@ def test_a_state_in_another_precision_is_cast() -> None:
 
 @pytest.mark.parametrize("path", [None, 3, [], b"x", torch.zeros(1)], ids=lambda path: type(path).__name__)
 @pytest.mark.parametrize("call", [problem.posterior.save, LastLayerLaplace.load])
-def test_a_path_of_the_wrong_type(call: Callable[[object], object], path: object) -> None:
+def test_a_path_of_the_wrong_type_is_refused(call: Callable[[object], object], path: object) -> None:
     with pytest.raises(TypeError, match=f"^path must be a str or an os.PathLike, got {type(path).__name__}$"):
         call(path)
 
@@ -127,7 +127,7 @@ class PathInBytes:
         return b"posterior"
 
 
-def test_paths_that_cannot_be(tmp_path: Path) -> None:
+def test_impossible_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match=r"^path must name a file, got the folder"):
         problem.posterior.save(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"^path must name a saved posterior, got"):
@@ -146,7 +146,7 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
     ("device", "error"),
     [("bogus", ValueError), ("cpu:x", ValueError), ("meta", ValueError), (1.0, TypeError), ([], TypeError)],
 )
-def test_devices_that_cannot_be(tmp_path: Path, device: object, error: type[Exception]) -> None:
+def test_impossible_devices_are_refused(tmp_path: Path, device: object, error: type[Exception]) -> None:
     problem.posterior.save(tmp_path / "p")
     with pytest.raises(error, match=r"^device must"):
         LastLayerLaplace.load(tmp_path / "p", device)
@@ -154,7 +154,9 @@ def test_devices_that_cannot_be(tmp_path: Path, device: object, error: type[Exce
 
 
 @pytest.mark.parametrize(("name", "value"), [("mean", torch.zeros(3)), ("covariance", torch.full((13, 13), math.nan))])
-def test_a_file_with_a_true_checksum_and_a_false_posterior(tmp_path: Path, name: str, value: torch.Tensor) -> None:
+def test_a_file_with_a_right_checksum_and_a_wrong_posterior_is_refused(
+    tmp_path: Path, name: str, value: torch.Tensor
+) -> None:
     tensors = {key: STATE[key] for key in TENSORS}
     storage.write_file(tmp_path / "p", {**tensors, name: value.double()}, ATTRIBUTES)
     with pytest.raises(StorageError, match="does not hold a posterior"):

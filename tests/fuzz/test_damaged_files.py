@@ -52,7 +52,7 @@ def posterior(n_features: int) -> LastLayerLaplace:
 
 
 @pytest.mark.slow
-def test_every_damage_to_a_small_posterior(tmp_path: Path) -> None:
+def test_every_damage_to_a_small_posterior_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p"
     posterior(1).save(path)
     whole = path.read_bytes()
@@ -61,7 +61,7 @@ def test_every_damage_to_a_small_posterior(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trials", [300, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_damage_to_a_larger_posterior(tmp_path: Path, trials: int) -> None:
+def test_damage_to_a_larger_posterior_is_refused(tmp_path: Path, trials: int) -> None:
     path = tmp_path / "p"
     posterior(30).save(path)
     whole = path.read_bytes()
@@ -73,7 +73,7 @@ def test_damage_to_a_larger_posterior(tmp_path: Path, trials: int) -> None:
     ("attributes", "version"),
     [("{", "1"), ("[]", "1"), ("null", "1"), ("{}", "1"), ('{"has_bias": true}', "1"), ("{}", "2"), ("{}", "x")],
 )
-def test_foreign_files_with_a_true_checksum(tmp_path: Path, attributes: str, version: str) -> None:
+def test_foreign_files_with_a_right_checksum_are_refused(tmp_path: Path, attributes: str, version: str) -> None:
     tensors = dict(posterior(1).named_buffers())
     header = {"format": "lapal_ext posterior", "version": version, "attributes": attributes}
     save_file(tensors, tmp_path / "p", metadata=header | {"sha256": storage._checksum(tensors, header)})
@@ -83,7 +83,7 @@ def test_foreign_files_with_a_true_checksum(tmp_path: Path, attributes: str, ver
 
 
 @pytest.mark.parametrize("lacking", ["format", "version", "attributes", "sha256"])
-def test_files_without_a_part_of_the_header(tmp_path: Path, lacking: str) -> None:
+def test_files_without_a_part_of_the_header_are_refused(tmp_path: Path, lacking: str) -> None:
     tensors = dict(posterior(1).named_buffers())
     header = {"format": "lapal_ext posterior", "version": "1", "attributes": "{}"}
     header.pop(lacking, None)
@@ -103,7 +103,9 @@ def write_safetensors(path: Path, x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("suffix", "write"), [(".npy", write_npy), (".safetensors", write_safetensors)])
-def test_feature_files_cut_off(tmp_path: Path, suffix: str, write: Callable[[Path, torch.Tensor], None]) -> None:
+def test_feature_files_that_are_cut_off_are_refused(
+    tmp_path: Path, suffix: str, write: Callable[[Path, torch.Tensor], None]
+) -> None:
     path = tmp_path / f"x{suffix}"
     write(path, Draw(0).normal(11, 3).half())
     whole = path.read_bytes()
@@ -115,7 +117,7 @@ def test_feature_files_cut_off(tmp_path: Path, suffix: str, write: Callable[[Pat
 def test_a_flipped_bit_in_a_feature_file_is_refused_or_changes_numbers_alone(
     tmp_path: Path, suffix: str, write: Callable[[Path, torch.Tensor], None], trials: int | None
 ) -> None:
-    """These formats have no checksum: a header that is read is a right one, and of the numbers one may be another."""
+    """These formats have no checksum: a header that is accepted is valid, and one of the numbers may be wrong."""
     path = tmp_path / f"x{suffix}"
     write(path, Draw(0).normal(11, 3).half())
     whole = path.read_bytes()
@@ -125,7 +127,7 @@ def test_a_flipped_bit_in_a_feature_file_is_refused_or_changes_numbers_alone(
         try:
             x = as_tensor("pool", path)
         except StorageError:
-            assert content[start:] == whole[start:], "only a header can be wrong"
+            assert content[start:] == whole[start:], "a flipped bit among the numbers was refused"
             count(CAMPAIGN, "feature files with a flipped bit that are refused")
             continue
         assert x.numel() <= 11 * 3, f"flip {place} reads beyond the file"
@@ -154,11 +156,11 @@ def test_no_flipped_bit_changes_a_feature_set(tmp_path: Path, trials: int | None
         assert read.num_classes == good.num_classes
         for part, wanted in zip((*read.train, *read.test), (*good.train, *good.test), strict=True):
             assert torch.equal(part, wanted)
-        count(CAMPAIGN, "feature sets with a flipped bit that says nothing, such as a date")
+        count(CAMPAIGN, "feature sets with a flipped bit that has no effect, such as in a date")
 
 
-def test_a_header_that_promises_less_than_there_is(tmp_path: Path) -> None:
-    """A digit of the shape is another: a matrix that lacks its last rows must not pass for whole."""
+def test_a_header_of_a_smaller_array_than_the_file_holds_is_refused(tmp_path: Path) -> None:
+    """For example one digit of the shape has changed: a matrix must not lose its last rows unnoticed."""
     np.save(tmp_path / "x.npy", np.zeros((11, 3), np.float32))
     content = (tmp_path / "x.npy").read_bytes()
     for changed in (content.replace(b"(11, 3)", b"(10, 3)"), content.replace(b"<f4", b"<f2"), content + b"\0"):
@@ -167,7 +169,7 @@ def test_a_header_that_promises_less_than_there_is(tmp_path: Path) -> None:
             as_tensor("pool", tmp_path / "x.npy")
 
 
-def test_a_header_that_promises_more_than_there_is(tmp_path: Path) -> None:
+def test_a_header_of_a_larger_array_than_the_file_holds_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     header = json.dumps(
         {"features": {"dtype": "F32", "shape": [2**40, 384], "data_offsets": [0, 2**42 * 384]}}

@@ -1,4 +1,4 @@
-"""Posteriors whose buffers are not what they should be, and features that float32 cannot hold a covariance for."""
+"""Posteriors with damaged buffers, and features whose covariance float32 cannot represent."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def damaged(name: str, value: float) -> LastLayerLaplace:
 
 
 @pytest.mark.parametrize("name", ["mean", "covariance", "precision", "centre", "scale"])
-def test_what_could_not_be_loaded_is_not_saved(name: str, tmp_path: Path) -> None:
+def test_a_posterior_that_could_not_be_loaded_is_not_saved(name: str, tmp_path: Path) -> None:
     problem.posterior.save(tmp_path / "p")
     with pytest.raises(ValueError, match=rf"^{name} must be finite"):
         damaged(name, math.nan).save(tmp_path / "p")
@@ -33,7 +33,7 @@ def test_what_could_not_be_loaded_is_not_saved(name: str, tmp_path: Path) -> Non
     assert bits(LastLayerLaplace.load(tmp_path / "p")) == bits(problem.posterior)
 
 
-def test_no_layer_and_no_drift_of_what_is_not_finite() -> None:
+def test_to_linear_and_drift_refuse_buffers_that_are_not_finite() -> None:
     with pytest.raises(ValueError, match=r"^mean must give results that are finite"):
         damaged("mean", math.inf).to_linear()
     for name in ("covariance", "precision"):
@@ -60,7 +60,7 @@ def negative() -> LastLayerLaplace:
         ("pool", lambda m: select_batch(m, problem.pool, 1, "margin", link="mean_field")),
     ],
 )
-def test_negative_variances_are_no_variances(name: str, call: Callable[[LastLayerLaplace], object]) -> None:
+def test_negative_variances_raise(name: str, call: Callable[[LastLayerLaplace], object]) -> None:
     model = negative()
     before = bits(model)
     with pytest.raises(NotPSDError, match=f"^covariance is not positive semi-definite along row 0 of {name}"):
@@ -68,8 +68,8 @@ def test_negative_variances_are_no_variances(name: str, call: Callable[[LastLaye
     assert bits(model) == before
 
 
-def test_losses_that_overflow() -> None:
-    """The logits of every point fit into float32, and what the batch moves them by does not."""
+def test_losses_that_overflow_raise() -> None:
+    """The logits of every point are finite in float32; their change by the batch is not."""
     _, pool, labels, points, _ = problem
     model = problem.posterior.clone()
     model.covariance *= 1e20
@@ -80,7 +80,7 @@ def test_losses_that_overflow() -> None:
 
 
 @pytest.mark.parametrize("n_rows", [1, 2])
-def test_an_observation_that_leaves_nothing_but_rounding(n_rows: int) -> None:
+def test_an_observation_that_leaves_only_rounding_errors_raises(n_rows: int) -> None:
     x, y = Draw(0).normal(n_rows, 4), torch.tensor([0, 1][:n_rows])
     rows = 1e4 * x / x.norm(dim=1, keepdim=True)
     model = LastLayerLaplace(torch.zeros(2, 4), curvature="gaussian").fit(torch.zeros(0, 4))
@@ -93,8 +93,8 @@ def test_an_observation_that_leaves_nothing_but_rounding(n_rows: int) -> None:
     assert wide.drift() < 1e-6
 
 
-def test_a_variance_that_is_rounding() -> None:
-    """Sigma is one in most directions and 1e-12 along the row, which its float32 entries cannot say."""
+def test_a_variance_lost_in_rounding_raises() -> None:
+    """Sigma is one in most directions and 1e-12 along the row, which float32 entries cannot represent."""
     row = 1e6 * torch.nn.functional.normalize(Draw(0).normal(1, 8)).float()
     model = LastLayerLaplace(torch.zeros(2, 8), curvature="gaussian").fit(row)
     with pytest.raises(NotPSDError, match=r"^covariance cannot hold in torch\.float32 the variance along row 0 of"):
@@ -107,7 +107,7 @@ def test_a_variance_that_is_rounding() -> None:
     ("op", "name", "wrong"),
     [("lookahead_loss", "batches", -1), ("lookahead_loss", "targets", 5), ("update_coefficients", "targets", 2**40)],
 )
-def test_indices_of_ops_are_named(op: str, name: str, wrong: int) -> None:
+def test_ops_name_an_index_out_of_range(op: str, name: str, wrong: int) -> None:
     args = cast(OPS[op], example(op), torch.float32)
     args[name].view(-1)[1] = wrong
     with pytest.raises(ValueError, match=rf"^{name} must lie in \[0, \d+\), got {wrong}$"):
@@ -115,7 +115,7 @@ def test_indices_of_ops_are_named(op: str, name: str, wrong: int) -> None:
 
 
 @pytest.mark.parametrize("threshold", [1.0, -0.1, math.nan])
-def test_a_threshold_that_is_no_share(threshold: float) -> None:
+def test_a_threshold_outside_of_0_to_1_is_refused(threshold: float) -> None:
     args = cast(OPS["badge_step_"], example("badge_step_"), torch.float32)
     before = bits(args["distance"])
     with pytest.raises(ValueError, match=r"^threshold must lie in \[0, 1\), got"):

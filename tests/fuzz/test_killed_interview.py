@@ -1,4 +1,4 @@
-"""``lapal-ext select --interactive`` killed with SIGKILL at random steps: the same questions, the same file.
+"""``lapal-ext select --interactive`` is killed at random steps and resumed: the file is the same as without a kill.
 
 pytest -m slow tests/fuzz/test_killed_interview.py tests/study/test_experiment.py
 """
@@ -20,7 +20,7 @@ from tests.fuzz.tally import count
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="sends SIGKILL")]
 ANSWERS, KILLS = 30, 14
-# Of one process before it is killed: it reads its files in twelve, and six more go with each answer.
+# Steps of one process before it is killed: it reads its files in twelve, and needs six more for each answer.
 MOST_STEPS = 31
 NAMES = ("ant", "bee", "cat")
 
@@ -37,7 +37,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# Ends itself before it touches the files of a folder for the n-th time; 0 for never.
+# Kills itself before it opens, moves or removes a file of a folder for the n-th time; never, if n is 0.
 KILLED = """
 import sys
 from tests.fuzz.processes import kill_at_step
@@ -49,7 +49,7 @@ sys.exit(main(sys.argv[3:]))
 
 
 class Interview:
-    """The command, answered by what the row is, so that whoever is asked answers alike."""
+    """The command with answers on its terminal; a row always gets the same answer."""
 
     def __init__(self, folder: Path, out: str, number: int, killed_at: int = 0) -> None:
         files = {"--pool": "pool.npy", "--features": "train.npy", "--labels": "labels.npy", "--classes": "names.txt"}
@@ -62,7 +62,7 @@ class Interview:
         )
 
     def answer(self, how_many: int) -> int:
-        """Answer so many questions, or those that are asked before the process ends; return their number."""
+        """Answer ``how_many`` questions, or fewer if the process ends before; return their number."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         for given in range(how_many):
@@ -93,7 +93,7 @@ def finish(folder: Path, out: str) -> bytes:
     return (folder / out).read_bytes()
 
 
-def test_a_killed_interview_ends_with_the_same_file(files: Path) -> None:
+def test_a_killed_and_resumed_run_ends_with_the_same_file(files: Path) -> None:
     wanted = finish(files, "whole.csv")
     draw, out = random.Random(1), files / "killed.csv"
     for _ in range(KILLS):
@@ -102,7 +102,7 @@ def test_a_killed_interview_ends_with_the_same_file(files: Path) -> None:
         given = interview.answer(ANSWERS)
         assert interview.ended() == -signal.SIGKILL
         assert before <= answered(out) <= before + given
-        count("killed", "interviews killed at random")
+        count("killed", "interactive runs killed at random")
     assert answered(out) > 0
     assert finish(files, out.name) == wanted
-    count("killed", "interviews that ended with the identical file")
+    count("killed", "interactive runs that ended with the identical file")

@@ -1,4 +1,4 @@
-"""Ten thousand updates in float32, and features that its covariance cannot take: bounded errors, or NotPSDError.
+"""Ten thousand updates in float32, and features that are hard for a float32 covariance: bounded errors or NotPSDError.
 
 pytest -m slow tests/fuzz/test_numerics.py
 """
@@ -17,12 +17,12 @@ from tests.fuzz.tally import count
 
 CAMPAIGN = "numerics over time"
 EPS = torch.finfo(torch.float32).eps
-DRIFT, REFRESHED = 1e-3, 1e-6  # the bounds of DESIGN, section 6, for standardised features
+DRIFT, REFRESHED = 1e-3, 1e-6  # bounds for standardised features
 CLASSES = 10
 
 
 class Long(NamedTuple):
-    """Many labels for a model that begins with few: standardised features in float32."""
+    """A model fitted to few labels, and many more labels for it: standardised features in float32."""
 
     posterior: LastLayerLaplace
     x: Tensor  # [n, D]
@@ -67,18 +67,18 @@ def check_long_run(n_features: int, n_labels: int, group: int, step: str, curvat
 
 @pytest.mark.parametrize("group", [1, 7, 100])
 @pytest.mark.parametrize("curvature", ["categorical", "gaussian"])
-def test_a_short_run(group: int, curvature: str) -> None:
+def test_errors_stay_bounded_over_a_thousand_labels(group: int, curvature: str) -> None:
     check_long_run(48, 1000, group, "line_search", curvature)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 7, 100, 10_000])
 @pytest.mark.parametrize(("step", "curvature"), [("line_search", "categorical"), ("newton", "gaussian")])
-def test_ten_thousand_labels(group: int, step: str, curvature: str) -> None:
+def test_errors_stay_bounded_over_ten_thousand_labels(group: int, step: str, curvature: str) -> None:
     check_long_run(384, 10_000, group, step, curvature)
 
 
-# Features that a covariance in float32 may not be able to take
+# Features whose covariance float32 may not be able to represent
 
 
 def rows_of(kind: str, draw: Draw, count: int, n_features: int) -> Tensor:  # [count, D] float64
@@ -107,7 +107,7 @@ NORMS = (1e-6, 1e-3, 1.0, 1e3, 1e4, 1e5, 1e6)
 
 
 def check_hard_features(kind: str, norm: float, seed: int, group: int, fitted: bool, step: str, curvature: str) -> None:
-    """Either NotPSDError, and nothing has changed, or what float64 makes of the same numbers."""
+    """Updates either raise NotPSDError and change nothing, or give the results of float64."""
     draw, size = Draw(seed), 60
     x, y = (norm * rows_of(kind, draw, size, 16)).float(), draw.integers(3, size)
     points = torch.cat([x, x + x.abs().mean() * draw.normal(size, 16).float()])
@@ -129,7 +129,7 @@ def check_hard_features(kind: str, norm: float, seed: int, group: int, fitted: b
         exact.update(x[start : start + group].double(), y[start : start + group], step)
     truth = exact.predict_latent(points.double())
     error = ((latent.variance - truth.variance).abs() / (1.0 + truth.variance)).max()
-    assert error <= 1.0, f"{words}: 1 + variance is off by {float(error):.1e} of itself"
+    assert error <= 1.0, f"{words}: 1 + variance has a relative error of {float(error):.1e}"
     gap = (probabilities - exact.predict_proba(points.double())).abs().max()
     assert gap <= 0.1, f"{words}: a probability is off by {float(gap):.1e}"
     count(CAMPAIGN, "hard problems solved as in float64")
@@ -137,7 +137,7 @@ def check_hard_features(kind: str, norm: float, seed: int, group: int, fitted: b
 
 @pytest.mark.parametrize("norm", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_hard_features(kind: str, norm: float) -> None:
+def test_a_few_hard_features_raise_or_agree_with_float64(kind: str, norm: float) -> None:
     for fitted in (False, True):
         check_hard_features(kind, norm, 0, 7, fitted, "line_search", "categorical")
 
@@ -145,7 +145,7 @@ def test_a_few_hard_features(kind: str, norm: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_hard_features(kind: str, norm: float) -> None:
+def test_many_hard_features_raise_or_agree_with_float64(kind: str, norm: float) -> None:
     for seed in range(4):
         for group in (1, 7, 60):
             for fitted in (False, True):
@@ -153,8 +153,8 @@ def test_hard_features(kind: str, norm: float) -> None:
                 check_hard_features(kind, norm, seed, group, fitted, "newton", "gaussian")
 
 
-def test_the_same_features_standardised_are_taken() -> None:
-    """The remedy that the error names."""
+def test_the_same_features_are_accepted_if_standardised() -> None:
+    """Standardising is the remedy that the error names."""
     draw = Draw(0)
     x, y = (1e6 * rows_of("duplicated columns", draw, 60, 16)).float(), draw.integers(3, 60)
     posterior = LastLayerLaplace.fit_map(x[:20], y[:20], 3)

@@ -1,4 +1,4 @@
-"""Finite numbers whose products are not: every function says so, none gives a number that overflow made."""
+"""Finite numbers whose products overflow: every function raises, and none returns a wrong number."""
 
 from collections.abc import Callable
 
@@ -50,7 +50,7 @@ BATCHES = torch.tensor([[0, 1]])
         ("eval_features", lambda: expected_error_reduction(STEEP, ROWS, FAR, step="line_search")),
     ],
 )
-def test_logits_that_overflow(name: str, call: Callable[[], object]) -> None:
+def test_logits_that_overflow_raise(name: str, call: Callable[[], object]) -> None:
     before = bits(STEEP)
     with pytest.raises(ValueError, match=f"^{name} must give results that are finite in torch.float32"):
         call()
@@ -59,7 +59,7 @@ def test_logits_that_overflow(name: str, call: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_columns_that_overflow_where_logits_do_not(loss: str, value: float) -> None:
+def test_columns_that_overflow_raise_even_if_logits_are_finite(loss: str, value: float) -> None:
     flat = LastLayerLaplace(torch.zeros(3, 4)).fit(ROWS)
     flat.covariance[0, 0] = value
     with pytest.raises(ValueError, match=r"^(pool|eval_features) must give results that are finite"):
@@ -72,27 +72,27 @@ def test_columns_that_overflow_where_logits_do_not(loss: str, value: float) -> N
         expected_error_reduction(flat, ROWS, far)
 
 
-def test_an_evidence_that_overflows() -> None:
+def test_an_evidence_that_overflows_raises() -> None:
     gaussian = LastLayerLaplace(draw.normal(3, 4), curvature="gaussian")
     with pytest.raises(ValueError, match=r"^features must give results that are finite in torch.float64"):
         gaussian.log_marginal_likelihood(1e200 * ROWS.double(), LABELS)
 
 
 @pytest.mark.parametrize("name", [name for name in ACQUISITIONS if name not in UTILITIES])
-def test_rows_that_overflow_in_every_acquisition(name: str) -> None:
+def test_rows_that_overflow_raise_in_every_acquisition(name: str) -> None:
     for call in (lambda: select_batch(STEEP, FAR, 2, name), lambda: SequentialSelector(STEEP, FAR, name)):
         with pytest.raises(ValueError, match=r"^pool must give results that are finite in torch.float32"):
             call()
 
 
-def test_a_gamma_with_which_the_baselines_overflow() -> None:
+def test_a_gamma_with_which_the_baselines_overflow_raises() -> None:
     with pytest.raises(ValueError, match=r"^gamma must leave the steps finite in torch.float32, got 1e\+300"):
         baselines.first_order(STEEP, ROWS, LABELS, 1e300)
     with pytest.raises(ValueError, match=r"^gamma must leave the weights of the samples finite, got 1e\+308"):
         baselines.monte_carlo(STEEP, ROWS, LABELS, ROWS, 1e308, 3)
 
 
-def test_norms_that_overflow() -> None:
+def test_norms_that_overflow_raise() -> None:
     posterior, pool, *_ = make_problem()
     pool = pool.clone()
     pool[3, 3] = 1e300
@@ -101,7 +101,7 @@ def test_norms_that_overflow() -> None:
 
 
 @pytest.mark.parametrize("step", ["newton", "line_search"])
-def test_a_negative_covariance_reduces_no_error(step: str) -> None:
+def test_a_negative_covariance_raises_in_expected_error_reduction(step: str) -> None:
     posterior, pool, _, points, _ = make_problem()
     posterior.covariance.neg_()
     with pytest.raises(NotPSDError, match=r"^covariance is not positive semi-definite along (a )?row"):
@@ -117,12 +117,12 @@ def test_a_precision_that_overflows_leaves_the_posterior_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("rows", [1e-40 * ROWS, 1e200 * ROWS.double()], ids=["too small", "too large"])
-def test_features_that_no_scale_can_standardise(rows: Tensor) -> None:
+def test_features_that_no_scale_can_standardise_raise(rows: Tensor) -> None:
     with pytest.raises(ValueError, match=r"^features must give results that are finite"):
         LastLayerLaplace.fit_map(rows, LABELS, 3)
 
 
-def test_weights_that_standardising_makes_overflow() -> None:
+def test_weights_that_standardising_makes_overflow_raise() -> None:
     head = nn.utils.skip_init(nn.Linear, 4, 3)
     nn.init.constant_(head.weight, 1e10)
     nn.init.zeros_(head.bias)
@@ -130,11 +130,11 @@ def test_weights_that_standardising_makes_overflow() -> None:
         LastLayerLaplace.from_linear(head, 1e30 * ROWS, curvature="gaussian", standardize=True)
 
 
-def test_features_with_which_the_fit_overflows() -> None:
+def test_features_with_which_the_fit_overflows_raise() -> None:
     with pytest.raises(ValueError, match=r"^features or prior_precision must be smaller"):
         LastLayerLaplace.fit_map(1e200 * ROWS.double(), LABELS, 3, standardize=False)
 
 
-def test_a_prior_that_leaves_nothing_to_fit() -> None:
+def test_a_huge_prior_precision_gives_tiny_weights() -> None:
     model = LastLayerLaplace.fit_map(ROWS.double(), LABELS, 3, prior_precision=1e300)
     assert 0.0 < float(model.mean.abs().max()) < 1e-299

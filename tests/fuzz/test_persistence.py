@@ -1,4 +1,4 @@
-"""What is saved is there again, in another process, without kernels, and after SIGKILL at any step.
+"""A saved model or selector can be loaded in another process, without kernels, and after SIGKILL at any step.
 
 pytest -m slow tests/fuzz/test_persistence.py
 """
@@ -104,7 +104,7 @@ def versions(folder: Path) -> tuple[list[LastLayerLaplace], list[object]]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sends SIGKILL")
 def test_a_save_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    """Killed before each file that it opens, moves or removes."""
+    """Killed before each step in turn; a step opens, moves or removes a file."""
     (old, new), (bits_old, bits_new) = versions(tmp_path)
 
     def killed(step: int) -> None:

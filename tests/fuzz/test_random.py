@@ -25,7 +25,7 @@ often = settings(derandomize=True, deadline=None, max_examples=60, database=None
 
 @st.composite
 def tensors(choose: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, low: int, high: int) -> Tensor:
-    """Usually what is asked for; else another shape or dtype, or one entry that is NaN or outside [low, high]."""
+    """Usually a right tensor; else another shape or dtype, or one entry that is NaN or outside [low, high]."""
     if choose(RARELY):
         shape = choose(st.sampled_from([shape, shape[:-1], (*shape, 1), shape[::-1], (0, *shape[1:]), (1, *shape)]))
         dtype = choose(st.sampled_from(DTYPES))

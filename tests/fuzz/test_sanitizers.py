@@ -1,9 +1,9 @@
-"""The tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer; both see what is planted.
+"""The tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer; both report planted faults.
 
-    pytest -m slow tests/fuzz/test_sanitizers.py   # compiles the CPU kernels anew: ten minutes on two cores
+    pytest -m slow tests/fuzz/test_sanitizers.py   # compiles the CPU kernels again: ten minutes on two cores
 
-A copy of the package is built with the sanitizers in a folder under the system's temporary one, where the objects stay
-for the next time; what is planted is planted there.
+A copy of the package is built with the sanitizers in the system's temporary folder, where objects are kept for the next
+run. Faults are planted in that copy.
 """
 
 import importlib.util
@@ -59,7 +59,7 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> subpro
 
 
 def update_copy() -> None:
-    """Bring the copy up to date; files that are the same keep their time, so that only what changed is compiled."""
+    """Bring the copy up to date; unchanged files keep their time stamps, so that only changed ones are compiled."""
     for folder in ("csrc", "lapal_ext", "tests"):
         for source in (ROOT / folder).rglob("*"):
             target = COPY / source.relative_to(ROOT)
@@ -105,7 +105,7 @@ def sanitized() -> Iterator[None]:
     update_copy()
     build()
     yield
-    update_copy()  # without what was planted
+    update_copy()  # removes a planted fault
 
 
 @pytest.mark.usefixtures("sanitized")

@@ -1,4 +1,4 @@
-"""Threads and forks: everything at once in 8 threads, and in children of a process that has used the kernels.
+"""Threads and forks: all calls in 8 threads at once, and in children of a process that has used the kernels.
 
 pytest -m slow tests/fuzz/test_threads.py
 """
@@ -52,8 +52,8 @@ def check_threads(rounds: int) -> None:
     together, start, faults = calls(), threading.Barrier(THREADS), []
 
     def work(number: int) -> None:
-        # Until it is asked, a new thread has OpenMP's default and not what set_num_threads said, and the bits of a
-        # matrix product of torch, which is all there is without kernels, depend on it.
+        # Before it calls get_num_threads, a new thread has OpenMP's default number of threads, not that of
+        # set_num_threads. The bits of torch's matrix products, used where there are no kernels, depend on it.
         assert torch.get_num_threads() == 1
         names = list(together)
         start.wait()
@@ -62,7 +62,7 @@ def check_threads(rounds: int) -> None:
             try:
                 if [bits(part) for part in together[name]()] != alone[name]:
                     faults.append(f"{name} gave other bits")
-            except Exception as error:  # noqa: BLE001 - a thread that fails must not pass for one that agrees
+            except Exception as error:  # noqa: BLE001 - an error in a thread must fail the test
                 faults.append(f"{name}: {error!r}")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
@@ -76,16 +76,16 @@ def check_threads(rounds: int) -> None:
     )
 
 
-def test_threads_agree() -> None:
+def test_threads_give_the_bits_of_one() -> None:
     check_threads(1)
 
 
 @pytest.mark.slow
-def test_threads_agree_many_times() -> None:
+def test_threads_give_the_bits_of_one_many_times() -> None:
     check_threads(20)
 
 
-def test_threads_that_read_a_precision_add_what_is_queued_once() -> None:
+def test_pending_rows_are_added_once_when_threads_read_a_precision() -> None:
     posterior, pool, labels, *_ = make_problem()
     wanted = posterior.condition_on(pool[:9], labels[:9]).precision
     interval = sys.getswitchinterval()
@@ -124,15 +124,15 @@ ops.predictive_variance(large[0], large[1] @ large[1].T)  # so that the threads 
 ops.inner_products(large[0], large[0][:200])
 made = calls()
 for call in made.values():
-    call()  # with the threads that a child will not have
+    call()  # with threads that a child does not inherit
 threads = torch.get_num_threads()
-torch.set_num_threads(1)  # as in a child: the matrix products of torch itself depend on it
+torch.set_num_threads(1)  # as in a child: the bits of torch's matrix products depend on it
 wanted = {name: [bits(part) for part in call()] for name, call in made.items()}
 torch.set_num_threads(threads)
 count = 0
 
 def child(number):
-    assert torch.get_num_threads() == 1  # of OpenMP's threads, none lives on in a child
+    assert torch.get_num_threads() == 1  # a child inherits none of OpenMP's threads
     ops.predictive_variance(large[0], large[1] @ large[1].T)
     return sum([bits(part) for part in call()] == wanted[name] for name, call in made.items())
 
@@ -153,7 +153,7 @@ print(sum(counts))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_children_of_a_process_that_used_the_kernels(threads: int) -> None:
-    """With two threads in the parent and as many in a child, it would wait for those that the fork has ended."""
+def test_forked_children_give_the_bits_of_the_parent(threads: int) -> None:
+    """A child that used two threads like its parent would wait for threads that the fork did not copy."""
     done = python(FORK, threads, environment={"OMP_NUM_THREADS": str(threads)})
     count(CAMPAIGN, "calls in forked workers, each with the bits of the parent", int(done))

@@ -1,4 +1,4 @@
-"""Arguments that are wrong in one way each, with the error that says so.
+"""Arguments that are wrong in one way each, with the error that they must raise.
 
 Every table maps a few words, which name the test, to a ``Bad``. The message starts with the name of the argument; what
 follows it is the pattern in the table.
@@ -36,7 +36,7 @@ def put(tensor: Tensor, value: float, entry: int = 0) -> Tensor:
 
 def nested(x: Tensor) -> Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls them a prototype
+        warnings.simplefilter("ignore")  # torch warns that they are a prototype
         return torch.nested.nested_tensor(list(x))
 
 
@@ -71,7 +71,7 @@ def features(x: Tensor) -> Table:
 
 
 def features_of(x: Tensor) -> Table:
-    """Features that must fit a layer that is there already."""
+    """Wrong features where the width is fixed by an existing layer."""
     return {
         **features(x),
         "one column less": Bad(x[:, :-1], ValueError, rf"must have shape \(N, {x.shape[1]}\), got"),
@@ -193,7 +193,7 @@ def class_names(n_classes: int) -> Table:
 
 
 def layers_to_write_to(good: nn.Linear) -> Table:
-    """Layers that the mean of a posterior does not fit into; ``good`` is one that it does."""
+    """Layers into which the mean of a posterior does not fit; it fits into ``good``."""
     n_outputs, n_inputs = good.weight.shape
     dtype = good.weight.dtype
 

@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize("library", ["sklearn", "skactiveml", "laplace"])
-def test_without_its_library(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_explained(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name == library or name.startswith(f"{library}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, f"lapal_ext.interop.{library}", raising=False)

@@ -1,4 +1,4 @@
-"""What is taken from laplace-torch, against the real library."""
+"""``from_laplace``, with models of the real laplace-torch."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ from torchmetrics.functional import calibration_error
 
 from lapal_ext import LastLayerLaplace, NotFittedError
 
-# Packages that laplace-torch imports use what torch has deprecated, by a warning of one category or another.
+# Packages that laplace-torch imports use what torch has deprecated; the category of the warning varies.
 DEPRECATED = r"`torch\.jit\.script` is"
 
 with warnings.catch_warnings():
@@ -83,7 +83,7 @@ def features_of(model: nn.Module, x: Tensor) -> Tensor:
         return model[:-1](x)
 
 
-class TestWhatIsTaken:
+class TestPosterior:
     @pytest.mark.parametrize("structure", STRUCTURES)
     def test_map_predictions_are_equal(self, model: nn.Module, loader: DataLoader, data: Any, structure: str) -> None:
         posterior = from_laplace(fitted(model, loader, structure), loader)
@@ -95,7 +95,7 @@ class TestWhatIsTaken:
 
     @pytest.mark.parametrize("structure", STRUCTURES)
     def test_calibration_is_no_worse(self, model: nn.Module, loader: DataLoader, data: Any, structure: str) -> None:
-        """Beside their own predictive, with the same link and the same prior precision."""
+        """Compared with laplace-torch's own predictive, with the same link and the same prior precision."""
         la = fitted(model, loader, structure)
         la.optimize_prior_precision(method="marglik", link_approx="probit")
         x, y = data[1]
@@ -107,7 +107,9 @@ class TestWhatIsTaken:
         assert errors[0] < errors[1] + 0.02
 
     @pytest.mark.parametrize("curvature", ["categorical", "gaussian"])
-    def test_layer_prior_and_features(self, model: nn.Module, loader: DataLoader, data: Any, curvature: str) -> None:
+    def test_the_posterior_is_that_of_layer_prior_and_features(
+        self, model: nn.Module, loader: DataLoader, data: Any, curvature: str
+    ) -> None:
         posterior = from_laplace(fitted(model, loader, prior_precision=3.5), loader, curvature=curvature)
         layer, features = model[-1], features_of(model, data[0][0])
         expected = LastLayerLaplace(layer.weight, 3.5, curvature, bias=layer.bias).fit(features)
@@ -124,7 +126,7 @@ class TestWhatIsTaken:
         after = nn.functional.nll_loss(posterior.predict_proba(features[200:]).log(), y[200:])
         assert after < before
 
-    def test_batches_that_are_mappings(self, model: nn.Module, loader: DataLoader) -> None:
+    def test_batches_may_be_mappings(self, model: nn.Module, loader: DataLoader) -> None:
         class OfMappings(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -140,7 +142,7 @@ class TestWhatIsTaken:
         expected = from_laplace(fitted(model, loader), loader)
         torch.testing.assert_close(from_laplace(la, batches_of_dataset).covariance, expected.covariance)
 
-    def test_a_model_in_training_mode(self, model: nn.Module, loader: DataLoader) -> None:
+    def test_training_mode_makes_no_difference(self, model: nn.Module, loader: DataLoader) -> None:
         la = fitted(model, loader)
         expected = from_laplace(la, loader)
         la.model.train()
@@ -148,7 +150,7 @@ class TestWhatIsTaken:
 
 
 class TestPriorPrecision:
-    def test_one_for_each_weight(self, model: nn.Module, loader: DataLoader) -> None:
+    def test_different_prior_precisions_must_be_replaced_by_one(self, model: nn.Module, loader: DataLoader) -> None:
         la = fitted(model, loader, "diag", prior_precision=torch.linspace(1.0, 2.0, N_WEIGHTS))
         with pytest.raises(
             ValueError, match=r"^prior_precision must be given where la has several, got 132 from 1 to 2$"
@@ -156,7 +158,7 @@ class TestPriorPrecision:
             from_laplace(la, loader)
         assert from_laplace(la, loader, prior_precision=1.25).prior_precision == 1.25
 
-    def test_the_same_for_each_weight(self, model: nn.Module, loader: DataLoader) -> None:
+    def test_equal_prior_precisions_count_as_one(self, model: nn.Module, loader: DataLoader) -> None:
         la = fitted(model, loader, "full", prior_precision=torch.full((N_WEIGHTS,), 2.0))
         assert from_laplace(la, loader).prior_precision == 2.0
 

@@ -1,4 +1,4 @@
-"""The query strategy for scikit-activeml, against the real library: its contract, its loop, and the picks of ours."""
+"""``LaplaceQueryStrategy`` with the real scikit-activeml: interface, usual loop, and the picks of ``select_batch``."""
 
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class TestPicks:
         assert len(set(picks.tolist())) == 6
         assert not is_labeled(task.y[picks]).any()
         if acquisition in ("random", "badge", "typiclust", "probcover"):
-            return  # those draw from a seed of scikit-activeml's
+            return  # these draw with a seed that scikit-activeml chooses
         expected = select_batch(posterior_of(task), task.X[LABELLED:], 6, acquisition, labelled=task.X[:LABELLED])
         assert picks.tolist() == (expected.indices + LABELLED).tolist()
 
@@ -84,7 +84,7 @@ class TestPicks:
         assert query(3) == query(3) == query(np.random.RandomState(3))
         assert len({tuple(query(seed)) for seed in range(6)}) > 1
 
-    def test_a_callable(self, task: Task) -> None:
+    def test_a_callable_gives_the_utilities(self, task: Task) -> None:
         strategy = LaplaceQueryStrategy(lambda _, pool: -pool[:, 0])
         picks, utilities = clone(strategy).query(task.X, task.y, task.clf, batch_size=3, return_utilities=True)
         assert picks.tolist() == (task.X[LABELLED:, 0].argsort()[:3] + LABELLED).tolist()
@@ -115,12 +115,12 @@ class TestCandidates:
         )
         assert utilities.shape == (3, 4)
 
-    def test_more_than_there_are(self, task: Task) -> None:
+    def test_a_batch_larger_than_the_candidates_is_all_of_them(self, task: Task) -> None:
         with pytest.warns(UserWarning, match=r"larger than number of candidates"):
             picks = LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=[40, 30], batch_size=5)
         assert sorted(picks) == [30, 40]
 
-    def test_none(self, task: Task) -> None:
+    def test_without_candidates_it_raises(self, task: Task) -> None:
         with (
             pytest.warns(UserWarning, match=r"larger than number of candidates"),
             pytest.raises(ValueError, match=r"^candidates must hold at least one sample"),
@@ -131,7 +131,7 @@ class TestCandidates:
 class TestUtilities:
     @pytest.mark.parametrize("acquisition", SCORE_ALL)
     @pytest.mark.parametrize("link", ["plugin", "mean_field"])
-    def test_of_every_sample_at_the_moment_of_each_pick(self, task: Task, acquisition: str, link: str) -> None:
+    def test_they_are_those_of_every_sample_at_each_pick(self, task: Task, acquisition: str, link: str) -> None:
         clf = SklearnClassifier(LaplaceClassifier(step="newton", gamma=0.3), classes=range(4))
         strategy = LaplaceQueryStrategy(acquisition, link=link, random_state=1)
         picks, utilities = strategy.query(task.X, task.y, clf, batch_size=5, return_utilities=True)
@@ -148,14 +148,14 @@ class TestUtilities:
         np.testing.assert_allclose(utilities[range(5), picks], result.utilities, rtol=1e-9)
 
     @pytest.mark.parametrize("acquisition", CHOOSE_BATCHES)
-    def test_of_the_picks_alone_where_samples_have_none(self, task: Task, acquisition: str) -> None:
+    def test_only_picks_have_one_if_an_acquisition_scores_no_samples(self, task: Task, acquisition: str) -> None:
         strategy = LaplaceQueryStrategy(acquisition, random_state=1)
         picks, utilities = strategy.query(task.X, task.y, task.clf, batch_size=5, return_utilities=True)
         assert picks.tolist() == strategy.query(task.X, task.y, task.clf, batch_size=5).tolist()
         assert np.isfinite(utilities).sum() == 5
         assert np.isfinite(utilities[range(5), picks]).all()
 
-    def test_of_a_batch_at_once(self, task: Task) -> None:
+    def test_they_do_not_change_within_a_batch_chosen_at_once(self, task: Task) -> None:
         strategy = LaplaceQueryStrategy("entropy", targets=None)
         picks, utilities = strategy.query(task.X, task.y, task.clf, batch_size=4, return_utilities=True)
         np.testing.assert_array_equal(
@@ -164,7 +164,7 @@ class TestUtilities:
 
 
 class TestModel:
-    def test_as_it_was_fitted(self, task: Task) -> None:
+    def test_without_fit_clf_the_fitted_model_is_used(self, task: Task) -> None:
         strategy = LaplaceQueryStrategy("bald")
         fitted = clone(task.clf).fit(task.X, task.y)
         before = fitted.predict_proba(task.X)
@@ -180,7 +180,7 @@ class TestModel:
         assert not hasattr(task.clf, "is_fitted_")
         assert not hasattr(task.clf.estimator, "posterior_")
 
-    def test_not_fitted(self, task: Task) -> None:
+    def test_a_model_that_is_not_fitted_raises(self, task: Task) -> None:
         with pytest.raises(NotFittedError):
             LaplaceQueryStrategy().query(task.X, task.y, task.clf, fit_clf=False)
         with pytest.warns(UserWarning, match="could not be fitted"):
@@ -202,7 +202,7 @@ class TestModel:
             (SklearnClassifier(LaplaceClassifier(gamma=-1.0)), ValueError, "^gamma must be at least 0"),
         ],
     )
-    def test_other_classifiers(self, task: Task, clf: Any, error: type[Exception], says: str) -> None:
+    def test_other_classifiers_are_refused(self, task: Task, clf: Any, error: type[Exception], says: str) -> None:
         with pytest.raises(error, match=says):
             LaplaceQueryStrategy().query(task.X, task.y, clf)
 
@@ -215,12 +215,12 @@ class TestModel:
         ],
         ids=str,
     )
-    def test_parameters(self, task: Task, parameter: dict[str, Any], error: type[Exception]) -> None:
+    def test_wrong_parameters_are_refused(self, task: Task, parameter: dict[str, Any], error: type[Exception]) -> None:
         with pytest.raises(error, match=f"^{next(iter(parameter))} must be one of "):
             LaplaceQueryStrategy(**parameter).query(task.X, task.y, task.clf)
 
     @pytest.mark.parametrize("labels", [("a", "b", ""), (1, 2, -1), ("a", "b", None), (7.0, 3.0, np.nan)], ids=str)
-    def test_labels_of_any_type(self, task: Task, labels: tuple[Any, Any, Any]) -> None:
+    def test_labels_of_any_type_are_accepted(self, task: Task, labels: tuple[Any, Any, Any]) -> None:
         one, two, missing = labels
         y = np.array([one, two] * 8 + [missing] * 64, dtype=object if missing is None else None)
         clf = SklearnClassifier(LaplaceClassifier(), classes=[one, two], missing_label=missing)
@@ -231,7 +231,9 @@ class TestModel:
 class TestColdStart:
     @pytest.mark.parametrize("acquisition", ACQUISITIONS)
     @pytest.mark.parametrize("n_labels", [0, 1, 2])
-    def test_no_label_or_labels_of_one_class(self, task: Task, acquisition: str, n_labels: int) -> None:
+    def test_a_batch_is_chosen_with_no_label_or_labels_of_one_class(
+        self, task: Task, acquisition: str, n_labels: int
+    ) -> None:
         y = np.full(80, MISSING_LABEL)
         y[:n_labels] = 2.0
         strategy = LaplaceQueryStrategy(acquisition, random_state=0)
@@ -252,28 +254,28 @@ class TestColdStart:
         expected = prior.fit(task.X[:0]).update(task.X[:1], np.array([2])).predict_latent(task.X[1:]).variance
         np.testing.assert_allclose(utilities[0, 1:], expected)
 
-    def test_unknown_classes(self, task: Task) -> None:
+    def test_unknown_classes_raise(self, task: Task) -> None:
         y = np.full(80, MISSING_LABEL)
         y[0] = 2.0
         with pytest.raises(ValueError, match=r"^clf.classes must name at least two classes"):
             LaplaceQueryStrategy().query(task.X, y, SklearnClassifier(LaplaceClassifier()))
 
 
-class TestCompany:
-    def test_it_is_a_strategy_of_theirs(self) -> None:
+class TestInTheLibrary:
+    def test_it_is_a_query_strategy_of_scikit_activeml(self) -> None:
         strategy = LaplaceQueryStrategy("bald", targets=None, random_state=3)
         assert isinstance(strategy, SingleAnnotatorPoolQueryStrategy)
         copy = clone(strategy).set_params(link="mean_field")
         assert copy.get_params() == {**strategy.get_params(), "link": "mean_field"}
 
-    def test_under_their_wrapper(self, task: Task) -> None:
+    def test_it_works_in_a_sub_sampling_wrapper(self, task: Task) -> None:
         wrapper = SubSamplingWrapper(LaplaceQueryStrategy("margin"), max_candidates=20, random_state=0)
         picks, utilities = wrapper.query(X=task.X, y=task.y, batch_size=3, return_utilities=True, clf=task.clf)
         assert (picks >= LABELLED).all()
         assert np.isfinite(utilities).sum(1).tolist() == [20, 19, 18]
 
     def test_the_usual_loop_beats_random(self) -> None:
-        """The loop of scikit-activeml's documentation, with its own random sampling beside ours."""
+        """The loop of scikit-activeml's documentation, compared with its own random sampling."""
         problem = make_problem(n_classes=6, n_features=8, n_pool=400, seed=2)
         X, truth = problem.pool.numpy(), problem.labels.numpy().astype(float)
         clf = SklearnClassifier(LaplaceClassifier(), classes=np.unique(truth))

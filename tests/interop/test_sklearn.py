@@ -1,4 +1,4 @@
-"""The classifier for scikit-learn, against the real library: its own checks, and what they do not look at."""
+"""``LaplaceClassifier`` with the real scikit-learn: its own checks, and what they do not cover."""
 
 import pickle
 from typing import Any
@@ -47,7 +47,7 @@ def data(problem: Problem) -> tuple[NDArray[Any], NDArray[Any]]:
     return problem.pool.numpy(), NAMES[problem.labels.numpy()]
 
 
-class TestWhatItIs:
+class TestEquivalence:
     @pytest.mark.parametrize("link", ["mean_field", "plugin"])
     def test_fit_is_fit_map(self, problem: Problem, data: Any, link: str) -> None:
         X, y = data
@@ -69,7 +69,7 @@ class TestWhatItIs:
         assert torch.equal(classifier.posterior_.mean, posterior.mean)
         assert torch.equal(classifier.posterior_.precision, posterior.precision)
 
-    def test_the_first_partial_fit_knows_classes_without_labels(self, data: Any) -> None:
+    def test_the_first_partial_fit_accepts_classes_without_labels(self, data: Any) -> None:
         X, y = data
         few = y != "fox"
         classifier = LaplaceClassifier().partial_fit(X[few], y[few], classes=NAMES[::-1])
@@ -88,7 +88,7 @@ class TestWhatItIs:
         np.testing.assert_allclose(two.decision_function(X), np.log(odds[:, 1] / odds[:, 0]), atol=1e-12)
         assert ((two.decision_function(X) > 0) == two.predict(X)).all()
 
-    def test_links_differ(self, data: Any) -> None:
+    def test_mean_field_is_less_confident_than_plugin(self, data: Any) -> None:
         X, y = data
         averaged, plugin = (
             LaplaceClassifier(link=link).fit(X, y).predict_proba(X) for link in ("mean_field", "plugin")
@@ -108,7 +108,7 @@ class TestTypes:
         ],
         ids=["str", "object", "int", "float", "long"],
     )
-    def test_labels(self, problem: Problem, labels: NDArray[Any]) -> None:
+    def test_labels_keep_their_type(self, problem: Problem, labels: NDArray[Any]) -> None:
         X, y = problem.pool.numpy(), labels[problem.labels.numpy()]
         classifier = LaplaceClassifier().fit(X[:40], y[:40]).partial_fit(X[40:], y[40:])
         assert classifier.classes_.tolist() == sorted(labels.tolist())
@@ -116,13 +116,13 @@ class TestTypes:
         assert classifier.score(X, y) > 0.8
 
     @pytest.mark.parametrize(("given", "kept"), [("f4", "f4"), ("f8", "f8"), ("f2", "f8"), ("i8", "f8")])
-    def test_features(self, data: Any, given: str, kept: str) -> None:
+    def test_the_first_fit_decides_the_dtype(self, data: Any, given: str, kept: str) -> None:
         X, y = data
         classifier = LaplaceClassifier().fit(X.astype(given), y)
         assert classifier.predict_proba(X.astype(given)).dtype == kept
         assert classifier.partial_fit(X, y).predict_proba(X).dtype == kept
 
-    def test_sparse_features(self, data: Any) -> None:
+    def test_sparse_features_are_refused(self, data: Any) -> None:
         X, y = data
         with pytest.raises(TypeError, match=r"[Ss]parse data"):
             LaplaceClassifier().fit(csr_matrix(X), y)
@@ -144,7 +144,7 @@ class TestErrors:
         ids=str,
     )
     def test_parameters_are_checked_by_fit(self, data: Any, parameter: dict[str, Any], error: type[Exception]) -> None:
-        classifier = LaplaceClassifier(**parameter)  # and not before, says scikit-learn
+        classifier = LaplaceClassifier(**parameter)  # scikit-learn wants no checks in the constructor
         with pytest.raises(error, match=f"^{next(iter(parameter))} must be "):
             classifier.fit(*data)
 
@@ -167,7 +167,7 @@ class TestErrors:
             classifier.partial_fit(X[:2], y[:2], classes=[*NAMES, "owl"])
         np.testing.assert_array_equal(classifier.predict_proba(X), before)
 
-    def test_one_class(self, data: Any) -> None:
+    def test_one_class_is_refused(self, data: Any) -> None:
         X, _ = data
         with pytest.raises(ValueError, match=r"^y must hold at least two classes, got one class: 'cat'"):
             LaplaceClassifier().fit(X, ["cat"] * len(X))
@@ -178,21 +178,21 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^classes must be passed on the first call"):
             LaplaceClassifier().partial_fit(*data)
 
-    def test_not_fitted(self, data: Any) -> None:
+    def test_a_classifier_that_is_not_fitted_raises(self, data: Any) -> None:
         X, _ = data
         for method in ("predict", "predict_proba", "decision_function"):
             with pytest.raises(NotFittedError):
                 getattr(LaplaceClassifier(), method)(X)
 
 
-class TestCompany:
+class TestInTheLibrary:
     def test_a_clone_has_the_parameters_and_no_posterior(self, data: Any) -> None:
         copy = clone(LaplaceClassifier(gamma=0.5).fit(*data))
         assert copy.get_params()["gamma"] == 0.5
         assert not hasattr(copy, "posterior_")
 
     @pytest.mark.parametrize("by", ["pickle", "joblib"])
-    def test_copies_go_on_learning(self, data: Any, by: str, tmp_path: Any) -> None:
+    def test_copies_can_be_updated(self, data: Any, by: str, tmp_path: Any) -> None:
         X, y = data
         classifier = LaplaceClassifier().fit(X[:20], y[:20]).partial_fit(X[20:30], y[20:30])
         if by == "pickle":
@@ -233,7 +233,7 @@ class TestWrongCalls:
         assert vars(unfitted) == vars(LaplaceClassifier())
 
     @pytest.mark.parametrize("kind", ["backwards", "a field of records"])
-    def test_memory_that_torch_cannot_see(self, data: Any, kind: str) -> None:
+    def test_arrays_that_torch_cannot_view_are_accepted(self, data: Any, kind: str) -> None:
         X, y = data
         other = REFUSED[kind](X)
         expected, classifier = LaplaceClassifier().fit(X, y), LaplaceClassifier().fit(other, y)

@@ -132,7 +132,7 @@ def test_diverse_batches_take_one_row_of_each_cluster(draw: Draw) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-def test_diverse_batches_of_duplicates_are_still_whole() -> None:
+def test_diverse_batches_of_duplicates_have_distinct_rows() -> None:
     problem = make_problem()
     pool = problem.pool[:3].repeat(20, 1)
     batches = PROPOSALS["diverse"](Pool(problem.posterior, pool), 7, 4, torch.Generator())
@@ -187,7 +187,7 @@ def test_label_samples_are_averaged() -> None:
 
 
 def test_any_acquisition_proposes_the_batch_it_picks_at_once() -> None:
-    """Each name alone is one batch, unless it draws; the best of all is the best of each."""
+    """An acquisition that does not draw proposes one batch; all of them together find the best of these."""
     problem = make_problem()
     best = {}
     for name in ACQUISITIONS:

@@ -1,6 +1,6 @@
 """The posterior by its definitions: dense precision matrices, a fresh inverse each time, explicit loops.
 
-Nothing here is taken from the package: this is what the ops are checked against.
+Nothing here uses the package, because the ops are checked against this module.
 """
 
 import math
@@ -42,7 +42,7 @@ def line_search_slope(logits: Tensor, variance: float, label: int, gamma: float,
 
 
 def bisected_root(logits: Tensor, variance: float, label: int, gamma: float) -> float:
-    """Where the slope, which increases with a, is zero in [0, gamma]: 200 halvings, nothing clever."""
+    """Where the slope, which increases with a, is zero in [0, gamma]: found by 200 halvings."""
     low, high = 0.0, gamma
     for _ in range(200):
         middle = (low + high) / 2
@@ -56,8 +56,8 @@ def bisected_root(logits: Tensor, variance: float, label: int, gamma: float) -> 
 def check_line_search(a: float, logits: Tensor, variance: float, label: int, gamma: float) -> None:
     """Assert that the slope is zero at ``a``, or that ``a`` is gamma.
 
-    Where the model is already right, r is small and known only to the rounding of p_y: there it is what the step
-    moves, a v |r|, that must be right, to a v times that rounding.
+    Where the model is already right, r is small and has the rounding error of p_y. Then only the change of the logits,
+    a v |r|, must be right, up to a v times that error.
     """
     root, size = bisected_root(logits, variance, label, gamma), float(residual(logits, label).norm())
     rounding = 1e-15 * (1 + gamma * variance)

@@ -1,4 +1,4 @@
-"""What the tests of all ops at once share: which cases there are, and when two outcomes are the same."""
+"""Shared by the tests of all ops: their cases, and the comparison of two outcomes."""
 
 from collections.abc import Iterable
 
@@ -14,11 +14,11 @@ ALL_NATIVE: set[str] = set().union(*NATIVE_OPS.values())
 every_op = pytest.mark.parametrize("name", sorted(OPS))
 every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS)
 every_tensor = pytest.mark.parametrize(("name", "argument"), [(n, a) for n in sorted(OPS) for a in OPS[n].shapes])
-ROWS = "NEMBS"  # letters that count things that may repeat; all but S may also be absent
+ROWS = "NEMBS"  # letters of dimensions with entries that may repeat; all but S may be zero
 
 
 def each_letter(letters: Iterable[str], variants: list[tuple[str, str]] = VARIANTS) -> pytest.MarkDecorator:
-    """Every variant of an op with every one of these letters that it has."""
+    """Every variant of every op, once for each of these letters that its shapes have."""
     has = {name: {letter for spec in OPS[name].shapes.values() for letter in spec.dims} for name, _ in variants}
     cases = [(name, variant, letter) for name, variant in variants for letter in letters if letter in has[name]]
     return pytest.mark.parametrize(("name", "variant", "letter"), cases)

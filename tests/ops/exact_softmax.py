@@ -4,7 +4,7 @@ from decimal import Context, Decimal, localcontext
 
 
 def _digits(logits: list[float]) -> Context:
-    """Enough of them for 1 - p_max, which may be as small as exp(-range)."""
+    """Enough digits for 1 - p_max, which may be as small as exp(-range)."""
     return Context(prec=30 + int(0.5 * (max(logits) - min(logits))), Emin=-(10**6), Emax=10**6)
 
 

@@ -1,4 +1,4 @@
-"""Example arguments of every op, float64, with a different size for every letter: swapped shapes show."""
+"""Example arguments of every op, float64, with a different size for every letter, so that swapped sizes fail."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 // The kernels' own exponentials over an array, for test_exponential.py.
 #include "shared/exponential.h"
-#if !defined(__AVX__)  // compiled for the baseline, as the kernels are: what is wide brings its own instruction set
+#if !defined(__AVX__)  // for the baseline, as the kernels are compiled; wide code enables its own instruction set
 #include "cpu/avx512/softmax.h"
 #endif
 

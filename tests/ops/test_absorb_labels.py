@@ -53,14 +53,14 @@ def test_budget(step: str, curvature: str, sizes: dict[str, int], dtype: torch.d
 
 
 def test_is_the_composition_of_its_parts(dtype: torch.dtype, device: str) -> None:
-    """To the bit in Sigma' and s', which take the same sums; a matrix product of torch's own makes W'."""
+    """Equal to the bit in Sigma' and s', whose sums have the same order; W' is a matrix product of torch."""
     args = cast(op, example("absorb_labels", b=9, C=12, D=50), dtype, device=device)
     actual, parts = op(**args), op.reference(**args)
     for index in (1, 2, 3):
         assert torch.equal(actual[index], parts[index])
 
 
-def test_no_rows(dtype: torch.dtype, device: str) -> None:
+def test_no_rows_change_nothing(dtype: torch.dtype, device: str) -> None:
     args = cast(op, example("absorb_labels", b=0), dtype, device=device)
     mean, covariance, weights, finite = op(**args)
     assert torch.equal(mean, args["mean"])
@@ -84,14 +84,14 @@ def test_the_upper_triangle_of_the_result_mirrors_the_lower(dtype: torch.dtype, 
     assert torch.equal(updated, updated.T)
 
 
-# What is not finite
+# Results that are not finite
 
 
 def overflowing(name: str, dtype: torch.dtype) -> Arguments:
-    """Arguments that leave one of the values that are looked at infinite or NaN, and as few others as possible."""
+    """Arguments that make one of the checked values infinite or NaN, and as few others as possible."""
     args = cast(op, example("absorb_labels", b=3, C=5, D=40), dtype)
     huge = torch.finfo(dtype).max
-    if name == "gram":  # an infinite variance makes beta and the steps zero: W' and Sigma' would look well
+    if name == "gram":  # an infinite variance makes beta and the steps zero: W' and Sigma' stay finite
         args |= {"features": torch.ones(1, 40, dtype=dtype), "step": "newton", "curvature": "gaussian"}
         args["targets"] = args["targets"][:1]
         args["covariance"] = huge / 8 * torch.eye(40, dtype=dtype)
@@ -99,7 +99,7 @@ def overflowing(name: str, dtype: torch.dtype) -> Arguments:
         args["mean"][4] = 0.0
         args["mean"][4, 7], args["features"][2, 7] = -huge / 2, 8.0
         args["targets"][:] = 0
-    elif name in {"mean", "covariance"}:  # the variance of the row is one, and how it moves the rest is far larger
+    elif name in {"mean", "covariance"}:  # the variance of the row is one, its covariances are far larger
         args["features"] = torch.eye(1, 40, dtype=dtype)
         args["targets"] = args["targets"][:1]
         args["covariance"] = torch.eye(40, dtype=dtype)
@@ -109,7 +109,7 @@ def overflowing(name: str, dtype: torch.dtype) -> Arguments:
         args["covariance"] = torch.eye(40, dtype=dtype) * torch.finfo(dtype).tiny
         args["mean"] = torch.zeros_like(args["mean"])
         args["features"][1, 3] = 4 * huge**0.5
-    elif name == "beta":  # of a variance of -1/2, which leaves 1 + s v positive; nothing else shows it
+    elif name == "beta":  # a variance of -1/2 leaves 1 + s v positive; only beta shows it
         args |= {"features": torch.eye(1, 40, dtype=dtype), "gamma": 0.0, "curvature": "gaussian"}
         args["targets"] = args["targets"][:1]
         args["covariance"] = -0.5 * torch.eye(40, dtype=dtype)
@@ -124,7 +124,7 @@ CAUSES = ["gram", "a losing logit", "mean", "covariance", "observation", "beta",
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_not_finite_is_seen(cause: str, dtype: torch.dtype, device: str) -> None:
+def test_the_last_result_is_false_if_a_result_is_not_finite(cause: str, dtype: torch.dtype, device: str) -> None:
     args = cast(op, overflowing(cause, dtype), dtype, device=device)
     for function in (op, op.reference):
         assert function(**args)[3].item() is False
@@ -132,8 +132,8 @@ def test_not_finite_is_seen(cause: str, dtype: torch.dtype, device: str) -> None
 
 @pytest.mark.parametrize("place", [0, 15, 16, 38, 39])
 @pytest.mark.parametrize("name", ["mean", "covariance"])
-def test_nan_anywhere_is_seen(name: str, place: int, dtype: torch.dtype, device: str) -> None:
-    """One element of a class that no step moves, of a feature that no row has: the checks alone can find it."""
+def test_an_infinity_anywhere_is_seen(name: str, place: int, dtype: torch.dtype, device: str) -> None:
+    """One infinite element of the mean or the covariance, which only the checks can find."""
     args = cast(op, example("absorb_labels", b=2, C=5, D=40), dtype, device=device)
     assert op(**args)[3].item() is True
     args[name][-1, place] = float("inf")
@@ -154,8 +154,8 @@ def test_labels_outside_the_classes_never_pass(wrong: int, device: str, kernels_
     assert torch.equal(bytes_of(args["covariance"]), before[1])
 
 
-def test_no_features(device: str) -> None:
-    """Nothing is read behind the end of an empty matrix, for its largest variance say."""
+def test_no_features_are_accepted(device: str) -> None:
+    """Nothing is read past the end of an empty matrix, for example to find its largest variance."""
     args = cast(op, example("absorb_labels", D=0), torch.float32, device=device)
     for function in (op, op.reference):
         mean, covariance, weights, sound = function(**args)
@@ -165,7 +165,7 @@ def test_no_features(device: str) -> None:
 
 
 @pytest.mark.parametrize("large", ["feature", "covariance"])
-def test_rounding_that_may_be_much_is_not_sound(large: str, dtype: torch.dtype, device: str) -> None:
+def test_the_last_result_is_false_if_rounding_errors_may_be_large(large: str, dtype: torch.dtype, device: str) -> None:
     args = cast(op, example("absorb_labels", b=2, C=5, D=40), dtype, device=device)
     assert op(**args)[3].item() is True
     if large == "feature":

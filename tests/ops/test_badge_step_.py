@@ -83,7 +83,7 @@ def test_draws_in_proportion_to_distance(threshold: float, dtype: torch.dtype, d
     assert torch.equal(done.values["distance"].cpu().double(), distance)
 
 
-def test_frequencies(dtype: torch.dtype, device: str) -> None:
+def test_rows_are_drawn_as_often_as_their_distances_say(dtype: torch.dtype, device: str) -> None:
     args = example("badge_step_", N=4)
     args["distance"] = torch.tensor([1.0, 0.0, 4.0, 5.0], dtype=torch.float64)
     args["squared_norm"] += 1e4
@@ -93,7 +93,7 @@ def test_frequencies(dtype: torch.dtype, device: str) -> None:
 
 
 def test_the_last_row_that_is_not_zero_is_drawn_however_sums_round(dtype: torch.dtype, device: str, draw: Draw) -> None:
-    """Running sums that start anew in every part of the pool need not add up to the total to the last bit."""
+    """The sums over parts of the pool may differ from the total in the last bit."""
     args = example("badge_step_", N=300, D=1)
     args |= {"threshold": torch.tensor(1 - torch.finfo(dtype).eps / 2, dtype=torch.float64)}
     args["squared_norm"] += 1e4
@@ -107,7 +107,7 @@ def test_the_last_row_that_is_not_zero_is_drawn_however_sums_round(dtype: torch.
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.98, 1 - 2**-24])
 def test_draws_from_many_rows(threshold: float, dtype: torch.dtype, device: str, draw: Draw) -> None:
-    """Most of them are zero, in the middle and at both ends."""
+    """Most distances are zero, in the middle and at both ends."""
     N = 40_000
     args = example("badge_step_", N=N, D=1, C=1) | {"threshold": torch.tensor(threshold, dtype=torch.float64)}
     args["squared_norm"] += 1e4
@@ -137,7 +137,7 @@ def test_a_centre_and_its_copies_have_distance_zero(
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.999])
-def test_every_row_coincides_with_a_centre(threshold: float, dtype: torch.dtype, device: str) -> None:
+def test_no_row_is_drawn_if_all_coincide_with_a_centre(threshold: float, dtype: torch.dtype, device: str) -> None:
     args = example("badge_step_") | {"threshold": torch.tensor(threshold, dtype=torch.float64)}
     args["distance"] *= 0
     done = assert_within_budget(op, args, dtype, device=device)
@@ -158,7 +158,7 @@ def test_distances_only_fall(dtype: torch.dtype, device: str) -> None:
 
 
 def test_not_a_number_is_kept(dtype: torch.dtype, device: str) -> None:
-    """The caller sees it in the distances, which it checks."""
+    """The caller checks the distances, and finds it there."""
     args = example("badge_step_", N=6)
     args["pool"][3, 0] = float("nan")
     done = outcome(op, op, cast(op, args, dtype, device=device))

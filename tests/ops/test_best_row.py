@@ -1,4 +1,4 @@
-"""The row that ends a selection step: the best that is free, the lowest of equals, NaN before all."""
+"""The row that a selection step picks: the best free one, the lowest of equals, NaN before any number."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What every op promises whatever it computes: schema, fake, compilation, autograd, checks."""
+"""What holds for every op, whatever it computes: schema, fake, compilation, autograd, checks."""
 
 import importlib
 import inspect
@@ -26,7 +26,7 @@ from tests.ops.every_op import (
 )
 from tests.ops.examples import EXAMPLES, example
 
-# Rooms and declarations
+# Files and declarations
 
 
 def test_examples_and_native_list_name_existing_ops() -> None:
@@ -78,9 +78,9 @@ def test_what_is_marked_as_mutated_does_change(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ALL_NATIVE))
-def test_native_kernel_is_there(name: str, device: str) -> None:
+def test_native_kernel_exists(name: str, device: str) -> None:
     if name not in NATIVE_OPS[device]:
-        pytest.skip(f"{name} is not asked for on {device}")
+        pytest.skip(f"{name} needs no kernel on {device}")
     require_native(name, device)
 
 
@@ -94,7 +94,7 @@ def test_opcheck(name: str, variant: str, dtype: torch.dtype, device: str) -> No
 
 
 @every_variant
-def test_compiles_to_the_same(name: str, variant: str, device: str) -> None:
+def test_a_compiled_call_gives_the_same(name: str, variant: str, device: str) -> None:
     torch._dynamo.reset()
     args = cast(OPS[name], example(name, variant), torch.float32, device=device)
     op = OPS[name]
@@ -176,11 +176,11 @@ def test_wrong_size(name: str, argument: str) -> None:
 
 
 @every_tensor
-def test_kernels_refuse_the_wrong_sizes_that_nobody_checked(name: str, argument: str) -> None:
+def test_kernels_refuse_wrong_sizes_without_the_checks_around_them(name: str, argument: str) -> None:
     require_native(name, "cpu")
     args = cast(OPS[name], example(name), torch.float32)
     if "scale" in args:
-        args["kind"] = "gradient_norm"  # the one that reads it
+        args["kind"] = "gradient_norm"  # the only kind that reads the scale
     letters = [letter for spec in OPS[name].shapes.values() for letter in spec.dims]
     for dim, letter in enumerate(OPS[name].shapes[argument].dims):
         shorter = args[argument].narrow(dim, 0, 1).clone()

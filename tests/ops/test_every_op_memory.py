@@ -1,4 +1,4 @@
-"""What every op promises of memory: any layout, any size, no alias, the same bits again and for any threads."""
+"""What holds for every op: any layout and size, no aliases, the same bits in every call and with any threads."""
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from tests.ops.examples import SIZES, VARIANTS, example
 
 @every_variant
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(name: str, variant: str, layout: str, dtype: torch.dtype, device: str) -> None:
+def test_every_layout_gives_the_same_result(
+    name: str, variant: str, layout: str, dtype: torch.dtype, device: str
+) -> None:
     op, mutated = OPS[name], mutated_names(OPS[name])
     args = cast(op, example(name, variant), dtype, device=device)
     wanted = outcome(op, op, args)
@@ -28,7 +30,7 @@ def test_layouts(name: str, variant: str, layout: str, dtype: torch.dtype, devic
     assert_same(Outcome(values, laid), wanted, 1e-12 if dtype == torch.float64 else 2e-5)
     for argument, was in before.items():
         now = bytes_around(laid[argument]) if argument in mutated else bytes_of(laid[argument])
-        assert torch.equal(now, was), f"{argument}: memory was changed that is not the op's to change"
+        assert torch.equal(now, was), f"{argument}: the op changed memory that it must not change"
 
 
 @every_variant
@@ -47,7 +49,7 @@ def test_expanded_inputs(name: str, variant: str, dtype: torch.dtype, device: st
 @each_letter(ROWS.replace("S", ""))
 def test_empty(name: str, variant: str, letter: str, dtype: torch.dtype, device: str) -> None:
     op = OPS[name]
-    sizes = {letter: 0} | ({"M": 0} if letter == "N" else {})  # no batches of no rows
+    sizes = {letter: 0} | ({"M": 0} if letter == "N" else {})  # no rows, no batches
     args = cast(op, example(name, variant, **sizes), dtype, device=device)
     actual = outcome(op, op, args)
     assert_same(actual, outcome(op.reference, op, args))
@@ -80,7 +82,7 @@ def test_calls_repeat_to_the_bit(name: str, variant: str, dtype: torch.dtype, de
     assert_same(outcome(OPS[name], OPS[name], args), outcome(OPS[name], OPS[name], args))
 
 
-# Large enough that a kernel shares the work out, and multiples of nothing.
+# Large enough that a kernel uses several threads, and no multiples of a tile.
 THREADED_SIZES = {"N": 3001, "E": 1501, "D": 67, "C": 13, "b": 5, "M": 37, "S": 7, "B": 67}
 
 

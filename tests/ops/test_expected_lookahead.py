@@ -83,7 +83,7 @@ def test_reference_is_decimal_arithmetic_for_extreme_logits(kind: str, size: flo
 
 @pytest.mark.parametrize("gap", [30.0, 80.0, 300.0])
 def test_certain_points_keep_their_relative_accuracy(gap: float) -> None:
-    """Winner far ahead before and after every label: 1 - p_max is far below the rounding of one."""
+    """One logit is far ahead before and after every label: 1 - p_max is far below the rounding of one."""
     args = example("expected_lookahead", C=4, E=1, N=2) | {"loss_kind": "expected_zero_one"}
     args["logits"] = torch.tensor([[0.0], [gap], [-3.0], [1.0]], dtype=torch.float64)
     value = op.reference(**args)
@@ -125,7 +125,7 @@ def test_budget_of_extreme_logits(kind: str, size: float, C: int, dtype: torch.d
 def test_budget_of_large_shifts_where_one_class_dominates(
     kind: str, delta: float, sign: int, p_top: float, dtype: torch.dtype, device: str, draw: Draw
 ) -> None:
-    """Both in the candidate's predictive and at the points; some points of a block move far, others hardly."""
+    """One class dominates for the candidate and at the points; some points of a block move far, others hardly."""
     C, E = 6, 35
     args = example("expected_lookahead", C=C, E=E, N=2) | {"loss_kind": kind}
     args["logits"][2] += 12.0
@@ -174,7 +174,7 @@ def test_reference_does_not_depend_on_its_tile(tile: int, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @every_loss
 def test_what_is_not_finite_stays_with_its_candidate(kind: str, value: float, dtype: torch.dtype, device: str) -> None:
-    """``expected_error_reduction`` does not read the columns again to find it."""
+    """``expected_error_reduction`` relies on it, and does not check the columns itself."""
     args = example("expected_lookahead", N=3) | {"loss_kind": kind}
     args["columns"][1, 2] = value
     sums = assert_within_budget(op, args, dtype, device=device).values["result 0"]

@@ -1,4 +1,4 @@
-"""The exponentials that every softmax takes are within 2 ulp: csrc/shared/exponential.h, csrc/cpu/avx512/softmax.h.
+"""The exponentials that every softmax uses are within 2 ulp: csrc/shared/exponential.h, csrc/cpu/avx512/softmax.h.
 
 The latter is 2^x, of logits in units of log 2, in the instructions of AVX-512.
 """
@@ -82,7 +82,7 @@ def every_exponent(name: str) -> np.ndarray:
     near = (powers[:, None] + 1e-3 * generator.standard_normal((len(powers), 64))) * octave
     x = -np.concatenate([(np.ldexp(mantissas, exponents[:, None])).ravel(), near.ravel()]).astype(dtype)
     x = x[(x <= 0) & (x >= dtype(_SMALLEST[name]))]
-    return np.concatenate([x, -x]) if name == "avx512" else x  # which also takes logits above the reference
+    return np.concatenate([x, -x]) if name == "avx512" else x  # 2^x is also used for logits above the reference
 
 
 def test_within_two_ulp_on_every_exponent(case: tuple[str, Call]) -> None:

@@ -20,13 +20,13 @@ def test_backend_tells_which_ops_are_compiled(name: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["nothing", "", [], None, 3])
-def test_an_op_that_is_none(op: object) -> None:
+def test_an_unknown_op_is_refused(op: object) -> None:
     with pytest.raises(ValueError, match="op must be one of 'absorb_labels'"):
         lapal_ext.backend(op)
 
 
 @pytest.mark.parametrize("device", ["nowhere", "", -1, [], "meta"])
-def test_a_device_that_is_none(device: object) -> None:
+def test_a_device_that_runs_no_ops_is_refused(device: object) -> None:
     with pytest.raises(ValueError, match="device must be one that can run ops"):
         lapal_ext.backend("utility", device)
 
@@ -47,11 +47,11 @@ def test_build_info_says_why_there_are_no_cuda_kernels() -> None:
 
 
 @pytest.mark.parametrize("runs", ["13.0", "13.2", "13"])
-def test_cuda_kernels_are_for_every_torch_of_their_major(runs: str) -> None:
+def test_cuda_kernels_run_with_every_cuda_of_their_major_version(runs: str) -> None:
     assert _why_no_cuda("13.0", runs) == ""
 
 
-def test_cuda_kernels_of_another_major_are_refused_by_name() -> None:
+def test_cuda_kernels_of_another_major_version_are_refused() -> None:
     for runs in ("12.8", "14.0", "1.3"):
         reason = _why_no_cuda("13.0", runs)
         assert "built with CUDA 13.0" in reason

@@ -77,7 +77,7 @@ def test_reference_is_loops(kind: str, link: str, C: int) -> None:
 SIZES = [
     {"C": 2, "E": 1, "b": 1, "M": 1},
     {"C": 3, "E": 67, "b": 2, "M": 5},
-    {"C": 9, "E": 35, "b": 0, "M": 2},  # what comes before any batch
+    {"C": 9, "E": 35, "b": 0, "M": 2},  # batches without rows
     {"C": 10, "E": 129, "b": 10, "M": 19},
     {"C": 37, "E": 33, "b": 7, "M": 3},
     {"C": 150, "E": 21, "b": 17, "M": 2},
@@ -97,7 +97,7 @@ def test_budget(kind: str, link: str, sizes: dict[str, int], dtype: torch.dtype,
 @every_loss
 @pytest.mark.parametrize("C", [2, 5, 20])
 def test_tied_logits(kind: str, C: int, dtype: torch.dtype, device: str) -> None:
-    """All classes at the top, or the first and the last, or two of the rest: the first of them wins."""
+    """All classes tie, or the first and the last, or two others: the first of those that tie counts."""
     args = example("lookahead_loss", C=C, E=4) | {"loss_kind": kind}
     args["coefficients"] *= 0.0
     args["logits"][:, 0] = 1.0
@@ -127,7 +127,7 @@ def test_budget_of_extreme_logits(
 def test_budget_of_hypotheses_that_move_far(
     kind: str, link: str, size: float, E: int, dtype: torch.dtype, device: str, draw: Draw
 ) -> None:
-    """The largest logit, of one point or of all, up or down: a power relative to the old one would leave its range."""
+    """The largest logit of one or all points moves far: an exponential relative to the old one would overflow."""
     args = example("lookahead_loss", C=7, E=E, M=4) | {"loss_kind": kind} | (NO_VARIANCE if link == "plugin" else {})
     reach = draw.uniform(E)  # of the first hypothesis; the second moves one point, the third all of them, down too
     args["columns"][args["batches"][0, 0]] = size * reach
@@ -238,7 +238,7 @@ def test_not_a_number_is_never_hidden(kind: str, dtype: torch.dtype, device: str
 def test_columns_that_are_not_finite_show_in_their_hypotheses(
     kind: str, mean_field: bool, value: float, dtype: torch.dtype, device: str
 ) -> None:
-    """``look_ahead`` relies on it, and looks for them itself where the error of a label hides them."""
+    """``look_ahead`` relies on it, and checks the columns itself for the zero-one loss, which hides them."""
     args = cast(op, example("lookahead_loss", N=9, M=3, b=3), dtype, device=device) | {"loss_kind": kind}
     args |= {} if mean_field else NO_VARIANCE
     args["batches"] = torch.arange(9, device=device).view(3, 3)

@@ -42,7 +42,7 @@ def test_budget(C: int, size: float, S: int, dtype: torch.dtype, device: str, dr
 @pytest.mark.parametrize("C", [2, 10, 150])
 @pytest.mark.parametrize("deviation", [10.0, 60.0])
 def test_budget_of_samples_far_from_the_mean(C: int, deviation: float, dtype: torch.dtype, device: str) -> None:
-    """Noise that moves the largest logit by dozens: a power relative to the mean's would leave its range."""
+    """Noise moves the largest logit so far that an exponential relative to that of the mean would overflow."""
     args = example("mc_predictive", C=C, N=35, S=33)
     args["variance"][::2] = deviation**2
     mean, entropy = assert_within_budget(op, args, dtype, device=device, logit_size=3 * deviation).values.values()

@@ -9,7 +9,7 @@ from tests.ops.examples import example
 
 op = ops.predictive_variance
 SIZES = [{"N": 1, "D": 1}, {"N": 5, "D": 3}, {"N": 130, "D": 17}, {"N": 33, "D": 129}, {"N": 71, "D": 100}]
-few_and_many = pytest.mark.parametrize("N", [9, 90])  # kernels may take a handful of rows another way
+few_and_many = pytest.mark.parametrize("N", [9, 90])  # kernels may treat few rows in another way
 
 
 def by_loops(features: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,7 @@ def test_reference_is_the_sum_of_outer_products(sizes: dict[str, int], variant: 
 @with_and_without_triangle
 def test_budget(sizes: dict[str, int], variant: str, dtype: torch.dtype, device: str) -> None:
     args = example("rank_n_update", variant, **sizes)
-    if args["triangle"] is not None:  # a random one of this size is as good as singular
+    if args["triangle"] is not None:  # a random triangle of this size is nearly singular
         args["triangle"] = torch.eye(sizes["b"], dtype=torch.float64) + (args["triangle"].tril(-1) / sizes["b"])
     assert_within_budget(op, args, dtype, device=device)
 
@@ -67,7 +67,7 @@ def test_no_rows_change_nothing(variant: str, dtype: torch.dtype, device: str) -
     assert torch.equal(op(**args), args["matrix"])
 
 
-def test_not_a_number_is_seen(dtype: torch.dtype, device: str) -> None:
+def test_a_nan_weight_makes_all_elements_nan(dtype: torch.dtype, device: str) -> None:
     args = cast(op, example("rank_n_update", D=40), dtype, device=device)
     args["weights"][2] = float("nan")
     assert op(**args).isnan().all()

@@ -67,7 +67,7 @@ def test_nan_where_the_downdate_is_not_positive(dtype: torch.dtype, device: str)
     args = example("rank_one_update", B=4, D=6)
     variance = ((args["covariance"] @ args["features"][:, :, None])[:, :, 0] * args["features"]).sum(1)
     args["curvature"][1] = -2 / variance[1]  # 1 + s v = -1
-    args["curvature"][3] = -0.5 / variance[3]  # 1 + s v = 1/2, a legal removal
+    args["curvature"][3] = -0.5 / variance[3]  # 1 + s v = 1/2, a valid removal
     covariance, direction = assert_within_budget(op, args, dtype, device=device).values.values()
     assert covariance[1].isnan().all()
     assert not covariance[[0, 2, 3]].isnan().any()

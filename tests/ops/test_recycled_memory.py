@@ -1,4 +1,4 @@
-"""Large results of the updates lie on memory that earlier ones gave back (csrc/torch/recycled_memory.h)."""
+"""Large results of the updates reuse memory that earlier ones released (csrc/torch/recycled_memory.h)."""
 
 import os
 import queue
@@ -14,15 +14,15 @@ from lapal_ext import ops
 from tests.draws import Draw
 from tests.native import require_native
 
-SIZE = 256  # 256 kB in float32: more than the C library keeps for itself below
+SIZE = 256  # 256 kB in float32, above the threshold set below, from which on the C library calls mmap
 PAGE = 4096
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or torch.__version__ < "2.11",
-    reason="results are recycled where the C library is glibc, by torch 2.11 and later",
+    reason="memory is reused with glibc, by torch 2.11 and later",
 )
 
-# Prints the page faults of ten updates, then what a number of results of so many MB leave behind, in MB.
+# Prints the page faults of ten updates, then the MB of memory that several large results, and a very large one, leave.
 _MEASURE = """
 import resource, sys, torch
 from lapal_ext import LastLayerLaplace, ops
@@ -65,7 +65,7 @@ def require_kernels() -> None:
 def measured() -> tuple[int, float, float]:
     if "libasan" in os.environ.get("LD_PRELOAD", ""):
         pytest.skip("a sanitizer's allocator keeps blocks of its own")
-    # The C library asks the system for every block of this size, and gives it back at once.
+    # The C library gets every block of this size from the system, and returns it at once.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(SIZE * 1024 // 2), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _MEASURE, str(SIZE)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -74,14 +74,14 @@ def measured() -> tuple[int, float, float]:
     return int(faults), float(several), float(one)
 
 
-def test_updates_take_no_fresh_pages(measured: tuple[int, float, float]) -> None:
+def test_updates_reuse_pages(measured: tuple[int, float, float]) -> None:
     assert measured[0] < 10 * SIZE * SIZE * 4 / PAGE / 4  # a quarter of what ten new covariances would take
 
 
-def test_little_is_held(measured: tuple[int, float, float]) -> None:
+def test_little_memory_is_kept(measured: tuple[int, float, float]) -> None:
     _, several, one = measured
     assert several < 150  # of 270 MB
-    assert one < 50  # of 200: more than may be held at all
+    assert one < 50  # of 200 MB, which is more than may be kept
 
 
 def covariances(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:

@@ -108,7 +108,7 @@ def test_pool_may_be_stored_in_another_precision(
 
 @every_kind
 def test_class_major_logits(kind: str, dtype: torch.dtype, device: str) -> None:
-    """The fast layout is written in place, and holds what the other one would."""
+    """The fast layout is written in place, with the same results as the other one."""
     args = cast(op, example("selection_step_", N=67) | {"kind": kind}, dtype, device=device)
     row_major = outcome(op, op, args)
     class_major = outcome(op, op, args | {"logits": args["logits"].T.contiguous().T})
@@ -178,7 +178,7 @@ def test_a_shard_moves_its_rows_like_the_whole_pool(
     args = cast(op, example("selection_step_", N=61, D=D), dtype, pool_dtype, device)
     whole = outcome(op, op, args)
     rows = {name: args[name][20:] for name in ("logits", "variance", "taken", "scale")}
-    # Between the rows lies what must not be read; the first of these starts every row at 16 bytes.
+    # The NaN between rows must not be read. In the first of these pools every row starts at a multiple of 16 bytes.
     space = args["pool"].new_full((41, (D + 15) // 8 * 8), torch.nan)
     spaced = [space.clone()[:, start : start + D] for start in (0, 1)]
     for pool in (args["pool"][20:], *(rows.copy_(args["pool"][20:]) for rows in spaced)):
@@ -214,7 +214,7 @@ def test_empty_pool(kind: str, dtype: torch.dtype, device: str) -> None:
 
 
 @every_kind
-def test_last_free_row_is_taken(kind: str, dtype: torch.dtype, device: str) -> None:
+def test_the_last_free_row_is_picked(kind: str, dtype: torch.dtype, device: str) -> None:
     args = example("selection_step_") | {"kind": kind}
     args["taken"][:] = True
     args["taken"][8] = False

@@ -58,9 +58,8 @@ def test_budget(
     step: str, curvature: str, gamma: float, sizes: dict[str, int], dtype: torch.dtype, device: str
 ) -> None:
     if step == "newton" and curvature == "categorical" and gamma > 1:
-        # An overshot step makes s vanish, the next overshoots further, and each multiplies the rounding of
-        # the one before: float32 and float64 part ways, so there is no budget (DESIGN, section 6). One step
-        # is not chaotic.
+        # A step that overshoots makes s vanish, the next overshoots further, and each multiplies the rounding error
+        # of the one before. So float32 and float64 diverge, and no budget applies. A single step does not do this.
         sizes = sizes | {"b": 1}
     args = example("update_coefficients", **sizes) | {"gamma": gamma, "step": step, "curvature": curvature}
     assert_within_budget(op, args, dtype, device=device)
@@ -110,7 +109,7 @@ def test_gamma_zero_moves_nothing(step: str, curvature: str, dtype: torch.dtype,
 
 @every_rule
 def test_no_residual_is_finite(step: str, curvature: str, dtype: torch.dtype, device: str) -> None:
-    """p_y = 1 exactly: r = 0, and in the line search 0 / 0 lies in wait."""
+    """p_y = 1 exactly, so r = 0: the line search must not divide 0 by 0."""
     args = example("update_coefficients") | {"step": step, "curvature": curvature}
     args["logits"] = 900.0 * torch.nn.functional.one_hot(args["targets"], 5).double()
     values = assert_within_budget(op, args, dtype, device=device).values
@@ -119,7 +118,7 @@ def test_no_residual_is_finite(step: str, curvature: str, dtype: torch.dtype, de
 
 
 @every_rule
-def test_single_class(step: str, curvature: str, dtype: torch.dtype, device: str) -> None:
+def test_a_single_class_moves_nothing(step: str, curvature: str, dtype: torch.dtype, device: str) -> None:
     args = example("update_coefficients", C=1) | {"step": step, "curvature": curvature}
     H = assert_within_budget(op, args, dtype, device=device).values["result 0"]
     assert not H.any()
@@ -230,7 +229,7 @@ def test_line_search_is_a_root(gamma: float, C: int, draw: Draw, device: str) ->
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 10.0, 200.0])
 @pytest.mark.parametrize("C", [2, 5, 11])
 def test_line_search_does_not_cycle(gamma: float, C: int, draw: Draw, device: str) -> None:
-    """Of rows like these, several in a thousand trap a Newton iteration that only a bracket protects."""
+    """On several in a thousand of such rows, a Newton iteration with no more than a bracket never ends."""
     n = 4000
     logits = draw.normal(n, C) * 10 ** (2.5 * draw.uniform(n, 1) - 0.5)
     variances, labels = 10 ** (10 * draw.uniform(n) - 4), draw.integers(C, n)
@@ -254,8 +253,8 @@ def test_line_search_does_not_cycle(gamma: float, C: int, draw: Draw, device: st
 
 
 @every_gamma
-def test_line_search_does_not_depend_on_its_neighbours(gamma: float, draw: Draw, device: str) -> None:
-    """Rows are solved side by side: a hard one must not go on moving one that has settled."""
+def test_line_search_does_not_depend_on_other_rows(gamma: float, draw: Draw, device: str) -> None:
+    """Rows are solved together: iterations for a hard row must not change a row that has converged."""
     logits, variances, labels = (x[:, None].to(device) for x in search_rows(draw, 3))
     together = op(variances[:, None], logits, labels, gamma, "line_search", "categorical")[0]
     for i in range(len(logits)):

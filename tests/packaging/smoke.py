@@ -1,10 +1,10 @@
-"""What an installed lapal_ext must do: serve every op by its kernel, and pick what the torch reference picks.
+"""What an installed lapal_ext must do: run every op by its kernel, and pick the same rows as the torch reference.
 
     python tests/packaging/smoke.py           # every op native
     python tests/packaging/smoke.py --pure    # a package without kernels: every op by its reference
 
-It needs nothing but the package, and is run as a file: then `lapal_ext` is the installed one, not this repository's. It
-prints one line of JSON, or the reason why it fails.
+It needs nothing but the package. Run it as a file, so that `lapal_ext` is the installed package and not the one in this
+repository. It prints one line of JSON, or the reason why it fails.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lapal_ext
 
-# Without typiclust and probcover, whose clusters are made by scikit-learn, an extra.
+# Without typiclust and probcover, which need scikit-learn, an extra.
 ACQUISITIONS = (
     "margin", "entropy", "least_confident", "variance", "gradient_norm", "bald", "badge", "bait",
     "bait_forward_backward", "coreset", "random",
@@ -28,7 +28,7 @@ LINKS = {"bald": ("plugin", "mean_field", "mc")}
 
 
 class OpsCalled(TorchDispatchMode):
-    """Writes down which ops of ours the dispatcher was asked for."""
+    """Records which ops of lapal_ext are dispatched."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ def picks():
         selector.tell(row, labels[40 + row])
         found.setdefault("one label at a time", []).append(int(row))
 
-    # Within an update it is called by ``absorb_labels`` alone.
+    # Called here, because updates call it only inside of ``absorb_labels``.
     inner = model.standardization.standardized(pool[:1])
     _, direction = lapal_ext.ops.rank_one_update(model.covariance[None], inner, torch.full((1,), 0.25))
     found["rank_one_update"] = [int(direction[0].abs().argmax())]
@@ -103,7 +103,7 @@ def main():
     served = {name: lapal_ext.backend(name) for name in lapal_ext.ops.OPS}
     wrong = sorted(name for name, by in served.items() if by != expected)
     if wrong:
-        sys.exit(f"expected {expected} ops, but not so are {', '.join(wrong)} (reason: {info['reason'] or 'none'})")
+        sys.exit(f"expected {expected} ops, but these are not: {', '.join(wrong)} (reason: {info['reason'] or 'none'})")
 
     with OpsCalled() as called:
         found = picks()

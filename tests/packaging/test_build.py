@@ -1,7 +1,7 @@
-"""Builds the package in every way a user may meet: from an sdist, without kernels, with a broken compiler.
+"""Builds the package as users may build it: from an sdist, without kernels, with a broken compiler.
 
-``pytest -m slow tests/packaging/test_build.py`` compiles all kernels. The quick run goes the same way with a compiler
-that compiles the module alone, and of every other source only looks whether all that it includes is there.
+``pytest -m slow tests/packaging/test_build.py`` compiles all kernels. The quick run uses a compiler that compiles only
+the module; of every other source it only checks that all includes exist.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ MODULES = (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_cuda.so")
 
 
 def without_native_code(reason):
-    """Skips by name on a machine that has no kernels, and fails where they are required."""
+    """Skips the test, or fails it where native code is required."""
     if os.environ.get("LAPAL_EXT_REQUIRE_NATIVE") == "1":
         pytest.fail(f"LAPAL_EXT_REQUIRE_NATIVE=1, but {reason}")
     pytest.skip(reason)
@@ -48,9 +48,9 @@ def run(*command, cwd, **settings):
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """The source distribution, unpacked: every build below starts from it, so a file that it lacks shows."""
+    """The source distribution, unpacked: every build below starts from it, and fails if a file is missing."""
     folder = tmp_path_factory.mktemp("sdist")
-    # The list of files of an earlier build would stand in for what MANIFEST.in lacks.
+    # Without *.egg-info of an earlier build, whose list of files would hide what MANIFEST.in lacks.
     clean = shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(".git", ".venv", "*.egg-info"))
     build = [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", str(folder)]
     status, output = run(*build, cwd=clean)
@@ -63,7 +63,7 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture
 def source(sdist, tmp_path):
-    """A fresh copy of the unpacked sdist: a build leaves its traces in the folder that it builds."""
+    """A new copy of the unpacked sdist, because a build writes into the folder that it builds."""
     return Path(shutil.copytree(sdist, tmp_path / "source"))
 
 
@@ -101,7 +101,7 @@ def installed_build_info(source, before="import torch"):
 
 
 def compiler_for_sources(folder, instead):
-    """A C++ compiler that passes every check of CMake, and does something else with our own sources."""
+    """A C++ compiler that passes every check of CMake, but runs ``instead`` for sources of this project."""
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         without_native_code("there is no C++ compiler")
@@ -130,11 +130,11 @@ def test_module_imports_only_the_stable_abi():
     assert [symbol for symbol in imported if "c10::" in symbol or "at::" in symbol] == []
 
 
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc compiles CUDA sources, and there is none")
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, and there is none")
 
 
 def test_sdist_builds_a_wheel_of_a_module_without_kernels(source, tmp_path):
-    """As with kernels, but for the minutes that they take: every include is found, and CMake's module is packed."""
+    """Like a build with kernels, without the minutes for them: includes are found, and CMake's module is packed."""
     nothing = tmp_path / "nothing.cpp"
     nothing.touch()
     # The arguments of the compiler end with `-o OBJECT -c SOURCE`.

@@ -2,7 +2,7 @@
 
     LAPAL_EXT_TEST_CUDA_TORCH=2.14.1 pytest -m slow -s tests/packaging/test_cuda_import.py
 
-installs that torch, 5.5 GB, into a temporary environment of its own, and prints what the package says of itself there.
+installs that torch, 5.5 GB, into a temporary environment, and prints the build information of the package there.
 """
 
 import json
@@ -53,7 +53,7 @@ def run(*command: object, **settings: str) -> str:
 @pytest.mark.skipif(not TORCH, reason="LAPAL_EXT_TEST_CUDA_TORCH names no torch to install")
 def test_every_kernel_is_registered_in_a_torch_with_cuda(tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
-        skip_or_fail("CUDA sources are compiled by nvcc, and there is none")
+        skip_or_fail("needs nvcc, and there is none")
     source, environment = tmp_path / "source", tmp_path / "venv"
     leftovers = shutil.ignore_patterns(".*", "build", "*.so", "_build.json", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT, source, ignore=leftovers)

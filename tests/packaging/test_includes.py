@@ -35,7 +35,7 @@ def test_folders_include_in_one_direction(folder: str) -> None:
     paths = [path for path in sources() if path.parent == CSRC / folder]
     assert paths
     for path in paths:
-        # The emulator's header stands in for CUDA's own.
+        # The emulator's header replaces CUDA's own.
         names = [name for name in included(path) if name != "emulator.h"]
         folders = {Path(name).parent.as_posix() for name in names}
         assert folders <= ALLOWED[folder], f"{path.relative_to(CSRC)} includes {sorted(folders - ALLOWED[folder])}"
@@ -46,7 +46,7 @@ def test_every_folder_has_a_rule() -> None:
 
 
 def test_no_file_includes_itself() -> None:
-    """Through any number of others."""
+    """Neither directly nor through other files."""
     reached = {path.relative_to(CSRC).as_posix(): set(included(path)) for path in sources()}
     for _ in reached:
         for name, others in reached.items():

@@ -1,4 +1,4 @@
-"""Imports point one way: a folder may import what stands before it in ``ORDER``; no modules import each other."""
+"""Imports point one way: a folder may import what comes before it in ``ORDER``, and no modules import each other."""
 
 import ast
 import graphlib
@@ -15,7 +15,7 @@ from tests.fuzz.processes import HANGS
 PACKAGE = Path(lapal_ext.__file__).parent
 ROOT = "__init__"  # what ``import lapal_ext`` loads
 
-# The folders of the package from left to right, among them the single files. A new one gets its place here first.
+# The folders and single files of the package: each may import those to its left. A new one must be added here first.
 ORDER = [
     "errors", "atomic_file", "tiles", "validation", "line_search", "likelihood", "losses", "utilities", "rules",
     "ops", "posterior", "baselines", "pool", "acquisition", "selection", "lookahead",
@@ -51,7 +51,7 @@ def imports_of(source: str, package: str) -> Iterator[tuple[str, int]]:
 
 
 def folder_imported(name: str) -> str:
-    """``from lapal_ext import x`` is a folder where there is one, else something of the root."""
+    """The folder of an imported name: ``x`` in ``from lapal_ext import x`` if that is one, else the root."""
     _, *rest = name.split(".")
     return rest[0] if rest and rest[0] in ORDER else ROOT
 
@@ -59,7 +59,7 @@ def folder_imported(name: str) -> str:
 def faults(folder: str, source: str, package: str) -> list[str]:
     place = ORDER.index(folder)
     return [
-        f"line {line}: {folder} imports {other}, which stands right of it"
+        f"line {line}: {folder} imports {other}, which is to its right in ORDER"
         for other, line in ((folder_imported(name), line) for name, line in imports_of(source, package))
         if other != folder and ORDER.index(other) > place
     ]
@@ -71,7 +71,7 @@ def module_name(path: Path) -> str:
 
 
 def graph() -> dict[str, set[str]]:
-    """What each module imports, other modules of the package alone."""
+    """The modules of the package that each of them imports."""
     known = {module_name(path): path for path in modules()}
     found: dict[str, set[str]] = {}
     for name, path in known.items():
@@ -85,9 +85,9 @@ def graph() -> dict[str, set[str]]:
 
 
 def test_no_two_modules_import_each_other() -> None:
-    """Not in a circle either, and not in functions: ``prepare`` raises with the circle."""
+    """Nor in a longer cycle, nor in functions: ``prepare`` raises with the cycle."""
     edges = graph()
-    edges.pop("lapal_ext")  # the root imports all to its left, and whoever is right of it may import the root
+    edges.pop("lapal_ext")  # the root imports all to its left, and all to its right may import the root
     graphlib.TopologicalSorter(edges).prepare()
     edges["lapal_ext.errors"] = {"lapal_ext.cli"}
     with pytest.raises(graphlib.CycleError):
@@ -153,7 +153,7 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_importing_the_package_is_light() -> None:
-    """Nothing right of the root, nothing that only figures and studies need, and not the compiler (1.3 s)."""
+    """It loads no folder to the right of the root, no library for figures or studies, and no torch.compile (1.3 s)."""
     fresh = modules_after("import lapal_ext") - modules_after("import torch")
     right = ORDER[ORDER.index(ROOT) + 1 :]
     unwanted = {f"lapal_ext.{folder}" for folder in right} | set(HEAVY) | {"torch._dynamo", "torch._inductor"}

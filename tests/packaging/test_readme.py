@@ -1,12 +1,12 @@
 """Every README: its blocks run, its other commands exist, and so does everything in this repository that it names.
 
-A fenced block of python or bash runs. The blocks of one README run in order, as one session in one folder, so that a
-README must not build on another. A command that takes minutes is not fenced but indented by four spaces: it is only
-checked. So is a fenced block with a placeholder such as ``<op>``, for which the checks put the name of an op.
+A fenced block of python or bash runs. The blocks of one README run in order, as one session in one folder, so that no
+README depends on another. A command that takes minutes is not fenced but indented by four spaces: it is only checked.
+So is a fenced block with a placeholder such as ``<op>``, which the checks replace by the name of an op.
 
-Weights of encoders cannot be downloaded here. ``timm`` and ``sentence_transformers`` are therefore stand-ins of a few
-lines, which take the calls that README makes and return pixels and counts of letters as features. Whoever answers a
-question that a block asks on the terminal is played by the test, which knows the digit on every image.
+Weights of encoders cannot be downloaded here. ``timm`` and ``sentence_transformers`` are therefore small replacements,
+which accept the calls that README makes and return pixels and counts of letters as features. The test answers the
+questions that a block asks on the terminal: it knows the digit on every image.
 """
 
 import builtins
@@ -77,7 +77,7 @@ def divide(readme: str) -> tuple[list[Block], list[str]]:
 
 
 def in_lines(text: str) -> list[str]:
-    """Commands of a text: what a backslash continues is one line, and && begins another."""
+    """The commands of a text: a line continued by a backslash is one command, and && separates two."""
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
     return [part.strip() for line in lines if line and not line.startswith("#") for part in line.split("&&")]
 
@@ -89,18 +89,18 @@ def runs(block: Block) -> bool:
 
 
 def commands_to_check(readme: str) -> list[str]:
-    """Those that do not run here: indented, or in a block with a placeholder."""
+    """The commands that do not run here: indented, or in a block with a placeholder."""
     blocks, outside = divide(readme)
     indented = re.findall(INDENTED, "\n".join(outside), flags=re.MULTILINE)
     placeholders = [b.text for b in blocks if b.language == "bash" and PLACEHOLDER.search(b.text)]
     return [command for text in [*indented, *placeholders] for command in in_lines(text)]
 
 
-# What blocks find when they run.
+# What blocks use when they run
 
 
 class Encoder(nn.Module):
-    """64 pixels as features. Its linear layer is not what a reader should get."""
+    """64 pixels as features. The output of its linear layer must not be taken for features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def stand_in_sentence_transformers() -> ModuleType:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with images and texts, encoders, and somebody who answers."""
+    """A folder with images and texts, replacements of encoders, and answers to questions."""
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -172,7 +172,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         return str(digits.target[int(shown[1])]) if shown else "3"
 
     monkeypatch.setattr(builtins, "input", answer)
-    with torch.random.fork_rng():  # what a reader types draws from the global generator
+    with torch.random.fork_rng():  # the blocks draw from the global generator
         torch.manual_seed(0)
         yield tmp_path
 
@@ -198,7 +198,7 @@ def run(command: str) -> None:
 
 
 def run_blocks(readme: str) -> dict[str, Any]:
-    """What the session of a README holds at its end."""
+    """The variables of the session of a README at its end."""
     session: dict[str, Any] = {}
     for language, text, line in filter(runs, divide(readme)[0]):
         if language == "python":
@@ -210,12 +210,12 @@ def run_blocks(readme: str) -> dict[str, Any]:
 
 
 def rows_of(path: str) -> list[str]:
-    """Rows of a label file; without kernels its utilities differ in the last digit from shard to shard."""
+    """The rows of a label file alone: without kernels, utilities from shards may differ in the last digit."""
     return [line.partition(",")[0] for line in Path(path).read_text().splitlines()]
 
 
 class TestBlocks:
-    """Each README by itself; of some of them also what came out."""
+    """The blocks of each README, and for some READMEs their results."""
 
     @pytest.mark.parametrize("readme", [name for name in READMES if any(map(runs, divide(name)[0]))])
     def test_every_block_runs(self, readme: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +251,7 @@ class TestBlocks:
 
 
 class TestCommands:
-    """Those that take minutes."""
+    """Commands that take minutes are not run."""
 
     @pytest.mark.parametrize("readme", READMES)
     def test_every_command_exists(self, readme: str) -> None:
@@ -313,7 +313,7 @@ def is_part_of_the_package(name: str) -> bool:
 
 
 class TestNames:
-    """What stands in backticks or behind a link."""
+    """Names in backticks, and targets of links."""
 
     @staticmethod
     def names(readme: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The smoke test of wheels passes here too, and calls every op that there is; a wrong package does not pass it."""
+"""The smoke test of wheels passes here too, and fails if the package is expected to be of the other kind."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Nothing in the package runs code that a file or a stranger brings, and it needs no more than it says."""
+"""The package never runs code that comes from data, and imports nothing but its declared dependencies."""
 
 import ast
 import re
@@ -14,12 +14,12 @@ import lapal_ext
 PACKAGE = Path(lapal_ext.__file__).parent
 DEPENDENCIES = {"torch>=2.10", "numpy", "safetensors", "typing_extensions"}
 
-# Rooms that an extra brings to life: what they import at their top is of an extra.
+# Folders that need an extra: they may import its packages at their top.
 BEHIND_EXTRAS = ("study", "interop")
-# Where the package that is installed has another name than the module.
+# Modules whose distribution has another name.
 DISTRIBUTIONS = {"sklearn": "scikit_learn", "skactiveml": "scikit_activeml", "laplace": "laplace_torch"}
 
-# Modules that read pickles or run code from data; by way of builtins, it could be reached unseen.
+# Modules that read pickles or run code from data, and builtins, through which banned functions could be called.
 BANNED_MODULES = {
     "pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "code", "runpy", "builtins",
 }  # fmt: skip
@@ -47,7 +47,7 @@ def imported(node: ast.AST) -> list[tuple[str, str]]:
 
 
 def full_name(node: ast.expr, names: dict[str, str]) -> str:
-    """``np.lib.format.read_array`` by its full name, where it is made of names alone."""
+    """``np.lib.format.read_array`` by its full name, if it consists of names alone."""
     if isinstance(node, ast.Attribute):
         return f"{full_name(node.value, names)}.{node.attr}"
     return names.get(node.id, node.id) if isinstance(node, ast.Name) else "?"
@@ -96,7 +96,7 @@ def third_party(tree: ast.Module, *, everywhere: bool) -> set[str]:
 
 
 def declared() -> dict[str, str]:
-    """Every requirement in the package's metadata, by its name: "" or the extra that it is of."""
+    """Every requirement in the package's metadata, by name, with its extra or ""."""
     found: dict[str, str] = {}
     for requirement in requires("lapal_ext") or ():
         name = re.match(r"[\w.-]+", requirement)
@@ -149,7 +149,7 @@ def test_code_from_data_is_found(source: str) -> None:
         "network.eval()",
     ],
 )
-def test_what_is_safe_passes(source: str) -> None:
+def test_safe_code_passes(source: str) -> None:
     assert list(faults(source)) == []
 
 

@@ -4,7 +4,7 @@
     python -m tests.planted_faults -k badge           those whose file or text has the word
     python -m tests.planted_faults --kind reference   those of one kind
 
-It prints one line for each: the test that found it, or NOT FOUND; and fails if one was not found.
+For each it prints the test that found it, or NOT FOUND. It fails if one was not found.
 """
 
 import argparse

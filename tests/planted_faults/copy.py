@@ -1,4 +1,4 @@
-"""A copy of this tree, with kernels of its own, in which a fault is planted and taken out again."""
+"""A copy of this tree, with its own kernels, in which a fault is planted and removed again."""
 
 import json
 import os
@@ -20,9 +20,9 @@ _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", flags=re.MULTILINE)
 
 
 class Copy:
-    """The sources of this tree, as git lists them, under ``WORKPLACE``; files that are the same keep their dates.
+    """The sources of this tree, as git lists them, under ``WORKPLACE``; unchanged files keep their dates.
 
-    So are the objects of the last run: a kernel is compiled again only where it has changed.
+    The objects of the last run stay there too: a kernel is compiled again only if it has changed.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Copy:
             self._install(built)
 
     def build(self) -> None:
-        """Compile all kernels, for their objects: a fault is linked with those of the other ops."""
+        """Compile all kernels; later a kernel with a fault is linked with the objects of the others."""
         settings = [
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DLAPAL_EXT_CUDA=off",
@@ -59,14 +59,16 @@ class Copy:
         path = self.tree / fault.file
         healthy = path.read_text(encoding="utf-8")
         if healthy.count(fault.old) != 1:
-            raise ValueError(f"{fault.file} must hold once what the fault replaces, got {healthy.count(fault.old)}")
+            raise ValueError(
+                f"{fault.file} must contain the text that the fault replaces once, got {healthy.count(fault.old)}"
+            )
         path.write_text(healthy.replace(fault.old, fault.new), encoding="utf-8")
         try:
             if fault.kind == "CPU kernel":
                 self._install(self._linked_with(path))
             return self._first_failure(fault.tests)
         finally:
-            # Its old date as well: the object that was made of it is still the right one.
+            # The date must be old again too, because the object compiled before is still right.
             path.write_text(healthy, encoding="utf-8")
             if fault.kind == "CPU kernel":
                 newest = (self.objects / _MODULE).stat().st_mtime - 1000
@@ -74,7 +76,7 @@ class Copy:
                 self._install(self.objects / _MODULE)
 
     def _linked_with(self, source: Path) -> Path:
-        """A module of all objects, but for the one of this source, which is compiled as it is now."""
+        """A module of all objects, in which only this source is compiled again."""
         commands = json.loads((self.objects / "compile_commands.json").read_text())
         command = next(entry["command"] for entry in commands if Path(entry["file"]).samefile(source))
         target, module = WORKPLACE / "fault.o", WORKPLACE / "fault.so"
@@ -89,7 +91,7 @@ class Copy:
         return module
 
     def _install(self, module: Path) -> None:
-        """Put the module in the copy under a new file: a process that has the old one open keeps it."""
+        """Put the module into the copy as a new file, so that a process that has the old one open keeps it."""
         target = self.tree / "lapal_ext" / _MODULE
         target.unlink(missing_ok=True)
         target.write_bytes(module.read_bytes())

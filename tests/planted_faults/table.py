@@ -1,7 +1,7 @@
-"""The faults: where, what stands there, what is planted in its place, and which quick tests should find it.
+"""The faults: the file, the text in it, the text planted instead, and the quick tests that should find it.
 
-A fault is one wrong sign, factor, comparison or missing line, of the sort that a change may bring. What it replaces
-must occur once in its file. ``test_table.py`` checks that, so that the table cannot fall behind the code.
+A fault is one wrong sign, factor, comparison or missing line, such as a change may introduce. The text that it replaces
+must occur once in its file. ``test_table.py`` checks that, so that the table stays up to date with the code.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ KINDS = ("reference", "CPU kernel", "CUDA kernel", "selection", "file", "command
 
 
 class Fault(NamedTuple):
-    """One of them. ``old`` occurs once in ``file``; ``tests`` are arguments of pytest."""
+    """One fault. ``old`` occurs once in ``file``; ``tests`` are arguments of pytest."""
 
     kind: str
     file: str

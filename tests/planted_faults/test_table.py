@@ -1,4 +1,4 @@
-"""Every fault of the table can be planted: its file holds once what it replaces, and its tests are there."""
+"""Every fault of the table can be planted: its file contains the replaced text once, and its tests exist."""
 
 from pathlib import Path
 

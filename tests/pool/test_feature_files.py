@@ -43,7 +43,7 @@ def pool() -> torch.Tensor:
 
 
 def write(kind: str, pool: torch.Tensor, folder: Path) -> Any:
-    """The pool as one of the things that may be passed for it."""
+    """The pool in one of the forms in which it may be passed."""
     path = folder / f"pool.{kind}"
     match kind:
         case "npy":
@@ -89,7 +89,7 @@ class TestSamePicks:
         ]
         assert torch.equal(*proposals)
 
-    def test_a_matrix_without_rows(self, posterior, tmp_path):
+    def test_a_matrix_without_rows_is_accepted(self, posterior, tmp_path):
         np.save(tmp_path / "pool.npy", np.zeros((0, FEATURES), np.float32))
         assert len(expected_error_reduction(posterior, tmp_path / "pool.npy", torch.zeros(1, FEATURES))) == 0
 
@@ -134,7 +134,7 @@ class TestNoCopy:
         """With 150 classes not even its logits would fit.
 
         All rows but forty are far from any boundary, so that no two of the best tie within rounding: the matrix
-        products of torch, too, take another way where memory is short.
+        products of torch may round differently where memory is short.
         """
         require_native("selection_step_", "cpu")  # the references of the ops make temporaries
         generator = torch.Generator().manual_seed(0)
@@ -143,14 +143,14 @@ class TestNoCopy:
         pool[::7500, 0] = torch.linspace(-1.0, 1.0, 40)[torch.randperm(40, generator=generator)]
         path = write(kind, pool.half(), tmp_path)
         allowed = path.stat().st_size // 4
-        # Large blocks go back to the system at once; else what fits depends on the holes that glibc happens to leave.
+        # glibc must return large blocks at once; else it depends on fragmentation what fits.
         environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
         printed = python(_LIMITED, path, classes, allowed, environment=environment)
         limited, free = printed.splitlines()
         assert limited == free
 
 
-# Prints the picks from a file under a limit on the memory that this process may take beside it, and from memory.
+# Prints the picks from a file, under a limit on the further memory of the process, then those from a tensor in memory.
 _LIMITED = """
 import resource, sys
 import torch
@@ -164,7 +164,7 @@ features = torch.randn(300, 384, generator=generator)
 features[:, 0] *= 30.0
 posterior = LastLayerLaplace.fit_map(features, (features[:, 0] > 0).long() * (classes - 1), classes)
 memory = None if classes < 100 else allowed / 4
-select_batch(posterior, features.half(), 3, memory=1.0)  # what torch loads at its first call
+select_batch(posterior, features.half(), 3, memory=1.0)  # warm-up: torch loads libraries at its first call
 size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (size + allowed, resource.RLIM_INFINITY))
 try:
@@ -177,7 +177,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_
 print(select_batch(posterior, as_tensor("pool", path).clone(), 5).indices.tolist())
 """
 
-# Selects with so many bytes of anonymous memory beyond what the process has; more is an error of the allocator.
+# Selects under a limit on the anonymous memory that the process may add; beyond it, allocations fail.
 _WITHIN = """
 import resource, sys
 import torch
@@ -185,7 +185,7 @@ from lapal_ext import LastLayerLaplace, select_batch
 
 torch.set_num_threads(1)
 features, memory, allowed = int(sys.argv[2]), None if sys.argv[3] == "None" else float(sys.argv[3]), int(sys.argv[4])
-classes = 2 if memory is None else 10  # what is kept of every row is to be small beside the pool
+classes = 2 if memory is None else 10  # what is kept of every row must be small compared with the pool
 posterior = LastLayerLaplace.fit_map(torch.eye(10, features), torch.arange(10) % classes, classes)
 select_batch(posterior, torch.randn(100, features).half(), 3)
 size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
@@ -212,7 +212,7 @@ class TestMemory:
         assert torch.equal(tiled.indices, kept.indices)
         torch.testing.assert_close(tiled.utilities, kept.utilities, rtol=1e-9, atol=1e-12)
 
-    def test_a_selector_too(self, posterior, pool):
+    def test_a_selector_asks_the_same_without_the_logits(self, posterior, pool):
         selectors = [SequentialSelector(posterior.double(), pool.double(), memory=memory) for memory in (None, 1.0)]
         for label in (0, 3, 1):
             rows = [int(selector.ask()) for selector in selectors]
@@ -220,14 +220,14 @@ class TestMemory:
             for selector in selectors:
                 selector.tell(rows[0], label)
 
-    def test_what_fits_is_kept(self, posterior, pool, monkeypatch):
+    def test_logits_are_kept_if_they_fit(self, posterior, pool, monkeypatch):
         monkeypatch.setattr(Pool, "latent", lambda *_, **__: pytest.fail("the logits of the pool were computed"))
         with pytest.raises(pytest.fail.Exception):
             select_batch(posterior, pool, 2, memory=ROWS * (CLASSES + 1) * 4)
         select_batch(posterior, pool, 2, memory=ROWS * (CLASSES + 1) * 4 - 1)
 
     @pytest.mark.parametrize("acquisition", ["bald", "badge"])
-    def test_acquisitions_that_need_them(self, acquisition, posterior, pool):
+    def test_acquisitions_that_need_the_logits_refuse_too_little_memory(self, acquisition, posterior, pool):
         generator = torch.Generator().manual_seed(0)
         before = generator.get_state()
         for function, arguments in ((select_batch, (2, acquisition)), (SequentialSelector, (acquisition,))):
@@ -272,7 +272,7 @@ class TestErrors:
             select_batch(posterior, tmp_path / name, 1)
 
     @pytest.mark.parametrize("kind", ["npy", "safetensors"])
-    def test_a_file_that_is_cut_off_anywhere(self, kind, posterior, pool, tmp_path):
+    def test_a_file_that_is_cut_off_anywhere_is_refused(self, kind, posterior, pool, tmp_path):
         path = write(kind, pool, tmp_path)
         whole = path.read_bytes()
         for size in (*range(0, 200, 7), *range(200, len(whole), 1999), len(whole) - 1):
@@ -285,7 +285,7 @@ class TestErrors:
         with pytest.raises(StorageError, match=r"holds Python objects"):
             select_batch(posterior, tmp_path / "pool.npy", 1)
 
-    def test_columns_first(self, posterior, tmp_path):
+    def test_fortran_order_is_refused(self, posterior, tmp_path):
         np.save(tmp_path / "pool.npy", np.asfortranarray(np.zeros((5, FEATURES), np.float32)))
         with pytest.raises(StorageError, match="Fortran order"):
             select_batch(posterior, tmp_path / "pool.npy", 1)
@@ -295,7 +295,7 @@ class TestErrors:
         with pytest.raises(StorageError, match="must hold one tensor, or one called 'features', got a, b"):
             select_batch(posterior, tmp_path / "pool.safetensors", 1)
 
-    def test_no_number_in_half_precision(self, posterior, pool, tmp_path):
+    def test_nan_in_half_precision_is_refused(self, posterior, pool, tmp_path):
         pool = pool.half()
         pool[ROWS - 1, 3] = float("nan")
         with pytest.raises(ValueError, match="pool must be finite"):

@@ -1,4 +1,4 @@
-"""A class that appears mid-way, and what classes are called."""
+"""A class that is added later, and the names of classes."""
 
 from typing import Any
 
@@ -18,8 +18,10 @@ NAMES = ("a", "b", "c", "d")
 
 @pytest.mark.parametrize("link", ["plugin", "mean_field"])
 @pytest.mark.parametrize("shift", [0.0, 50.0])
-def test_before_its_first_label(dtype: torch.dtype, link: str, shift: float) -> None:
-    """In a layer whose logits have anything in common, too: it is never the likeliest class, and odds stay."""
+def test_a_class_without_labels_is_never_the_likeliest_and_keeps_the_odds_of_others(
+    dtype: torch.dtype, link: str, shift: float
+) -> None:
+    """Also in a layer that adds the same term to all logits."""
     posterior, pool, *_ = make_problem(dtype=dtype)
     posterior.mean = posterior.mean + shift * torch.linspace(-1, 1, posterior.mean.shape[1], dtype=dtype)
     before, covariance = posterior.predict_proba(pool, link), posterior.covariance.clone()
@@ -37,14 +39,14 @@ def test_before_its_first_label(dtype: torch.dtype, link: str, shift: float) -> 
     assert float(new[doubt < doubt.median()].mean()) > float(new[doubt > doubt.median()].mean())
 
 
-def test_where_all_logits_are_equal_all_classes_are(draw: Draw) -> None:
+def test_if_all_logits_are_equal_the_new_class_is_as_likely_as_the_others(draw: Draw) -> None:
     posterior = LastLayerLaplace(3.0 * draw.normal(1, 7).expand(4, 7), bias=torch.full((4,), 2.0).double())
     p = posterior.fit(draw.normal(0, 7)).add_class().predict_proba(draw.normal(6, 7))
     torch.testing.assert_close(p, torch.full((6, 5), 0.2, dtype=torch.float64))
 
 
-def test_the_row_is_the_zero_of_the_prior() -> None:
-    """The rows of ``fit_map`` sum to zero, updates keep it, and so the new row is zero itself."""
+def test_the_new_row_is_zero_like_the_mean_of_the_prior() -> None:
+    """The rows of ``fit_map`` sum to zero, also after updates, so their mean, the new row, is zero."""
     posterior, pool, labels, *_ = make_problem()
     posterior.update(pool, labels)
     size = float(posterior.mean.abs().max())
@@ -55,7 +57,7 @@ def test_the_row_is_the_zero_of_the_prior() -> None:
 
 @pytest.mark.parametrize("step", ["line_search", "newton"])
 def test_labels_of_the_new_class_are_absorbed(step: str) -> None:
-    """Updates go on as if the class had been there with this row: against a posterior that was built with it."""
+    """Updates are those of a posterior that was built with this row."""
     posterior, pool, labels, points, _ = make_problem()
     posterior.update(pool[:3], labels[:3])
     weight = torch.cat([posterior.mean, posterior.mean.mean(0, keepdim=True)])
@@ -73,7 +75,7 @@ def test_labels_of_the_new_class_are_absorbed(step: str) -> None:
 
 @pytest.mark.parametrize(("n_known", "gamma", "of_new", "of_old"), [(50, 1.0, 0.8, 0.7), (600, 3.0, 0.4, 0.9)])
 def test_digits_without_nine_and_then_with_it(n_known: int, gamma: float, of_new: float, of_old: float) -> None:
-    """Ten labels of a digit that nobody knew of: it is recognised about as well as by a refit."""
+    """After ten labels of a new digit, it is recognised about as well as by a refit."""
     data = load_digits()
     x, y = torch.tensor(data.data, dtype=torch.float64), torch.tensor(data.target)
     train, pool, test = (torch.arange(len(x)) % 3 == part for part in range(3))
@@ -97,8 +99,8 @@ def test_digits_without_nine_and_then_with_it(n_known: int, gamma: float, of_new
     assert posterior.class_names == (*names, "9")
 
 
-def test_a_selector_goes_on_with_the_class() -> None:
-    """Another one, begun with the posterior that has the class, takes over the answers of the first."""
+def test_a_new_selector_continues_with_the_class() -> None:
+    """A selector whose posterior has the class loads the answers of one whose posterior does not."""
     problem = make_problem()
     first = SequentialSelector(problem.posterior, problem.pool)
     for _ in range(4):
@@ -117,7 +119,7 @@ def test_a_selector_goes_on_with_the_class() -> None:
         first.tell(row, 4)
 
 
-def test_a_copy_can_have_the_class_instead() -> None:
+def test_a_class_of_a_copy_leaves_the_posterior_unchanged() -> None:
     posterior, *_ = make_problem()
     before = bits(posterior)
     assert posterior.clone().add_class().num_classes == 5
@@ -127,7 +129,7 @@ def test_a_copy_can_have_the_class_instead() -> None:
 # Names
 
 
-def test_names_come_in_everywhere_and_stay() -> None:
+def test_every_constructor_accepts_names_and_copies_keep_them() -> None:
     problem = make_problem()
     x, y = problem.pool, problem.labels
     head = problem.posterior.to_linear()
@@ -145,7 +147,7 @@ def test_names_come_in_everywhere_and_stay() -> None:
     assert problem.posterior.add_class().class_names is None
 
 
-def test_names_in_a_state(tmp_path: Any) -> None:
+def test_a_state_keeps_names(tmp_path: Any) -> None:
     posterior, *_ = make_problem()
     posterior.class_names = NAMES
     nn.Sequential(posterior).state_dict()
@@ -160,7 +162,7 @@ def test_names_in_a_state(tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("names", [NAMES[:3], list("aabc"), [1, 2, 3, 4], "abcd", ["", *"bcd"], 4])
-def test_false_names_change_nothing(names: object) -> None:
+def test_wrong_names_change_nothing(names: object) -> None:
     posterior, *_ = make_problem()
     posterior.class_names = NAMES
     state = make_problem(seed=5).posterior.state_dict()
@@ -172,8 +174,7 @@ def test_false_names_change_nothing(names: object) -> None:
     assert bits(posterior) == before
 
 
-def test_features_after_a_class_was_added(draw: Draw) -> None:
-    """Everything that asks for the number of classes sees the new one."""
+def test_other_methods_use_the_new_number_of_classes(draw: Draw) -> None:
     posterior, pool, labels, *_ = make_problem()
     posterior.update(pool[:3], labels[:3]).add_class()
     assert posterior.to_linear().out_features == 5

@@ -57,7 +57,7 @@ def test_evidence_has_the_shape_of_the_prior_precisions(dtype: torch.dtype) -> N
     assert problem.posterior.log_marginal_likelihood(x, y, grid[:, :0]).shape == (1, 0)
 
 
-def test_evidence_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_does_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem()
     x, y = problem.eval_features, problem.eval_targets
     whole = problem.posterior.log_marginal_likelihood(x, y)
@@ -79,7 +79,7 @@ def cross_validated(x: Tensor, y: Tensor, fold: Tensor, prior: float, **options:
 def test_the_best_prior_precision_is_that_of_the_plain_loop(options: dict[str, bool]) -> None:
     problem = make_problem()
     x, y = problem.eval_features, problem.eval_targets.clone()
-    y[::3] = 3 - y[::3]  # wrong labels, which a weak prior learns by heart
+    y[::3] = 3 - y[::3]  # wrong labels, to which a weak prior overfits
     grid = torch.tensor([30.0, 0.3, 3.0, 3000.0])
     fold = evidence.assign_folds(y, 4, torch.Generator().manual_seed(5))
     scores = [cross_validated(x, y, fold, prior, **options) for prior in grid.tolist()]
@@ -104,7 +104,7 @@ def test_the_default_grid_and_folds() -> None:
     assert scaled == values[0]
 
 
-def test_folds_share_every_class() -> None:
+def test_every_class_is_spread_over_the_folds() -> None:
     labels = torch.tensor([0] * 10 + [1] * 5 + [2] * 3)
     fold = evidence.assign_folds(labels, 5, torch.Generator().manual_seed(0))
     assert fold[:10].bincount().tolist() == [2] * 5
@@ -115,7 +115,7 @@ def test_folds_share_every_class() -> None:
 
 
 def test_the_evidence_over_regularises() -> None:
-    """As the docstring warns: at its own best mean, it asks for more than cross-validation does."""
+    """As the docstring warns: at the best fit by cross-validation, it prefers a larger prior precision."""
     problem = make_problem(n_classes=10, n_pool=200)
     x, y = problem.pool, problem.labels
     best = LastLayerLaplace.optimize_prior_precision(x, y, 10, generator=torch.Generator().manual_seed(0))
@@ -124,7 +124,7 @@ def test_the_evidence_over_regularises() -> None:
     assert float(grid[values.argmax()]) > best
 
 
-def test_an_evidence_that_float32_cannot_hold() -> None:
+def test_an_evidence_that_overflows_in_float32_raises() -> None:
     model = LastLayerLaplace(torch.full((2, 3), 1e19)).fit(torch.zeros(0, 3))
     with pytest.raises(ValueError, match=r"^features must give results that are finite in torch\.float32"):
         model.log_marginal_likelihood(torch.eye(3), torch.tensor([0, 1, 0]), torch.tensor([1.0, 1e3]))
@@ -147,5 +147,5 @@ assert kept() is None
 """
 
 
-def test_the_first_fit_of_a_process_keeps_nothing() -> None:
+def test_the_first_fit_of_a_process_keeps_no_reference_to_its_features() -> None:
     subprocess.run([sys.executable, "-c", _RELEASED], check=True, timeout=HANGS)

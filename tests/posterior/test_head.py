@@ -1,4 +1,4 @@
-"""The posterior in the place of a model's last layer, and its mean back in the layer itself."""
+"""The posterior as the last layer of a model, and its mean written back into that layer."""
 
 import copy
 import pickle
@@ -50,7 +50,7 @@ def close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=factor, atol=factor)
 
 
-# In the place of the layer
+# As the last layer
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -69,14 +69,14 @@ def test_the_posterior_gives_what_the_layer_gave(draw: Draw, dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("shape", [(D,), (2, 3, D), (0, D)], ids=str)
-def test_features_of_any_shape_as_a_layer_takes_them(draw: Draw, shape: tuple[int, ...]) -> None:
+def test_features_of_any_shape_are_accepted_as_by_a_layer(draw: Draw, shape: tuple[int, ...]) -> None:
     plain, replaced, _ = pair(draw, torch.float64)
     features = draw.normal(*shape)
     close(replaced.fc(features), plain.fc(features))
 
 
 @pytest.mark.parametrize("features", [torch.zeros(3, D + 1), torch.zeros(D, 1), torch.zeros(())])
-def test_features_of_another_length(draw: Draw, features: Tensor) -> None:
+def test_features_of_another_length_are_refused(draw: Draw, features: Tensor) -> None:
     _, replaced, _ = pair(draw, torch.float64)
     with pytest.raises(ValueError, match=rf"^features must have shape \(\.\.\., {D}\) to match mean \(4, 8\), got \("):
         replaced.fc(features)
@@ -93,7 +93,7 @@ def test_features_of_another_length(draw: Draw, features: Tensor) -> None:
         (torch.zeros(3, D, device="meta"), ValueError, "must be on cpu like mean, got meta"),
     ],
 )
-def test_features_that_no_layer_takes(draw: Draw, features: Any, error: type[Exception], says: str) -> None:
+def test_other_wrong_features_are_refused(draw: Draw, features: Any, error: type[Exception], says: str) -> None:
     _, replaced, _ = pair(draw, torch.float64)
     with pytest.raises(error, match=f"^features {says}$"):
         replaced.fc(features)
@@ -107,7 +107,7 @@ def test_mixed_precision_is_that_of_a_layer(draw: Draw) -> None:
     torch.testing.assert_close(with_posterior, with_layer, rtol=0.03, atol=0.05)
 
 
-def test_an_update_moves_the_model(draw: Draw, dtype: torch.dtype) -> None:
+def test_an_update_changes_the_output_of_the_model(draw: Draw, dtype: torch.dtype) -> None:
     _, replaced, x = pair(draw, dtype)
     features = torch.relu(replaced.body(x)).detach() + 1.0
     before = replaced(x).detach()
@@ -127,7 +127,7 @@ MOVES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @pytest.mark.parametrize("move", MOVES)
 def test_it_moves_with_its_model(draw: Draw, move: str) -> None:
-    """With rows that the precision has yet to gain, which must come along."""
+    """With rows that the precision does not contain yet, which must move too."""
     _, replaced, x = pair(draw, torch.float32)
     features = torch.relu(replaced.body(x)).detach() + 1.0
     replaced.fc.update(features[:3], draw.integers(C, 3))
@@ -148,7 +148,7 @@ def test_a_copy_shares_nothing(draw: Draw) -> None:
     assert torch.equal(copied(x).detach(), before)
 
 
-def test_its_state_travels_with_the_state_of_its_model(draw: Draw) -> None:
+def test_its_state_is_part_of_the_state_of_its_model(draw: Draw) -> None:
     plain, replaced, x = pair(draw, torch.float64)
     replaced.fc.class_names = ["a", "b", "c", "d"]
     replaced.fc.update(draw.normal(5, D), draw.integers(C, 5))
@@ -218,7 +218,7 @@ def test_nan_never_reaches_the_layer(draw: Draw) -> None:
 
 
 def test_a_layer_that_computes_its_weight_is_refused(draw: Draw) -> None:
-    """Writing to what is computed would change nothing, in silence."""
+    """Writing to a computed weight would have no effect, without an error."""
     plain, replaced, _ = pair(draw, torch.float64)
     layer = weight_norm(copy.deepcopy(plain.fc))
     before = layer(torch.ones(1, D, dtype=torch.float64))
@@ -257,7 +257,7 @@ def sparse(layer: nn.Linear) -> nn.Linear:
 def test_a_layer_that_cannot_be_written_to_is_refused(
     draw: Draw, change: Callable[[nn.Linear], nn.Linear], error: type[Exception], says: str
 ) -> None:
-    """Before its first entry is written: a weight without its bias would be half a layer."""
+    """It is refused before an entry is written: a new weight with the old bias would be wrong."""
     plain, replaced, _ = pair(draw, torch.float64)
     layer = change(copy.deepcopy(plain.fc))
     with pytest.raises(error, match=rf"^out\.{says}"):
@@ -267,34 +267,34 @@ def test_a_layer_that_cannot_be_written_to_is_refused(
 
 
 class TestBuffers:
-    """The precision is none of them: it follows the covariance, whatever changes that."""
+    """The precision is no buffer: it follows the covariance, however that changes."""
 
     @staticmethod
     def updated() -> LastLayerLaplace:
         made = make_problem()
         return made.posterior.update(made.pool[:8], made.labels[:8])
 
-    def test_copying_them_copies_the_posterior(self) -> None:
+    def test_copying_the_buffers_copies_the_posterior(self) -> None:
         source, target = self.updated(), make_problem().posterior
         for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
             mine.copy_(theirs)
         torch.testing.assert_close(target.precision, source.precision, rtol=1e-9, atol=1e-9)
         assert target.drift() < 1e-9
 
-    def test_what_waits_in_the_target_does_not_come_on_top(self) -> None:
+    def test_pending_rows_of_the_target_are_dropped(self) -> None:
         source, target = make_problem().posterior, self.updated()
         for mine, theirs in zip(target.buffers(), source.buffers(), strict=True):
             mine.copy_(theirs)
         torch.testing.assert_close(target.precision, source.precision, rtol=1e-9, atol=1e-9)
 
-    def test_the_precision_is_in_the_state_and_not_among_them(self) -> None:
+    def test_the_precision_is_in_the_state_and_no_buffer(self) -> None:
         parent = nn.Sequential(self.updated())
         assert [name for name, _ in parent.named_buffers()] == [f"0.{name}" for name in NAMES if name != "precision"]
         assert {f"0.{name}" for name in NAMES} < set(parent.state_dict())
         assert parent.state_dict()["0.precision"].equal(parent[0].precision)
 
     def test_a_moving_average_keeps_covariance_and_precision_inverse(self) -> None:
-        """Averaged one by one, the two would be no inverses of each other."""
+        """If both were averaged, they would no longer be inverses of each other."""
         made = make_problem()
         model = nn.Sequential(made.posterior)
         average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
@@ -308,7 +308,7 @@ class TestBuffers:
         averaged.update(made.pool[40:50], made.labels[40:50])
         assert averaged.drift() < 1e-9
 
-    def test_a_covariance_that_is_replaced(self) -> None:
+    def test_the_precision_follows_a_replaced_covariance(self) -> None:
         model = self.updated()
         model.covariance = 2.0 * model.covariance
         assert model.drift() < 1e-9
@@ -319,13 +319,13 @@ class TestBuffers:
         assert loaded.precision.equal(model.precision)
         torch.testing.assert_close(loaded.covariance @ loaded.precision, torch.eye(13, dtype=torch.float64))
 
-    def test_a_covariance_without_an_inverse(self) -> None:
+    def test_a_covariance_without_an_inverse_raises(self) -> None:
         model = self.updated()
         model.covariance.zero_()
         with pytest.raises(NotPSDError, match="singular"):
             _ = model.precision
 
-    def test_pickling(self) -> None:
+    def test_pickling_keeps_the_precision(self) -> None:
         model = self.updated()
         again = pickle.loads(pickle.dumps(model))
         assert again.precision.equal(model.precision)
@@ -336,7 +336,7 @@ def draw_rows() -> Tensor:
     return Draw(3).normal(3, 12)
 
 
-def test_print_says_what_a_person_wants_to_know() -> None:
+def test_print_shows_sizes_and_state() -> None:
     made = make_problem()
     made.posterior.class_names = ["a", "b", "c", "d"]
     made.posterior.update(made.pool[:3], made.labels[:3])
@@ -362,13 +362,13 @@ def test_the_class_has_documented_names_alone() -> None:
 
 
 class TestLoadingIntoAParent:
-    """In torch's way: what is missing is reported, and what does not fit is said with the name of the part."""
+    """As torch does it: missing keys are reported, and an error names the part of the model."""
 
     @staticmethod
     def parent() -> nn.Module:
         return nn.Sequential(nn.Linear(12, 12, dtype=torch.float64), make_problem().posterior)
 
-    def test_a_state_of_the_layer_that_stood_here(self) -> None:
+    def test_a_state_with_the_replaced_layer_has_missing_keys(self) -> None:
         old = nn.Sequential(nn.Linear(12, 12, dtype=torch.float64), nn.Linear(12, 4, dtype=torch.float64))
         new = self.parent()
         before = new[1].mean.clone()
@@ -379,7 +379,7 @@ class TestLoadingIntoAParent:
         with pytest.raises(RuntimeError, match="Missing key"):
             new.load_state_dict(old.state_dict())
 
-    def test_values_that_do_not_fit(self) -> None:
+    def test_values_that_do_not_fit_raise(self) -> None:
         state = self.parent().state_dict()
         state["1.mean"] = torch.cat([state["1.mean"], state["1.mean"][:1]])
         new = self.parent()

@@ -1,4 +1,4 @@
-"""``update(step="joint")``: the mode of all labels together, in whatever order they come, and the covariance there."""
+"""``update(step="joint")``: the mode for all labels together, whatever their order, and the covariance at that mode."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def objective(weight: Tensor, base: LastLayerLaplace, inner: Tensor, targets: Te
 @pytest.mark.parametrize("gamma", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("curvature", ["categorical", "gaussian"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_mode_under_the_present_posterior(dtype: torch.dtype, curvature: str, gamma: float) -> None:
+def test_it_is_the_mode_with_the_present_posterior_as_prior(dtype: torch.dtype, curvature: str, gamma: float) -> None:
     base, pool, labels, _, _ = make_problem(dtype=dtype, curvature=curvature)
     joint = base.condition_on(pool[NEW], labels[NEW], step="joint", gamma=gamma)
     inner, weight = base.standardization.standardized(pool[NEW]), joint.mean.double().requires_grad_()
@@ -43,10 +43,10 @@ def test_the_order_does_not_matter() -> None:
     torch.testing.assert_close(forward.mean, backward.mean, rtol=0.0, atol=1e-6)
     torch.testing.assert_close(forward.covariance, backward.covariance, rtol=0.0, atol=1e-6)
     one_by_one = [base.condition_on(*part) for part in ((x, y), (x.flip(0), y.flip(0)))]
-    assert float((one_by_one[0].mean - one_by_one[1].mean).abs().max()) > 1e-3  # so that there is something to see
+    assert float((one_by_one[0].mean - one_by_one[1].mean).abs().max()) > 1e-3  # in other steps the order matters
 
 
-def test_below_what_one_label_after_another_reaches() -> None:
+def test_the_objective_is_below_that_of_one_label_after_another() -> None:
     base, pool, labels, _, _ = make_problem()
     inner = base.standardization.standardized(pool[NEW])
     values = {
@@ -69,7 +69,7 @@ def test_more_rows_than_features_and_rows_that_repeat() -> None:
     base, pool, labels, _, _ = make_problem()
     rows = torch.arange(len(pool)).repeat(3)
     joint = base.condition_on(pool[rows], labels[rows], step="joint")
-    threefold = base.condition_on(pool, labels, step="joint", gamma=3.0)  # which moves the mean alone
+    threefold = base.condition_on(pool, labels, step="joint", gamma=3.0)  # gamma affects the mean alone
     torch.testing.assert_close(joint.mean, threefold.mean, rtol=0.0, atol=1e-5)
     assert float(joint.covariance.trace()) < float(threefold.covariance.trace())
 
@@ -82,7 +82,7 @@ def test_where_no_label_moves_the_mean_all_steps_are_the_same(rows: slice, gamma
         torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=1e-14)
 
 
-def test_the_next_labels_follow_as_always() -> None:
+def test_other_updates_may_follow() -> None:
     base, pool, labels, points, _ = make_problem()
     joint = base.condition_on(pool[NEW], labels[NEW], step="joint")
     then = joint.condition_on(pool[40:45], labels[40:45])
@@ -118,7 +118,7 @@ def test_an_update_that_is_stopped_warns_the_caller(monkeypatch: pytest.MonkeyPa
     assert caught[0].filename == __file__
 
 
-def test_an_unknown_step() -> None:
+def test_an_unknown_step_is_refused() -> None:
     base, pool, labels, _, _ = make_problem()
     with pytest.raises(ValueError, match="step must be one of 'line_search', 'newton', 'joint', got 'best'"):
         base.update(pool[:1], labels[:1], step="best")

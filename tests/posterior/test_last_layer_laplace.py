@@ -1,4 +1,4 @@
-"""The posterior: construction, fit, predictions, its life as a module."""
+"""The posterior: construction, fit, predictions, and its use as a module."""
 
 import math
 import warnings
@@ -93,7 +93,7 @@ def test_a_bias_is_one_more_constant_feature(draw: Draw) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("standardize", [True, False])
-def test_a_layer_goes_in_and_comes_back(draw: Draw, bias: bool, standardize: bool) -> None:
+def test_to_linear_reverses_from_linear(draw: Draw, bias: bool, standardize: bool) -> None:
     head = make_layer(draw, bias=bias)
     x = 0.7 * draw.normal(30, 7) + 0.3
     posterior = LastLayerLaplace.from_linear(head, x, standardize=standardize)
@@ -110,7 +110,7 @@ def test_a_layer_goes_in_and_comes_back(draw: Draw, bias: bool, standardize: boo
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1.0, 1e3])
-def test_from_linear_warns_where_the_prior_means_something_else(draw: Draw, factor: float) -> None:
+def test_from_linear_warns_about_features_of_another_scale(draw: Draw, factor: float) -> None:
     head, x = make_layer(draw, bias=True), factor * draw.normal(30, 7)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -139,12 +139,12 @@ def test_fit_map_is_the_penalised_maximum() -> None:
     torch.testing.assert_close(plain.mean, torch.from_numpy(peer.coef_), rtol=1e-4, atol=1e-5)
 
 
-def test_fit_map_with_missing_classes(draw: Draw) -> None:
+def test_fit_map_predicts_classes_without_labels(draw: Draw) -> None:
     posterior = LastLayerLaplace.fit_map(draw.normal(3, 5), torch.tensor([6, 6, 2]), num_classes=8)
     assert posterior.predict_proba(draw.normal(4, 5)).shape == (4, 8)
 
 
-def test_constant_features_standardise() -> None:
+def test_constant_features_have_scale_one() -> None:
     posterior = LastLayerLaplace.fit_map(torch.full((4, 3), 2.0), torch.tensor([0, 1, 0, 1]), num_classes=2)
     assert float(posterior.scale) == 1.0
     assert bool(posterior.predict_proba(torch.full((1, 3), 2.0)).isfinite().all())
@@ -165,7 +165,7 @@ def test_everything_that_needs_the_covariance_asks_for_fit(draw: Draw) -> None:
     torch.testing.assert_close(posterior.predict_proba(x, link="plugin"), softmax(x @ posterior.mean.T))
 
 
-def test_a_module_among_modules() -> None:
+def test_states_and_dtypes_are_those_of_any_module() -> None:
     posterior, pool, labels, points, _ = make_problem()
     posterior.update(pool[:3], labels[:3])
     model = nn.Sequential(nn.Identity(), posterior)

@@ -1,4 +1,4 @@
-"""The fit of the layer itself: the gradient vanishes, whatever the features, and who looks for it says so if not."""
+"""The fit of the layer itself: the gradient vanishes, whatever the features, and a warning says so if it does not."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def gradient(weight: Tensor, features: Tensor, targets: Tensor, prior_precision:
 
 
 def nearly_equal_columns(draw: Draw) -> Tensor:
-    """What float32 cannot tell apart."""
+    """Columns that are too similar for steps in float32."""
     return draw.normal(60, 1) + 1e-5 * draw.normal(60, 8)
 
 
@@ -52,7 +52,7 @@ def test_the_gradient_vanishes(kind: str, n_classes: int, prior_precision: float
 
 @pytest.mark.parametrize("factor", [1e-12, 1e-3, 1e3, 1e6])
 def test_the_size_of_the_features_does_not_matter(factor: float, draw: Draw) -> None:
-    """Neither do steps in float32 overflow. The prior goes with the square; the tolerance of the gradient does not."""
+    """Nor do steps in float32 overflow. The prior scales with the square, the tolerance of the gradient does not."""
     x, y = draw.normal(60, 8), draw.integers(4, 60)
     weight = map_weights(factor * x, y, 4, factor**2).weight
     if factor < 1:
@@ -83,6 +83,6 @@ def test_a_fit_that_is_stopped_warns_the_caller(draw: Draw, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("size", [1e200, 1e308])
-def test_what_overflows_is_refused(size: float, draw: Draw) -> None:
+def test_features_that_overflow_are_refused(size: float, draw: Draw) -> None:
     with pytest.raises(ValueError, match="features or prior_precision must be smaller"):
         map_weights(size * draw.normal(20, 3).clamp(-1, 1), draw.integers(3, 20), 3, 1.0)

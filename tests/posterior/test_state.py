@@ -1,4 +1,4 @@
-"""Saved posteriors: what goes in comes out, and nothing else does."""
+"""Saved posteriors load unchanged; other and damaged files are refused."""
 
 import os
 import pickle
@@ -16,13 +16,13 @@ from tests.problems import make_problem
 
 @pytest.fixture
 def saved(tmp_path: Path, draw: Draw) -> Path:
-    """The smallest posterior there is, so that every bit of its file can be tried."""
+    """A file with the smallest posterior, so that every bit can be tried."""
     posterior = LastLayerLaplace(draw.normal(2, 1), bias=draw.normal(2)).fit(draw.normal(5, 1))
     posterior.save(tmp_path / "posterior.safetensors")
     return tmp_path / "posterior.safetensors"
 
 
-def test_a_posterior_survives(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_saved_posterior_loads_unchanged(tmp_path: Path, dtype: torch.dtype) -> None:
     posterior, pool, labels, _, _ = make_problem(dtype=dtype)
     posterior.update(pool[:5], labels[:5])
     posterior.class_names = ["cat", "dog", "größer", "class 3"]
@@ -31,7 +31,7 @@ def test_a_posterior_survives(tmp_path: Path, dtype: torch.dtype) -> None:
     for name, buffer in posterior.named_buffers():
         assert torch.equal(buffer, dict(loaded.named_buffers())[name]), name
     assert loaded.get_extra_state() == posterior.get_extra_state()
-    # Not to the bit: torch's products may round by where in memory their inputs lie.
+    # Not to the bit: rounding in torch's matrix products may depend on the addresses of their inputs.
     torch.testing.assert_close(loaded.update(pool, labels).mean, posterior.update(pool, labels).mean)
 
 
@@ -73,7 +73,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
             LastLayerLaplace.load(tmp_path / name)
 
 
-def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_format_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_VERSION", 3)
     storage.write_file(tmp_path / "newer", {"mean": torch.zeros(2, 2)}, {})
     monkeypatch.undo()
@@ -82,14 +82,14 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "a"], [1, 2], "ab", ["a", ""], {"a": 1}])
-def test_false_names_under_a_true_checksum(saved: Path, names: object) -> None:
+def test_wrong_names_with_a_right_checksum_are_refused(saved: Path, names: object) -> None:
     tensors, attributes = storage.read_file(saved)
     storage.write_file(saved, tensors, {**attributes, "class_names": names})
     with pytest.raises(StorageError, match="does not hold a posterior: class_names must"):
         LastLayerLaplace.load(saved)
 
 
-def test_missing_files_and_folders(tmp_path: Path) -> None:
+def test_missing_files_and_folders_raise(tmp_path: Path) -> None:
     posterior, *_ = make_problem()
     with pytest.raises(FileNotFoundError, match="path"):
         LastLayerLaplace.load(tmp_path / "absent")

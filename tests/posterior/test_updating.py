@@ -1,4 +1,4 @@
-"""Absorbing labels: against dense precision algebra, however the labels are grouped."""
+"""Absorbing labels: compared with dense precision algebra, however the labels are grouped."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,7 +16,7 @@ from tests.ops.dense_posterior import DensePosterior
 NO_ROWS, NO_LABELS = torch.zeros(0, 6, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)
 Copy = Callable[[LastLayerLaplace], LastLayerLaplace]
 
-# The bounds that the project promises, relative, of mean and covariance alike.
+# Bounds on the relative errors of mean, covariance and precision.
 LIMITS = {(torch.float64, "any"): 1e-11, (torch.float32, "bayes"): 2e-5, (torch.float32, "bold"): 2e-4}
 
 
@@ -105,8 +105,8 @@ def test_condition_on_leaves_the_posterior_alone(draw: Draw) -> None:
     assert theirs.isdisjoint(buffer.data_ptr() for buffer in after.buffers())
 
 
-def test_updates_leave_the_precision_to_its_reader(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many rows as the posterior has columns wait for him, and no more."""
+def test_updates_add_to_the_precision_when_it_is_read(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then at most as many rows are pending as the posterior has columns."""
     posterior, products = make_posterior(draw, 3, 6, "categorical"), []
     every_time = posterior.clone()
     add = fitting.add_observations
@@ -124,7 +124,7 @@ def test_updates_leave_the_precision_to_its_reader(draw: Draw, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("step", UPDATE_STEPS)
-def test_neither_of_two_posteriors_sees_what_becomes_of_the_other(draw: Draw, step: str) -> None:
+def test_a_posterior_and_an_update_of_it_do_not_change_each_other(draw: Draw, step: str) -> None:
     """They share a matrix until the precision of the new one is read."""
     posterior, another = (make_posterior(draw, 3, 6, "categorical") for _ in range(2))
     x, y = draw.normal(5, 6), draw.integers(3, 5)
@@ -147,8 +147,8 @@ def test_neither_of_two_posteriors_sees_what_becomes_of_the_other(draw: Draw, st
     [LastLayerLaplace.clone, lambda posterior: posterior.condition_on(NO_ROWS, NO_LABELS)],
     ids=["clone", "condition_on"],
 )
-def test_another_thread_may_read_the_precision_of_what_is_copied(draw: Draw, moment: str, copied: Copy) -> None:
-    """Which brings it up to date, here just before and just after the buffers are looked at."""
+def test_another_thread_may_read_the_precision_during_a_copy(draw: Draw, moment: str, copied: Copy) -> None:
+    """The read adds pending rows to it, here just before and just after the buffers are copied."""
     posterior = make_posterior(draw, 3, 6, "categorical").update(draw.normal(2, 6), draw.integers(3, 2))
     expected = posterior.clone().precision
 
@@ -201,7 +201,7 @@ def test_line_search_never_overshoots_where_newton_does() -> None:
     assert objective[2] <= objective[1]
 
 
-def test_drift_is_small_measured_and_healed(draw: Draw) -> None:
+def test_drift_is_small_and_refresh_removes_it(draw: Draw) -> None:
     posterior = make_posterior(draw, 5, 48, "categorical", torch.float32)
     x, y = draw.normal(2000, 48).float(), draw.integers(5, 2000)
     for row in range(1000):

@@ -87,7 +87,7 @@ def test_picks_equal_brute_force(kind: str, link: str, curvature: str, step: str
 
 @pytest.mark.parametrize("update_every", [1, 2, 5, B])
 @pytest.mark.parametrize("link", ["plugin", "mean_field"])
-def test_update_every_so_many_picks(update_every: int, link: str) -> None:
+def test_picks_equal_brute_force_with_an_update_every_few_picks(update_every: int, link: str) -> None:
     problem = make_problem()
     expected = brute_force(problem, "entropy", link, lambda _, row: int(problem.labels[row]), update_every=update_every)
     result = select_batch(
@@ -131,7 +131,7 @@ def test_sampled_labels_follow_the_predictive() -> None:
     assert bool(((seen - expected).abs() < 5 * (20 * (p * (1 - p)).sum(0)).sqrt()).all())
 
 
-def test_no_labels_top_b_and_variance_alone() -> None:
+def test_without_labels_margin_is_top_b_and_variance_is_updated() -> None:
     problem = make_problem()
     top = select_batch(problem.posterior, problem.pool, B, targets=None)
     scores = utilities_by_definition(problem.posterior, problem.pool, "margin", "plugin")
@@ -162,7 +162,7 @@ def test_excluded_rows_are_part_of_the_pool_and_never_picked(acquisition: str, u
     assert torch.equal(pick(first[:0]), first)
 
 
-def test_what_is_excluded_is_no_candidate_where_rows_do_not_meet() -> None:
+def test_excluded_rows_have_no_influence_on_margin() -> None:
     problem = make_problem()
     excluded = torch.tensor([17, 2, 40])
     candidates = torch.tensor([row for row in range(len(problem.pool)) if row not in excluded.tolist()])
@@ -177,7 +177,7 @@ def test_what_is_excluded_is_no_candidate_where_rows_do_not_meet() -> None:
         select_batch(problem.posterior, problem.pool, 3, exclude=torch.arange(len(problem.pool) - 2))
 
 
-def test_candidates_are_all_that_is_seen() -> None:
+def test_rows_outside_the_candidates_have_no_influence() -> None:
     problem = make_problem()
     candidates = torch.tensor([41, 3, 50, 22, 7, 19, 0, 33, 58, 11, 12, 13, 14])
     ordered = candidates.sort().values
@@ -240,7 +240,7 @@ def test_half_precision_pools_pick_like_their_float32_copies(half: torch.dtype) 
 
 
 @pytest.mark.parametrize("batch_size", [1, 60])
-def test_one_row_and_the_whole_pool(batch_size: int) -> None:
+def test_one_row_or_the_whole_pool_can_be_picked(batch_size: int) -> None:
     problem = make_problem()
     result = select_batch(problem.posterior, problem.pool, batch_size)
     assert len(set(result.indices.tolist())) == batch_size == len(result.utilities)
@@ -292,7 +292,7 @@ print("native" if build_info()["native"] else "reference")
 
 
 def test_the_same_picks_without_native_code() -> None:
-    """Run both ways in fresh processes; without compiled kernels the two are the same run."""
+    """In two new processes; without compiled kernels both run the references."""
 
     def run(**environment: str) -> list[str]:
         command = [sys.executable, "-c", SCRIPT]

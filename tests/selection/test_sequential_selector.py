@@ -23,7 +23,7 @@ def answer(selector: SequentialSelector, problem: Problem, count: int) -> list[i
 
 @pytest.mark.parametrize("link", ["plugin", "mean_field"])
 @pytest.mark.parametrize("acquisition", ["margin", "variance", "gradient_norm"])
-def test_a_person_gets_the_batch_that_their_labels_give(problem: Problem, acquisition: str, link: str) -> None:
+def test_ask_and_tell_give_the_batch_of_select_batch(problem: Problem, acquisition: str, link: str) -> None:
     selector = SequentialSelector(problem.posterior, problem.pool, acquisition, link=link)
     rows = answer(selector, problem, 15)
     batch = select_batch(problem.posterior, problem.pool, 15, acquisition, problem.labels, link=link)
@@ -43,7 +43,7 @@ def test_asking_again_changes_nothing(problem: Problem) -> None:
     assert torch.equal(three, top.indices)
 
 
-def test_several_answers_at_once(problem: Problem) -> None:
+def test_several_answers_may_be_told_at_once(problem: Problem) -> None:
     selector = SequentialSelector(problem.posterior, problem.pool)
     batch = selector.ask(n=4)
     selector.tell(batch, problem.labels[batch])
@@ -76,7 +76,7 @@ def test_a_skipped_row_is_not_asked_again(problem: Problem) -> None:
     assert len(selector.state_dict()["rows"]) == 3
 
 
-def test_undo_goes_back_to_the_bit(problem: Problem) -> None:
+def test_undo_restores_the_same_bits(problem: Problem) -> None:
     selector = SequentialSelector(problem.posterior, problem.pool, link="mean_field")
     questions, models = [], []
     for number in range(6):
@@ -122,7 +122,7 @@ def test_candidates_keep_their_row_numbers(problem: Problem) -> None:
         selector.tell(11, 0)
 
 
-def test_the_selector_owns_its_model(problem: Problem) -> None:
+def test_the_selector_has_its_own_copy_of_the_posterior(problem: Problem) -> None:
     posterior = problem.posterior.clone()
     selector = SequentialSelector(posterior, problem.pool)
     expected = answer(SequentialSelector(problem.posterior, problem.pool), problem, 5)

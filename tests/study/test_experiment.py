@@ -128,7 +128,7 @@ class TestResults:
         assert [file.name for file in tmp_path.iterdir()] == ["results.csv"]
         assert path.read_text() == "old"
 
-    def test_thread_count_is_given_back(self, monkeypatch):
+    def test_thread_count_is_restored(self, monkeypatch):
         counts = [7]
         monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
         monkeypatch.setattr(torch, "set_num_threads", counts.append)
@@ -194,13 +194,13 @@ class TestResume:
 
 
 def arguments(folder, jobs):
-    """Those of the command line that runs ``ACTIVE``."""
+    """Arguments of the command line that runs ``ACTIVE``."""
     options = ["experiment", "active-learning", "--data", "digits", "--out", str(folder), "--seeds", "3"]
     options += ["--arms", *ACTIVE.strategies, "--batch-size", "5", "--initial", "10", "--acquisitions", "2"]
     return [*options, "--subset", "200", "--jobs", str(jobs)]
 
 
-# Sends itself, or with jobs its whole group, a signal before it touches the files of `folder` for the n-th time.
+# Sends a signal to itself, or SIGINT to its process group, before it opens, moves or removes a file for the n-th time.
 SIGNALLED = """
 import os, signal, sys
 from tests.fuzz.processes import at_step
@@ -216,7 +216,7 @@ sys.exit(main(arguments))
 
 
 def signalled(number, step, folder, jobs):
-    """Start the command line that runs ``ACTIVE`` in a group of its own, and let it send itself a signal at a step."""
+    """Run ``ACTIVE`` by the command line in a new process group, which sends itself a signal at a step."""
     command = [sys.executable, "-c", SIGNALLED, str(int(number)), str(step), str(folder), *arguments(folder, jobs)]
     return subprocess.run(command, process_group=0, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
 
@@ -226,7 +226,7 @@ def killed_run(folder, step):
     run_experiment(folder, ACTIVE, DIGITS)
 
 
-# So many steps each run makes at least, from whatever it finds.
+# The number of steps that every run makes at least, whatever an earlier one has left.
 STEPS = 2 * len(units(ACTIVE))
 
 
@@ -244,10 +244,10 @@ class TestKill:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(20))
-    def test_campaign(self, seed, finished, tmp_path):
+    def test_many_killed_runs_end_with_the_same_file(self, seed, finished, tmp_path):
         draw = random.Random(100 + seed)
         for _ in range(3):
-            # With two jobs, the process that is killed only hands out the work, and touches fewer files.
+            # With two jobs, the killed process only distributes the work, and uses fewer files.
             jobs = draw.choice([1, 2])
             done = signalled(signal.SIGKILL, draw.randrange(1, STEPS if jobs == 1 else 4), tmp_path, jobs)
             assert done.returncode == -signal.SIGKILL
@@ -262,7 +262,9 @@ class TestKill:
         assert results(tmp_path) == results(finished)
 
     @pytest.mark.slow
-    @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for processes of another one, as Linux can")
+    @pytest.mark.skipif(
+        not hasattr(os, "pidfd_open"), reason="needs pidfd_open to wait for the children of another process"
+    )
     def test_processes_end_with_the_one_that_started_them(self, tmp_path):
         command = [sys.executable, "-m", "lapal_ext", *arguments(tmp_path, 2)]
         with subprocess.Popen(command) as process:

@@ -59,14 +59,14 @@ def test_a_foreign_file_is_refused_with_its_fault(changes, message, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"x_train,y_train\n1,2\n", np.arange(9).tobytes()])
-def test_something_else_is_refused(content, tmp_path):
+def test_files_of_other_formats_are_refused(content, tmp_path):
     path = tmp_path / "set.npz"
     path.write_bytes(content)
     with pytest.raises(StorageError, match=r"set\.npz is no feature set"):
         load_features(path)
 
 
-def test_a_missing_file_is_missing(tmp_path):
+def test_a_missing_file_raises(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_features(tmp_path / "set.npz")
 
@@ -94,7 +94,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path):
         except StorageError:
             refused += 1
             continue
-        # Dates and the like, which nothing depends on.
+        # The bit was in a field without effect, such as a date.
         assert torch.equal(data.train.features, good.train.features), bit
         assert torch.equal(data.test.targets, good.test.targets), bit
         assert torch.equal(data.train.targets, good.train.targets), bit

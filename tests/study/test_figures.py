@@ -52,7 +52,7 @@ def test_a_rule_that_diverges_does_not_flatten_the_others():
     assert nll.get_ylim()[0] < nll.get_ylim()[1]
 
 
-def test_every_strategy_has_a_look_of_its_own():
+def test_every_strategy_has_its_own_line_style():
     for names in (UPDATING_STRATEGIES, BATCH_STRATEGIES):
         looks = {(line.colour, line.marker, line.dashes) for line in map(figures._line, names)}
         assert len(looks) == len(names)

@@ -1,4 +1,4 @@
-"""The demo as it is measured: shorter runs of its two experiments, with all strategies."""
+"""Shorter runs of the demo's two experiments, with all strategies."""
 
 from dataclasses import replace
 
@@ -101,7 +101,7 @@ def test_each_number_of_new_labels_starts_from_the_base(records):
 
 
 def test_our_rule_closes_most_of_the_gap_to_a_refit(records):
-    """On real data and 50 labels: three quarters of it in log-likelihood, when this was written."""
+    """On real data with 50 labels: about three quarters of it, in log-likelihood."""
     end = {name: by_seed(records, UPDATING, name, "nll")[1][:, -1] for name in UPDATES.strategies}
     assert (end["base"] - end["line_search"] > 0.5 * (end["base"] - end["refit"])).all()
     assert (end["refit"] < end["base"] - 0.1).all()

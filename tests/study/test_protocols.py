@@ -51,7 +51,7 @@ class TestProtocols:
         assert len(mine) == len(yours) == 100
         assert not set(mine.tolist()) & set(first.tolist())
         assert mine.tolist() == sorted(set(mine.tolist()))
-        # Rows that only one of the two has labelled make room for the next of the same order: hence at most two differ.
+        # A row that only one of the two has labelled is replaced by the next in the same order: at most two differ.
         assert len(set(mine.tolist()) & set(yours.tolist())) >= 98
         assert not torch.equal(mine, protocols.candidates(300, first, 100, 3, 1))
         assert not torch.equal(mine, protocols.candidates(300, first, 100, 4, 2))
@@ -88,7 +88,7 @@ class TestProtocols:
         assert set(picks) <= set(range(200))
         assert (picks == choose(1)) == (not name.endswith("_true"))
 
-    def test_names_say_what_nobody_could_know(self):
+    def test_descriptions_say_which_strategies_use_true_labels(self):
         for name in (*BATCH_STRATEGIES, *LOOK_AHEAD_STRATEGIES):
             text = strategies.describe(name)
             assert ("label before next pick" in text or "upper bound" in text) == name.endswith("_true")
@@ -127,7 +127,7 @@ class TestProtocols:
 
 
 class TestConfiguration:
-    def test_batches_are_the_papers_where_it_has_any(self):
+    def test_default_batches_are_those_of_the_paper_for_its_data_sets(self):
         assert default_batch("banking77_minilm.npz", 77) == 200
         assert default_batch("clinc150_minilm.npz", 150) == 150
         assert [default_batch("mine.npz", count) for count in (2, 20, 500)] == [10, 20, 50]

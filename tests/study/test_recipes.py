@@ -57,7 +57,7 @@ class TestCache:
         assert calls == [True]
 
     @pytest.mark.usefixtures("calls")
-    def test_what_is_kept_is_what_was_made(self):
+    def test_the_kept_set_is_the_one_that_was_made(self):
         data, expected = load_features(build("fake")), made()
         assert torch.equal(data.train.features, expected.train.features.half().float())
         assert torch.equal(data.train.targets, expected.train.targets)
@@ -75,7 +75,7 @@ class TestCache:
     @pytest.mark.parametrize(
         "damage", [lambda whole: whole[:-1], lambda whole: b"\xff" + whole[1:], lambda _: b"", None]
     )
-    def test_what_does_not_match_is_made_again_and_said(self, where, damage, folder, calls):
+    def test_a_set_that_does_not_match_its_checksum_is_made_again_with_a_message(self, where, damage, folder, calls):
         path = build("fake")
         whole = path.read_bytes()
         damaged, said = folder / where, []
@@ -123,7 +123,7 @@ class TestCache:
             build("fake")
         assert not calls
 
-    def test_an_unknown_name_is_told_the_known_ones(self):
+    def test_the_error_for_an_unknown_name_lists_the_known_ones(self):
         with pytest.raises(ValueError, match="one of debian_sections, fashion_mnist, wordnet_supersenses, got 'mnist'"):
             build("mnist")
 
@@ -147,7 +147,7 @@ class TestCache:
     ("name", "floor"), [("debian_sections", 0.5), ("fashion_mnist", 0.7), ("wordnet_supersenses", 0.4)]
 )
 def test_a_recipe_really_makes_its_set(name, floor, folder):
-    """In a process of its own: what its imports warn about is not ours."""
+    """In a separate process, so that warnings from its imports are no errors."""
     if any(find_spec(module) is None for module in RECIPES[name].packages):
         pytest.skip("the extra recipes is not installed")
     code = f"from lapal_ext.study.recipes import build; build({name!r})"

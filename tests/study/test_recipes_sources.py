@@ -1,4 +1,4 @@
-"""What recipes ask of Debian's tools, and what each of them reads; no encoder runs, and nothing is downloaded."""
+"""How recipes call Debian's tools, and how each of them reads its source; no encoder runs, nothing is downloaded."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ from lapal_ext.study.recipes.wordnet_supersenses import chosen, definitions
 class TestDebian:
     @pytest.fixture
     def machine(self, tmp_path, monkeypatch):
-        """An empty root, and a folder for tools that is all of $PATH."""
+        """An empty root folder, and an empty folder for tools as the whole $PATH."""
         monkeypatch.setattr(debian, "_ROOT", tmp_path / "root")
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
         (tmp_path / "bin").mkdir()
@@ -76,8 +76,8 @@ WORDNET = """\
 
 
 class TestWordnet:
-    def test_definitions_stand_without_examples_and_words(self):
-        lines = [f"{line}  \n" for line in WORDNET.splitlines()]  # as the files end them
+    def test_definitions_are_read_without_examples_and_words(self):
+        lines = [f"{line}  \n" for line in WORDNET.splitlines()]  # as lines end in the files
         assert definitions(lines) == [
             ("noun.Tops", "that which is perceived or known"),
             ("noun.animal", "living things collectively"),

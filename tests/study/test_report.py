@@ -118,7 +118,7 @@ def test_notes_explain_what_is_shown_and_nothing_else():
     assert "- ECE: " in text
     assert "upper bound" not in text
     assert "gap closed" not in text
-    assert "ECE" not in printed(terminal(active())), "the terminal has no column for it"
+    assert "ECE" not in printed(terminal(active())), "the terminal mentions a column that it does not have"
 
 
 def test_the_terminal_has_the_numbers_of_markdown_in_eighty_columns():
@@ -132,7 +132,7 @@ def test_the_terminal_has_the_numbers_of_markdown_in_eighty_columns():
     assert "5 new labels" in text
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_files_and_columns_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"timings\.csv"):
         write_report(tmp_path)
     (tmp_path / "timings.csv").write_text("experiment,seed,strategy,prior_precision,labels,seconds\n")

@@ -1,4 +1,4 @@
-"""NumPy arrays at the public border: the same results as from tensors, no conversion, and errors that name them."""
+"""NumPy arrays in public functions: the same results as from tensors, no conversion, and errors that name them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def select_best(posterior: LastLayerLaplace, *data: Tensor, **optional: Tensor) 
 
 
 def calls(problem: Problem, draw: Draw) -> dict[str, tuple[Callable[..., Any], list[Any], dict[str, Any]]]:
-    """Every public function with all that it takes as a tensor, by place and by name."""
+    """Every public function with all arguments that may be tensors, positional ones and named ones."""
     posterior, pool, labels, points, truth = problem
     head = torch.nn.Linear(D, C, dtype=pool.dtype)
     weight, bias = draw.normal(C, D).to(pool.dtype), draw.normal(C).to(pool.dtype)
@@ -113,7 +113,7 @@ def as_arrays(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", list(calls(PROBLEM, Draw(0))))
-def test_an_array_counts_as_the_tensor_of_its_values(name: str) -> None:
+def test_arrays_give_the_results_of_tensors(name: str) -> None:
     function, places, named = calls(PROBLEM, Draw(0))[name]
     expected = tensors_in(function(*places, **named))
     result = tensors_in(
@@ -126,7 +126,7 @@ def test_an_array_counts_as_the_tensor_of_its_values(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(calls(PROBLEM, Draw(0))))
-def test_each_array_beside_tensors(name: str) -> None:
+def test_one_array_among_tensors_gives_the_same_results(name: str) -> None:
     function, places, named = calls(PROBLEM, Draw(0))[name]
     expected = tensors_in(function(*places, **named))
     for place in range(len(places)):
@@ -156,14 +156,14 @@ class TestDtypes:
             select_batch(posterior, features.astype(of_array))
 
     @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int32, np.int64, np.uint64])
-    def test_labels_of_any_integer_type(self, dtype: type) -> None:
+    def test_labels_of_any_integer_type_are_accepted(self, dtype: type) -> None:
         posterior, pool, labels, *_ = PROBLEM
         expected = posterior.condition_on(pool, labels)
         result = posterior.condition_on(pool, labels.numpy().astype(dtype))
         assert torch.equal(result.mean, expected.mean)
 
     @pytest.mark.parametrize("dtype", [np.float64, np.bool_])
-    def test_labels_that_are_no_integers(self, dtype: type) -> None:
+    def test_labels_that_are_no_integers_are_refused(self, dtype: type) -> None:
         with pytest.raises(TypeError, match="targets must hold integers"):
             PROBLEM.posterior.condition_on(PROBLEM.pool, PROBLEM.labels.numpy().astype(dtype))
 
@@ -187,18 +187,18 @@ class TestNoTensor:
             (np.zeros((3, 1), [("a", "f8"), ("b", "i1")])["a"], "must not be a field of a structured array"),
         ],
     )
-    def test_arrays(self, array: Any, says: str) -> None:
+    def test_arrays_that_torch_cannot_view_are_refused(self, array: Any, says: str) -> None:
         with pytest.raises(TypeError, match=f"^features {says}"):
             LastLayerLaplace.fit_map(array, np.zeros(1, np.int64), 2)
         with pytest.raises(TypeError, match=f"^pool {says}"):
             select_batch(PROBLEM.posterior, array)
 
     @pytest.mark.parametrize("value", [[[1.0]], "features", None, 3])
-    def test_other_types(self, value: Any) -> None:
+    def test_other_types_are_refused(self, value: Any) -> None:
         with pytest.raises(TypeError, match=r"^features must be a torch.Tensor or a NumPy array, got "):
             LastLayerLaplace.fit_map(value, np.zeros(1, np.int64), 2)
 
-    def test_operators_take_tensors_alone(self) -> None:
+    def test_ops_accept_tensors_alone(self) -> None:
         with pytest.raises(TypeError, match=r"^logits must be a torch.Tensor, got ndarray"):
             ops.predictive(np.zeros((2, 3)), None, 0.0)
 
@@ -206,21 +206,21 @@ class TestNoTensor:
 class TestMemory:
     @pytest.mark.parametrize("writeable", [True, False])
     @pytest.mark.parametrize("make", [np.ascontiguousarray, np.asfortranarray, lambda x: x[::2, 1:]])
-    def test_a_view_shares_it(self, make: Callable[[Any], Any], writeable: bool) -> None:
+    def test_a_view_shares_the_memory_of_its_array(self, make: Callable[[Any], Any], writeable: bool) -> None:
         array = make(np.arange(24.0).reshape(6, 4))
         array.flags.writeable = writeable
         tensor = view("x", array)
         assert tensor.data_ptr() == array.__array_interface__["data"][0]
         assert tensor.tolist() == array.tolist()
 
-    def test_no_state_shares_it(self) -> None:
+    def test_a_posterior_does_not_share_memory_with_arrays(self) -> None:
         weight, features = np.ones((C, D)), PROBLEM.pool.numpy().copy()
         posterior = LastLayerLaplace(weight).fit(features)
         before = [buffer.clone() for buffer in posterior.buffers()]
         weight[:], features[:] = 7.0, 7.0
         assert all(map(torch.equal, posterior.buffers(), before))
 
-    def test_answers_may_come_in_a_buffer_that_is_used_again(self) -> None:
+    def test_answers_are_copied_from_arrays(self) -> None:
         selector = SequentialSelector(PROBLEM.posterior, PROBLEM.pool)
         rows, labels = np.array([3]), np.array([1])
         selector.tell(rows, labels)

@@ -53,7 +53,7 @@ def test_specification(text: str, kind: str, dims: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("text", ["N, D", "", "[N", "two words [N]"])
-def test_not_a_specification(text: str) -> None:
+def test_other_texts_are_no_specification(text: str) -> None:
     with pytest.raises(ValueError, match="not a shape specification"):
         ShapeSpec.parse(text)
 
@@ -70,15 +70,14 @@ def test_shapes_are_written_like_tuples() -> None:
 # Shapes
 
 
-def test_message_of_the_design() -> None:
-    """Word for word what DESIGN, section 5, promises."""
+def test_the_message_names_both_shapes() -> None:
     specs = {"covariance": "[D, D]", "features": "[N, D]"}
     assert message(ValueError, specs, covariance=zeros(128, 128), features=zeros(32, 64)) == (
         "features must have shape (N, 128) to match covariance (128, 128), got (32, 64)"
     )
 
 
-def test_letters_come_back_as_sizes() -> None:
+def test_the_size_of_each_letter_is_returned() -> None:
     specs = {"logits": "[N, C]", "batches": "int64 [M, b]", "scalar": "[]"}
     assert check(specs, logits=zeros(4, 3), batches=zeros(2, 5, dtype=torch.int64), scalar=zeros()) == {
         "N": 4, "C": 3, "M": 2, "b": 5,
@@ -256,11 +255,11 @@ def test_opposite_infinities_are_found() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sum_that_overflows_is_no_alarm(dtype: torch.dtype) -> None:
+def test_finite_values_pass_even_if_their_sum_overflows(dtype: torch.dtype) -> None:
     check_finite("features", torch.full((1000,), torch.finfo(dtype).max, dtype=dtype))
 
 
-def test_finite_of_nothing() -> None:
+def test_a_tensor_without_values_passes_as_finite() -> None:
     check_finite("features", zeros(0, 3))
 
 
@@ -286,19 +285,19 @@ def test_distinct() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
-def test_labels_of_any_integer_dtype(dtype: torch.dtype) -> None:
+def test_labels_of_any_integer_dtype_are_accepted(dtype: torch.dtype) -> None:
     labels = as_labels("targets", torch.tensor([1, 0], dtype=dtype), torch.device("cpu"))
     assert labels.dtype == torch.int64
     assert labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
-def test_labels_of_another_dtype(dtype: torch.dtype) -> None:
+def test_labels_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=rf"^targets must hold integers, got {dtype}$"):
         as_labels("targets", torch.zeros(2, dtype=dtype), torch.device("cpu"))
 
 
-def test_labels_elsewhere() -> None:
+def test_labels_of_another_type_or_device_are_refused() -> None:
     with pytest.raises(TypeError, match=r"^targets must be a torch\.Tensor or a NumPy array, got list$"):
         as_labels("targets", [1], torch.device("cpu"))
     with pytest.raises(ValueError, match=r"^targets must be on cpu, got meta$"):

@@ -1,4 +1,4 @@
-"""Files of a small problem in the current folder, and the command on them."""
+"""Runs the command on the files of a small problem in the current folder, and reads and fills in the label file."""
 
 import csv
 from pathlib import Path
@@ -21,7 +21,7 @@ def lines() -> list[dict[str, str]]:
 
 
 def fill(*labels: str) -> None:
-    """Answer the first rows of the file that wait."""
+    """Write these labels into the first unlabelled rows of the file."""
     given = iter(labels)
     table = lines()
     for line in table:

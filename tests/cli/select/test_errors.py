@@ -1,4 +1,4 @@
-"""What cannot be understood is explained, and stays as it is."""
+"""Input that cannot be understood gives an error that explains it, and stays unchanged."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class TestErrors:
         assert message in capsys.readouterr().err
         assert Path("out.csv").read_text() == content
 
-    def test_bytes_that_are_no_text(self, capsys):
+    def test_a_label_file_that_is_not_utf8_is_an_error(self, capsys):
         Path("out.csv").write_bytes(b"row,label\n1,\xff\xfe\n")
         assert select() == 1
         assert "no CSV file in UTF-8" in capsys.readouterr().err
@@ -69,7 +69,7 @@ class TestErrors:
             (("--out", "nowhere/out.csv"), "--out must lie in an existing folder, got nowhere/out.csv"),
         ],
     )
-    def test_options(self, options, message, capsys):
+    def test_bad_options_are_explained(self, options, message, capsys):
         np.savez("several.npz", a=np.zeros(2), b=np.zeros(2))
         Path("several.npy").write_bytes(Path("several.npz").read_bytes())
         Path("zip.npy").write_bytes(b"PK\x03\x04" + bytes(60))
@@ -97,7 +97,7 @@ class TestErrors:
             ({"weight": torch.zeros(3, FEATURES, dtype=torch.int64)}, "floating point numbers, got torch.int64"),
         ],
     )
-    def test_heads(self, tensors, message, capsys):
+    def test_bad_heads_are_explained(self, tensors, message, capsys):
         save_file(tensors, "head.safetensors")
         assert select("--head", "head.safetensors") == 1
         assert message in capsys.readouterr().err
@@ -111,7 +111,7 @@ class TestErrors:
             ("1\n2\n3\n", "must not call class 0 '1', the number of another class"),
         ],
     )
-    def test_names_that_cannot_be_told_apart(self, names, message, capsys):
+    def test_class_names_that_cannot_be_told_apart_are_an_error(self, names, message, capsys):
         Path("names.txt").write_text(names)
         assert select() == 1
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The label file goes round between the command and people, in their dialects."""
+"""The label file: what the command writes, and what it reads after an editor or a spreadsheet has changed it."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class TestLabelFile:
         assert {line["label"] for line in lines()} == {""}
         assert "Answers absorbed: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
 
-    def test_lines_end_as_text_editors_want_them(self, data):  # noqa: ARG002 the files are there
+    def test_lines_end_with_a_newline_alone(self, data):  # noqa: ARG002 the fixture writes the files
         assert select("--number", 2) == 0
         assert Path("out.csv").read_bytes().count(b"\n") == 3
         assert b"\r" not in Path("out.csv").read_bytes()
@@ -61,13 +61,13 @@ class TestLabelFile:
         assert select("--number", 1) == 1
         assert "every row of the pool is in out.csv already" in capsys.readouterr().err
 
-    def test_the_last_rows_are_fewer(self):
+    def test_a_number_beyond_the_pool_adds_all_rows_that_are_left(self):
         assert select("--number", ROWS - 3) == 0
         assert select("--number", 10) == 0
         assert len(lines()) == ROWS
 
     @pytest.mark.parametrize("acquisition", ["margin", "coreset"])
-    def test_rows_that_wait_count_as_picked(self, acquisition):
+    def test_unlabelled_rows_count_as_picked(self, acquisition):
         pool = np.load("pool.npy")[:15]
         np.save("pool.npy", np.concatenate([pool, pool]))
         for _ in range(2):
@@ -78,7 +78,7 @@ class TestLabelFile:
         assert [line["row"] for line in lines()] == twice
 
     @pytest.mark.parametrize("acquisition", ["random", "badge", "coreset"])
-    def test_other_acquisitions_repeat_with_their_seed(self, acquisition):
+    def test_the_seed_decides_the_rows_of_random_acquisitions(self, acquisition):
         picks = []
         for seed in (0, 0, 1):
             Path("out.csv").unlink(missing_ok=True)
@@ -87,7 +87,7 @@ class TestLabelFile:
         assert picks[0] == picks[1]
         assert (picks[0] == picks[2]) == (acquisition == "coreset")
 
-    def test_a_trained_head(self, data):
+    def test_a_trained_head_gives_the_rows_of_from_linear(self, data):
         pool, features, _ = data
         head = torch.nn.Linear(FEATURES, CLASSES)
         save_file({"weight": head.weight.detach(), "bias": head.bias.detach()}, "head.safetensors")
@@ -98,7 +98,7 @@ class TestLabelFile:
         ]
 
 
-class TestOtherPeoplesFiles:
+class TestEditedFiles:
     @pytest.mark.parametrize(
         "content",
         [
@@ -108,7 +108,7 @@ class TestOtherPeoplesFiles:
             'note,label,row\n"a, b",1.0,7\n,,3\n',
         ],
     )
-    def test_spreadsheets_write_many_dialects(self, content):
+    def test_dialects_of_spreadsheets_are_read_and_kept(self, content):
         Path("out.csv").write_bytes(content.encode())
         for number in (1, 2):  # what was written is read again
             assert select("--number", 1) == 0
@@ -119,18 +119,18 @@ class TestOtherPeoplesFiles:
         heading = content.splitlines()[0]
         assert Path("out.csv").read_text(encoding="utf-8").startswith(heading)
 
-    def test_line_ends_within_a_cell(self):
+    def test_a_carriage_return_within_a_cell_becomes_a_newline(self):
         Path("out.csv").write_bytes(b'row,label,note\n1,ant,"a\rb"\n')
         for _ in range(2):
             assert select("--number", 1) == 0
         assert LabelFile(Path("out.csv"), ROWS, NAMES).lines[0].others == {"note": "a\nb"}
 
-    def test_skip_in_capitals(self):
+    def test_skip_may_have_capitals(self):
         Path("out.csv").write_text("row,label\n1,Skip\n")
         assert select("--number", 1) == 0
         assert lines()[0]["label"] == "skip"
 
-    def test_a_file_that_somebody_else_has_changed_is_not_overwritten(self):
+    def test_a_file_that_another_program_has_changed_is_not_overwritten(self):
         select("--number", 2)
         file = LabelFile(Path("out.csv"), ROWS, NAMES)
         fill("ant")
@@ -139,7 +139,7 @@ class TestOtherPeoplesFiles:
             file.write(file.lines[:1])
         assert Path("out.csv").read_text() == changed
 
-    def test_links_and_permissions_stay(self):
+    def test_symbolic_links_and_permissions_are_kept(self):
         Path("real.csv").write_text("row,label\n1,ant\n")
         Path("real.csv").chmod(0o600)
         Path("out.csv").symlink_to("real.csv")
@@ -156,22 +156,22 @@ class TestOtherPeoplesFiles:
         np.save("train.npy", np.load("train.npy").astype(features))
         assert select("--number", 1) == 0
 
-    def test_texts_stand_beside_the_rows(self):
+    def test_texts_are_written_beside_their_rows(self):
         assert select("--number", 4, "--texts", "texts.txt") == 0
         assert [line["text"] for line in lines()] == [f"text of row {line['row']}" for line in lines()]
         fill("ant", "skip")
-        assert select("--number", 2) == 0  # the column stays, without texts for what comes now
+        assert select("--number", 2) == 0  # the column stays, and is empty for new rows
         assert [bool(line["text"]) for line in lines()] == [True] * 4 + [False] * 2
 
     @pytest.mark.parametrize("mode", [[], ["--interactive"]])
     @pytest.mark.parametrize("count", [2, ROWS + 1])
-    def test_texts_of_another_pool(self, count, mode, capsys):
+    def test_a_wrong_number_of_texts_is_an_error(self, count, mode, capsys):
         Path("texts.txt").write_text("text\n" * count)
         assert select("--texts", "texts.txt", *mode) == 1
         message = f"--texts must have one line for each of the {ROWS} rows of the pool, got {count}"
         assert message in capsys.readouterr().err
 
-    def test_the_model_with_the_answers_is_kept(self, data):
+    def test_save_writes_the_model_updated_with_the_answers(self, data):
         pool, *_ = data
         assert select("--number", 4) == 0
         fill("ant", "BEE", "skip")
@@ -181,7 +181,7 @@ class TestOtherPeoplesFiles:
         expected.update(pool[[int(line["row"]) for line in told]].float(), torch.tensor([0, 1]))
         assert LastLayerLaplace.load("model.safetensors").mean.equal(expected.mean)
 
-    def test_names_that_differ_by_capitals_alone(self):
+    def test_class_names_may_differ_by_capitals_alone(self):
         Path("names.txt").write_text("Ant\nant\ncat\n")
         assert select("--number", 3) == 0
         fill("ant", "CAT")

@@ -1,4 +1,4 @@
-"""Questions on the terminal, which resume where they stopped."""
+"""Questions on the terminal, and runs that continue where an earlier one stopped."""
 
 import signal
 import subprocess
@@ -12,10 +12,10 @@ from tests.cli.select.problem import fitted, lines, select
 from tests.fuzz.processes import HANGS
 
 
-class TestInterview:
+class TestInteractive:
     @pytest.fixture
     def answer(self, monkeypatch):
-        """Type these, and end the input."""
+        """A function that runs the command with given answers, then the end of the input."""
 
         def type_in(*texts: str) -> list[str]:
             questions: list[str] = []
@@ -55,14 +55,14 @@ class TestInterview:
         assert questions[0].startswith(f"[1/6] row {rows[0]}; the model says ")
         assert f"  text of row {rows[0]}\n" in questions[0]
 
-    def test_it_goes_on_where_it_stopped(self, data, answer, capsys):
+    def test_a_second_run_continues_where_the_first_stopped(self, data, answer, capsys):
         answer("ant", "bee")
         answer("cat", "quit", "never read")
         rows = self.expected(data, [0, 1, 2])
         assert [int(line["row"]) for line in lines()] == rows
         assert "Going on from 2 answers in out.csv." in capsys.readouterr().out
 
-    def test_undo_takes_back_also_what_an_earlier_run_was_told(self, data, answer):
+    def test_undo_also_removes_answers_of_an_earlier_run(self, data, answer):
         answer("ant", "bee")
         questions = answer("undo", "undo", "undo", "cat")
         rows = self.expected(data, [0, 1])
@@ -70,16 +70,16 @@ class TestInterview:
         table = {int(line["row"]): line["label"] for line in lines()}
         assert table == {rows[0]: "cat", rows[1]: ""}
 
-    def test_what_is_no_label_is_asked_again(self, answer, capsys):
+    def test_an_answer_that_is_no_label_is_asked_for_again(self, answer, capsys):
         answer("dog", "3", "-1", "", "bee")
         assert [line["label"] for line in lines()] == ["bee"]
         assert capsys.readouterr().out.count("A label is a number from 0 to 2 or a name (ant, bee, cat); or type") == 4
 
-    def test_it_ends_with_the_number_asked_for(self, answer, capsys):
+    def test_it_ends_after_the_given_number_of_answers(self, answer, capsys):
         assert len(answer(*["ant"] * 6)) == 6
         assert "6 answers in out.csv." in capsys.readouterr().out
 
-    def test_rows_that_wait_stay_in_the_file_until_they_are_answered(self, answer):
+    def test_unlabelled_rows_stay_in_the_file(self, answer):
         select("--number", 3)
         waiting = {line["row"] for line in lines()}
         answer("ant")
@@ -98,7 +98,7 @@ class TestInterview:
         process.stdin.write(b"ant\nbee\n")
         process.stdin.flush()
         asked = b""
-        while asked.count(b"label: ") < 3:  # it waits for the third answer
+        while asked.count(b"label: ") < 3:  # the command waits for the third answer
             byte = process.stdout.read(1)
             assert byte, asked
             asked += byte

@@ -1,4 +1,4 @@
-"""``torchrun … -m lapal_ext select`` writes the label file of one process, bit for bit."""
+"""``torchrun … -m lapal_ext select`` writes the same label file as one process, byte for byte."""
 
 import subprocess
 import sys
@@ -27,8 +27,8 @@ def torchrun(pool: str, out: str, *options: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.usefixtures("data")
-def test_the_label_file_of_one_process() -> None:
-    """Twice, with answers between: files of each rank's own, then one common file."""
+def test_several_processes_write_the_label_file_of_one() -> None:
+    """Twice, with answers in between: first from one pool file per rank, then from one common file."""
     pool = np.load("pool.npy")
     for rank, rows in enumerate((slice(0, 30), slice(30, 30), slice(30, ROWS))):
         np.save(f"part{rank}.npy", pool[rows])
@@ -48,7 +48,7 @@ def test_the_label_file_of_one_process() -> None:
 
 
 @pytest.mark.usefixtures("data")
-def test_what_fails_on_one_rank_writes_nothing() -> None:
+def test_an_error_on_one_rank_writes_nothing() -> None:
     np.save("part0.npy", np.load("pool.npy"))
     done = torchrun("part{rank}.npy", "shared.csv")
     assert done.returncode != 0
@@ -57,8 +57,8 @@ def test_what_fails_on_one_rank_writes_nothing() -> None:
 
 
 @pytest.mark.usefixtures("data")
-def test_files_for_more_processes_than_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """One process that read its own part alone would look as if it had chosen among all rows."""
+def test_more_pool_files_than_processes_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise a single process would choose from one part, as if that were the whole pool."""
     for rank in range(2):
         np.save(f"part{rank}.npy", np.load("pool.npy"))
     assert main(["select", "--pool", "part{rank}.npy", *FILES, "--out", "shared.csv"]) == 1
@@ -68,7 +68,7 @@ def test_files_for_more_processes_than_there_are(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.usefixtures("data")
 def test_one_process_of_several_may_select_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a script that torchrun has started may do; without the option it would wait for the others."""
+    """A script that torchrun has started may do so. Without the option the process would wait for the others."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of the script")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -77,7 +77,7 @@ def test_one_process_of_several_may_select_alone(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("data")
-def test_nobody_is_asked_by_several_processes() -> None:
+def test_interactive_refuses_several_processes() -> None:
     done = torchrun("pool.npy", "shared.csv", "--interactive")
     assert done.returncode != 0
     assert "error: --interactive asks one person: start it without torchrun" in done.stderr

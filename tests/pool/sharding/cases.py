@@ -1,4 +1,4 @@
-"""Selections that one process and several must make alike."""
+"""Selections that must be the same in one process and in several."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,20 +11,20 @@ from tests.problems import Problem, make_problem
 
 N_POOL = 97
 BATCH = 7
-COPIES_ALONE = "badge, copies alone are left"
+COPIES_ALONE = "badge, only copies are left"
 SHARDS = {1: [97], 2: [0, 97], 3: [1, 0, 96], 4: [1, 50, 3, 43]}  # rows of each rank, by the number of ranks
 SHARDABLE = [name for name in ACQUISITIONS if name not in ("typiclust", "probcover")]
 
 
 class Case(NamedTuple):
-    """Arguments of ``select_batch`` beside posterior and pool, made anew for each call."""
+    """Arguments of ``select_batch`` besides posterior and pool, created for each call."""
 
     arguments: Callable[[Problem], dict[str, Any]]
     storage: torch.dtype = torch.float32
 
 
 def problem() -> Problem:
-    """With copies of rows on different ranks, which tie."""
+    """A problem with copies of rows on different ranks, which tie."""
     made = make_problem(n_pool=N_POOL, dtype=torch.float32)
     for copy, row in ((90, 3), (40, 70)):
         made.pool[copy], made.labels[copy] = made.pool[row], made.labels[row]
@@ -79,7 +79,7 @@ def _cases() -> dict[str, Case]:
     cases["at once"] = Case(lambda _: {"targets": None, "update_every": BATCH})
     cases["a callable"] = Case(lambda _: {"acquisition": _peakedness})
     cases["little memory"] = Case(lambda _: {"memory": 64.0})
-    cases["memory that one of the shards needs more of"] = Case(lambda _: {"memory": 4 * 5 * 50.0})
+    cases["memory too small for one of the shards"] = Case(lambda _: {"memory": 4 * 5 * 50.0})
     cases["every row"] = Case(lambda _: {"batch_size": N_POOL})
     return cases
 

@@ -1,4 +1,4 @@
-"""Processes that call ``select_batch`` together, and what each of them got."""
+"""Processes that call ``select_batch`` together, and their results."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from lapal_ext import select_batch
 from tests.pool.sharding.cases import BATCH, CASES, SHARDS, problem
 
 Job = Callable[[distributed.ProcessGroup, int], Any]
-# Seconds after which the group gives up: what is noticed at all is noticed long before, on the busiest machine.
+# Seconds after which the group gives up. Errors are noticed long before, even on a busy machine.
 TIMEOUT = 300.0
 
 
@@ -58,7 +58,7 @@ def _work(rank: int, sizes: list[int], job: Job, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     distributed.init_process_group(
-        "gloo", f"file://{folder}/meeting", timedelta(seconds=TIMEOUT), world_size=max(sizes), rank=rank
+        "gloo", f"file://{folder}/rendezvous", timedelta(seconds=TIMEOUT), world_size=max(sizes), rank=rank
     )
     for size in sizes:
         group = distributed.new_group(list(range(size)))

@@ -1,4 +1,4 @@
-"""An error on one rank is an error on all, at once and by name; a rank that dies is noticed."""
+"""An error on one rank raises on all at once, and names the rank and the error; a rank that dies is noticed."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ SIZE = 3
 
 
 class Call(NamedTuple):
-    """What one rank is about to select from."""
+    """The problem and the shard of one rank, which a failure may change."""
 
     made: Problem
     pool: Tensor
@@ -102,7 +102,7 @@ def _raising(error: BaseException):
     return annotate
 
 
-# By name: what one rank (or all, None) raises, and what the others are told.
+# Name -> how it is caused, the rank that raises it (None: all of them), type and text of the error.
 FAILURES = {
     "not finite": (_not_finite, 2, "ValueError", "pool must be finite"),
     "candidates": (_unknown_candidates, 0, "ValueError", "candidates must lie in"),
@@ -125,7 +125,7 @@ FAILURES = {
 
 
 def fail_all(group, rank):
-    """Errors of every failure on this rank; the group works on after each."""
+    """The errors of all failures on this rank; the group still works after each."""
     errors = {}
     for name, (spoil, *_) in FAILURES.items():
         made = problem()
@@ -133,7 +133,7 @@ def fail_all(group, rank):
         try:
             select_batch(made.posterior, pool, **{"batch_size": 3, "group": group, **spoil(Call(made, pool, rank))})
             errors[name] = None
-        except BaseException as error:  # noqa: BLE001 whatever it is, it is what the test asks for
+        except BaseException as error:  # noqa: BLE001 the test checks which error it is
             errors[name] = [type(error).__name__, "" if "NoText" in type(error).__name__ else str(error)]
     made = problem()
     result = select_batch(made.posterior, shard_of(made.pool, rank, SIZE), 3, group=group)
@@ -164,21 +164,21 @@ def test_an_error_on_one_rank_is_one_on_all(errors, name: str) -> None:
             assert text in raised[1]
 
 
-def test_the_group_works_on_after_errors(errors) -> None:
+def test_the_group_still_works_after_errors(errors) -> None:
     made = problem()
     expected = select_batch(made.posterior, made.pool, 3).indices.tolist()
     assert [each["afterwards"] for each in errors] == [expected] * SIZE
 
 
-def test_rows_of_several_dtypes(errors) -> None:
-    """Not one of them the dtype of the shard without rows, which takes over that of the others."""
+def test_several_dtypes_are_refused(errors) -> None:
+    """The shard without rows is not named, since it takes the dtype of the others."""
     assert [each["dtypes"] for each in errors] == [
         "pool must have one dtype on all ranks, got torch.float16 on rank 0 and torch.bfloat16 on rank 2"
     ] * SIZE
 
 
 def lose_one(group, rank):
-    """Rank 1 dies while it scores its second pick; the others say after how many seconds they noticed."""
+    """Rank 1 dies while it scores its second pick; the others return the seconds until they noticed, and the error."""
     made = problem()
     calls = []
 
@@ -193,7 +193,7 @@ def lose_one(group, rank):
         select_batch(made.posterior, shard_of(made.pool, rank, SIZE), 5, acquisition, group=group)
     except RankError as error:
         (seconds, text) = time.monotonic() - started, str(error)
-        distributed.barrier = lambda: None  # the one at the end would wait for the dead
+        distributed.barrier = lambda: None  # the barrier at the end would wait for the dead rank
         return [seconds, text]
     return None
 
@@ -207,15 +207,15 @@ def test_a_dead_rank_is_noticed(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("group", ["gloo", 3, object()], ids=["name", "number", "object"])
-def test_what_is_no_group(group) -> None:
+def test_a_group_of_another_type_is_refused(group) -> None:
     made = problem()
     with pytest.raises(TypeError, match="group must be a torch\\.distributed process group"):
         select_batch(made.posterior, made.pool, group=group)
 
 
 @pytest.mark.parametrize("name", [name for name in ACQUISITIONS if name not in SHARDABLE])
-def test_what_needs_all_rows_in_one_process(tmp_path, name: str) -> None:
-    distributed.init_process_group("gloo", f"file://{tmp_path}/meeting", world_size=1, rank=0)
+def test_acquisitions_that_need_all_rows_in_one_process_are_refused(tmp_path, name: str) -> None:
+    distributed.init_process_group("gloo", f"file://{tmp_path}/rendezvous", world_size=1, rank=0)
     try:
         made = problem()
         with pytest.raises(ValueError, match=f"acquisition must not need all rows in one process .* got '{name}'"):

@@ -1,4 +1,4 @@
-"""The picks of one process are those of any number, with uneven shards, an empty one, and one of a single row.
+"""Any number of processes makes the picks of one, with uneven shards, an empty one, and one of a single row.
 
 The quick run has one process, and three; ``pytest -m slow tests/pool/sharding`` two and four as well.
 """
@@ -19,19 +19,19 @@ of_each_size = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, request):
-    """By the number of ranks: those that a selected test asks for."""
+    """Results by the number of ranks, for the numbers that the selected tests need."""
     asked = {item.callspec.params["size"] for item in request.session.items if item.path == request.path}
     return run(select_all, sorted(asked), tmp_path_factory.mktemp("ranks") / "folder")
 
 
 @of_each_size
 @pytest.mark.parametrize("name", CASES)
-def test_the_picks_of_one_process(results, name: str, size: int) -> None:
-    if name == COPIES_ALONE and size > 1:  # without kernels, rounding is all that their distances are
+def test_all_ranks_make_the_picks_of_one_process(results, name: str, size: int) -> None:
+    if name == COPIES_ALONE and size > 1:  # without kernels, their distances are rounding errors
         require_native("inner_products", "cpu")
     case, made = CASES[name], problem()
     alone = select_batch(made.posterior, made.pool.to(case.storage), **{"batch_size": BATCH, **case.arguments(made)})
-    native = backend("inner_products", "cpu") == "native"  # torch's products of matrices may tell copies of a row apart
+    native = backend("inner_products", "cpu") == "native"  # torch's matrix products may differ between copies of a row
     for indices, utilities, mean in (results[size][rank][name] for rank in range(size)):
         assert made.pool[indices].equal(made.pool[alone.indices])
         if native:
