@@ -82,8 +82,8 @@ class HerdingScorer(PosteriorScorer):
                 lazy = lazy.copy() if number == 1 else lazy
                 covered = torch.maximum(covered, self._coverage_by(picks[-1]))
             evaluate = partial(self._kernel.gains, weight=self._weight, covered=covered)
-            row, gain = lazy.best(evaluate, self._taken)
-            pick, utility = self._pool.shard.best(row, gain, self._taken, 1)
+            rows, gains = lazy.best(evaluate, self._taken)
+            pick, utility = self._pool.shard.lowest_of_best(rows, gains, self._taken, lazy.tie)
             picks.append(pick)
             utilities.append(utility)
         return torch.cat(picks), torch.cat(utilities).to(self._weight.dtype)

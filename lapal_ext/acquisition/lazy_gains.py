@@ -1,4 +1,4 @@
-"""The row with the largest gain, from upper bounds of the gains and as few evaluations as the bounds allow."""
+"""The rows with the largest gain, from upper bounds of the gains and as few evaluations as the bounds allow."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 _AT_ONCE = 32  # rows that are evaluated together
 _SHORT_LIST = 8192  # rows among which the best is looked for; all others have a smaller bound
-_ROUNDING = 64.0  # eps: a gain may exceed its bound by this factor, since the two are sums in different orders
+_ROUNDING = 64.0  # eps: gains that differ by less are equal, since their sums have different orders
 
 
 class LazyGains:
@@ -25,9 +25,13 @@ class LazyGains:
 
     def __init__(self, bounds: Tensor, dtype: torch.dtype) -> None:
         self._bounds, self._dtype = bounds, dtype
-        self._slack = 1.0 + _ROUNDING * torch.finfo(dtype).eps
         self._rows: Tensor | None = None  # the short list, ascending
         self._limit = -torch.inf  # no bound outside of the short list is larger
+
+    @property
+    def tie(self) -> float:
+        """Gains of at least this share of the largest tie with it. Pairs of rows that only cover each other do so."""
+        return 1.0 - _ROUNDING * torch.finfo(self._dtype).eps
 
     def copy(self) -> "LazyGains":
         """Bounds that may be lowered without lowering these."""
@@ -37,17 +41,22 @@ class LazyGains:
         self,
         evaluate: Callable[[Tensor], Tensor],  # rows [k] -> gains float64 [k]
         taken: Tensor,  # [n] bool
-    ) -> tuple[Tensor, Tensor]:  # [1] int64, [1] float64, or empty
-        """The free row with the largest gain, ties to the lowest, and its gain; empty if no row is free."""
+    ) -> tuple[Tensor, Tensor]:  # [m] int64, [m] float64
+        """The free rows whose gains tie with the largest, ascending, and their gains; none if no row is free."""
         exact = self._bounds == 0.0
         size = _SHORT_LIST
         while True:
             if self._rows is None:
                 self._rows, self._limit = self._short_list(taken, size)
-            row, gain = self._best_of(self._rows[~taken[self._rows]], evaluate, exact)
-            if self._limit == -torch.inf or (len(row) > 0 and float(gain) > self._limit * self._slack):
-                return row, gain
-            self._rows, size = None, 2 * size  # the best row may be outside
+            rows, gains = self._best_of(self._rows[~taken[self._rows]], evaluate, exact)
+            if self._limit == -torch.inf or (len(rows) > 0 and float(gains.amax()) * self._reach > self._limit):
+                return rows, gains
+            self._rows, size = None, 2 * size  # a row that is as good may be outside
+
+    @property
+    def _reach(self) -> float:
+        """A bound of at least this share of the best gain may belong to a row that ties with it."""
+        return self.tie * self.tie
 
     def _short_list(self, taken: Tensor, size: int) -> tuple[Tensor, float]:
         """The free rows with the largest bounds, and the largest bound of all others."""
@@ -59,19 +68,19 @@ class LazyGains:
 
     def _best_of(
         self,
-        rows: Tensor,  # [m] int64, ascending
+        rows: Tensor,  # [k] int64, ascending
         evaluate: Callable[[Tensor], Tensor],
         exact: Tensor,  # [n] bool, changed in place
-    ) -> tuple[Tensor, Tensor]:  # [1] int64, [1] float64, or empty
+    ) -> tuple[Tensor, Tensor]:  # [m] int64, [m] float64
         if len(rows) == 0:
             return rows, self._bounds[rows]
         while True:
             bounds, known = self._bounds[rows], exact[rows]
             best = bounds.masked_fill(~known, -torch.inf).amax()
             highest = bounds.masked_fill(known, -torch.inf).topk(min(_AT_ONCE, len(rows)))
-            places = highest.indices[highest.values * self._slack >= best]
+            places = highest.indices[highest.values >= best * self._reach]
             if len(places) == 0:
-                place = (known & (bounds == best)).int().argmax()[None]
-                return rows[place], bounds[place]
+                tied = known & (bounds >= best * self.tie)
+                return rows[tied], bounds[tied]
             self._bounds[rows[places]] = evaluate(rows[places])
             exact[rows[places]] = True

@@ -1,19 +1,20 @@
 """Gain in coverage of many rows under the Gaussian kernel, with no kernel matrix in memory."""
 
-import math
-
 from torch import Tensor
 
 from lapal_ext.ops.coverage_gain import coverage_gain
 from lapal_ext.ops.declare import define
 from lapal_ext.tiles import row_tiles
 
+_LARGEST = 1e30  # its product with a distance is finite in float32
 _TILE = 1 << 20  # elements of the largest temporary, 4 MiB in float32
 
 
 def _check(inverse_squared_bandwidth: float) -> None:
-    if not (inverse_squared_bandwidth > 0.0 and math.isfinite(inverse_squared_bandwidth)):
-        raise ValueError(f"inverse_squared_bandwidth must be a finite number > 0, got {inverse_squared_bandwidth!r}")
+    if not 0.0 < inverse_squared_bandwidth <= _LARGEST:
+        raise ValueError(
+            f"inverse_squared_bandwidth must be above 0 and at most {_LARGEST:g}, got {inverse_squared_bandwidth:g}"
+        )
 
 
 @define(

@@ -207,6 +207,33 @@ class Shard:
         taken[self.here(picks)] = True
         return picks, winners[:, 0].to(utilities.dtype)
 
+    def lowest_of_best(
+        self,
+        rows: Tensor,  # [m] int64 of this process, ascending
+        utilities: Tensor,  # [m] float64 >= 0
+        taken: Tensor,  # [n] bool, the pick is set in place
+        tie: float,
+    ) -> tuple[Tensor, Tensor]:  # [1] int64, [1]
+        """The lowest pick with at least the share ``tie`` of the largest utility of all shards, and its utility.
+
+        ``rows`` holds every row of this process that may be it. With several ranks, each sends two numbers, twice.
+        """
+        if self._is_whole:
+            first = (utilities >= tie * utilities.amax()).int().argmax()[None]
+            taken[rows[first]] = True
+            return rows[first], utilities[first]
+        own = utilities.amax() if len(rows) > 0 else utilities.new_tensor(-torch.inf)
+        tied = utilities >= tie * self._ranks.collect(own).amax()
+        sent = utilities.new_full((2,), torch.inf)
+        if bool(tied.any()):
+            first = tied.int().argmax()
+            sent = torch.stack([(rows[first] + self.numbers.start).double(), utilities[first]])
+        received = self._ranks.collect(sent)
+        winner = received[received[:, 0].argmin()]
+        pick = winner[:1].long()
+        taken[self.here(pick)] = True
+        return pick, winner[1:]
+
     def best_of_candidates(
         self,
         row: Tensor,  # [] int64, -1 if no row is free

@@ -458,11 +458,11 @@ class TestLazyGains:
         for _ in range(count):
             if not lazy:
                 gains = LazyGains(evaluate(everything), torch.float64)
-            row, gain = gains.best(evaluate, taken)
-            if len(row) > 0:
-                picks.append((int(row), float(gain)))
-                taken[row] = True
-                found |= parts[row[0]]
+            rows, best = gains.best(evaluate, taken)
+            if len(rows) > 0:
+                picks.append((int(rows[0]), float(best[0])))
+                taken[rows[0]] = True
+                found |= parts[rows[0]]
         return picks
 
     @pytest.mark.parametrize("short", [1, 4, 8192])
@@ -486,6 +486,6 @@ class TestLazyGains:
         bounds = torch.tensor([5.0, 4.0], dtype=torch.float64)
         gains = LazyGains(bounds, torch.float64)
         taken = torch.zeros(2, dtype=torch.bool)
-        row, _ = gains.copy().best(lambda rows: torch.zeros(len(rows), dtype=torch.float64), taken)
-        assert row.tolist() == [0]
+        rows, _ = gains.copy().best(lambda rows: torch.zeros(len(rows), dtype=torch.float64), taken)
+        assert rows.tolist() == [0, 1]
         assert bounds.tolist() == [5.0, 4.0]
