@@ -42,20 +42,20 @@ using torch::stable::Tensor;
 // a matrix with a power of two of references drove each other out of the first-level cache.
 constexpr int64_t kPlaceLinesAhead = 16;
 constexpr int64_t kBlockReferenceBytes = 384 << 10;  // of packed references, part of a second-level cache
-constexpr int64_t kMaxBlockPanels = 8;          // so that a lane adds few gains before they become a double
-constexpr int64_t kBlockGroups = 16;            // row groups of one task
-constexpr int kHeightStep = 4;                  // between the heights of tiles: 2, 6, 10 and 14 rows
-constexpr int64_t kGrainWork = 1 << 17;         // multiply-adds per worker; with fewer, starting the worker costs more
-constexpr int64_t kMaxPartialSums = 1 << 20;    // sums of blocks that wait to be added
+constexpr int64_t kMaxBlockPanels = 8;               // so that a lane adds few gains before they become a double
+constexpr int64_t kBlockGroups = 16;                 // row groups of one task
+constexpr int kHeightStep = 4;                       // between the heights of tiles: 2, 6, 10 and 14 rows
+constexpr int64_t kGrainWork = 1 << 17;       // multiply-adds per worker; with fewer, starting the worker costs more
+constexpr int64_t kMaxPartialSums = 1 << 20;  // sums of blocks that wait to be added
 
 template <class T>
 struct Coverage {
   Matrix<T> rows;
   Matrix<T> references;
   int64_t depth;
-  const T* weight;   // contiguous, with zeros after the last reference up to the end of its block
-  const T* covered;  // the same
-  T scale;           // 2 / h^2
+  const T* weight;           // contiguous, with zeros after the last reference up to the end of its block
+  const T* covered;          // the same
+  T scale;                   // 2 / h^2
   int64_t block_references;  // panels of a block times kPanel
 };
 
@@ -104,20 +104,23 @@ LAPAL_HD void add_gains(const T* tile, const T* weight, const T* covered, T scal
 template <int kRows, bool kKeeps, class T>
 LAPAL_HD void multiply_in_place(const T* group, const T* panel, int64_t stride, int64_t depth, T* tile, T* packed) {
   TileSums<kRows, T> sums;
-  for (int64_t i = 0; i < depth; ++i) {
-    const T* line = panel + i * stride;
-    // The lines after the last are those of the next panel.
-    const int64_t ahead = i + kPlaceLinesAhead;
-    const T* later = ahead < depth ? panel + ahead * stride : panel + kPanel<T> + (ahead - depth) * stride;
-    __builtin_prefetch(later);
-    __builtin_prefetch(later + kLanes<T>);
-    if constexpr (kKeeps) {
+  for (int64_t start = 0; start < depth; start += kDepth) {
+    const T* rows = group + group_offset<kRows, T>(start);
+    for (int64_t i = start; i < std::min(start + kDepth, depth); ++i) {
+      const T* line = panel + i * stride;
+      // The lines after the last are those of the next panel.
+      const int64_t ahead = i + kPlaceLinesAhead;
+      const T* later = ahead < depth ? panel + ahead * stride : panel + kPanel<T> + (ahead - depth) * stride;
+      __builtin_prefetch(later);
+      __builtin_prefetch(later + kLanes<T>);
+      if constexpr (kKeeps) {
 #pragma omp simd
-      for (int j = 0; j < kPanel<T>; ++j) {
-        packed[i * kPanel<T> + j] = line[j];
+        for (int j = 0; j < kPanel<T>; ++j) {
+          packed[i * kPanel<T> + j] = line[j];
+        }
       }
+      sums.add(rows++, kGroupStride<T>, 1, line, kPanel<T>, 1);
     }
-    sums.add(group + group_offset<kRows, T>(i) + i % kDepth, kGroupStride<T>, 1, line, kPanel<T>, 1);
   }
   sums.store(tile);
 }
@@ -182,16 +185,12 @@ LAPAL_HD void cover_groups(const Coverage<T>& coverage, int64_t index, int64_t b
   block.last = std::min(block.first + coverage.block_references, references.n_rows);
   block.in_place = references.row_stride == 1;
   block.keeps = end - begin > 1;
-  const int mode = getenv("MODE") ? atoi(getenv("MODE")) : 2;
-  if (mode == 0) block.in_place = false;
-  if (mode == 1) block.keeps = false;
-  if (references.row_stride != 1) {
-    pack_points(references, block.first, block.last, 0, coverage.depth, buffers.panels);
-  } else if (mode == 0) {
-    pack_lines(references, block.first, block.last, 0, coverage.depth, buffers.panels);
-  } else {
+  if (block.in_place) {
     const int64_t whole = block.first + (block.last - block.first) / kPanel<T> * kPanel<T>;
-    pack_lines(references, whole, block.last, 0, coverage.depth, buffers.panels + (whole - block.first) * coverage.depth);
+    T* incomplete = buffers.panels + (whole - block.first) * coverage.depth;
+    pack_lines(references, whole, block.last, 0, coverage.depth, incomplete);
+  } else {
+    pack_points(references, block.first, block.last, 0, coverage.depth, buffers.panels);
   }
   for (int64_t group = begin; group < end; ++group) {
     const int64_t height = std::min<int64_t>(kRows, coverage.rows.n_rows - group * kRows);
@@ -213,6 +212,17 @@ LAPAL_COVERAGE_KERNELS(float)
 LAPAL_COVERAGE_KERNELS(double)
 #undef LAPAL_COVERAGE_KERNELS
 
+// A vector with zeros after its end.
+template <class T>
+void copy_padded(const Tensor& vector, int64_t padded, T* to) {
+  const T* from = vector.const_data_ptr<T>();
+  const int64_t size = vector.size(0), stride = vector.stride(0);
+  for (int64_t i = 0; i < size; ++i) {
+    to[i] = from[i * stride];
+  }
+  std::fill(to + size, to + padded, T(0));
+}
+
 // Adds the gains of all rows, [M].
 template <class T>
 void add_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& covered, double* gains) {
@@ -232,11 +242,8 @@ void add_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& cove
   const int64_t round = std::clamp<int64_t>(kMaxPartialSums / n_rows, 1, n_blocks);  // blocks between two additions
   const Scratch<double> partial(round * n_rows);
   STD_TORCH_CHECK(values && partial, kOp, ": out of memory");
-  std::fill(values.data(), values.data() + 2 * padded, T(0));
-  for (int64_t e = 0; e < n_references; ++e) {
-    values.data()[e] = weight.const_data_ptr<T>()[e * weight.stride(0)];
-    values.data()[padded + e] = covered.const_data_ptr<T>()[e * covered.stride(0)];
-  }
+  copy_padded(weight, padded, values.data());
+  copy_padded(covered, padded, values.data() + padded);
   coverage.weight = values.data();
   coverage.covered = values.data() + padded;
 
