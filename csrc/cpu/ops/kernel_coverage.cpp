@@ -1,0 +1,306 @@
+// Gain in coverage of many rows under the Gaussian kernel.
+//
+//   gain_j = sum_e weight_e max(0, k_je - covered_e),  k_je = exp(min(x_j.r_e - 1, 0) 2 / h^2).
+//
+// Shapes: rows x [M, D], references r [E, D], weight [E], covered [E] -> [M] in double; any strides.
+//
+// Layout: references are in lanes. A block of references is packed in panels [panel][D][kPanel] that stay in the
+// second-level cache for many groups of rows (cpu/gemm/tile.h). A group of rows is copied to a padded buffer. The
+// products of a group with one panel are a tile of two vectors per row, which becomes kernel values and gains while it
+// is in the first-level cache. Nothing of size M x E is stored. For few rows, packing the references costs more than it
+// saves: then they are read in place if they have the layout of panels (a transposed matrix).
+//
+// Parallel over pairs (block of references, block of row groups), so that few rows of many references are shared out
+// too. Each worker packs its own references. A lane adds the gains of one block; the lanes of a row are folded once per
+// block, and the sums of the blocks are added in order, in double. A product is one chain of additions over D, in place
+// or packed. So the order of every sum depends on D and E only: equal rows have equal gains for any number of rows and
+// threads, and for references in any layout.
+//
+// Limit: arithmetic, M E D multiply-adds and M E exponentials.
+#include "torch/arguments/kernel_coverage.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+
+#include "cpu/gemm/dots.h"
+#include "cpu/gemm/packing.h"
+#include "cpu/gemm/tile.h"
+#include "cpu/simd/lanes.h"
+#include "cpu/simd/scratch.h"
+#include "shared/exponential.h"
+#include "torch/dispatch.h"
+#include "torch/parallel_tiles.h"
+
+namespace {
+
+using namespace lapal_ext;
+using torch::stable::Tensor;
+
+// Lines that are prefetched of references in place. With 8, they came too late for one group of rows; with 32, those of
+// a matrix with a power of two of references drove each other out of the first-level cache.
+constexpr int64_t kPlaceLinesAhead = 16;
+constexpr int64_t kBlockReferenceBytes = 384 << 10;  // of packed references, part of a second-level cache
+constexpr int64_t kMaxBlockPanels = 8;               // so that a lane adds few gains before they become a double
+constexpr int64_t kBlockGroups = 16;                 // row groups of one task
+constexpr int kHeightStep = 4;                       // between the heights of tiles: 2, 6, 10 and 14 rows
+constexpr int64_t kGrainWork = 1 << 17;       // multiply-adds per worker; with fewer, starting the worker costs more
+constexpr int64_t kMaxPartialSums = 1 << 20;  // sums of blocks that wait to be added
+
+template <class T>
+struct Coverage {
+  Matrix<T> rows;
+  Matrix<T> references;
+  int64_t depth;
+  const T* weight;           // contiguous, with zeros after the last reference up to the end of its block
+  const T* covered;          // the same
+  T scale;                   // 2 / h^2
+  int64_t block_references;  // panels of a block times kPanel
+};
+
+// A worker's packed block of references, and its group of rows.
+template <class T>
+struct Buffers {
+  T* panels;
+  T* group;
+};
+
+// The numbers behind them.
+template <class T>
+struct Memory {
+  Memory(int64_t panels_size, int64_t group_size) : panels(panels_size), group(group_size) {}
+  explicit operator bool() const {
+    return panels && group;
+  }
+
+  Scratch<T> panels, group;
+};
+
+// Both comparisons are false for NaN, which passes.
+template <class T>
+LAPAL_HD T gain_of(T product, T weight, T covered, T scale) {
+  const T excess = product - T(1);
+  const T gain = exp_nonpositive((excess > T(0) ? T(0) : excess) * scale) - covered;
+  return weight * (gain < T(0) ? T(0) : gain);
+}
+
+// sums[row] += the gains of one tile, by lanes.
+template <int kRows, class T>
+LAPAL_HD void add_gains(const T* tile, const T* weight, const T* covered, T scale, T (*sums)[kLanes<T>]) {
+  constexpr int kL = kLanes<T>;
+  for (int row = 0; row < kRows; ++row) {
+    const T* products = tile + row * kPanel<T>;
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      sums[row][lane] += gain_of(products[lane], weight[lane], covered[lane], scale);
+      sums[row][lane] += gain_of(products[kL + lane], weight[kL + lane], covered[kL + lane], scale);
+    }
+  }
+}
+
+// Products of a group of rows with a panel in place, whose lines are `stride` apart. kKeeps: the panel is packed on the
+// way, for the groups that follow.
+template <int kRows, bool kKeeps, class T>
+LAPAL_HD void multiply_in_place(const T* group, const T* panel, int64_t stride, int64_t depth, T* tile, T* packed) {
+  TileSums<kRows, T> sums;
+  for (int64_t start = 0; start < depth; start += kDepth) {
+    const T* rows = group + group_offset<kRows, T>(start);
+    for (int64_t i = start; i < std::min(start + kDepth, depth); ++i) {
+      const T* line = panel + i * stride;
+      // The lines after the last are those of the next panel.
+      const int64_t ahead = i + kPlaceLinesAhead;
+      const T* later = ahead < depth ? panel + ahead * stride : panel + kPanel<T> + (ahead - depth) * stride;
+      __builtin_prefetch(later);
+      __builtin_prefetch(later + kLanes<T>);
+      if constexpr (kKeeps) {
+#pragma omp simd
+        for (int j = 0; j < kPanel<T>; ++j) {
+          packed[i * kPanel<T> + j] = line[j];
+        }
+      }
+      sums.add(rows++, kGroupStride<T>, 1, line, kPanel<T>, 1);
+    }
+  }
+  sums.store(tile);
+}
+
+// A block of references, and what is known of its panels.
+struct Block {
+  int64_t first;
+  int64_t last;
+  bool in_place;  // no whole panel is packed yet
+  bool keeps;     // and they are to be packed
+};
+
+// Gains of `height` rows from `row` over one block. An incomplete last group uses the smallest tile that holds it: with
+// 14 rows at a time, one row would cost as much as 14.
+template <int kRows, class T>
+LAPAL_HD void cover_rows(const Coverage<T>& coverage, const Block& block, int64_t row, int64_t height,
+                         const Buffers<T>& buffers, double* gains) {
+  if constexpr (kRows > kHeightStep) {
+    if (height <= kRows - kHeightStep) {
+      return cover_rows<kRows - kHeightStep>(coverage, block, row, height, buffers, gains);
+    }
+  }
+  const int64_t depth = coverage.depth;
+  for (int64_t start = 0; start < depth; start += kDepth) {
+    pack_group<kRows>(coverage.rows, row, start, std::min(kDepth, depth - start),
+                      buffers.group + group_offset<kRows, T>(start));
+  }
+  const Matrix<T>& references = coverage.references;
+  alignas(kBlockBytes) T sums[kRows][kLanes<T>] = {};
+  for (int64_t reference = block.first; reference < block.last; reference += kPanel<T>) {
+    alignas(kBlockBytes) T tile[kRows * kPanel<T>];
+    T* panel = buffers.panels + (reference - block.first) * depth;
+    if (!block.in_place || reference + kPanel<T> > block.last) {
+      multiply_group<kRows>(buffers.group, panel, depth, tile);
+    } else if (block.keeps) {
+      multiply_in_place<kRows, true>(buffers.group, references.data + reference, references.feature_stride, depth, tile,
+                                     panel);
+    } else {
+      multiply_in_place<kRows, false>(buffers.group, references.data + reference, references.feature_stride, depth,
+                                      tile, panel);
+    }
+    // The product of an infinite feature with the zeros after the last reference is NaN, and no reference has it.
+    for (int64_t j = block.last - reference; j < kPanel<T>; ++j) {
+      for (int r = 0; r < kRows; ++r) {
+        tile[r * kPanel<T> + j] = T(0);
+      }
+    }
+    add_gains<kRows>(tile, coverage.weight + reference, coverage.covered + reference, coverage.scale, sums);
+  }
+  for (int64_t r = 0; r < height; ++r) {
+    gains[row + r] = double(fold(sums[r]));
+  }
+}
+
+// Gains of row groups [begin, end) over one block of references; gains [M].
+template <int kRows, class T>
+LAPAL_HD void cover_groups(const Coverage<T>& coverage, int64_t index, int64_t begin, int64_t end,
+                           const Buffers<T>& buffers, double* gains) {
+  const Matrix<T>& references = coverage.references;
+  Block block;
+  block.first = index * coverage.block_references;
+  block.last = std::min(block.first + coverage.block_references, references.n_rows);
+  block.in_place = references.row_stride == 1;
+  block.keeps = end - begin > 1;
+  if (block.in_place) {
+    const int64_t whole = block.first + (block.last - block.first) / kPanel<T> * kPanel<T>;
+    T* incomplete = buffers.panels + (whole - block.first) * coverage.depth;
+    pack_lines(references, whole, block.last, 0, coverage.depth, incomplete);
+  } else {
+    pack_points(references, block.first, block.last, 0, coverage.depth, buffers.panels);
+  }
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t height = std::min<int64_t>(kRows, coverage.rows.n_rows - group * kRows);
+    cover_rows<kRows>(coverage, block, group * kRows, height, buffers, gains);
+    block.in_place &= !block.keeps;
+  }
+}
+
+#define LAPAL_COVERAGE_KERNELS(T)                                                                           \
+  LAPAL_CLONES void avx512_kernel(const Coverage<T>& coverage, int64_t block, int64_t begin, int64_t end,   \
+                                  const Buffers<T>& buffers, double* gains) {                               \
+    cover_groups<kAvx512Rows>(coverage, block, begin, end, buffers, gains);                                 \
+  }                                                                                                         \
+  LAPAL_CLONES void portable_kernel(const Coverage<T>& coverage, int64_t block, int64_t begin, int64_t end, \
+                                    const Buffers<T>& buffers, double* gains) {                             \
+    cover_groups<kPortableRows>(coverage, block, begin, end, buffers, gains);                               \
+  }
+LAPAL_COVERAGE_KERNELS(float)
+LAPAL_COVERAGE_KERNELS(double)
+#undef LAPAL_COVERAGE_KERNELS
+
+// A vector with zeros after its end.
+template <class T>
+void copy_padded(const Tensor& vector, int64_t padded, T* to) {
+  const T* from = vector.const_data_ptr<T>();
+  const int64_t size = vector.size(0), stride = vector.stride(0);
+  for (int64_t i = 0; i < size; ++i) {
+    to[i] = from[i * stride];
+  }
+  std::fill(to + size, to + padded, T(0));
+}
+
+// Adds the gains of all rows, [M].
+template <class T>
+void add_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& covered, double* gains) {
+  const int64_t n_rows = coverage.rows.n_rows, n_references = coverage.references.n_rows;
+  const int group_rows = rows_of_group();
+  const int64_t n_groups = (n_rows + group_rows - 1) / group_rows;
+  const int64_t row_blocks = (n_groups + kBlockGroups - 1) / kBlockGroups;
+  // Blocks of equal size, so that their tasks take equal time.
+  const int64_t panel_bytes = coverage.depth * kPanel<T> * int64_t(sizeof(T));
+  const int64_t fitting = std::clamp<int64_t>(kBlockReferenceBytes / (panel_bytes + 1), 1, kMaxBlockPanels);
+  const int64_t n_panels = (n_references + kPanel<T> - 1) / kPanel<T>;
+  const int64_t n_blocks = (n_panels + fitting - 1) / fitting;
+  coverage.block_references = (n_panels + n_blocks - 1) / n_blocks * kPanel<T>;
+
+  const int64_t padded = n_blocks * coverage.block_references;
+  const Scratch<T> values(2 * padded);
+  const int64_t round = std::clamp<int64_t>(kMaxPartialSums / n_rows, 1, n_blocks);  // blocks between two additions
+  const Scratch<double> partial(round * n_rows);
+  STD_TORCH_CHECK(values && partial, kOp, ": out of memory");
+  copy_padded(weight, padded, values.data());
+  copy_padded(covered, padded, values.data() + padded);
+  coverage.weight = values.data();
+  coverage.covered = values.data() + padded;
+
+  const int64_t work = kBlockGroups * group_rows * coverage.block_references * (coverage.depth + 1);
+  const auto make_memory = [&] {
+    return Memory<T>(coverage.block_references * coverage.depth, group_size<T>(group_rows, coverage.depth));
+  };
+  for (int64_t first_block = 0; first_block < n_blocks; first_block += round) {
+    const int64_t count = std::min(round, n_blocks - first_block);
+    const auto cover_tasks = [&](int64_t begin, int64_t end, const Memory<T>& memory) {
+      const Buffers<T> buffers{memory.panels.data(), memory.group.data()};
+      while (begin < end) {  // all row groups of this worker for one block of references, which is packed once
+        const int64_t index = begin / row_blocks, base = index * row_blocks;
+        const int64_t stop = std::min(end, base + row_blocks);
+        const int64_t first_group = (begin - base) * kBlockGroups;
+        const int64_t last_group = std::min((stop - base) * kBlockGroups, n_groups);
+        double* sums = partial.data() + index * n_rows;
+        if (group_rows == kAvx512Rows) {
+          avx512_kernel(coverage, first_block + index, first_group, last_group, buffers, sums);
+        } else {
+          portable_kernel(coverage, first_block + index, first_group, last_group, buffers, sums);
+        }
+        begin = stop;
+      }
+    };
+    parallel_tiles(count * row_blocks, 1 + kGrainWork / work, kOp, make_memory, cover_tasks);
+    for (int64_t index = 0; index < count; ++index) {
+      for (int64_t row = 0; row < n_rows; ++row) {
+        gains[row] += partial.data()[index * n_rows + row];
+      }
+    }
+  }
+}
+
+Tensor kernel_coverage_cpu(const Tensor& rows, const Tensor& references, const Tensor& weight, const Tensor& covered,
+                           double inverse_squared_bandwidth) {
+  const KernelCoverageArguments call = check_kernel_coverage(rows, references, weight, covered);
+  Tensor gains = torch::stable::new_zeros(rows, {call.n_rows}, ScalarType::Double);
+  if (call.n_rows == 0 || call.n_references == 0) {
+    return gains;
+  }
+  dispatch_floating(call.dtype, kOp, [&](auto tag) {
+    using scalar_t = typename decltype(tag)::type;
+    const Coverage<scalar_t> coverage{matrix_of<scalar_t>(rows),
+                                      matrix_of<scalar_t>(references),
+                                      call.n_features,
+                                      nullptr,
+                                      nullptr,
+                                      scalar_t(2.0 * inverse_squared_bandwidth),
+                                      0};
+    add_coverage(coverage, weight, covered, gains.mutable_data_ptr<double>());
+  });
+  return gains;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lapal_ext, CPU, m) {
+  m.impl("kernel_coverage", TORCH_BOX(&kernel_coverage_cpu));
+}
