@@ -97,6 +97,8 @@ class HerdingScorer(PosteriorScorer):
             )
 
     def _coverage_by(self, picks: Tensor) -> Tensor:  # [E]
+        if len(picks) == 1 and self._pool.shard.is_whole:
+            return self._kernel.of_row(picks)
         return self._kernel.largest(self._directions(self._pool.standardized(picks)))
 
     def _directions_here(self, rows: Tensor) -> Tensor:  # [k, D + 1]

@@ -61,6 +61,14 @@ class KernelRows:
             torch.maximum(result, self.values(directions[rows]).amax(0), out=result)
         return result
 
+    def of_row(
+        self,
+        row: Tensor,  # [1] int64
+    ) -> Tensor:  # [E]
+        """Kernel values of one row."""
+        place = self._places[row]
+        return self._kept[place[0]] if int(place) >= 0 else self.values(self._directions_of(row))[0]
+
     def all_gains(
         self,
         weight: Tensor,  # [E]

@@ -159,7 +159,8 @@ class Shard:
         self.numbers = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
 
     @property
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
+        """Whether this process has all rows."""
         return self._ranks.size == 1
 
     def here(
@@ -167,7 +168,7 @@ class Shard:
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [m] int64, m <= k
         """Local row numbers of those picks that are in this process."""
-        return picks if self._is_whole else picks[self._is_here(picks)] - self.numbers.start
+        return picks if self.is_whole else picks[self._is_here(picks)] - self.numbers.start
 
     def gather(
         self,
@@ -175,7 +176,7 @@ class Shard:
         picks: Tensor,  # [k] int64
     ) -> Tensor:  # [k, ...]
         """Values of picks in any process, as a sum to which each rank contributes those of its own rows."""
-        if self._is_whole:
+        if self.is_whole:
             return values[picks]
         result = values.new_zeros(len(picks), *values.shape[1:])
         result[self._is_here(picks)] = values[self.here(picks)]
@@ -192,7 +193,7 @@ class Shard:
 
         With several ranks, each sends one message of 16 bytes per pick.
         """
-        if self._is_whole:
+        if self.is_whole:
             picks, best = rows[:count], utilities[:count]
             taken[picks] = True
             return picks, best
@@ -218,7 +219,7 @@ class Shard:
 
         ``rows`` holds every row of this process that may be it. With several ranks, each sends two numbers, twice.
         """
-        if self._is_whole:
+        if self.is_whole:
             first = (utilities >= tie * utilities.amax()).int().argmax()[None]
             taken[rows[first]] = True
             return rows[first], utilities[first]
@@ -241,7 +242,7 @@ class Shard:
         taken: Tensor,  # [n] bool
     ) -> tuple[Tensor, Tensor]:  # [1] int64, [1]
         """The best pick of all shards, from the one row that an op has taken in each; the other rows are freed."""
-        if self._is_whole:
+        if self.is_whole:
             return row[None], utility[None]
         chosen = row[None] >= 0
         rows = row[None][chosen]
@@ -255,7 +256,7 @@ class Shard:
         threshold: Tensor,  # []
     ) -> int:
         """The pick at which the running sum of all weights exceeds threshold times its total, -1 if that is zero."""
-        if self._is_whole:
+        if self.is_whole:
             return int(row)
         # ``row`` was drawn from this shard alone.
         running = weights.double().cumsum(0)
