@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import check_acquisition, spec_of
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
-from lapal_ext.posterior.standardization import standardize
 from lapal_ext.selection.label_sources import AUTO
 from lapal_ext.selection.select_batch import select_batch
 from lapal_ext.selection.selection_result import SelectionResult
@@ -179,12 +178,15 @@ def _fit(
         return fitted
     if n_classes < 2:
         raise ValueError("clf.classes must name at least two classes while y holds labels of fewer")
-    zero = np.zeros((n_classes, X.shape[1]), X.dtype)
-    bias = zero[:, 0] if classifier.fit_bias else None
-    prior = LastLayerLaplace(zero, classifier.prior_precision, classifier.curvature, bias=bias)
-    if classifier.standardize:
-        standardize(prior, torch.from_numpy(X))
-    return prior.fit(X[:0]).update(X[labelled], labels[labelled], classifier.step, classifier.gamma)
+    prior = LastLayerLaplace.untrained(
+        X,
+        n_classes,
+        classifier.prior_precision,
+        classifier.curvature,
+        classifier.fit_bias,
+        classifier.standardize,
+    )
+    return prior.update(X[labelled], labels[labelled], classifier.step, classifier.gamma)
 
 
 def _fitted(clf: Any) -> LastLayerLaplace:

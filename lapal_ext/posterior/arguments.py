@@ -120,13 +120,19 @@ class LabelledFeatures(NamedTuple):
 def check_labelled(features: Array, targets: Array, num_classes: int) -> LabelledFeatures:
     """Return the training data of a layer, or raise a typed error."""
     num_classes = check_integer("num_classes", num_classes, at_least=2)
+    features = check_first_features(features)
+    labels = _as_targets("targets", targets, features.shape[0], num_classes, features.device)
+    return LabelledFeatures(features, labels, num_classes)
+
+
+def check_first_features(features: Array) -> Tensor:  # [N, D]
+    """Return features of any width and both precisions, before there is a layer, or raise a typed error."""
     features = as_dense("features", features).detach()
     check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
     if features.numel() == 0:
         raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
     check_finite("features", features)
-    labels = _as_targets("targets", targets, features.shape[0], num_classes, features.device)
-    return LabelledFeatures(features, labels, num_classes)
+    return features
 
 
 def check_module_input(

@@ -18,6 +18,7 @@ from lapal_ext.posterior import prior_search
 from lapal_ext.posterior.arguments import (
     MEAN,
     check_features,
+    check_first_features,
     check_labelled,
     check_layer,
     check_module_input,
@@ -231,6 +232,39 @@ class LastLayerLaplace(nn.Module):
         posterior.mean = fit.weight.to(data.features.dtype)
         posterior.centre, posterior.scale = standardization.centre, standardization.scale
         return posterior.fit(data.features)
+
+    @classmethod
+    def untrained(
+        cls,
+        features: Array,  # [N, D]
+        num_classes: int,
+        prior_precision: float = 10.0,
+        curvature: str = "categorical",
+        fit_bias: bool = True,
+        standardize: bool = True,
+        class_names: Iterable[str] | None = None,
+    ) -> Self:
+        """Make the prior alone, for a pool without any label: every class is equally likely everywhere.
+
+        Its first batch is ``select_batch(model, pool, n, "maxherding")``, which needs no labels.
+
+        Args:
+            features: unlabelled features, [N, D], N >= 1. They set the centre and scale, and nothing else.
+            num_classes: C >= 2.
+            prior_precision: lambda > 0.
+            curvature: ``categorical`` or ``gaussian``.
+            fit_bias: whether the layer has a bias.
+            standardize: centre and scale the features internally (without a bias only scale them).
+            class_names: one per class, distinct, or None.
+        """
+        num_classes = check_integer("num_classes", num_classes, at_least=2)
+        features = check_first_features(features)
+        weight = features.new_zeros(num_classes, features.shape[1])
+        bias = weight[:, 0] if check_flag("fit_bias", fit_bias) else None
+        posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=class_names)
+        if check_flag("standardize", standardize):
+            _standardize(posterior, features)
+        return posterior.fit(features[:0])
 
     @classmethod
     def optimize_prior_precision(

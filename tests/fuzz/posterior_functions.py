@@ -96,6 +96,12 @@ def _fit_map(choose: Choose, p: Small) -> Arguments:
     }
 
 
+def _untrained(choose: Choose, p: Small) -> Arguments:
+    arguments = _fit_map(choose, p)
+    del arguments["targets"]
+    return arguments
+
+
 def _optimize(choose: Choose, p: Small) -> Arguments:
     if len(p.x) < 2:
         p = p._replace(x=torch.cat([p.x, p.x + 1]), y=torch.cat([p.y, p.y]))
@@ -185,6 +191,7 @@ FUNCTIONS = {
     "LastLayerLaplace": Function(LastLayerLaplace, _constructor),
     "from_linear": Function(LastLayerLaplace.from_linear, _from_linear),
     "fit_map": Function(LastLayerLaplace.fit_map, _fit_map),
+    "untrained": Function(LastLayerLaplace.untrained, _untrained),
     "optimize_prior_precision": Function(LastLayerLaplace.optimize_prior_precision, _optimize),
     "log_marginal_likelihood": Function(_method("log_marginal_likelihood"), _evidence),
     "fit": Function(_method("fit"), _needs_no_fit, moves="posterior"),

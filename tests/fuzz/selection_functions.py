@@ -38,7 +38,7 @@ def _picking(choose: Choose, p: Small) -> Arguments:
 
 
 def _selection(choose: Choose, p: Small, acquisition: str) -> Arguments:
-    arguments = _picking(choose, p) | {"acquisition": changes.choice(acquisition)}
+    arguments = _picking(choose, p) | {"acquisition": changes.choice(acquisition, optional=True)}
     if acquisition in (*UTILITIES, *HERDING):
         arguments["memory"] = changes.number(choose(st.sampled_from([1.0, 1e9])), above_zero=True, optional=True)
     if acquisition in HERDING:

@@ -84,6 +84,22 @@ CALLS = {
             "class_names": values.class_names(4),
         },
     ),
+    "untrained": Call(
+        LastLayerLaplace.untrained,
+        {"features": X, "num_classes": 4, "prior_precision": 1.0, "curvature": "categorical", "fit_bias": True}
+        | {"standardize": True, "class_names": NAMES},
+        {
+            "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
+            | values.no_rows(X)
+            | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},
+            "num_classes": {name: bad for name, bad in values.integers(at_least=2).items() if name != "beyond int64"},
+            "prior_precision": PRIOR,
+            "curvature": values.choices_not_none(),
+            "fit_bias": values.flags(),
+            "standardize": values.flags(),
+            "class_names": values.class_names(4),
+        },
+    ),
     "fit_map": Call(
         LastLayerLaplace.fit_map,
         {

@@ -149,3 +149,22 @@ assert kept() is None
 
 def test_the_first_fit_of_a_process_keeps_no_reference_to_its_features() -> None:
     subprocess.run([sys.executable, "-c", _RELEASED], check=True, timeout=HANGS)
+
+
+@pytest.mark.parametrize("fit_bias", [True, False])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_untrained_is_the_prior_standardised_by_the_pool(fit_bias: bool, standardize: bool) -> None:
+    problem = make_problem()
+    model = LastLayerLaplace.untrained(
+        problem.pool, 4, 5.0, "gaussian", fit_bias, standardize, class_names=["a", "b", "c", "d"]
+    )
+    fitted = LastLayerLaplace.fit_map(
+        problem.pool, problem.labels, 4, 5.0, "gaussian", fit_bias=fit_bias, standardize=standardize
+    )
+    assert torch.equal(model.centre, fitted.centre)
+    assert torch.equal(model.scale, fitted.scale)
+    assert model.mean.shape == fitted.mean.shape
+    assert not model.mean.any()
+    assert torch.equal(model.covariance, torch.eye(len(model.covariance), dtype=torch.float64) / 5.0)
+    assert model.class_names == ("a", "b", "c", "d")
+    assert (model.predict_proba(problem.pool) == 0.25).all()
