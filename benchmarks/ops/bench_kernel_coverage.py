@@ -1,4 +1,4 @@
-"""Gains of 10,000 rows, and of the 64 rows of one step of a lazy search. Limit: arithmetic, M E D and M E exponentials."""
+"""Gains of 10,000 rows, and of the 64 of a step of a lazy search. Limit: arithmetic, M E D and M E exponentials."""
 
 from collections.abc import Callable
 
