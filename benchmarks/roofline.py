@@ -81,6 +81,10 @@ def kernels() -> list[Kernel]:
         found.append(of_op("selection_step_", "read", work, storage, N=200_000, D=384, C=10))
         found.append(of_op("bait_step_", "read", work, storage, N=200_000, D=384))
         found.append(of_op("badge_step_", "read", work, storage, N=200_000, D=384, C=10))
+    pairs = 10_000**2
+    found.append(of_op("coverage_gain", "read", Work(bytes_read=pairs * 4), M=10_000, E=10_000))
+    work = Work(fmas=pairs * 384, exps=pairs)
+    found.append(of_op("kernel_coverage", "fma + exp", work, M=10_000, E=10_000, D=384))
     return found
 
 

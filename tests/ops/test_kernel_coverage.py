@@ -95,8 +95,24 @@ def test_a_gain_does_not_depend_on_the_other_rows(
     assert torch.equal(together.cpu(), alone.cpu()[copies])
 
 
-def test_references_in_any_layout_give_the_same_bits(dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize(
+    "sizes", [{"M": 1, "E": 70, "D": 3}, {"M": 20, "E": 300, "D": 50}, {"M": 16, "E": 77, "D": 800}], ids=str
+)
+def test_references_in_any_layout_give_the_same_bits(sizes: dict[str, int], dtype: torch.dtype, device: str) -> None:
     require_native("kernel_coverage", device)
-    args = cast(op, example("kernel_coverage", M=20, E=300, D=50), dtype, device=device)
+    args = cast(op, example("kernel_coverage", **sizes), dtype, device=device)
     columns = args["references"].T.contiguous().T
     assert torch.equal(op(**args), op(**args | {"references": columns}))
+
+
+def test_an_infinite_feature_is_as_in_the_reference(dtype: torch.dtype, device: str) -> None:
+    args = cast(op, example("kernel_coverage", M=5, E=33), dtype, device=device)
+    args["rows"][2, 0] = float("inf")
+    torch.testing.assert_close(op(**args), op.reference(**args))
+
+
+def test_sums_of_more_rows_than_wait_at_once(device: str) -> None:
+    require_native("kernel_coverage", device)
+    args = cast(op, example("kernel_coverage", M=1, E=300, D=2), torch.float32, device=device)
+    gains = op(**args | {"rows": args["rows"].expand(700_000, -1)})
+    assert (gains == op(**args)).all()

@@ -125,6 +125,15 @@ FAULTS = (
     ),
     _cpu("expected_lookahead", "const T d = shared.gap[lane] + softmax.delta[lane];", "const T d = shared.gap[lane];"),
     _cpu("inner_products", "out[j] += sums[j];", "out[j] = sums[j];"),
+    _cpu("coverage_gain", "gains[r] += double(fold(sums[r]));", "gains[r] = double(fold(sums[r]));"),
+    _cpu("coverage_gain", "cover_parts<kRows / 2>(rows, begin + kRows * step, end);", ""),
+    _cpu("kernel_coverage", "(excess > T(0) ? T(0) : excess) * scale", "excess * scale"),
+    _cpu("kernel_coverage", "packed[i * kPanel<T> + j] = line[j];", "packed[i * kPanel<T> + j] = line[0];"),
+    _cpu(
+        "kernel_coverage",
+        "gains[row] += partial.data()[index * n_rows + row];",
+        "gains[row] = partial.data()[index * n_rows + row];",
+    ),
     # Kernels for CUDA, on the emulator.
     _cuda("rank_one_update", "result[j] = row[j] - shrinkage * product;", "result[j] = row[j] - product;"),
     _cuda("predictive", "__syncthreads();  // the next tile overwrites this one", ""),

@@ -7,8 +7,9 @@
 // Layout: references are in lanes. A block of references is packed in panels [panel][D][kPanel] that stay in the
 // second-level cache for many groups of rows (cpu/gemm/tile.h). A group of rows is copied to a padded buffer. The
 // products of a group with one panel are a tile of two vectors per row, which becomes kernel values and gains while it
-// is in the first-level cache. Nothing of size M x E is stored. For few rows, packing the references costs more than it
-// saves: then they are read in place if they have the layout of panels (a transposed matrix).
+// is in the first-level cache. Nothing of size M x E is stored. References that have the layout of panels (a transposed
+// matrix) are read in place by the first group, which packs them on the way if other groups follow. So few rows do not
+// wait for a packing that costs more than their products; in any other layout they do.
 //
 // Parallel over pairs (block of references, block of row groups), so that few rows of many references are shared out
 // too. Each worker packs its own references. A lane adds the gains of one block; the lanes of a row are folded once per
@@ -38,15 +39,15 @@ namespace {
 using namespace lapal_ext;
 using torch::stable::Tensor;
 
-// Lines that are prefetched of references in place. With 8, they came too late for one group of rows; with 32, those of
-// a matrix with a power of two of references drove each other out of the first-level cache.
+constexpr int64_t kBlockBytesPacked = 384 << 10;  // of a block of references: part of a second-level cache
+constexpr int64_t kMaxBlockPanels = 8;            // so that a lane adds few gains before they become a double
+constexpr int64_t kBlockGroups = 16;              // row groups of one task
+constexpr int kHeightStep = 4;                    // between the heights of tiles: 2, 6, 10 and 14 rows
+constexpr int64_t kGrainWork = 1 << 17;           // multiply-adds per worker; with fewer, starting it costs more
+constexpr int64_t kMaxPartialSums = 1 << 20;      // sums of blocks that wait to be added
+// Lines that are prefetched of a panel in place. With 8 they come too late. With 32 the lines of a matrix whose size is
+// a power of two drive each other out of the first-level cache.
 constexpr int64_t kPlaceLinesAhead = 16;
-constexpr int64_t kBlockReferenceBytes = 384 << 10;  // of packed references, part of a second-level cache
-constexpr int64_t kMaxBlockPanels = 8;               // so that a lane adds few gains before they become a double
-constexpr int64_t kBlockGroups = 16;                 // row groups of one task
-constexpr int kHeightStep = 4;                       // between the heights of tiles: 2, 6, 10 and 14 rows
-constexpr int64_t kGrainWork = 1 << 17;       // multiply-adds per worker; with fewer, starting the worker costs more
-constexpr int64_t kMaxPartialSums = 1 << 20;  // sums of blocks that wait to be added
 
 template <class T>
 struct Coverage {
@@ -125,12 +126,12 @@ LAPAL_HD void multiply_in_place(const T* group, const T* panel, int64_t stride, 
   sums.store(tile);
 }
 
-// A block of references, and what is known of its panels.
+// A block of references.
 struct Block {
   int64_t first;
   int64_t last;
-  bool in_place;  // no whole panel is packed yet
-  bool keeps;     // and they are to be packed
+  bool in_place;  // its whole panels are not packed
+  bool keeps;     // the group that reads them in place packs them
 };
 
 // Gains of `height` rows from `row` over one block. An incomplete last group uses the smallest tile that holds it: with
@@ -231,8 +232,8 @@ void add_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& cove
   const int64_t n_groups = (n_rows + group_rows - 1) / group_rows;
   const int64_t row_blocks = (n_groups + kBlockGroups - 1) / kBlockGroups;
   // Blocks of equal size, so that their tasks take equal time.
-  const int64_t panel_bytes = coverage.depth * kPanel<T> * int64_t(sizeof(T));
-  const int64_t fitting = std::clamp<int64_t>(kBlockReferenceBytes / (panel_bytes + 1), 1, kMaxBlockPanels);
+  const int64_t panel_bytes = std::max<int64_t>(coverage.depth, 1) * kPanel<T> * int64_t(sizeof(T));
+  const int64_t fitting = std::clamp<int64_t>(kBlockBytesPacked / panel_bytes, 1, kMaxBlockPanels);
   const int64_t n_panels = (n_references + kPanel<T> - 1) / kPanel<T>;
   const int64_t n_blocks = (n_panels + fitting - 1) / fitting;
   coverage.block_references = (n_panels + n_blocks - 1) / n_blocks * kPanel<T>;
@@ -247,7 +248,8 @@ void add_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& cove
   coverage.weight = values.data();
   coverage.covered = values.data() + padded;
 
-  const int64_t work = kBlockGroups * group_rows * coverage.block_references * (coverage.depth + 1);
+  const int64_t task_rows = std::min(kBlockGroups, n_groups) * group_rows;
+  const int64_t grain = 1 + kGrainWork / (task_rows * coverage.block_references * (coverage.depth + 1));
   const auto make_memory = [&] {
     return Memory<T>(coverage.block_references * coverage.depth, group_size<T>(group_rows, coverage.depth));
   };
@@ -269,7 +271,7 @@ void add_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& cove
         begin = stop;
       }
     };
-    parallel_tiles(count * row_blocks, 1 + kGrainWork / work, kOp, make_memory, cover_tasks);
+    parallel_tiles(count * row_blocks, grain, kOp, make_memory, cover_tasks);
     for (int64_t index = 0; index < count; ++index) {
       for (int64_t row = 0; row < n_rows; ++row) {
         gains[row] += partial.data()[index * n_rows + row];
@@ -287,13 +289,11 @@ Tensor kernel_coverage_cpu(const Tensor& rows, const Tensor& references, const T
   }
   dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    const Coverage<scalar_t> coverage{matrix_of<scalar_t>(rows),
-                                      matrix_of<scalar_t>(references),
-                                      call.n_features,
-                                      nullptr,
-                                      nullptr,
-                                      scalar_t(2.0 * inverse_squared_bandwidth),
-                                      0};
+    Coverage<scalar_t> coverage{};
+    coverage.rows = matrix_of<scalar_t>(rows);
+    coverage.references = matrix_of<scalar_t>(references);
+    coverage.depth = call.n_features;
+    coverage.scale = scalar_t(2.0 * inverse_squared_bandwidth);
     add_coverage(coverage, weight, covered, gains.mutable_data_ptr<double>());
   });
   return gains;

@@ -12,8 +12,8 @@ struct KernelCoverageArguments {
   int64_t n_rows, n_references, n_features;
 };
 
-inline KernelCoverageArguments check_kernel_coverage(const Tensor& rows, const Tensor& references,
-                                                     const Tensor& weight, const Tensor& covered) {
+inline KernelCoverageArguments check_kernel_coverage(const Tensor& rows, const Tensor& references, const Tensor& weight,
+                                                     const Tensor& covered) {
   check_dim(rows, 2, kOp, "rows");
   check_dim(references, 2, kOp, "references");
   const KernelCoverageArguments call{rows.scalar_type(), rows.size(0), references.size(0), rows.size(1)};
