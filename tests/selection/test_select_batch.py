@@ -17,6 +17,7 @@ from lapal_ext import LastLayerLaplace, NotFittedError, select_batch
 from lapal_ext.acquisition.registry import ACQUISITIONS
 from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.selection.label_sources import draw_labels
+from lapal_ext.selection.selection_result import SelectionResult
 from lapal_ext.utilities import UTILITIES
 from tests.draws import Draw
 from tests.problems import Problem, make_problem
@@ -145,6 +146,39 @@ def test_without_labels_margin_is_top_b_and_variance_is_updated() -> None:
     assert_same(spread, expected)
     with pytest.raises(ValueError, match="targets=None absorbs no labels"):
         select_batch(problem.posterior, problem.pool, B, "margin", targets=None, update_every=1)
+
+
+@pytest.mark.parametrize("name", ACQUISITIONS)
+def test_auto_absorbs_predicted_labels_unless_a_batch_spreads_without_them(name: str) -> None:
+    problem = make_problem()
+
+    def pick(**arguments: object) -> SelectionResult:
+        return select_batch(
+            problem.posterior, problem.pool, B, name, generator=torch.Generator().manual_seed(0), **arguments
+        )
+
+    auto = pick()
+    spreads = name not in (*UTILITIES, "bald")
+    same = pick(targets=None) if spreads else pick(targets="predicted", update_every=1)
+    assert torch.equal(auto.indices, same.indices)
+    assert torch.equal(auto.posterior.mean, same.posterior.mean)
+    assert torch.equal(auto.posterior.mean, problem.posterior.mean) == spreads
+    every = pick(update_every=2)
+    assert torch.equal(every.indices, pick(targets="predicted", update_every=2).indices)
+    assert not torch.equal(every.posterior.mean, problem.posterior.mean)
+
+
+def test_auto_calls_a_callable_with_a_model_that_has_absorbed_the_picks() -> None:
+    problem = make_problem()
+    means = []
+
+    def acquisition(posterior: LastLayerLaplace, pool: Tensor) -> Tensor:
+        means.append(posterior.mean.clone())
+        return pool[:, 0]
+
+    select_batch(problem.posterior, problem.pool, 3, acquisition)
+    assert len(means) == 3
+    assert not torch.equal(means[0], means[1])
 
 
 @pytest.mark.parametrize("acquisition", ACQUISITIONS)
