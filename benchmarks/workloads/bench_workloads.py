@@ -1,4 +1,4 @@
-"""The workloads W1 to W7: the whole call that a user makes, compared with what it replaces.
+"""The workloads W1 to W8: the whole call that a user makes, compared with what it replaces.
 
 Every arm of a workload gets the same data and the same step rule, and is compared with the native one before it is
 timed. A target says how many times faster than an arm the native one must be.
@@ -259,7 +259,7 @@ def bench_w6_badge(time_workload: TimeWorkload) -> None:
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(3)
 
-    draws = thresholds(choose_seed("badge", LINKS["plugin"], generator()), 100, torch.float32)[1:]
+    draws = thresholds(choose_seed("badge", LINKS["plugin"], len(pool), generator()), 100, torch.float32)[1:]
     time_workload(
         "W6 BADGE, pool 10,000, b=100",
         "384/10",
@@ -327,4 +327,64 @@ def bench_w7_absorb(time_workload: TimeWorkload, step: str) -> None:
         targets={"refit": 8},
         incomparable={"refit"},
         note=f"{agreement[0]:.1f} % of predictions equal the refit's ({agreement[1]:.1f} % before the update)",
+    )
+
+
+@arms("kernel matrix", "its product", "torch", "native", ONE_THREAD)
+def bench_w8_uncertainty_herding(time_workload: TimeWorkload) -> None:
+    """The whole call, with references that are the pool. The leanest plain torch keeps the kernel matrix, 400 MB."""
+    problem = make_problem(384, 10)
+    posterior, pool, labelled = problem.posterior, problem.pool, problem.features
+
+    def select(n: int) -> Callable[[], Picks]:
+        return lambda: Picks(*select_batch(posterior, pool, n, "uherding", labelled=labelled)[:2])
+
+    time_workload(
+        "W8 uncertainty herding, pool 10,000, b=100",
+        "384/10",
+        units=100,
+        checked=10,
+        arms={
+            "kernel matrix": lambda n: lambda: Picks(*best_torch.herd(posterior, pool, labelled, n)),
+            "its product": lambda _: lambda: best_torch.product_of_herding(pool),
+            **public_call(select),
+        },
+        targets={"kernel matrix": 30, "its product": 1 / 1.5, ONE_THREAD: 1.6},
+        incomparable={"its product"},
+        work=Work(fmas=10_000 * 10_000 * 384 / 2, exps=10_000 * 10_000 / 2),  # the kernel matrix is symmetric
+        rounds={"kernel matrix": 1, "its product": 3, "torch": 1, "native": 3},
+        timed={"kernel matrix": 20},
+    )
+
+
+@arms("kernel matrix", "native")
+def bench_w8_answers(time_workload: TimeWorkload) -> None:
+    """Questions to a person, one at a time, with the start. Every answer changes the uncertainty of every reference."""
+    problem = make_problem(384, 10)
+    posterior, pool, labels, labelled = problem.posterior, problem.pool, problem.labels, problem.features
+
+    def ask(n: int) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            selector = SequentialSelector(posterior, pool, "uherding", labelled=labelled)
+            rows = []
+            for _ in range(n):
+                rows.append(int(selector.ask()))
+                selector.tell(rows[-1], int(labels[rows[-1]]))
+            return torch.tensor(rows)
+
+        return call
+
+    time_workload(
+        "W8 50 answers before the next question, pool 10,000",
+        "384/10",
+        units=50,
+        checked=5,
+        arms={
+            "kernel matrix": lambda n: lambda: best_torch.herd(posterior, pool, labelled, n, labels)[0],
+            "native": ask,
+        },
+        targets={},
+        work=Work(fmas=10_000 * 10_000 * 384, bytes_read=50 * 4 * 10_000**2),
+        rounds={"kernel matrix": 1, "native": 3},
+        timed={"kernel matrix": 10},
     )

@@ -1,4 +1,4 @@
-"""The best plain torch we know for W1 and W4, on the same algebra: what a kernel has to beat.
+"""The best plain torch we know for W1, W4 and W8, on the same algebra: what a kernel has to beat.
 
 The references are written to be read. ``ops.update_coefficients.reference`` serves many hypotheses and both step rules
 with some thirty calls per observation; ``ops.lookahead_loss.reference`` serves every loss and link.
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lapal_ext import ops
+from lapal_ext import LastLayerLaplace, ops
 
 
 def update(
@@ -73,3 +73,43 @@ def look_ahead(
     logits = eval_features @ mean.T
     moved = (torch.addmm(logits, columns[batch].T, steps) for batch, steps in zip(local, h, strict=True))
     return torch.stack([cross_entropy(after, eval_targets) for after in moved])
+
+
+def herd(
+    posterior: LastLayerLaplace,
+    pool: Tensor,  # [N, D]
+    labelled: Tensor,  # [L, D]
+    count: int,
+    answers: Tensor | None = None,  # [N]
+) -> tuple[Tensor, Tensor]:  # [count] int64, [count]
+    """Uncertainty herding with the kernel matrix in memory; with answers, the model absorbs each before the next pick."""
+    rows, known = (torch.nn.functional.normalize(x, dim=1) for x in (pool, labelled))
+    between = (2.0 - 2.0 * known @ known.T).fill_diagonal_(torch.inf)
+    factor = 2.0 / float(between.amin(1).median())
+    kernel = (rows @ rows.T).sub_(1.0).clamp_(max=0.0).mul_(factor).exp_()
+    covered = (rows @ known.T).sub_(1.0).clamp_(max=0.0).mul_(factor).exp_().amax(1)
+    weight = margins(posterior, pool)
+    gains = torch.empty_like(kernel)
+    picks, values = [], []
+    for _ in range(count):
+        gain = torch.sub(kernel, covered, out=gains).clamp_(min=0.0) @ weight
+        gain[picks] = -1.0
+        pick = int(gain.argmax())
+        picks.append(pick)
+        values.append(gain[pick])
+        covered = torch.maximum(covered, kernel[pick])
+        if answers is not None:
+            posterior = posterior.condition_on(pool[[pick]], answers[[pick]])
+            weight = margins(posterior, pool)
+    return torch.tensor(picks), torch.stack(values)
+
+
+def margins(posterior: LastLayerLaplace, pool: Tensor) -> Tensor:
+    """One minus the difference of the two largest probabilities."""
+    top = posterior.predict_logits(pool).softmax(1).topk(2, dim=1).values
+    return 1.0 - (top[:, 0] - top[:, 1])
+
+
+def product_of_herding(pool: Tensor) -> Tensor:
+    """The matrix product of the kernel matrix alone."""
+    return pool @ pool.T
