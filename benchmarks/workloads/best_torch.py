@@ -82,7 +82,7 @@ def herd(
     count: int,
     answers: Tensor | None = None,  # [N]
 ) -> tuple[Tensor, Tensor]:  # [count] int64, [count]
-    """Uncertainty herding with the kernel matrix in memory; with answers, the model absorbs each before the next pick."""
+    """Uncertainty herding with the kernel matrix in memory. The model absorbs each answer before the next pick."""
     rows, known = (torch.nn.functional.normalize(x, dim=1) for x in (pool, labelled))
     between = (2.0 - 2.0 * known @ known.T).fill_diagonal_(torch.inf)
     factor = 2.0 / float(between.amin(1).median())
