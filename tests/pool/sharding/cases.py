@@ -49,7 +49,7 @@ def _cases() -> dict[str, Case]:
         )
         for name, link, every in [*ways, ("bald", "mc", 1)]
     }  # fmt: skip
-    for acquisition in ("margin", "bait", "badge"):
+    for acquisition in ("margin", "bait", "badge", "uherding"):
         cases[f"{acquisition}, candidates"] = Case(
             lambda _, name=acquisition: {
                 "acquisition": name, "candidates": torch.tensor([80, 2, 61, 60, 96, 5, 0, 33, 59, 47, 46]),
@@ -75,7 +75,22 @@ def _cases() -> dict[str, Case]:
     )
     cases["sampled labels"] = Case(lambda _: {"targets": "sampled", "generator": generator()})
     cases["labels asked for"] = Case(lambda made: {"targets": lambda row: int(made.labels[row])})
-    cases["no labels"] = Case(lambda _: {"targets": None, "acquisition": "variance"})
+    cases["no labels"] = Case(lambda _: {"targets": None, "acquisition": "variance", "update_every": 1})
+    cases["labelled rows"] = Case(lambda made: {"labelled": made.eval_features, "batch_size": 30})
+    cases["a sample of references"] = Case(
+        lambda _: {"acquisition": "uherding", "references": 20, "generator": generator()}
+    )
+    cases["references that are no candidates"] = Case(
+        lambda made: {
+            "acquisition": "maxherding",
+            "labelled": made.eval_features,
+            "references": torch.tensor([96, 1, 4, 44, 52, 51, 0, 95]),
+            "candidates": torch.tensor([80, 2, 61, 60, 96, 5, 0, 33, 59, 47, 46]),
+        }
+    )
+    cases["uncertainty in numbers"] = Case(
+        lambda made: {"acquisition": "uherding", "uncertainty": made.pool[:, 0].abs(), "memory": 64.0}
+    )
     cases["at once"] = Case(lambda _: {"targets": None, "update_every": BATCH})
     cases["a callable"] = Case(lambda _: {"acquisition": _peakedness})
     cases["little memory"] = Case(lambda _: {"memory": 64.0})

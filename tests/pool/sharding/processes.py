@@ -30,8 +30,9 @@ def select_all(group: distributed.ProcessGroup, rank: int) -> dict[str, list[lis
     for name, case in CASES.items():
         made = problem()
         arguments = {"batch_size": BATCH, **case.arguments(made)}
-        if isinstance(arguments.get("targets"), torch.Tensor):
-            arguments["targets"] = shard_of(arguments["targets"], rank, size)
+        for of_rows in ("targets", "uncertainty"):
+            if isinstance(arguments.get(of_rows), torch.Tensor):
+                arguments[of_rows] = shard_of(arguments[of_rows], rank, size)
         pool = shard_of(made.pool.to(case.storage), rank, size)
         result = select_batch(made.posterior, pool, group=group, **arguments)
         mean = result.posterior.mean.flatten().tolist()
