@@ -30,7 +30,9 @@ NATIVE_OPS = {
     "cuda": {
         "badge_step_",
         "bait_step_",
+        "coverage_gain",
         "expected_lookahead",
+        "kernel_coverage",
         "lookahead_loss",
         "mc_predictive",
         "predictive",

@@ -149,6 +149,13 @@ FAULTS = (
     ),
     _cuda("badge_step_", "const T computed = norms - T(2) * product;", "const T computed = norms + T(2) * product;"),
     _cuda("update_coefficients", "sums.second += k == target ? 0.0 : term;", "sums.second += term;"),
+    _cuda("kernel_coverage", "if (col < n_references) {", "if (col <= n_references) {"),
+    _cuda(
+        "kernel_coverage",
+        "gains[i] += weight * (gain < T(0) ? T(0) : gain);",
+        "gains[i] += gain < T(0) ? T(0) : weight;",
+    ),
+    _cuda("coverage_gain", "__syncthreads();  // the sums of the next rows overwrite these", ""),
     _cuda("utility", "__syncthreads();  // the next tile overwrites this one", ""),
     # What is picked.
     _selection(

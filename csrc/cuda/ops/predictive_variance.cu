@@ -10,17 +10,18 @@ using torch::stable::Tensor;
 // `parts` has room for `at_a_time` rows.
 template <class T>
 void predictive_variance_impl(const Launch& launch, const Forms<T>& all, int64_t at_a_time) {
-  for (int64_t n = 0; n < all.n_rows; n += at_a_time) {
+  const int64_t n_rows = all.features.n_rows;
+  for (int64_t n = 0; n < n_rows; n += at_a_time) {
     Forms<T> some = all;
-    some.features += n * all.row_stride;
+    some.features.data += n * all.features.row_stride;
+    some.features.n_rows = std::min(at_a_time, n_rows - n);
     some.variance += n;
-    some.n_rows = std::min(at_a_time, all.n_rows - n);
-    const int64_t n_tiles = (some.n_rows + kFormRows - 1) / kFormRows;
+    const int64_t n_tiles = (some.features.n_rows + kProductRows - 1) / kProductRows;
     if (all.n_panels > 0) {
-      LAPAL_LAUNCH(variance_kernel<T>, launch.grid(n_tiles * all.n_panels), kFormBlock, 0, launch.stream(), some);
+      LAPAL_LAUNCH(variance_kernel<T>, launch.grid(n_tiles * all.n_panels), kProductBlock, 0, launch.stream(), some);
       LAPAL_CHECK_LAUNCH();
     }
-    LAPAL_LAUNCH(sum_panels_kernel<T>, launch.grid(n_tiles), kFormBlock, 0, launch.stream(), some);
+    LAPAL_LAUNCH(sum_panels_kernel<T>, launch.grid(n_tiles), kProductBlock, 0, launch.stream(), some);
     LAPAL_CHECK_LAUNCH();
   }
 }
@@ -34,28 +35,24 @@ Tensor predictive_variance_cuda(const Tensor& features, const Tensor& covariance
   if (n_rows == 0) {
     return variance;
   }
-  const int64_t at_a_time = std::min(n_rows, kFormRows * int64_t(launch.grid((n_rows + kFormRows - 1) / kFormRows)));
+  const int64_t at_a_time =
+      std::min(n_rows, kProductRows * int64_t(launch.grid((n_rows + kProductRows - 1) / kProductRows)));
   dispatch_floating(call.dtype, kOp, [&](auto tag) {
     using scalar_t = typename decltype(tag)::type;
-    constexpr int64_t kCols = FormTile<scalar_t>::kCols;
+    constexpr int64_t kCols = ProductTile<scalar_t>::kCols;
     const int64_t n_panels = (n_features + kCols - 1) / kCols;
     const Tensor triangle = torch::stable::new_empty(features, {panel_offset<scalar_t>(n_panels)});
     const Tensor parts = torch::stable::new_empty(features, {n_panels, at_a_time});
     if (n_panels > 0) {
-      LAPAL_LAUNCH(pack_triangle_kernel<scalar_t>, launch.grid(n_panels * n_panels), kFormBlock, 0, launch.stream(),
+      LAPAL_LAUNCH(pack_triangle_kernel<scalar_t>, launch.grid(n_panels * n_panels), kProductBlock, 0, launch.stream(),
                    covariance.const_data_ptr<scalar_t>(), covariance.stride(0), covariance.stride(1), n_features,
                    n_panels, triangle.mutable_data_ptr<scalar_t>());
       LAPAL_CHECK_LAUNCH();
     }
-    const Forms<scalar_t> all = {features.const_data_ptr<scalar_t>(),
-                                 features.stride(0),
-                                 features.stride(1),
-                                 n_rows,
-                                 n_features,
-                                 n_panels,
-                                 triangle.const_data_ptr<scalar_t>(),
-                                 parts.mutable_data_ptr<scalar_t>(),
-                                 variance.mutable_data_ptr<scalar_t>()};
+    const PaddedRows<scalar_t> rows = {features.const_data_ptr<scalar_t>(), features.stride(0), features.stride(1),
+                                       n_rows, n_panels * kCols - n_features};
+    const Forms<scalar_t> all = {rows, n_panels, triangle.const_data_ptr<scalar_t>(),
+                                 parts.mutable_data_ptr<scalar_t>(), variance.mutable_data_ptr<scalar_t>()};
     predictive_variance_impl(launch, all, at_a_time);
   });
   return variance;

@@ -1,8 +1,9 @@
-// Evaluation points in parts, for the ops that sum a loss over all points for each of many items.
+// Evaluation points in parts, for the ops that sum a loss or a gain over all points for each of many items.
 //
-// A block takes a pair (part, item), and a thread takes every kPointBlock-th point of the part. Every pair writes its
-// own float64 sum to a workspace [parts, items]. A second launch adds the parts of each item in order, so the result
-// depends on the sizes only. With at most kMaxParts parts, the workspace has at most 512 bytes per item.
+// A block takes a pair (part, item) or a part with several items. Of a single item, a thread takes every kPointBlock-th
+// point of the part. Every pair writes its own float64 sum to a workspace [parts, items]. A second launch adds the
+// parts of each item in order, so the result depends on the sizes only. With at most kMaxParts parts, the workspace has
+// at most 512 bytes per item.
 #pragma once
 
 #include "cuda/shared/reduce.cuh"
