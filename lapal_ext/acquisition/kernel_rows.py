@@ -22,6 +22,7 @@ class KernelRows:
         directions_of: the directions [k, D + 1] of rows [k], by their local numbers.
         n_rows: number of rows in this process.
         references: directions of the references, [E, D + 1].
+        are_rows: whether the references are the rows in this process, in their order: half of the products is enough.
         squared_bandwidth: h^2 > 0.
         memory: bytes for kernel values.
     """
@@ -33,10 +34,12 @@ class KernelRows:
         references: Tensor,
         squared_bandwidth: float,
         memory: float,
+        *,
+        are_rows: bool,
     ) -> None:
         self._directions_of, self._n_rows = directions_of, n_rows
         self._references = references.T.contiguous().T  # the layout that the kernels read in place
-        self._inverse = 1.0 / squared_bandwidth
+        self._inverse, self._are_rows = 1.0 / squared_bandwidth, are_rows
         room = int(memory // (references.element_size() * max(1, len(references))))
         self._keeps_all = room >= n_rows
         self._kept = references.new_empty(min(room, n_rows), len(references))
@@ -81,6 +84,9 @@ class KernelRows:
                 if self._count <= rows.start:
                     self._keep(everything[rows], self.values(self._directions_of(everything[rows])))
             return ops.coverage_gain.unchecked(self._kept, weight, covered)
+        if self._are_rows:
+            points = self._directions_of(everything)
+            return ops.kernel_coverage.unchecked(points, points, weight, covered, self._inverse)
         gains = weight.new_empty(self._n_rows, dtype=torch.float64)
         for rows in row_tiles(self._n_rows, TILE_ROWS):
             gains[rows] = ops.kernel_coverage.unchecked(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_AT_ONCE = 32  # rows that are evaluated together
+_AT_ONCE = 14  # rows that are evaluated together, a tile of the kernels
 _SHORT_LIST = 8192  # rows among which the best is looked for; all others have a smaller bound
 _ROUNDING = 64.0  # eps: gains that differ by less are equal, since their sums have different orders
 

@@ -74,6 +74,12 @@ def reference_rows(setting: Setting) -> Tensor:  # [E] int64
     return pool.to_rows(picks.to(pool.storage.device))
 
 
+def is_every_row(rows: Tensor, pool: Pool) -> bool:
+    """Whether rows of the whole pool are its candidates, all of them, in their order."""
+    picks = torch.arange(pool.shard.total, device=rows.device)
+    return len(rows) == len(picks) and torch.equal(rows, pool.to_rows(picks))
+
+
 def directions(
     standardized: Tensor,  # [n, columns], of which the first D are features
     n_features: int,

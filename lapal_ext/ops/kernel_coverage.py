@@ -45,7 +45,8 @@ def kernel_coverage(
 
     Returns:
         float64 [M]. The order of a sum depends on D and E alone, so equal rows have equal gains, to the bit, for any
-        number of rows and threads. O(M E D).
+        number of rows and threads. O(M E D). If ``rows`` is ``references``, the CPU kernel computes half of the
+        products, and the gains of equal rows may differ by rounding.
     """
     gains = rows.new_empty(rows.shape[0], dtype=weight.dtype).double()
     for tile in row_tiles(rows.shape[0], _TILE // max(1, references.shape[0])):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -116,3 +118,36 @@ def test_sums_of_more_rows_than_wait_at_once(device: str) -> None:
     args = cast(op, example("kernel_coverage", M=1, E=300, D=2), torch.float32, device=device)
     gains = op(**args | {"rows": args["rows"].expand(700_000, -1)})
     assert (gains == op(**args)).all()
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"E": 1, "D": 1}, {"E": 30, "D": 5}, {"E": 700, "D": 33}, {"E": 470, "D": 400}], ids=str
+)
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_rows_that_are_the_references(sizes: dict[str, int], by_columns: bool, dtype: torch.dtype, device: str) -> None:
+    """Their kernel is symmetric, which a kernel may use."""
+    args = example("kernel_coverage", M=1, **sizes)
+    args["rows"] = args["references"]
+
+    def same_memory(**given: Any) -> torch.Tensor:
+        rows = given["rows"].T.contiguous().T if by_columns else given["rows"].contiguous()
+        gains = op(**given | {"rows": rows, "references": rows})
+        threads = torch.get_num_threads()
+        torch.set_num_threads(3)
+        try:
+            assert torch.equal(op(**given | {"rows": rows, "references": rows}), gains)
+        finally:
+            torch.set_num_threads(threads)
+        return gains
+
+    assert_within_budget(op, args, dtype, device=device, logit_size=2.6, function=same_memory)
+
+
+@pytest.mark.parametrize("name", ["references", "weight", "covered"])
+def test_not_a_number_among_rows_that_are_the_references_is_in_every_gain(
+    name: str, dtype: torch.dtype, device: str
+) -> None:
+    args = cast(op, example("kernel_coverage", M=1, E=500), dtype, device=device)
+    args["covered"] = torch.zeros_like(args["covered"])
+    args[name][311] = float("nan")
+    assert op(**args | {"rows": args["references"]}).isnan().all()
