@@ -50,6 +50,7 @@ def _run(options: argparse.Namespace) -> None:
 
     from lapal_ext.selection.progress import progress_bar
     from lapal_ext.study import experiment, figures, presets, report
+    from lapal_ext.study.comparison import default_reference
     from lapal_ext.study.configuration import Source, environment
     from lapal_ext.study.records import Record
 
@@ -74,7 +75,8 @@ def _run(options: argparse.Namespace) -> None:
                 experiment.run_experiment(part, configuration, Source(None), advance=advance)
                 finished.append(experiment.read_experiment(part))
         experiment.write_csv(results, [record for done in finished for record in done.records], Record._fields)
-        figures.write_figure(picture, [figures.learning_curves(done) for done in finished])
+        drawings = [figures.learning_curves(done, default_reference(done.configuration)) for done in finished]
+        figures.write_figure(picture, drawings)
     except OSError as error:
         raise CommandError(f"cannot write to {folder}: {error.strerror}") from error
     for done in finished:

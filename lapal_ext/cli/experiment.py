@@ -57,11 +57,12 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the results, made if it is missing")
     add("--seeds", type=whole_number(1), default=10, metavar="N", help="repetitions (default: %(default)s)")
     add("--jobs", type=whole_number(1), default=1, metavar="N", help="processes, one thread each (default: 1)")
+    suffix = "" if kind == "updating" else "; with the suffix _updated a strategy never refits its model"
     add(
         "--arms",
         nargs="+",
         metavar="ARM",
-        help="strategies to compare (default: all of this experiment; an unknown name prints all names)",
+        help=f"strategies to compare (default: all of this experiment; an unknown name prints all names{suffix})",
     )
     add(
         "--prior-precisions",
@@ -107,6 +108,14 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
             default=_SUBSET,
             metavar="N",
             help="candidates of a query, the same for all arms of a seed (default: %(default)s)",
+        )
+        add(
+            "--refit-every",
+            type=whole_number(0),
+            default=1,
+            metavar="K",
+            help="refit the model after every K-th batch, and absorb each other batch by a closed-form update; "
+            "0: never refit (default: %(default)s)",
         )
 
 
@@ -193,6 +202,7 @@ def _configuration(options: argparse.Namespace, source: "Source") -> "Configurat
             "batch_size": batch,
             "acquisitions": options.acquisitions or min(_ACQUISITIONS, most),
             "subset": options.subset,
+            "refit_every": options.refit_every,
         }
     try:
         configuration = Configuration(

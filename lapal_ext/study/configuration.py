@@ -13,7 +13,7 @@ import lapal_ext
 from lapal_ext.study.data import Split, load_digits, split, split_training
 from lapal_ext.study.feature_file import checksum, load_features
 from lapal_ext.study.protocols import UPDATING
-from lapal_ext.study.strategies import BATCH_STRATEGIES, UPDATING_STRATEGIES
+from lapal_ext.study.strategies import BATCH_STRATEGIES, UPDATED, UPDATING_STRATEGIES, chooser
 
 DIGITS = "digits"
 DIGITS_POOL, DIGITS_EVALUATION, DIGITS_MOST_EVALUATION = 900, 300, 800
@@ -40,17 +40,24 @@ class Configuration:
     batch_size: int | None = None
     acquisitions: int | None = None
     subset: int | None = None  # candidates per query; None: all unlabelled rows of the pool
+    refit_every: int | None = None  # batches from one refit to the next, see ``protocols.active_learning``
     calibration: bool = True  # measure the calibration error, which needs torchmetrics
 
     def __post_init__(self) -> None:
-        known = UPDATING_STRATEGIES if self.experiment == UPDATING else BATCH_STRATEGIES
-        if unknown := [name for name in self.strategies if name not in known]:
-            raise ValueError(f"--arms must be of {', '.join(known)}, got {', '.join(unknown)}")
+        if self.experiment == UPDATING:
+            known, suffix = UPDATING_STRATEGIES, ""
+            unknown = [name for name in self.strategies if name not in known]
+        else:
+            known, suffix = BATCH_STRATEGIES, f", with or without the suffix {UPDATED}"
+            unknown = [name for name in self.strategies if chooser(name) not in known]
+        if unknown:
+            raise ValueError(f"--arms must be of {', '.join(known)}{suffix}, got {', '.join(unknown)}")
 
     @property
     def title(self) -> str:
         """Name of the experiment and of its data."""
-        return f"{self.experiment.replace('_', ' ').capitalize()} on {self.data}"
+        experiment = self.experiment.replace("look_ahead", "look-ahead").replace("_", " ")
+        return f"{experiment.capitalize()} on {self.data}"
 
     def pool_rows(self, rows: int) -> int:
         """Rows that may be labelled, out of the number that ``Source.shape`` returns."""

@@ -31,9 +31,9 @@ from lapal_ext.study.records import Record
 
 CONFIGURATION, RESULTS, TIMINGS = "configuration.json", "results.csv", "timings.csv"
 _UNITS = "units"
-_TIMED = "seconds"
+_TIMES = ("choice_seconds", "learning_seconds")
 _KEYS = ("experiment", "seed", "strategy", "prior_precision", "labels")  # of a record, in both tables
-_MEASURES = tuple(field for field in Record._fields if field not in (*_KEYS, _TIMED))
+_MEASURES = tuple(field for field in Record._fields if field not in (*_KEYS, *_TIMES))
 
 
 class Unit(NamedTuple):
@@ -102,7 +102,8 @@ def run_experiment(
         advance(1)
     records = [record for unit in everything for record in _read_unit(folder, unit) or ()]
     write_csv(folder / RESULTS, records, (*_KEYS, *_MEASURES))
-    write_csv(folder / TIMINGS, [record for record in records if record.seconds is not None], (*_KEYS, _TIMED))
+    timed = [record for record in records if any(getattr(record, name) is not None for name in _TIMES)]
+    write_csv(folder / TIMINGS, timed, (*_KEYS, *_TIMES))
     scratch = [f".[0-9]*.{name}" for name in (CONFIGURATION, RESULTS, TIMINGS)]
     for pattern in (*scratch, f"{_UNITS}/.[0-9]*.json"):  # left by processes that were killed while they wrote
         for path in folder.glob(pattern):
@@ -118,6 +119,7 @@ def run_unit(configuration: Configuration, source: Source, unit: Unit) -> list[R
     else:
         assert configuration.batch_size is not None
         assert configuration.acquisitions is not None
+        assert configuration.refit_every is not None
         outcomes = active_learning(
             *common,
             configuration.batch_size,
@@ -125,6 +127,7 @@ def run_unit(configuration: Configuration, source: Source, unit: Unit) -> list[R
             unit.strategies[0],
             configuration.subset,
             unit.prior_precision,
+            configuration.refit_every,
         )
     targets, prior = parts.test.targets, unit.prior_precision
     return list(measure(outcomes, targets, configuration.experiment, unit.seed, prior, configuration.calibration))
@@ -150,13 +153,16 @@ def read_experiment(folder: Path) -> Finished:
         ValueError: a file was not written by an experiment.
     """
     with (folder / TIMINGS).open(newline="", encoding="utf-8") as file:
-        seconds = {tuple(row[key] for key in _KEYS): row[_TIMED] for row in csv.DictReader(file)}
+        times = list(csv.DictReader(file))
     with (folder / RESULTS).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     try:
-        records = [_record(row | {_TIMED: seconds.get(tuple(row[key] for key in _KEYS), "")}) for row in rows]
+        timed = {tuple(row[key] for key in _KEYS): {name: row[name] for name in _TIMES} for row in times}
+        untimed = dict.fromkeys(_TIMES, "")
+        records = [_record(row | timed.get(tuple(row[key] for key in _KEYS), untimed)) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / RESULTS} must have the columns of an experiment: {error}") from error
+        message = f"{folder / RESULTS} and {TIMINGS} must have the columns of an experiment: {error}"
+        raise ValueError(message) from error
     path = folder / CONFIGURATION
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
@@ -178,7 +184,7 @@ def write_csv(path: Path, records: Sequence[Record], columns: Sequence[str]) -> 
 
 
 def _record(row: dict[str, str]) -> Record:
-    numbers = {name: None if row[name] == "" else float(row[name]) for name in (*_MEASURES, _TIMED)}
+    numbers = {name: None if row[name] == "" else float(row[name]) for name in (*_MEASURES, *_TIMES)}
     prior, labels = float(row["prior_precision"]), int(row["labels"])
     return Record(row["experiment"], int(row["seed"]), row["strategy"], prior, labels, **numbers)  # type: ignore[arg-type]
 

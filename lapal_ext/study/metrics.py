@@ -17,7 +17,8 @@ class Outcome(NamedTuple):
     strategy: str
     labels: int
     log_probabilities: Tensor  # [T, C] float64, of the test rows
-    seconds: float | None
+    choice_seconds: float | None  # see ``Record``
+    learning_seconds: float | None
 
 
 def measure(
@@ -55,7 +56,8 @@ def measure(
             brier=brier(log_p.exp(), targets),
             ece=calibration_error(log_p.exp(), targets) if calibration else None,
             aulc=None if experiment == "updating" else sum(curve) / len(curve),
-            seconds=outcome.seconds,
+            choice_seconds=outcome.choice_seconds,
+            learning_seconds=outcome.learning_seconds,
         )
 
 

@@ -25,13 +25,14 @@ def demo(seeds: int) -> tuple[Configuration, ...]:
         experiment=ACTIVE_LEARNING,
         data=DIGITS,
         data_sha256=None,
-        strategies=("random", "margin", "margin_predicted", "margin_true", "look_ahead_true"),
+        strategies=("random", "margin", "margin_predicted", "uherding", "uherding_updated", "look_ahead_true"),
         seeds=seeds,
         prior_precisions=(10.0,),
         initial_labels=10,
         evaluation_rows=DIGITS_EVALUATION,
         batch_size=10,
-        acquisitions=12,
+        acquisitions=9,
+        refit_every=1,
         calibration=False,
     )
     return updating, active_learning

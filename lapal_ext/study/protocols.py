@@ -1,7 +1,8 @@
 """The experiments, as functions of a split and a seed that yield one outcome per model.
 
 All strategies of a seed are paired: they have the same split, the same initial labels and, for each query, the same
-draw of candidates. A "refit" is always ``LastLayerLaplace.fit_map`` on all labels, to convergence.
+draw of candidates. A "refit" is always ``LastLayerLaplace.fit_map`` on all labels, to convergence. An "update" of a
+curve is ``LastLayerLaplace.update`` with the labels of the last batch.
 """
 
 import time
@@ -54,7 +55,7 @@ def updating(
     bases = {"categorical": categorical, "gaussian": gaussian.fit(split.pool.features[initial])}
     points = split.test.features
     if "base" in names:
-        yield Outcome("base", initial_labels, _log_probabilities(categorical, points), None)
+        yield Outcome("base", initial_labels, _log_probabilities(categorical, points), None, None)
     for count in new_labels:
         labels = initial_labels + count
         new = _rows(split.pool, order[initial_labels:labels])
@@ -63,7 +64,7 @@ def updating(
                 sample = partial(_monte_carlo, categorical, new, points, MONTE_CARLO[name], seed)
                 probabilities, seconds = _timed([sample])
                 smallest = torch.finfo(probabilities.dtype).tiny
-                yield Outcome(name, labels, probabilities.double().clamp(min=smallest).log(), seconds)
+                yield Outcome(name, labels, probabilities.double().clamp(min=smallest).log(), None, seconds)
                 continue
             if name == "refit":
                 attempts = [partial(_fit, split, order[:labels], prior_precision)] * _TIMINGS
@@ -74,7 +75,7 @@ def updating(
                 copies = [bases[rule.curvature].clone() for _ in range(_TIMINGS)]
                 attempts = [partial(copy.update, *new, rule.step, rule.gamma) for copy in copies]
             model, seconds = _timed(attempts)
-            yield Outcome(name, labels, _log_probabilities(model, points), seconds)
+            yield Outcome(name, labels, _log_probabilities(model, points), None, seconds)
 
 
 def _timed(attempts: Sequence[Callable[[], _T]]) -> tuple[_T, float]:
@@ -96,10 +97,12 @@ def active_learning(
     name: str,
     subset: int | None = None,
     prior_precision: float = _PRIOR_PRECISION,
+    refit_every: int = 1,
 ) -> Iterator[Outcome]:
-    """Label batch after batch by one strategy, with a refit after every batch.
+    """Label batch after batch, chosen by one strategy, with a refit or an update after every batch.
 
-    All strategies start from the same random rows. The time is that of the choice of a batch alone.
+    All strategies start from the same random rows. The time of the choice of a batch and the time of the refit or the
+    update are apart, and both are without the prediction.
 
     Args:
         split: the data.
@@ -107,26 +110,37 @@ def active_learning(
         initial_labels: number of labels before the first batch.
         batch_size: b.
         acquisitions: number of batches.
-        name: one of ``strategies.BATCH_STRATEGIES``.
+        name: one of ``strategies.BATCH_STRATEGIES``; with the suffix ``strategies.UPDATED`` there is no refit.
         subset: number of candidates, see ``candidates``.
         prior_precision: of every fit.
+        refit_every: K; after every K-th batch the model is refitted, and after each other batch it is updated. With 0
+            there are only updates.
     """
+    strategy = strategies.chooser(name)
+    if not strategies.is_refitted(name):
+        refit_every = 0
     rows_in_pool = len(split.pool.targets)
     generator = torch.Generator().manual_seed(seed)
     labelled = torch.randperm(rows_in_pool, generator=generator)[:initial_labels]
     model = _fit(split, labelled, prior_precision)
-    yield Outcome(name, len(labelled), _log_probabilities(model, split.test.features), None)
+    yield Outcome(name, len(labelled), _log_probabilities(model, split.test.features), None, None)
     for query in range(acquisitions):
         free = candidates(rows_in_pool, labelled, subset, seed, query)
         unlabelled = _rows(split.pool, free)
         start = time.perf_counter()
         chosen = strategies.choose_batch(
-            name, model, split.pool.features[labelled], unlabelled, split.evaluation, batch_size, generator
+            strategy, model, split.pool.features[labelled], unlabelled, split.evaluation, batch_size, generator
         )
-        seconds = time.perf_counter() - start
-        labelled = torch.cat([labelled, free[chosen]])
-        model = _fit(split, labelled, prior_precision)
-        yield Outcome(name, len(labelled), _log_probabilities(model, split.test.features), seconds)
+        choice = time.perf_counter() - start
+        batch = free[chosen]
+        labelled = torch.cat([labelled, batch])
+        start = time.perf_counter()
+        if refit_every > 0 and (query + 1) % refit_every == 0:
+            model = _fit(split, labelled, prior_precision)
+        else:
+            model.update(*_rows(split.pool, batch))
+        learning = time.perf_counter() - start
+        yield Outcome(name, len(labelled), _log_probabilities(model, split.test.features), choice, learning)
 
 
 def candidates(

@@ -25,7 +25,8 @@ class Record(NamedTuple):
     brier: float  # squared error of the probabilities, summed over classes, mean per row
     ece: float | None  # expected calibration error of the largest probability, 15 equal bins; None: not measured
     aulc: float | None  # mean accuracy of the curve so far; None: there is no curve
-    seconds: float | None  # of the update or refit ("updating"), else of the choice of a batch; None: neither
+    choice_seconds: float | None  # of the choice of a batch; None: no batch was chosen
+    learning_seconds: float | None  # of the update or the refit, without prediction; None for the first fit
 
 
 def by_seed(

@@ -1,4 +1,4 @@
-"""The strategies that experiments compare: rules that absorb labels, and strategies that choose batches."""
+"""The arms that experiments compare: rules that absorb labels, and strategies that choose batches."""
 
 import math
 from collections.abc import Mapping
@@ -26,13 +26,18 @@ FIRST_ORDER = {f"first_order_{gamma}": gamma for gamma in (0.001, 0.005)}
 MONTE_CARLO = {f"monte_carlo_{gamma}": gamma for gamma in (0.01, 0.05)}
 UPDATING_STRATEGIES = ("base", *FIRST_ORDER, *MONTE_CARLO, *UPDATE_RULES, "refit")
 
-_TOP_B = ("random", "margin", "entropy", "badge", "bait", "typiclust", "coreset", "bald")
-_SEQUENTIAL = ("margin", "gradient_norm", "bait", "bald")
+_TOP_B = ("margin", "entropy", "bald")
+_SPREAD = ("uherding", "maxherding", "badge", "bait", "typiclust", "coreset")  # their batches spread by themselves
+_AT_ONCE = ("random", *_TOP_B, *_SPREAD)
+_PREDICTED = ("margin", "gradient_norm", "bait", "bald")
+_TRUE = (*_PREDICTED, "uherding")
 _LOOK_AHEAD = ("look_ahead_predicted", "expected_error_reduction", "look_ahead_true")
-ACTIVE_STRATEGIES = (
-    *_TOP_B,
-    *(f"{name}_{labels}" for labels in ("predicted", "true") for name in _SEQUENTIAL),
-)
+_ONE_BY_ONE = (*(f"{name}_predicted" for name in _PREDICTED), *(f"{name}_true" for name in _TRUE))
+BATCH_STRATEGIES = (*_AT_ONCE, *_ONE_BY_ONE, *_LOOK_AHEAD)
+"""All that choose batches. An arm of an experiment is one of them, with or without the suffix ``UPDATED``."""
+UPDATED = "_updated"
+"""Suffix of an arm whose model is never refitted: it absorbs every batch by an update."""
+ACTIVE_STRATEGIES = (*_AT_ONCE, f"uherding{UPDATED}", *_ONE_BY_ONE)
 LOOK_AHEAD_STRATEGIES = ("random", "margin", *_LOOK_AHEAD)
 _MOST_UPDATES = 20  # per batch of expected error reduction, which then tries every label of every row again
 # The 300 batches of arXiv 2210.06112, a hundred of each kind, and one each of margin and BAIT, which draw nothing.
@@ -41,30 +46,45 @@ _PROPOSALS: Mapping[str, Any] = {
     "n_batches": 500,
     "proposals": ("random", "diverse", "informative", "margin", "bait"),
 }
-BATCH_STRATEGIES = (*ACTIVE_STRATEGIES, *_LOOK_AHEAD)
 
 
-def describe(strategy: str) -> str:
-    """Name of a strategy in tables and figures; it says if the strategy uses labels that are unknown in practice."""
-    if strategy in _TOP_B:
-        return strategy if strategy == "random" else f"{strategy}, top-b"
-    if strategy == "look_ahead_true":
-        return "look-ahead, true labels (upper bound)"
-    if strategy == "look_ahead_predicted":
+def chooser(arm: str) -> str:
+    """Strategy that chooses the batches of an arm."""
+    return arm.removesuffix(UPDATED)
+
+
+def is_refitted(arm: str) -> bool:
+    """Whether the model of an arm is ever refitted after its first fit."""
+    return not arm.endswith(UPDATED)
+
+
+def uses_unknown_labels(arm: str) -> bool:
+    """Whether an arm uses labels that are unknown in practice when a batch is chosen."""
+    return chooser(arm).endswith("_true")
+
+
+def describe(arm: str) -> str:
+    """Name of an arm in tables and figures; it says if the arm uses labels that are unknown in practice."""
+    if not is_refitted(arm):
+        return f"{describe(chooser(arm))}, closed-form updates, never refitted"
+    if arm in _TOP_B:
+        return f"{arm}, top-b"
+    if arm == "look_ahead_true":
+        return "look-ahead, true labels (unknown in practice)"
+    if arm == "look_ahead_predicted":
         return "look-ahead, predicted labels"
-    if strategy == "expected_error_reduction":
+    if arm == "expected_error_reduction":
         return "expected error reduction, predicted labels"
-    for name in _SEQUENTIAL:
-        if strategy == f"{name}_predicted":
-            return f"sequential {name.replace('_', ' ')}, predicted labels"
-        if strategy == f"{name}_true":
-            return f"sequential {name.replace('_', ' ')}, true labels (label before next pick)"
-    if strategy.startswith("official_"):
-        return f"official rule, γ = {strategy.removeprefix('official_')}"
+    if arm in _ONE_BY_ONE:
+        name, _, labels = arm.rpartition("_")
+        which = "predicted labels" if labels == "predicted" else "true labels (label before next pick)"
+        return f"sequential {name.replace('_', ' ')}, {which}"
+    if arm.startswith("official_"):
+        return f"official rule, γ = {arm.removeprefix('official_')}"
     for family in ("first_order", "monte_carlo"):
-        if strategy.startswith(f"{family}_"):
-            return f"{family.replace('_', ' ')}, γ = {strategy.removeprefix(f'{family}_')}"
-    return strategy.replace("_", " ")
+        if arm.startswith(f"{family}_"):
+            return f"{family.replace('_', ' ')}, γ = {arm.removeprefix(f'{family}_')}"
+    return arm.replace("_", " ")
 
 
 def choose_batch(
@@ -76,7 +96,10 @@ def choose_batch(
     batch_size: int,
     generator: torch.Generator,
 ) -> Tensor:  # [b] int64, indices into the unlabelled rows
-    """Choose a batch. Only strategies whose name ends in "true" use the labels of ``unlabelled`` and ``evaluation``."""
+    """Choose a batch by one of ``BATCH_STRATEGIES``.
+
+    Only those whose name ends in "true" use the labels of ``unlabelled`` and ``evaluation``.
+    """
     pool, targets = unlabelled
     if strategy == "expected_error_reduction":
         # The rows with the largest reduction are alike, and a batch of them is worse than a random one. Hence the model
@@ -99,16 +122,9 @@ def choose_batch(
             eval_targets=evaluation.targets,
             generator=generator,
         ).indices
-    if strategy in _TOP_B:
+    if strategy in _AT_ONCE:
         return select_batch(
-            model,
-            pool,
-            batch_size,
-            strategy,
-            None,
-            update_every=batch_size,
-            generator=generator,
-            labelled=labelled,
+            model, pool, batch_size, strategy, targets=None, generator=generator, labelled=labelled
         ).indices
     acquisition, _, source = strategy.rpartition("_")
     return select_batch(

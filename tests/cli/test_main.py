@@ -79,7 +79,15 @@ class TestDemo:
         assert asked == [3]
         assert sorted(file.name for file in folder.iterdir()) == ["learning_curves.png", "results.csv"]
         out, err = capsys.readouterr()
-        for expected in ("Kernels:", "50 new labels", "label before next pick", "upper bound: ", "AULC", "[ms]"):
+        for expected in (
+            "Kernels:",
+            "50 new labels",
+            "never refitted",
+            "look-ahead, true labels: ",
+            "AULC",
+            "[ms]",
+            "Best: ",
+        ):
             assert expected in out
         assert "2 new labels" not in out
         assert "\x1b" not in out
@@ -87,8 +95,9 @@ class TestDemo:
         assert str(folder / "results.csv") in out.replace("\n", "")
         assert not err
         header, *rows = (folder / "results.csv").read_text().splitlines()
-        assert header == "experiment,seed,strategy,prior_precision,labels,accuracy,nll,brier,ece,aulc,seconds"
-        assert len(rows) == 2 * (1 + 3 * 4) + 2 * 5 * 2
+        assert header.startswith("experiment,seed,strategy,prior_precision,labels,accuracy,nll,brier,ece,aulc,")
+        assert header.endswith(",choice_seconds,learning_seconds")
+        assert len(rows) == 2 * (1 + 3 * 4) + 2 * 6 * 2
 
     def test_a_second_demo_replaces_the_first(self, asked, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -152,6 +161,8 @@ class TestExperiment:
         assert (folder, source.path, jobs) == (tmp_path / "new", None, 1)
         assert (configuration.subset, configuration.acquisitions, configuration.batch_size) == (1000, 20, 10)
         assert configuration.seeds == 10
+        assert configuration.refit_every == 1
+        assert {"uherding", "maxherding", "uherding_true", "uherding_updated"} <= set(configuration.strategies)
         assert f"lapal-ext report {folder}" in capsys.readouterr().out
 
     def test_options_reach_the_configuration(self, run, tmp_path):
@@ -174,8 +185,33 @@ class TestExperiment:
             "batch_size": None,
             "acquisitions": None,
             "subset": None,
+            "refit_every": None,
             "calibration": True,
         }
+
+    @pytest.mark.parametrize("kind", ["active-learning", "look-ahead"])
+    def test_refits_and_arms_without_them_reach_the_configuration(self, kind, run, tmp_path):
+        arguments = ["experiment", kind, "--data", "digits", "--out", str(tmp_path)]
+        arms = ["margin", "margin_updated", "look_ahead_predicted_updated"]
+        assert main([*arguments, "--refit-every", "0", "--arms", *arms]) == 0
+        assert main([*arguments, "--refit-every", "5"]) == 0
+        assert [configuration.refit_every for _, configuration, *_ in run] == [0, 5]
+        assert run[0][1].strategies == tuple(arms)
+
+    def test_one_report_compares_refits_and_updates(self, tmp_path):
+        arguments = "--seeds 2 --arms margin uherding uherding_updated --initial 10 --batch-size 5 --acquisitions 3"
+        folder = ["--data", "digits", "--out", str(tmp_path)]
+        assert main(["experiment", "active-learning", *folder, "--refit-every", "2", *arguments.split()]) == 0
+        assert main(["report", str(tmp_path)]) == 0
+        text = (tmp_path / "report.md").read_text(encoding="utf-8")
+        title, verdict, *_ = text.split("\n\n")
+        assert title == "# Active learning on digits"
+        assert verdict.startswith("**Best: ")
+        assert "a refit after every 2 batches and a closed-form update" in " ".join(text.split())
+        assert "| ms of choice per batch | ms of learning per batch |" in text
+        assert "uherding, closed-form updates, never refitted" in text
+        assert "Thirds of the curve" in text
+        assert {file.name for file in tmp_path.glob("*.png")} == {"learning_curves.png", "time_vs_accuracy.png"}
 
     @pytest.mark.parametrize("by_name", [False, True])
     def test_a_file_of_features_is_found(self, by_name, run, tmp_path, monkeypatch):
@@ -201,6 +237,7 @@ class TestExperiment:
             ("--data nowhere", "--data must be digits, an .npz file"),
             ("--data nowhere", "or a recipe (debian_sections, fashion_mnist, wordnet_supersenses), got 'nowhere'"),
             ("--data digits --arms margin nothing", "--arms must be of random, margin"),
+            ("--data digits --arms nothing_updated", "with or without the suffix _updated, got nothing_updated"),
             ("--data digits --acquisitions 90", "must be at most the 900 rows of the pool together, got 910"),
             ("--data digits --batch-size 20 --subset 19", "--subset must be at least the batch size 20, got 19"),
             ("--data digits --evaluation-rows 801", "--evaluation-rows must be at most 800 of digits, got 801"),
@@ -306,6 +343,21 @@ class TestExperiment:
         monkeypatch.setitem(sys.modules, missing, None)
         assert main(["experiment", "updating", "--data", "digits", "--out", str(tmp_path)]) == 1
         assert 'rich and torchmetrics: pip install "lapal_ext[experiment]"' in capsys.readouterr().err
+        assert not run
+
+    @pytest.mark.parametrize("every", ["-1", "1.5", "never"])
+    def test_batches_between_refits_are_counted(self, every, run, tmp_path, capsys):
+        arguments = ["experiment", "active-learning", "--data", "digits", "--out", str(tmp_path)]
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--refit-every", every])
+        assert end.value.code == 2
+        assert "argument --refit-every: must be a whole number of at least 0" in capsys.readouterr().err
+        assert not run
+
+    def test_rules_have_no_arms_without_refits(self, run, tmp_path, capsys):
+        arguments = ["experiment", "updating", "--data", "digits", "--out", str(tmp_path)]
+        assert main([*arguments, "--arms", "line_search_updated"]) == 1
+        assert "refit, got line_search_updated" in capsys.readouterr().err
         assert not run
 
     def test_a_dead_process_is_explained(self, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,15 @@ import torch
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.study import experiment
 from lapal_ext.study.configuration import Configuration, Source, environment
-from lapal_ext.study.experiment import MismatchError, one_thread, read_experiment, run_experiment, units, write_csv
+from lapal_ext.study.experiment import (
+    MismatchError,
+    one_thread,
+    read_experiment,
+    run_experiment,
+    run_unit,
+    units,
+    write_csv,
+)
 from lapal_ext.study.records import Record
 from tests.fuzz.processes import HANGS, ROOT, forked, kill_at_step
 from tests.fuzz.tally import count
@@ -35,6 +43,7 @@ ACTIVE = Configuration(
     batch_size=5,
     acquisitions=2,
     subset=200,
+    refit_every=1,
 )
 UPDATES = replace(
     ACTIVE,
@@ -46,6 +55,7 @@ UPDATES = replace(
     batch_size=None,
     acquisitions=None,
     subset=None,
+    refit_every=None,
 )
 
 
@@ -79,11 +89,11 @@ class TestResults:
             (str(seed), name, str(labels)) for seed in range(3) for name in ACTIVE.strategies for labels in (10, 15, 20)
         ]
         assert [(row["seed"], row["strategy"], row["labels"]) for row in rows] == expected
-        assert "seconds" not in rows[0]
+        assert not [name for name in rows[0] if "seconds" in name]
         assert all(0.0 <= float(row[name]) <= 1.0 for row in rows for name in ("accuracy", "ece", "aulc"))
         timed = table(finished / "timings.csv")
         assert len(timed) == 3 * len(ACTIVE.strategies) * 2
-        assert all(float(row["seconds"]) > 0.0 for row in timed)
+        assert all(float(row[name]) > 0.0 for row in timed for name in ("choice_seconds", "learning_seconds"))
         begun = json.loads((finished / "configuration.json").read_text())
         assert begun["configuration"]["strategies"] == list(ACTIVE.strategies)
 
@@ -93,13 +103,21 @@ class TestResults:
         configuration, versions, records = read_experiment(finished)
         assert (configuration, versions) == (ACTIVE, environment())
         assert [r for r in records if (r.seed, r.strategy) == (0, "typiclust")] == expected
-        assert expected[0].seconds is None
+        assert expected[0][-2:] == (None, None)
+        assert all(seconds > 0.0 for seconds in expected[1][-2:])
 
     def test_a_unit_does_not_depend_on_those_before_it(self, finished, tmp_path):
         run_experiment(tmp_path, replace(ACTIVE, strategies=("margin_true",)), DIGITS)
-        alone = [record[:-1] for record in read_experiment(tmp_path).records]
+        alone = [record[:-2] for record in read_experiment(tmp_path).records]
         together = [record for record in read_experiment(finished).records if record.strategy == "margin_true"]
-        assert alone == [record[:-1] for record in together]
+        assert alone == [record[:-2] for record in together]
+
+    def test_an_arm_that_is_never_refitted_equals_one_with_refit_every_0(self):
+        found = []
+        for name, every in (("margin", 0), ("margin_updated", 1), ("margin", 1)):
+            configuration = replace(ACTIVE, strategies=(name,), refit_every=every)
+            found.append([record.nll for record in run_unit(configuration, DIGITS, units(configuration)[0])])
+        assert found[0] == found[1] != found[2]
 
     def test_updating_has_a_unit_per_seed_and_prior(self, tmp_path):
         run_experiment(tmp_path, UPDATES, DIGITS)
@@ -107,9 +125,11 @@ class TestResults:
         assert len(units(UPDATES)) == 6
         assert len(records) == 6 * 5
         assert {record.prior_precision for record in records} == {1.0, 10.0}
+        assert all(record.choice_seconds is None for record in records)
+        assert all((record.learning_seconds is None) == (record.strategy == "base") for record in records)
 
     def test_a_table_holds_every_field_and_leaves_none_empty(self, tmp_path):
-        records = [Record("updating", 0, "base", 10.0, 50, 0.1 + 0.2, 1.0, 0.5, None, None, None)]
+        records = [Record("updating", 0, "base", 10.0, 50, 0.1 + 0.2, 1.0, 0.5, None, None, None, None)]
         write_csv(tmp_path / "results.csv", records, Record._fields)
         (row,) = table(tmp_path / "results.csv")
         assert tuple(row) == Record._fields
@@ -171,6 +191,7 @@ class TestResume:
         [
             ({"seeds": 4}, "seeds was 3 and is 4"),
             ({"subset": 199}, "subset was 200 and is 199"),
+            ({"refit_every": 2}, "refit_every was 1 and is 2"),
             ({"data_sha256": "ab"}, "data_sha256 was None and is 'ab'"),
             ({"strategies": ("random",)}, "strategies was"),
         ],

@@ -37,7 +37,7 @@ def records():
 
 
 def untimed(records):
-    return [record[:-1] for record in records]
+    return [record[:-2] for record in records]
 
 
 def test_the_demo_fits_its_data_and_needs_no_calibration_error(records):
@@ -45,6 +45,18 @@ def test_the_demo_fits_its_data_and_needs_no_calibration_error(records):
         configuration.check_rows(DIGITS.shape()[0])
         assert configuration.seeds == 6
     assert all(record.ece is None for record in records)
+
+
+def test_the_demo_shows_what_is_recommended():
+    assert ACTIVE.strategies == (
+        "random",
+        "margin",
+        "margin_predicted",
+        "uherding",
+        "uherding_updated",
+        "look_ahead_true",
+    )
+    assert ACTIVE.refit_every == 1
 
 
 def test_a_seed_repeats_exactly_but_for_the_times(records):

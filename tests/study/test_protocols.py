@@ -4,11 +4,11 @@ import torch
 
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.study import metrics, protocols, strategies
-from lapal_ext.study.configuration import Source, default_batch, environment
+from lapal_ext.study.configuration import Configuration, Source, default_batch, environment
 from lapal_ext.study.data import load_digits, split
 from lapal_ext.study.experiment import one_thread
 from lapal_ext.study.feature_file import Labelled
-from lapal_ext.study.strategies import BATCH_STRATEGIES, LOOK_AHEAD_STRATEGIES, UPDATING_STRATEGIES
+from lapal_ext.study.strategies import ACTIVE_STRATEGIES, BATCH_STRATEGIES, LOOK_AHEAD_STRATEGIES, UPDATING_STRATEGIES
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +36,14 @@ class TestMetrics:
     def test_a_record_of_a_curve_carries_its_area_so_far(self):
         y = torch.tensor([0, 1])
         right, half = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([[0.9, 0.1], [0.6, 0.4]])
-        outcomes = [metrics.Outcome("margin", 10 + i, p.double().log(), None) for i, p in enumerate((half, right))]
+        outcomes = [
+            metrics.Outcome("margin", 10 + i, p.double().log(), None, 0.5 * i) for i, p in enumerate((half, right))
+        ]
         first, second = metrics.measure(outcomes, y, "active_learning", 0, 1.0, calibration=False)
         assert (first.accuracy, first.aulc, second.accuracy, second.aulc) == (0.5, 0.5, 1.0, 0.75)
         assert second.nll == pytest.approx(-(np.log(0.9) + np.log(0.8)) / 2)
         assert second.ece is None
+        assert (second.choice_seconds, second.learning_seconds) == (None, 0.5)
         assert next(metrics.measure(outcomes, y, "updating", 0, 1.0, calibration=False)).aulc is None
 
 
@@ -88,12 +91,95 @@ class TestProtocols:
         assert set(picks) <= set(range(200))
         assert (picks == choose(1)) == (not name.endswith("_true"))
 
+    def test_strategies_that_fill_a_batch_at_once_absorb_nothing_and_get_what_is_labelled(self, monkeypatch):
+        parts, calls = split(load_digits(), 0), {}
+        select = strategies.select_batch
+
+        def spy(model, pool, size, acquisition, targets, **options):
+            calls[acquisition] = (targets, options.get("labelled"), options.get("update_every"))
+            return select(model, pool, size, acquisition, targets, **options)
+
+        monkeypatch.setattr(strategies, "select_batch", spy)
+        known = parts.pool.features[:20]
+        model = LastLayerLaplace.fit_map(known, parts.pool.targets[:20], 10)
+        free = Labelled(parts.pool.features[20:120], parts.pool.targets[20:120])
+        draw = torch.Generator().manual_seed(0)
+        for name in ("uherding", "maxherding", "margin"):
+            strategies.choose_batch(name, model, known, free, parts.evaluation, 5, draw)
+            assert calls[name][0] is None
+            assert torch.equal(calls[name][1], known)
+        strategies.choose_batch("uherding_true", model, known, free, parts.evaluation, 5, draw)
+        assert torch.equal(calls["uherding"][0], free.targets)
+        assert torch.equal(calls["uherding"][1], known)
+        assert {every for *_, every in calls.values()} == {None}
+
+    @pytest.mark.parametrize(
+        ("name", "every", "learned"),
+        [
+            ("margin", 1, ["refit"] * 5),
+            ("margin", 2, ["update", "refit", "update", "refit", "update"]),
+            ("margin", 0, ["update"] * 5),
+            ("margin_updated", 1, ["update"] * 5),
+            ("margin_updated", 2, ["update"] * 5),
+        ],
+    )
+    def test_a_model_is_refitted_after_every_kth_batch_and_else_updated(self, name, every, learned, monkeypatch):
+        parts, done = split(load_digits(), 0), []
+        fit, update = protocols._fit, LastLayerLaplace.update
+        monkeypatch.setattr(protocols, "_fit", lambda *args: done.append("refit") or fit(*args))
+        monkeypatch.setattr(LastLayerLaplace, "update", lambda *args: done.append("update") or update(*args))
+        outcomes = list(protocols.active_learning(parts, 0, 10, 5, 5, name, subset=100, refit_every=every))
+        assert done == ["refit", *learned]
+        assert [outcome.strategy for outcome in outcomes] == [name] * 6
+        assert outcomes[0][-2:] == (None, None)
+        assert all(seconds > 0.0 for outcome in outcomes[1:] for seconds in outcome[-2:])
+
+    def test_updates_absorb_each_batch_once_into_the_first_fit(self, monkeypatch):
+        parts, batches = split(load_digits(), 0), []
+        choose = strategies.choose_batch
+
+        def spy(strategy, model, labelled, *rest):
+            batches.append(labelled)
+            return choose(strategy, model, labelled, *rest)
+
+        monkeypatch.setattr(strategies, "choose_batch", spy)
+        *_, last = protocols.active_learning(parts, 0, 10, 5, 2, "uherding_updated", subset=100)
+        *_, refitted = protocols.active_learning(parts, 0, 10, 5, 2, "uherding", subset=100)
+        labels = {tuple(x.tolist()): int(y) for x, y in zip(*parts.pool, strict=True)}
+        known = batches[1]
+        assert [len(rows) for rows in batches] == [10, 15, 10, 15]
+        targets = torch.tensor([labels[tuple(x.tolist())] for x in known])
+        model = LastLayerLaplace.fit_map(known[:10], targets[:10], 10)
+        model.update(known[10:], targets[10:])
+        assert torch.equal(batches[2], known[:10])
+        assert torch.equal(batches[3], known), "the first batch is chosen by the same model"
+        assert not torch.equal(last.log_probabilities, refitted.log_probabilities)
+        free = protocols.candidates(900, self.rows(parts, known), 100, 0, 1)
+        pool = Labelled(parts.pool.features[free], parts.pool.targets[free])
+        draw = torch.Generator().manual_seed(0)
+        chosen = choose("uherding", model, known, pool, parts.evaluation, 5, draw)
+        model.update(pool.features[chosen], pool.targets[chosen])
+        expected = model.predict_logits(parts.test.features).double().log_softmax(1)
+        assert torch.equal(last.log_probabilities, expected)
+
+    @staticmethod
+    def rows(parts, features):
+        """Row numbers of features in the pool."""
+        return torch.tensor([int((parts.pool.features == x).all(1).nonzero()[0]) for x in features])
+
     def test_descriptions_say_which_strategies_use_true_labels(self):
         for name in (*BATCH_STRATEGIES, *LOOK_AHEAD_STRATEGIES):
-            text = strategies.describe(name)
-            assert ("label before next pick" in text or "upper bound" in text) == name.endswith("_true")
-        every = (*BATCH_STRATEGIES, *UPDATING_STRATEGIES)
+            for arm in (name, f"{name}_updated"):
+                text = strategies.describe(arm)
+                assert ("label before next pick" in text or "unknown in practice" in text) == name.endswith("_true")
+                assert strategies.uses_unknown_labels(arm) == name.endswith("_true")
+        every = (*BATCH_STRATEGIES, *(f"{name}_updated" for name in BATCH_STRATEGIES), *UPDATING_STRATEGIES)
         assert len({strategies.describe(name) for name in every}) == len(every)
+        assert strategies.describe("uherding_updated") == "uherding, closed-form updates, never refitted"
+
+    def test_default_arms_have_the_herding_strategies_and_one_that_is_never_refitted(self):
+        assert {"uherding", "maxherding", "uherding_true", "uherding_updated"} <= set(ACTIVE_STRATEGIES)
+        assert [name for name in ACTIVE_STRATEGIES if name.endswith("_updated")] == ["uherding_updated"]
 
     def test_updating_runs_every_arm_from_one_mean(self):
         parts = split(load_digits(), 0)
@@ -127,6 +213,10 @@ class TestProtocols:
 
 
 class TestConfiguration:
+    def test_a_title_is_in_words(self):
+        ahead = Configuration("look_ahead", "digits", None, ("margin",), 1, (1.0,), 10, 300)
+        assert ahead.title == "Look-ahead on digits"
+
     def test_default_batches_are_those_of_the_paper_for_its_data_sets(self):
         assert default_batch("banking77_minilm.npz", 77) == 200
         assert default_batch("clinc150_minilm.npz", 150) == 150

@@ -7,7 +7,7 @@ from lapal_ext.study.records import Record, by_seed, mean_and_error
 def curve(accuracies, seed):
     """Records of one seed at 10, 20, ... labels."""
     return [
-        Record("active_learning", seed, "margin", 10.0, 10 * (i + 1), accuracy, 1.0, 0.5, None, None, None)
+        Record("active_learning", seed, "margin", 10.0, 10 * (i + 1), accuracy, 1.0, 0.5, None, None, None, None)
         for i, accuracy in enumerate(accuracies)
     ]
 
