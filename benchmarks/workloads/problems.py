@@ -25,9 +25,11 @@ class Problem(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def make_problem(n_features: int, n_classes: int, n_pool: int = 10_000, n_eval: int = 10_000) -> Problem:
+def make_problem(
+    n_features: int, n_classes: int, n_pool: int = 10_000, n_eval: int = 10_000, spread: float = _SPREAD
+) -> Problem:
     generator = torch.Generator().manual_seed(0)
-    centres = _SPREAD * torch.randn(n_classes, n_features, generator=generator)
+    centres = spread * torch.randn(n_classes, n_features, generator=generator)
 
     def sample(labels: Tensor) -> tuple[Tensor, Tensor]:
         return centres[labels] + torch.randn(len(labels), n_features, generator=generator), labels

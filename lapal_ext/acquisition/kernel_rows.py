@@ -108,7 +108,8 @@ class KernelRows:
         if self._count + len(missing) <= len(self._kept):
             self._keep(missing, self.values(self._directions_of(missing)))
             return ops.coverage_gain.unchecked(self._kept[self._places[rows]], weight, covered)
-        return ops.coverage_gain.unchecked(self.values(self._directions_of(rows)), weight, covered)
+        points = self._directions_of(rows)
+        return ops.kernel_coverage.unchecked(points, self._references, weight, covered, self._inverse)
 
     def _keep(self, rows: Tensor, values: Tensor) -> None:
         places = slice(self._count, self._count + len(rows))

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_AT_ONCE = 14  # rows that are evaluated together, a tile of the kernels
+_AT_ONCE = 14  # rows that are evaluated first, a tile of the kernels; then twice as many, and so on
+_MOST_AT_ONCE = 1024
 _SHORT_LIST = 8192  # rows among which the best is looked for; all others have a smaller bound
 _ROUNDING = 64.0  # eps: gains that differ by less are equal, since their sums have different orders
 
@@ -74,13 +75,15 @@ class LazyGains:
     ) -> tuple[Tensor, Tensor]:  # [m] int64, [m] float64
         if len(rows) == 0:
             return rows, self._bounds[rows]
+        count = _AT_ONCE
         while True:
             bounds, known = self._bounds[rows], exact[rows]
             best = bounds.masked_fill(~known, -torch.inf).amax()
-            highest = bounds.masked_fill(known, -torch.inf).topk(min(_AT_ONCE, len(rows)))
+            highest = bounds.masked_fill(known, -torch.inf).topk(min(count, len(rows)))
             places = highest.indices[highest.values >= best * self._reach]
             if len(places) == 0:
                 tied = known & (bounds >= best * self.tie)
                 return rows[tied], bounds[tied]
             self._bounds[rows[places]] = evaluate(rows[places])
             exact[rows[places]] = True
+            count = min(2 * count, _MOST_AT_ONCE)
