@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from torch import Tensor
 from typing_extensions import Self
 
 from lapal_ext import LastLayerLaplace, select_batch
@@ -21,13 +22,14 @@ _TILE = 50_000  # rows written at a time
 _STATUS = Path("/proc/self/status")
 
 
-def write_pool(path: Path, rows: int, n_features: int) -> None:
-    """Half-precision normal features."""
-    pool = open_memmap(path, mode="w+", dtype=np.float16, shape=(rows, n_features))
+def write_pool(path: Path, rows: int, centres: Tensor) -> None:
+    """Half-precision features: one of the centres, in turn, plus N(0, 1)."""
+    pool = open_memmap(path, mode="w+", dtype=np.float16, shape=(rows, centres.shape[1]))
     generator = np.random.default_rng(0)
     for start in range(0, rows, _TILE):
         tile = pool[start : start + _TILE]
-        tile[:] = generator.standard_normal(tile.shape, dtype=np.float32)
+        of_rows = centres.numpy()[np.arange(start, start + len(tile)) % len(centres)]
+        tile[:] = of_rows + generator.standard_normal(tile.shape, dtype=np.float32)
     pool.flush()
 
 
@@ -61,28 +63,41 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=384)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--number", type=int, default=100, help="picks")
+    parser.add_argument("--acquisition", default="margin", help="as in select_batch")
+    parser.add_argument("--references", type=int, help="of select_batch, for uherding and maxherding")
     parser.add_argument("--memory", type=float, help="of select_batch, in MiB")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     memory = None if options.memory is None else options.memory * 2**20
     generator = torch.Generator().manual_seed(0)
-    labelled = torch.randn(200, options.features, generator=generator)
-    posterior = LastLayerLaplace.fit_map(labelled, torch.arange(200) % options.classes, options.classes)
+    centres = torch.randn(options.classes, options.features, generator=generator)
+    labels = torch.arange(200) % options.classes
+    labelled = centres[labels] + torch.randn(200, options.features, generator=generator)
+    posterior = LastLayerLaplace.fit_map(labelled, labels, options.classes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pool.npy"
-        write_pool(path, options.rows, options.features)
-        select_batch(posterior, labelled, 2)  # warm-up: torch loads libraries at its first call
+        write_pool(path, options.rows, centres)
+        select_batch(posterior, labelled, 2, options.acquisition)  # warm-up: torch loads libraries at its first call
         before, seconds = anonymous_mib(), {}
         with PeakMemory() as peak:
             for number in (1, options.number):
                 start = time.perf_counter()
-                select_batch(posterior, path, number, memory=memory)
+                select_batch(
+                    posterior,
+                    path,
+                    number,
+                    options.acquisition,
+                    labelled=labelled,
+                    memory=memory,
+                    references=options.references,
+                )
                 seconds[number] = time.perf_counter() - start
         size = path.stat().st_size / 2**20
     per_pick = (seconds[options.number] - seconds[1]) / (options.number - 1)
     print(
-        f"{options.rows:,} rows x {options.features} in float16, {size:,.0f} MiB; {options.classes} classes; "
+        f"{options.acquisition}: {options.rows:,} rows x {options.features} in float16, {size:,.0f} MiB; "
+        f"{options.classes} classes; "
         f"{options.number} picks in {seconds[options.number]:.1f} s, the first {seconds[1]:.1f} s, each other "
         f"{1000 * per_pick:.0f} ms; anonymous memory grew by {peak.mib - before:.0f} MiB at most"
     )
