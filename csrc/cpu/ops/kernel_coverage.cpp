@@ -315,6 +315,15 @@ void set_vectors(Coverage<T>& coverage, const Tensor& weight, const Tensor& cove
   coverage.covered = values + padded;
 }
 
+// Adds the sums of `count` blocks, [count, M], to the gains, in order.
+void add_blocks(const double* partial, int64_t count, int64_t n_rows, double* gains) {
+  for (int64_t index = 0; index < count; ++index) {
+    for (int64_t row = 0; row < n_rows; ++row) {
+      gains[row] += partial[index * n_rows + row];
+    }
+  }
+}
+
 // Panels of a block of references, at most `most`.
 template <class T>
 int64_t panels_of_block(const Coverage<T>& coverage, int64_t most) {
@@ -322,7 +331,7 @@ int64_t panels_of_block(const Coverage<T>& coverage, int64_t most) {
   return std::clamp<int64_t>(kBlockBytesPacked / panel_bytes, 1, most);
 }
 
-// Sets the gains of all rows, which are the references, [N]. False if there are too many to be mirrored.
+// Adds the gains of all rows, which are the references, [N]. False if there are too many to be mirrored.
 template <class T>
 bool mirror_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& covered, double* gains) {
   const int64_t n_rows = coverage.rows.n_rows;
@@ -366,14 +375,7 @@ bool mirror_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& c
     }
   };
   parallel_tiles(n_blocks * (n_blocks + 1) / 2, 1 + kGrainWork / work, kOp, make_memory, cover_pairs);
-  for (int64_t row = 0; row < n_rows; ++row) {
-    gains[row] = 0.0;
-  }
-  for (int64_t index = 0; index < n_blocks; ++index) {
-    for (int64_t row = 0; row < n_rows; ++row) {
-      gains[row] += partial.data()[index * n_rows + row];
-    }
-  }
+  add_blocks(partial.data(), n_blocks, n_rows, gains);
   return true;
 }
 
@@ -421,11 +423,7 @@ void add_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& cove
       }
     };
     parallel_tiles(count * row_blocks, grain, kOp, make_memory, cover_tasks);
-    for (int64_t index = 0; index < count; ++index) {
-      for (int64_t row = 0; row < n_rows; ++row) {
-        gains[row] += partial.data()[index * n_rows + row];
-      }
-    }
+    add_blocks(partial.data(), count, n_rows, gains);
   }
 }
 
