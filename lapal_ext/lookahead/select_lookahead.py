@@ -45,8 +45,8 @@ def select_lookahead(
 ) -> SelectionResult:
     """Pick the best of many proposed batches by the loss that the model would have after each.
 
-    With true ``targets`` and ``eval_targets`` this is the paper's "optimal" strategy. It is an upper bound for
-    comparison, not a usable strategy, since the labels are not known when it chooses.
+    With true ``targets`` and ``eval_targets`` this is the paper's "optimal" strategy, for comparison alone, since the
+    labels are not known when it chooses. It is no upper bound: it is the best of the batches that were proposed.
 
     Args:
         posterior: a fitted model; not modified.
@@ -55,7 +55,7 @@ def select_lookahead(
         batch_size: rows per batch, at most N.
         n_batches: batches to try at most, shared evenly among the proposals.
         targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or labels [N]. True labels make the
-            result an upper bound.
+            strategy one for comparison alone.
         eval_targets: labels of the evaluation points, [E].
         loss: one of ``losses.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
             ``expected_zero_one``.
