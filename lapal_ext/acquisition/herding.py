@@ -50,9 +50,7 @@ class HerdingScorer(PosteriorScorer):
         rows = reference_rows(setting)
         self._features = pool.standardized_rows(rows)  # [E, D] or [E, D + 1]
         units, known = self._directions(self._features), self._directions(labelled_features(setting))
-        bandwidth = _median_distance(units[:: -(-len(units) // _SAMPLE)]) or 1.0
-        if (of_labelled := _median_distance(known)) is not None:
-            bandwidth = of_labelled * min(1.0, (_FEW_LABELS / len(known)) ** 0.5)
+        bandwidth = _squared_bandwidth(known, units)
         self._kernel = KernelRows(
             self._directions_here,
             len(pool),
@@ -117,6 +115,17 @@ class HerdingScorer(PosteriorScorer):
 
     def _directions(self, standardized: Tensor) -> Tensor:
         return directions(standardized, self._posterior.num_features)
+
+
+def _squared_bandwidth(
+    known: Tensor,  # [L, D + 1]
+    references: Tensor,  # [E, D + 1]
+) -> float:
+    """h^2 from the labelled rows, or from the references where those have no neighbours."""
+    of_labelled = _median_distance(known)
+    if of_labelled is not None:
+        return of_labelled * min(1.0, (_FEW_LABELS / len(known)) ** 0.5)
+    return _median_distance(references[:: -(-len(references) // _SAMPLE)]) or 1.0
 
 
 def _median_distance(
