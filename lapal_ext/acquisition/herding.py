@@ -1,5 +1,6 @@
 """Rows that cover the other rows best, and most of all the rows that the model is uncertain about."""
 
+import math
 from functools import partial
 
 import torch
@@ -124,7 +125,7 @@ def _squared_bandwidth(
     """h^2 from the labelled rows, or from the references where those have no neighbours."""
     of_labelled = _median_distance(known)
     if of_labelled is not None:
-        return of_labelled * min(1.0, (_FEW_LABELS / len(known)) ** 0.5)
+        return of_labelled * min(1.0, math.sqrt(_FEW_LABELS / len(known)))
     return _median_distance(references[:: -(-len(references) // _SAMPLE)]) or 1.0
 
 
