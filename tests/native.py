@@ -44,9 +44,6 @@ NATIVE_OPS = {
     },
 }
 
-# Ops with sums in a matrix product of torch, whose order may depend on the number of threads.
-GEMM_OPS: set[str] = set()
-
 
 def require_native(op_name: str, device: str) -> None:
     """Return if a compiled kernel serves the op; else skip by name, or fail where kernels are required."""

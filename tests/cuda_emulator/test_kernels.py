@@ -19,7 +19,6 @@ FEW_SCHEDULES, MANY_SCHEDULES = 3, 20
 
 def test_native_ops_lists_every_kernel() -> None:
     assert set(KERNELS) == NATIVE_OPS["cuda"]
-    assert sorted(path.stem for path in (CSRC / "cuda" / "ops").glob("*.cu")) == KERNELS
     assert {f"{name}.cuh" for name in KERNELS} <= {path.name for path in (CSRC / "cuda" / "ops").glob("*.cuh")}
 
 

@@ -125,11 +125,6 @@ def floats(choose: Choose, x: Tensor) -> Options:
     return options
 
 
-def _scaled(x: Tensor, factor: float) -> Tensor:
-    largest = torch.finfo(x.dtype).max
-    return (x.double() * factor).clamp(-largest, largest).to(x.dtype)
-
-
 def features(x: Tensor, *, half: bool = False, optional: bool = False) -> Argument:
     """A matrix of features [N, D] that must have D columns.
 

@@ -243,7 +243,6 @@ def _forward(_: Choose, p: Small) -> Arguments:
         options |= {
             "half": (EITHER, good.half),  # right for a posterior in half precision
             "None": (REFUSED, lambda: None),
-            "a vector": (SAME if len(good) == 1 else EITHER, lambda: good[0]),
         }
         for words in [*options]:
             if words in any_sizes:

@@ -8,7 +8,7 @@ from lapal_ext.ops import OPS
 from tests.budget import Outcome, mutated_names, outcome
 from tests.draws import cast
 from tests.layouts import LAYOUTS, bytes_around, bytes_of, expanded
-from tests.native import GEMM_OPS, require_native
+from tests.native import require_native
 from tests.ops.every_op import ALL_NATIVE, ROWS, assert_same, each_letter, every_variant
 from tests.ops.examples import SIZES, VARIANTS, example
 
@@ -86,7 +86,7 @@ def test_calls_repeat_to_the_bit(name: str, variant: str, dtype: torch.dtype, de
 THREADED_SIZES = {"N": 3001, "E": 1501, "D": 67, "C": 13, "b": 5, "M": 37, "S": 7, "B": 67}
 
 
-@pytest.mark.parametrize(("name", "variant"), [v for v in VARIANTS if v[0] in ALL_NATIVE - GEMM_OPS])
+@pytest.mark.parametrize(("name", "variant"), [v for v in VARIANTS if v[0] in ALL_NATIVE])
 def test_threads_change_no_bit(name: str, variant: str, dtype: torch.dtype, device: str) -> None:
     require_native(name, device)
     args = cast(OPS[name], example(name, variant, **THREADED_SIZES), dtype, device=device)

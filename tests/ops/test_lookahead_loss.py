@@ -67,7 +67,6 @@ def by_loops(args: dict, m: int, e: int) -> Tensor:
 @pytest.mark.parametrize("C", [2, 3, 150])
 def test_reference_is_loops(kind: str, link: str, C: int) -> None:
     args = example("lookahead_loss", C=C, E=5) | {"loss_kind": kind} | (NO_VARIANCE if link == "plugin" else {})
-    args["triangle"] = args["triangle"] if link == "plugin" else args["triangle"] + 0  # a plain copy
     wanted = [
         sum(loss_by_definition(by_loops(args, m, e), args["targets"][e], kind) for e in range(5)) for m in range(3)
     ]
@@ -223,13 +222,12 @@ def test_not_a_number_stays_in_its_own_hypothesis(dtype: torch.dtype, device: st
     assert op(**args).isnan().tolist() == [False, True, False]
 
 
-@every_loss
+@pytest.mark.parametrize("kind", [kind for kind in losses.LOSSES if kind != "zero_one"])
 def test_not_a_number_is_never_hidden(kind: str, dtype: torch.dtype, device: str) -> None:
     """A NaN logit must show in every loss that depends on the probabilities."""
     args = cast(op, example("lookahead_loss"), dtype, device=device) | {"loss_kind": kind}
     args["logits"][2, 3] = float("nan")
-    if kind != "zero_one":
-        assert op(**args).isnan().all()
+    assert op(**args).isnan().all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from torch import nn
 
 from lapal_ext import LastLayerLaplace, SequentialSelector
 from tests.draws import Draw
@@ -150,7 +149,6 @@ def test_every_constructor_accepts_names_and_copies_keep_them() -> None:
 def test_a_state_keeps_names(tmp_path: Any) -> None:
     posterior, *_ = make_problem()
     posterior.class_names = NAMES
-    nn.Sequential(posterior).state_dict()
     torch.save(posterior.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     other, *_ = make_problem(seed=5)
