@@ -82,15 +82,17 @@ def _other_data(p: Small) -> Callable[[Choose, object], Changed]:
     x, y = p.x, p.y
 
     def change(choose: Choose, _: object) -> Changed:
-        odd = evenly(choose, (y.double(), y > 0, y[:-1], y.tolist(), "x", y[None]))
+        odd = evenly(choose, (y.double(), y > 0, y[:-1], y.double().tolist(), "x", y[None]))
         return pick(
             choose,
             {
                 "no data": (REFUSED, lambda: evenly(choose, (None, 1, "x", b"x", {"x": x}, TensorDataset))),
                 "no rows": (REFUSED, lambda: evenly(choose, (x[:0], [], TensorDataset(x[:0])))),
                 "a scalar": (REFUSED, lambda: x[0, 0]),
-                "no batches": (REFUSED, lambda: [evenly(choose, (None, 1, "x", x.numpy(), {}, {"x": 1}, set()))]),
-                "three parts": (REFUSED, lambda: [(x, y, y)]),
+                "no batches": (REFUSED, lambda: [evenly(choose, (None, 1, "x", {}, {"x": 1}, set()))]),
+                "four parts": (REFUSED, lambda: [(x, y, y, y)]),
+                "batches of arrays": (SAME, lambda: [part.numpy() for part in x.split(2)]),
+                "an array": (SAME, x.numpy),
                 "no labels": (REFUSED, lambda: [(x, odd)]),
                 "labels in some": (REFUSED, lambda: [(x, y), x]),
                 "inputs that are scalars": (REFUSED, lambda: [x[0, 0]]),
