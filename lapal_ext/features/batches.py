@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lapal_ext.features.sources import LABELS, Data, raw_batches, reads_rows
+from lapal_ext.features.sources import LABELS, Data, as_tensor, raw_batches, reads_rows
 from lapal_ext.validation.arrays import view
 from lapal_ext.validation.tensors import as_labels, shape_text
 
@@ -130,7 +130,7 @@ def _as_input(value: object) -> object:
             array = np.asarray(value)
         except ValueError:
             raise ValueError("data must hold lists of one length, got a ragged one: pass padding=True") from None
-        return view("data", array) if array.dtype.kind in "fiub" else value
+        return as_tensor(value) if array.dtype.kind in "fiub" else value
     return value
 
 

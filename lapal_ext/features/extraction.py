@@ -156,7 +156,7 @@ def extract(
                     warnings.warn(head.caution, UserWarning, stacklevel=3)  # above the frame of no_grad
             module = model.get_submodule(store.layer)
             seen = catch(module, store.layer, take, forward)
-            caught = as_rows(seen.value, seen.what, batch.rows, pool, batch.mask, channels_first=channels_first(module))
+            caught = as_rows(seen.value, seen.what, batch.rows, pool, read.mask, channels_first=channels_first(module))
             if found and pool is not None:
                 single = caught[(..., *[None] * (seen.value.dim() - 2))] if is_pointwise(module) else caught
                 with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):

@@ -30,6 +30,11 @@ class _Call(NamedTuple):
     output: Callable[[], object]  # a weak reference: a strong one would keep every activation
     sample: Sample | None
 
+    @property
+    def width(self) -> int:
+        """C, the outputs of a layer; 0 if it gives no vectors."""
+        return 0 if self.sample is None else self.sample.values.shape[1]
+
     def gives(self, returned: Sequence[Tensor]) -> bool:
         """Whether what the module gave is one of the tensors that the model returns, up to softmax."""
         first = is_pointwise(self.module)
@@ -66,7 +71,8 @@ def find_head(model: nn.Module, forward: Callable[[], object], *, pooled: bool) 
         for handle in handles:
             handle.remove()
     returned = [tensor for _, tensor in named_tensors(result)]
-    linear = [call for call in calls if _is_linear(call.module)]
+    widths = {tensor.shape[-1] for tensor in returned if tensor.dim() == 2}
+    linear = [call for call in calls if _is_linear(call.module) or (is_pointwise(call.module) and call.width in widths)]
     heads = {
         call.module: None
         for call in calls
@@ -99,7 +105,7 @@ def find_head(model: nn.Module, forward: Callable[[], object], *, pooled: bool) 
         )
     given = _text([tensor for tensor in [last.output()] if isinstance(tensor, Tensor)], last.sample)
     raise ValueError(
-        f"layer must be named, since the last torch.nn.Linear that runs, {name!r}, gives {given}, which is not what "
+        f"layer must be named, since the last linear layer that runs, {name!r}, gives {given}, which is not what "
         f"model returns ({_text(returned)}){_who(model, names, calls, returned, last.module)}: "
         f"{_advice(model, names, calls, last, returned)}"
     )
@@ -156,13 +162,12 @@ def _advice(
     model: nn.Module, names: dict[nn.Module, str], calls: Sequence[_Call], last: _Call, returned: Sequence[Tensor]
 ) -> str:
     source = _source(model, calls, returned)
-    if last.sample is not None and len(last.sample.shape) > 2:
-        classes = last.sample.shape[-1]
-        if any(tensor.dim() == 2 and tensor.shape[-1] == classes for tensor in returned):
-            return (
-                "if model picks one token, pass pool='last', 'first' or 'mean', which is compared with what it "
-                f"returns; otherwise {_OTHERWISE}"
-            )
+    tokens = last.sample is not None and len(last.sample.shape) > 2
+    if tokens and any(tensor.dim() == 2 and tensor.shape[-1] == last.width for tensor in returned):
+        picks, pools = "picks one token", "pool='last', 'first' or 'mean', which is"
+        if is_pointwise(last.module):
+            picks, pools = "takes the mean over positions", "pool='mean', which is"
+        return f"if model {picks}, pass {pools} compared with what it returns; otherwise {_OTHERWISE}"
     if source is None:
         return _OTHERWISE
     choice = f"pass layer={names[source]!r} for its input; otherwise {_OTHERWISE}"
@@ -198,8 +203,8 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _side_by_side(one: nn.Module, other: nn.Module) -> bool:
     """Whether two layers that run in succession cannot be a chain, and so are two heads on the same features."""
-    assert isinstance(one, nn.Linear)
-    assert isinstance(other, nn.Linear)
+    if not (isinstance(one, nn.Linear) and isinstance(other, nn.Linear)):
+        return False
     same = (one.in_features, one.out_features) == (other.in_features, other.out_features)
     return one is not other and same and one.in_features != one.out_features
 

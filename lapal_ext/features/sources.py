@@ -135,7 +135,7 @@ def collate(items: Sequence[Any]) -> Any:
         return tuple(collate(list(parts)) for parts in zip(*items, strict=True))
     if isinstance(first, (str, bytes)) or first is None:
         return list(items)
-    tensors = [item if isinstance(item, Tensor) else _tensor(item) for item in items]
+    tensors = [item if isinstance(item, Tensor) else as_tensor(item) for item in items]
     if len({tensor.shape for tensor in tensors}) > 1:
         shapes = list(dict.fromkeys(shape_text(tensor.shape) for tensor in tensors))[:2]
         raise ValueError(
@@ -145,9 +145,16 @@ def collate(items: Sequence[Any]) -> Any:
     return torch.stack(tensors)
 
 
-def _tensor(item: object) -> Tensor:
+def as_tensor(item: object) -> Tensor:
+    """A tensor of an array, a number or nested lists; Python's own floats get torch's default dtype.
+
+    Raises:
+        TypeError: it holds something else.
+    """
     try:
-        return view("data", np.asarray(item))
+        tensor = view("data", np.asarray(item))
+        plain = not isinstance(item, (np.ndarray, np.generic)) and tensor.is_floating_point()
+        return tensor.to(torch.get_default_dtype()) if plain else tensor
     except (ValueError, TypeError):
         raise TypeError(
             f"data must hold tensors, arrays or numbers, got {type(item).__name__}: give the dataset a transform that "
@@ -229,8 +236,8 @@ def _sampler(data: Data) -> Sampler[Any] | None:
         getattr(data, "dataset", None), IterableDataset
     ):
         return None
-    sampler = getattr(data, "batch_sampler", None) or getattr(data, "sampler", None)
-    return sampler if isinstance(sampler, Sampler) else None
+    samplers = (getattr(data, "batch_sampler", None), getattr(data, "sampler", None))
+    return next((sampler for sampler in samplers if isinstance(sampler, Sampler)), None)
 
 
 def _has_rows(data: object) -> bool:
