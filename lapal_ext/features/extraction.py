@@ -148,16 +148,16 @@ def extract(
                 with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
                     return _call(model, moved)
 
-            found = store.layer is None
+            check = False
             if store.layer is None:
                 head = find_head(model, forward, pooled=pool is not None)
-                store.layer = head.name
+                store.layer, check = head.name, head.pooled
                 if head.caution is not None:
                     warnings.warn(head.caution, UserWarning, stacklevel=3)  # above the frame of no_grad
             module = model.get_submodule(store.layer)
             seen = catch(module, store.layer, take, forward)
             caught = as_rows(seen.value, seen.what, batch.rows, pool, read.mask, channels_first=channels_first(module))
-            if found and pool is not None:
+            if check:
                 single = caught[(..., *[None] * (seen.value.dim() - 2))] if is_pointwise(module) else caught
                 with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
                     check_pooled(store.layer, pool, module(single).flatten(1), seen.result)
@@ -261,7 +261,8 @@ def _call(model: nn.Module, batch: Batch) -> object:
     except RuntimeError as error:
         expected = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         inputs = (*batch.arguments, *batch.keywords.values())
-        given = {value.dtype for value in inputs if isinstance(value, Tensor) and value.is_floating_point()}
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        given = {value.dtype for value in tensors if value.is_floating_point() or value.dtype == torch.uint8}
         if expected is None or not given or given == {expected} or "type" not in str(error):
             raise
         raise TypeError(

@@ -23,6 +23,7 @@ class Head(NamedTuple):
 
     name: str
     caution: str | None = None
+    pooled: bool = False  # whether the model returns less than the layer gives: ``check_pooled`` compares
 
 
 class _Call(NamedTuple):
@@ -78,8 +79,9 @@ def find_head(model: nn.Module, forward: Callable[[], object], *, pooled: bool) 
         for call in calls
         if (_is_linear(call.module) or is_pointwise(call.module)) and call.gives(returned)
     }
-    if not heads and len(linear) > 1 and _side_by_side(linear[-2].module, linear[-1].module):
-        heads = {call.module: None for call in linear[-2:]}
+    beside = [call.module for call in linear if _side_by_side(call.module, linear[-1].module)]
+    if not heads and len(linear) > 1 and linear[-2].module in beside:
+        heads = dict.fromkeys([*beside, linear[-1].module])
     if len(heads) > 1:
         found = ", ".join(repr(names[module]) for module in heads)
         raise ValueError(f"layer must be named, since model has several heads: pass one of layer={found}")
@@ -96,7 +98,7 @@ def find_head(model: nn.Module, forward: Callable[[], object], *, pooled: bool) 
     name = names[last.module]
     check_calls(sum(call.module is last.module for call in linear), name)
     if pooled and last.sample is not None and len(last.sample.shape) > 2:
-        return Head(name)
+        return Head(name, pooled=True)
     if last.sample is not None and _may_be_meant(last, returned):
         return Head(
             name,
@@ -155,7 +157,8 @@ def _who(
     source = _source(model, calls, returned)
     if source is None:
         return "; no layer gives that" if last is not None else ""
-    return f"; {names[source]!r}, a {type(source).__name__}, gives that"
+    choice = f": pass layer={names[source]!r} for its input" if last is None else ""
+    return f"; {names[source]!r}, a {type(source).__name__}, gives that{choice}"
 
 
 def _advice(

@@ -43,8 +43,9 @@ class Head(NamedTuple):
                 f"{self.name} must give a tensor of shape {shape_text(shape)} for {len(rows)} rows, got {got}"
             )
         seen = seen.reshape(len(rows), -1).double()
-        rows, weight = rows.double(), self.weight[-self.outputs :].detach().double()
-        expected, bound = rows @ weight.T, rows.abs() @ weight.abs().T
+        weight = self.weight[-self.outputs :].detach()
+        with torch.autocast(rows.device.type, enabled=False):
+            expected, bound = (rows @ weight.T).double(), (rows.abs() @ weight.abs().T).double()
         if self.bias is not None:
             bias = self.bias[-self.outputs :].detach().double()
             expected, bound = expected + bias, bound + bias.abs()

@@ -83,6 +83,21 @@ class Two(Body):
         return self.combine(self.fc(z), self.other(z))
 
 
+class Several(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(D, C) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.features_of(x)
+        return torch.stack([head(z) for head in self.heads]).mean(0)
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor([1.0, -2.0, 3.0])
+
+
 class Functional(Body):
     def __init__(self) -> None:
         super().__init__()
@@ -138,6 +153,12 @@ class After(Body):
         return self.function(self.fc(self.features_of(x)))
 
 
+def quantised(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+
+
 def made(make: Callable[[], Any]) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -153,6 +174,22 @@ OTHERS = {
     ),
     "squeeze and excitation": (Excited, IMAGES, "'excite', .*'head', a Conv2d, gives that: pass layer='head' for"),
     "an average": (lambda: Two(lambda a, b: (a + 2 * b) / 3), X, "several heads: pass one of layer='fc', 'other'"),
+    "an ensemble of three": (Several, X, "several heads: pass one of layer='heads.0', 'heads.1', 'heads.2'"),
+    "two heads side by side": (
+        lambda: Two(lambda a, b: torch.cat([a, b], 1), 5),
+        X,
+        "'other', .*no layer gives that: na",
+    ),
+    "a batch norm after it": (
+        lambda: with_head(nn.Sequential(nn.Linear(D, C), Scaled())),
+        X,
+        "'fc.0', .*'fc.1', a Scaled, gives that: pass layer='fc.1' for its input; otherwise name",
+    ),
+    "a dynamically quantised head": (
+        lambda: quantised(nn.Sequential(nn.Linear(8, C))),
+        X,
+        "runs no torch.nn.Linear: pass layer=.*'0', a Linear, gives that: pass layer='0' for its input",
+    ),
     "a product": (lambda: Two(lambda a, b: a * b.mean(1, keepdim=True), 5), X, "'other', .*no layer gives that: name"),
     "a mixture of softmaxes": (
         lambda: Two(lambda a, b: (a.softmax(1) + b.softmax(1)) / 2),

@@ -221,3 +221,13 @@ def test_an_encoder_of_transformers_without_a_head() -> None:
     assert torch.equal(extract(model, data, take="output.pooler_output").features, model(**data).pooler_output.detach())
     mean = extract(model, data, take="output.last_hidden_state", pool="mean").features
     torch.testing.assert_close(mean, (states * RIGHT[..., None]).sum(1) / RIGHT.sum(1, keepdim=True))
+
+
+def test_states_of_a_language_model_are_pooled() -> None:
+    """Its head gives what it returns, on every token: there is no pooled logit to compare."""
+    model = network("GPT2LMHeadModel", config("GPT2Config", n_embd=8, n_layer=1, n_head=2))
+    data = {"input_ids": IDS, "attention_mask": RIGHT}
+    states = model.transformer(**data).last_hidden_state.detach()
+    last = extract(model, data, pool="last")
+    assert last.layer == "lm_head"
+    torch.testing.assert_close(last.features, states[torch.arange(12), RIGHT.sum(1) - 1])
