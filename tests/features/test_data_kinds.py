@@ -21,7 +21,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lapal_ext import StorageError
 from lapal_ext.features import extract
+from tests.eighths import Eighths
 from tests.features.examples import INPUT_IDS, MASK, MODEL, X, Y, expected
 from tests.features.models import TinyTransformer, seeded
 
@@ -312,6 +314,26 @@ def test_kinds_of_models_that_cannot_be_read() -> None:
         scripted = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), X)
     with pytest.raises(ValueError, match=r"^layer must be named, since model runs no torch\.nn\.Linear"):
         extract(scripted, X)
+
+
+def test_a_tensor_subclass_in_the_model(tmp_path: Any) -> None:
+    """As weights of torchao in eight bits: features are right, and the file knows another model."""
+
+    def make(shift: int) -> nn.Module:
+        model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3)))
+        for number in (1, 3):
+            codes = (model[number].weight * 8).round().detach().to(torch.int8) + shift
+            model[number].weight = nn.Parameter(Eighths(codes), requires_grad=False)
+        return model
+
+    path, model = tmp_path / "x.npy", make(0)
+    result = extract(model, X, path=path)
+    plain = (X.flatten(1) @ model[1].weight.dequantize().T + model[1].bias).tanh().detach()
+    torch.testing.assert_close(result.features, plain)
+    assert result.layer == "3"
+    assert torch.equal(extract(make(0), X, path=path).features, result.features)
+    with pytest.raises(StorageError, match="holds features of something else"):
+        extract(make(1), X, path=path)
 
 
 def test_a_dataset_of_datasets() -> None:

@@ -155,7 +155,7 @@ class After(Body):
 
 def quantised(model: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # torchao is to take its place
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
 
 
@@ -307,3 +307,28 @@ def test_a_field_of_the_output_is_named() -> None:
         extract(model, X, take="output.states")
     tuples = made(lambda: After(lambda z: (z, {"z": z + 1})))
     assert torch.equal(extract(tuples, X, take="output.1.z").features, tuples(X)[1]["z"].detach())
+
+
+# Models of other libraries, with random weights
+
+
+@pytest.mark.parametrize(("name", "layer"), [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3")])
+def test_a_model_of_torchvision(name: str, layer: str) -> None:
+    models = pytest.importorskip("torchvision.models", reason="needs torchvision")
+    assert extract(models.get_model(name, weights=None), torch.randn(2, 3, 64, 64)).layer == layer
+
+
+@pytest.mark.parametrize(("name", "layer"), [("resnet18", "fc"), ("vit_tiny_patch16_224", "head")])
+def test_a_model_of_timm(name: str, layer: str) -> None:
+    timm = pytest.importorskip("timm", reason="needs timm")
+    assert extract(timm.create_model(name, num_classes=3), torch.randn(2, 3, 224, 224)).layer == layer
+
+
+def test_an_adapter_of_peft() -> None:
+    peft = pytest.importorskip("peft", reason="needs peft")
+    configuration = peft.LoraConfig(target_modules=["body", "fc"], r=2, init_lora_weights=False)
+    model = peft.get_peft_model(made(FOUND["logits"]), configuration)
+    with pytest.raises(ValueError, match=r"^layer must be named, .*merge_and_unload"):
+        extract(model, X)
+    merged = model.merge_and_unload()
+    assert extract(merged, X).layer == "fc"

@@ -143,8 +143,15 @@ def _extract(choose: Choose, p: Small) -> Arguments:
             choose(st.sampled_from([torch.float32, torch.float64])),
             lambda choose, _: Changed(choose(st.sampled_from(no_dtype)), REFUSED, "no dtype of features"),
         ),
+        "pool": Argument(None, _other_pool),
         "progress": changes.flag(False),
     }
+
+
+def _other_pool(choose: Choose, _: object) -> Changed:
+    """Each layer of the network gives one row for each input, which cannot be pooled."""
+    wrong = ("max", "", "Last", 1, True, ["mean"], b"last", "last", "first", "mean")
+    return Changed(evenly(choose, wrong), REFUSED, "a pool")
 
 
 def _other_device(choose: Choose, _: object) -> Changed:

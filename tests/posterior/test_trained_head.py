@@ -11,11 +11,10 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.spectral_norm import spectral_norm as spectral_norm_by_hook
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._python_dispatch import return_and_correct_aliasing
-from typing_extensions import Self
 
 from lapal_ext import LastLayerLaplace
 from tests.draws import Draw
+from tests.eighths import Eighths
 
 D, C = 7, 4
 
@@ -151,38 +150,6 @@ def pruned() -> nn.Linear:
     made = layer()
     prune.random_unstructured(made, "weight", 0.5)
     return made
-
-
-class Eighths(Tensor):
-    """A tensor of integers and a scale, which computes like its product."""
-
-    codes: Tensor
-
-    @staticmethod
-    def __new__(cls, codes: Tensor) -> Self:
-        return Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
-
-    def __init__(self, codes: Tensor) -> None:
-        self.codes = codes
-
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["codes"], None
-
-    @classmethod
-    def __tensor_unflatten__(cls, inner: Any, *_: Any) -> "Eighths":
-        return cls(inner["codes"])
-
-    def dequantize(self) -> Tensor:  # type: ignore[override]
-        return self.codes.float() / 8
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.detach.default, torch.ops.aten.clone.default):
-            return return_and_correct_aliasing(func, args, kwargs or {}, cls(args[0].codes))
-        if func in (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.t.default):
-            plain = [part.dequantize() if isinstance(part, cls) else part for part in args]
-            return func(*plain, **(kwargs or {}))
-        raise NotImplementedError(func)
 
 
 def in_eighths() -> nn.Linear:
