@@ -109,7 +109,10 @@ def raw_batches(data: Data, batch_size: int, start: int) -> Iterable[Any]:
 
 
 def is_item(raw: object) -> bool:
-    """Whether one element is a single row, not a batch: its label is one number or text, or it holds plain lists."""
+    """Whether one element is a single row, not a batch: a vector, one number or text as label, or plain lists."""
+    if isinstance(raw, (Tensor, np.ndarray)):
+        vector = torch.is_floating_point(raw) if isinstance(raw, Tensor) else raw.dtype.kind == "f"
+        return raw.ndim == 1 and vector
     if isinstance(raw, (tuple, list)):
         return len(raw) in (2, 3) and isinstance(raw[0], (Tensor, np.ndarray, Mapping)) and _is_single(raw[1])
     if not isinstance(raw, Mapping):

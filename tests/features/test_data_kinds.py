@@ -163,6 +163,13 @@ def test_texts(name: str) -> None:
     )
 
 
+def test_vectors_are_items() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)), X.flatten(1)[:, :8]
+    plain = model[1](model[0](x)).detach()
+    for data in (list(x), iter(x.numpy()), list(zip(x, Y, strict=True)), DataLoader(TensorDataset(x, Y), None)):
+        torch.testing.assert_close(extract(model, data, batch_size=16).features, plain)
+
+
 class OneDict(nn.Module):
     """As models of sentence-transformers and of multimodal data: one dict of everything."""
 

@@ -1,6 +1,7 @@
 """What the layer that is found gives is what the model returns, or an error or a warning says what to pass."""
 
 import dataclasses
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -234,6 +235,8 @@ FOUND = {
     "a dataclass": lambda: After(Output),
     "slots": lambda: After(Slots),
     "an object of lists": lambda: After(Plain),
+    "a distribution": lambda: After(lambda z: torch.distributions.Categorical(logits=z)),
+    "a namespace": lambda: After(lambda z: types.SimpleNamespace(other=3, out=types.SimpleNamespace(y=z))),
     "one logit": lambda: After(lambda z: z.squeeze(1), 1),
     "one probability": lambda: After(lambda z: z.sigmoid(), 1),
     "an adapter as a subclass": lambda: with_head(LowRankLinear(D, C)),
