@@ -1,42 +1,72 @@
-"""Batches of any data that a model can be run over: inputs as the model accepts them, and labels if there are any."""
+"""Batches that a model can be called with: inputs as the model accepts them, labels, and names of rows."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    Sampler,
-    SequentialSampler,
-    Subset,
-)
+from torch import Tensor, nn
 
+from lapal_ext.features.sources import LABELS, Data, as_tensor, raw_batches, reads_rows
+from lapal_ext.validation.arrays import view
 from lapal_ext.validation.tensors import as_labels, shape_text
 
-Data: TypeAlias = Tensor | Dataset[Any] | DataLoader[Any] | Iterable[Any]
-"""Inputs [N, ...], a Dataset, a DataLoader, or an iterable of batches."""
-
-_LABELS = ("labels", "label")  # their keys in batches for transformers
+Ids = Tensor | tuple[str, ...]
+"""What names the rows: integers [rows], or texts."""
 
 
 class Batch(NamedTuple):
     """The arguments of a call of the model, and the labels of the batch."""
 
-    arguments: tuple[Tensor, ...]
+    arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     targets: Tensor | None  # [rows] int64
     rows: int
+    ids: Ids | None
 
     def to(self, device: torch.device) -> "Batch":
         """The inputs on another device; labels stay where they are."""
-        keywords = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.keywords.items()
-        }
-        return self._replace(arguments=tuple(value.to(device) for value in self.arguments), keywords=keywords)
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(part) for name, part in value.items()}
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        return self._replace(arguments=tuple(map(moved, self.arguments)), keywords=moved(self.keywords))
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The attention mask of texts, [rows, T]."""
+        mask = self.keywords.get("attention_mask")
+        return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def for_model(self, model: nn.Module) -> "Batch":
+        """The same batch with the keywords that ``model.forward`` takes, or with one dict if it takes that.
+
+        Raises:
+            TypeError: an argument that the model requires is missing.
+        """
+        if not self.keywords:
+            return self
+        kinds = inspect.Parameter
+        parameters = list(inspect.signature(model.forward).parameters.values())
+        named = [p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+        known = {p.name: self.keywords[p.name] for p in named if p.name in self.keywords}
+        if any(p.kind == kinds.VAR_KEYWORD for p in parameters):
+            known |= {name: value for name, value in self.keywords.items() if isinstance(value, Tensor)}
+        required = [p.name for p in parameters if p.default is kinds.empty and p.kind not in _VARIADIC]
+        if not known and len(required) == 1:
+            return self._replace(arguments=(self.keywords,), keywords={})
+        if missing := [name for name in required if name not in known]:
+            raise TypeError(
+                f"data must hold {', '.join(map(repr, missing))}, which forward of model requires, got "
+                f"{', '.join(map(repr, self.keywords))}"
+            )
+        return self._replace(keywords=known)
+
+
+_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def read_batches(data: Data, batch_size: int, start: int) -> Iterator[tuple[int, Batch]]:
@@ -51,84 +81,33 @@ def read_batches(data: Data, batch_size: int, start: int) -> Iterator[tuple[int,
     Raises:
         TypeError, ValueError: a model cannot be called with a batch, or its labels are not classes.
     """
-    row = start if isinstance(data, Tensor) or _has_rows(data) else 0
-    for raw in _source(data, batch_size, start):
+    row = start if reads_rows(data) else 0
+    for raw in raw_batches(data, batch_size, start):
         batch = _as_batch(raw, row)
         yield row, batch
         row += batch.rows
 
 
-def count_rows(data: Data) -> int | None:
-    """N, or None if it is not known before all data are read.
-
-    Raises:
-        TypeError, ValueError: ``data`` is of a kind that cannot be read.
-    """
-    if isinstance(data, Tensor):
-        if data.dim() == 0:
-            raise ValueError("data must have shape (N, ...), one input per row, got ()")
-        return len(data)
-    if not isinstance(data, (Dataset, Iterable)) or isinstance(data, (str, bytes, Mapping)):
-        raise TypeError(
-            f"data must be a tensor, a Dataset, a DataLoader or an iterable of batches, got {type(data).__name__}"
-        )
-    if _has_rows(data):
-        return len(data)  # type: ignore[arg-type]
-    sampler = _sampler(data)
-    if type(sampler) is not BatchSampler:  # a custom sampler may give any rows
-        return None
-    try:
-        rows = len(sampler.sampler)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-    return rows - rows % sampler.batch_size if sampler.drop_last else rows
-
-
-def comes_in_order(data: Data) -> bool:
-    """Whether ``data`` has no sampler, or a sampler that is known to give the same order each time."""
-    sampler = _sampler(data)
-    if type(sampler) is BatchSampler:
-        sampler = sampler.sampler  # type: ignore[assignment]
-    return sampler is None or type(sampler) is SequentialSampler
-
-
-def _sampler(data: Data) -> Sampler[Any] | None:
-    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
-        return None
-    sampler = data.batch_sampler or data.sampler
-    return sampler if isinstance(sampler, Sampler) else None
-
-
-def _has_rows(data: Data) -> bool:
-    return isinstance(data, Dataset) and not isinstance(data, IterableDataset) and hasattr(data, "__len__")
-
-
-def _source(data: Data, batch_size: int, start: int) -> Iterable[Any]:
-    if isinstance(data, Tensor):
-        return (data[first : first + batch_size] for first in range(start, len(data), batch_size))
-    if isinstance(data, Dataset):
-        rest = Subset(data, range(start, len(data))) if _has_rows(data) else data  # type: ignore[arg-type]
-        # With its own generator: a loader would draw a seed from the global one.
-        return DataLoader(rest, batch_size, generator=torch.Generator())
-    return data
-
-
 def _as_batch(raw: object, row: int) -> Batch:
     place = f"the batch of data from row {row} on"
-    inputs, targets = raw, None
-    arguments: tuple[Tensor, ...] = ()
+    inputs, targets, ids = raw, None, None
+    arguments: tuple[Any, ...] = ()
     keywords: dict[str, Any] = {}
     if isinstance(raw, (tuple, list)):
-        if len(raw) not in (1, 2):
-            raise ValueError(f"{place} must be inputs or (inputs, labels), got {len(raw)} parts")
-        inputs, targets = raw[0], raw[1] if len(raw) == 2 else None
+        if len(raw) not in (1, 2, 3):
+            raise ValueError(
+                f"{place} must be inputs, (inputs, labels) or (inputs, labels, ids), got {len(raw)} parts: pass a dict "
+                "for a model that takes several inputs"
+            )
+        inputs, targets, ids = (*raw, None, None)[:3]
+    inputs = view(f"inputs of {place}", inputs) if isinstance(inputs, np.ndarray) else inputs
     if isinstance(inputs, Tensor):
         if inputs.dim() == 0:
             raise ValueError(f"{place} must have inputs of shape (B, ...), got ()")
         arguments, rows = (inputs,), len(inputs)
     elif isinstance(inputs, Mapping):
-        keywords = {str(name): value for name, value in inputs.items() if name not in _LABELS}
-        found = [inputs[name] for name in _LABELS if name in inputs]
+        keywords = {str(name): _as_input(value) for name, value in inputs.items() if name not in LABELS}
+        found = [inputs[name] for name in LABELS if name in inputs]
         targets = found[0] if found and targets is None else targets
         rows = next((len(value) for value in keywords.values() if isinstance(value, Tensor) and value.dim()), 0)
         if rows == 0:
@@ -136,17 +115,60 @@ def _as_batch(raw: object, row: int) -> Batch:
     else:
         raise TypeError(
             f"{place} must be a tensor, (inputs, labels) or a dict of a model's arguments, got {type(inputs).__name__}"
+            ": give the dataset a transform or a tokenizer that makes tensors"
         )
-    return Batch(arguments, keywords, None if targets is None else _as_targets(targets, rows, place), rows)
+    labels = None if targets is None else _as_targets(targets, rows, place)
+    return Batch(arguments, keywords, labels, rows, None if ids is None else _as_ids(ids, rows, place))
+
+
+def _as_input(value: object) -> object:
+    """Arrays and nested lists of numbers as tensors; other values as they are."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return view("data", value)
+    if isinstance(value, list):
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            raise ValueError("data must hold lists of one length, got a ragged one: pass padding=True") from None
+        return as_tensor(value) if array.dtype.kind in "fiub" else value
+    return value
 
 
 def _as_targets(targets: object, rows: int, place: str) -> Tensor:  # [rows] int64
     hint = "leave out labels that are not classes, for instance with (inputs for inputs, _ in loader)"
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "fiub":
+        targets = view("labels", targets)
+    if isinstance(targets, list) and targets and all(type(label) is int for label in targets):
+        targets = torch.tensor(targets)
     if not isinstance(targets, Tensor):
-        raise TypeError(f"labels in {place} must be a tensor of integers, got {type(targets).__name__}: {hint}")
+        texts = isinstance(targets, (list, tuple, np.ndarray)) and len(targets) and isinstance(targets[0], str)
+        number = "number the classes first (class_names.index(label), or numpy.unique with return_inverse), or "
+        kind = f"{type(targets).__name__}{' of str' if texts else ''}"
+        raise TypeError(f"labels in {place} must be a tensor of integers, got {kind}: {number if texts else ''}{hint}")
     if targets.shape != (rows,) or targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        several = " (a model that takes several inputs needs a dict)" if targets.dim() > 1 else ""
         raise ValueError(
             f"labels in {place} must be integers of shape ({rows},), got {targets.dtype} of shape "
-            f"{shape_text(targets.shape)}: {hint}"
+            f"{shape_text(targets.shape)}{several}: {hint}"
         )
     return as_labels("labels", targets.detach().cpu(), torch.device("cpu"))
+
+
+def _as_ids(ids: object, rows: int, place: str) -> Ids:
+    if isinstance(ids, np.ndarray) and ids.dtype.kind in "iu":
+        ids = view("ids", ids)
+    elif isinstance(ids, (list, tuple, np.ndarray)):
+        listed = list(ids)
+        if all(isinstance(value, str) for value in listed):
+            ids = tuple(map(str, listed))
+        elif all(type(value) is int for value in listed):
+            ids = torch.tensor(listed)
+    if isinstance(ids, Tensor) and ids.shape == (rows,) and not (ids.is_floating_point() or ids.is_complex()):
+        if ids.dtype != torch.bool:
+            return as_labels("ids", ids.detach().cpu(), torch.device("cpu"))
+    elif isinstance(ids, tuple) and len(ids) == rows and all(isinstance(value, str) for value in ids):
+        return ids
+    raise ValueError(
+        f"ids in {place}, the third part, must be {rows} integers or texts that name the rows, got "
+        f"{type(ids).__name__}: leave it out, or pass a dict for a model that takes several inputs"
+    )

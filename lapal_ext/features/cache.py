@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.errors import StorageError
@@ -49,6 +50,11 @@ def _add_to(digest: "hashlib._Hash", name: str, value: object) -> None:
             raise ValueError(f"model must hold values, got none in {name!r}")
         if value.layout != torch.strided:
             raise ValueError(f"model must hold dense tensors to be compared with path, got {value.layout} in {name!r}")
+        subclass: bool = is_traceable_wrapper_subclass(value)
+        if subclass:  # such as those of torchao: the plain tensors that it holds
+            for part in getattr(value, "__tensor_flatten__")()[0]:  # noqa: B009 - tensors in general do not have it
+                _add_to(digest, f"{name}.{part}", getattr(value, part))
+            return
         plain = value.detach().cpu()
         plain = plain.dequantize() if plain.is_quantized else plain
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())

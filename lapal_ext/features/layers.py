@@ -1,17 +1,18 @@
-"""Finding the layer that features come from, and reading its input or output in a forward pass."""
+"""The layer that features come from, by name, and reading its input or output in a forward pass."""
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lapal_ext.validation.tensors import shape_text
+from lapal_ext.features.outputs import fields, named_tensors
+from lapal_ext.validation.scalars import check_choice
 
 TAKES = ("input", "output")
 """The part of a layer that is read: its input, or its output."""
 
 _MOST_NAMES = 8  # of layers, in a message
+_CHANNELS_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 
 
 def layer_name(model: nn.Module, layer: str | nn.Module | None, take: str) -> str | None:
@@ -36,103 +37,96 @@ def layer_name(model: nn.Module, layer: str | nn.Module | None, take: str) -> st
         raise ValueError(f"layer must be part of model, got {layer!r}: {_choice(model)}") from None
 
 
-def find_head(model: nn.Module, forward: Callable[[], object]) -> str:
-    """Name of the last nn.Linear that runs in a forward pass.
+class Caught(NamedTuple):
+    """The input or output of a layer in one forward pass, and what the model returned."""
+
+    value: Tensor
+    what: str  # its name in messages
+    result: object
+
+
+def catch(layer: nn.Module, name: str, take: str, forward: Callable[[], object]) -> Caught:
+    """Return the input or output of a layer while ``forward`` runs; the hook is removed afterwards.
 
     Args:
-        model: the model.
+        layer: the layer.
+        name: its name, for messages.
+        take: ``input``, ``output``, or ``output.`` and the name of a field of what the layer returns.
         forward: runs the model once and returns its result.
 
     Raises:
-        ValueError: no nn.Linear runs, the last one runs several times, or there are several heads.
-    """
-    names: dict[nn.Linear, str] = {
-        module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    calls: list[tuple[nn.Linear, Callable[[], object]]] = []
-
-    def note(module: nn.Module, _: object, output: object) -> None:
-        assert isinstance(module, nn.Linear)
-        calls.append((module, weakref.ref(output)))  # a strong reference would keep every activation
-
-    handles = [module.register_forward_hook(note) for module in names]
-    try:
-        returned = list(_tensors(forward()))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not calls:
-        raise ValueError(
-            "layer must be named, since model runs no torch.nn.Linear: pass layer=, or take='output' for what the "
-            "model itself returns"
-        )
-    last = calls[-1][0]
-    heads = {module: None for module, output in calls if any(output() is tensor for tensor in returned)}
-    heads |= {module: None for module, _ in calls[-2:-1] if _side_by_side(module, last)} | {last: None}
-    if len(heads) > 1:
-        found = ", ".join(repr(names[module]) for module in heads)
-        raise ValueError(f"layer must be named, since model has several heads: pass one of layer={found}")
-    _check_calls(sum(module is last for module, _ in calls), names[last])
-    return names[last]
-
-
-def catch(layer: nn.Module, name: str, take: str, rows: int, forward: Callable[[], object]) -> Tensor:  # [rows, D]
-    """Return the input or output of a layer while ``forward`` runs; the hook is removed afterwards.
-
-    Raises:
-        ValueError: the layer does not run exactly once, or the value is not a matrix with one row for each input.
+        ValueError: the layer does not run exactly once.
         TypeError: the value is not a tensor of floating point numbers.
     """
     caught: list[object] = []
+    part, _, path = take.partition(".")
+    what = f"the {part} of layer {name!r}" if not path else f"{path!r} in the {part} of layer {name!r}"
 
     def keep(value: object) -> None:
+        value = _field(value, path, what) if path else value
         caught.append(value.detach().clone() if isinstance(value, Tensor) else value)  # before it is changed in place
 
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         keep(next(iter((*arguments, *keywords.values())), None))
 
-    if take == "input":
+    if part == "input":
         handle = layer.register_forward_pre_hook(before, with_kwargs=True)
     else:
         handle = layer.register_forward_hook(lambda _module, _arguments, output: keep(output))
     try:
-        forward()
+        result = forward()
     finally:
         handle.remove()
-    _check_calls(len(caught), name)
-    value, what = caught[0], f"the {take} of layer {name!r}"
+    check_calls(len(caught), name)
+    value = caught[0]
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{what} must be a tensor of floating point numbers, got {kind}: choose another layer")
-    if value.dim() != 2 or len(value) != rows or value.shape[1] == 0:
-        raise ValueError(
-            f"{what} must have shape ({rows}, D), one row for each input, got {shape_text(value.shape)}: choose "
-            "another layer, or put one that pools or flattens into the model"
-        )
+        hint = _fields_to_take(value) if part == "output" else ""
+        raise TypeError(f"{what} must be a tensor of floating point numbers, got {kind}: {hint}choose another layer")
+    return Caught(value, what, result)
+
+
+def check_take(take: object) -> None:
+    """Raise ValueError unless ``take`` is one of ``TAKES`` or names a field of the output."""
+    if not (isinstance(take, str) and take.startswith("output.") and all(take.split("."))):
+        check_choice("take", take, TAKES)
+
+
+def is_pointwise(module: nn.Module) -> bool:
+    """Whether a module is a convolution of one position, which is a linear layer on each."""
+    return (
+        isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        and all(size == 1 for size in (*module.kernel_size, *module.stride, module.groups))
+        and (isinstance(module.padding, str) or not any(module.padding))
+    )
+
+
+def channels_first(module: nn.Module) -> bool | None:
+    """Whether the second dimension of a layer's input is D, rather than the last one; None if that is not known."""
+    if isinstance(module, nn.Linear):
+        return False
+    return True if isinstance(module, _CHANNELS_FIRST) else None
+
+
+def _field(value: object, path: str, what: str) -> object:
+    for name in path.split("."):
+        parts = fields(value) or {}
+        if name not in parts:
+            raise ValueError(f"take must name a field, got none called {name!r} for {what}: {_fields_to_take(value)}")
+        value = parts[name]
     return value
 
 
-def _check_calls(count: int, name: str) -> None:
+def _fields_to_take(value: object) -> str:
+    names = [f"take='output.{name}'" for name, tensor in named_tensors(value) if name and tensor.is_floating_point()]
+    return f"pass {' or '.join(names[:_MOST_NAMES])} for a field of it, or " if names else ""
+
+
+def check_calls(count: int, name: str) -> None:
+    """Raise ValueError unless a layer ran once in a forward pass."""
     if count != 1:
         ran = "did not run" if count == 0 else f"ran {count} times"
         raise ValueError(f"layer must run once in a forward pass, {name!r} {ran}: choose another layer")
-
-
-def _side_by_side(one: nn.Linear, other: nn.Linear) -> bool:
-    """Whether two layers that run in succession cannot be a chain, and so are two heads on the same features."""
-    same = (one.in_features, one.out_features) == (other.in_features, other.out_features)
-    return one is not other and same and one.in_features != one.out_features
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
 
 
 def _choice(model: nn.Module) -> str:

@@ -1,8 +1,11 @@
-"""Writing the mean into a ``torch.nn.Linear``, all or nothing."""
+"""Writing the mean into a ``torch.nn.Linear`` or a convolution of one position, all or nothing."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lapal_ext.posterior.head import HEADS, check_writable_to
 from lapal_ext.validation.tensors import check_dense, check_overflow, shape_text
 
 
@@ -11,8 +14,10 @@ def write_linear(
     weight: Tensor,  # [C, D], of raw features
     bias: Tensor | None,  # [C]
     mean: Tensor,  # for errors, which name its dtype and shape
-) -> nn.Linear:
+) -> Any:
     """Write weight and bias into ``out``, or into a new layer where it is None, and return it.
+
+    Of two classes, a layer with a single logit takes the difference.
 
     Raises:
         TypeError, ValueError: ``out`` cannot hold them, or they are not finite; ``out`` is unchanged.
@@ -24,14 +29,22 @@ def write_linear(
         out = nn.utils.skip_init(
             nn.Linear, features, classes, bias is not None, device=weight.device, dtype=weight.dtype
         )
-    if not isinstance(out, nn.Linear):
+    if not isinstance(out, HEADS):
         raise TypeError(f"out must be a torch.nn.Linear, got {type(out).__name__}")
     if (out.bias is None) != (bias is None):
         has, lacks = ("no", "one") if bias is None else ("a", "none")
         raise ValueError(f"out must have {has} bias like the posterior, got a layer with {lacks}")
+    outputs = out.out_features if isinstance(out, nn.Linear) else out.out_channels
+    if outputs == 1 and len(weight) == 2:
+        weight = weight[1:] - weight[:1]
+        bias = None if bias is None else bias[1:] - bias[:1]
+        check_overflow("mean", weight, *([] if bias is None else [bias]))
+    if not isinstance(out, nn.Linear):
+        weight = weight[(..., *[None] * len(out.kernel_size))]
     parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     for name, part in parts.items():
         _check_part(f"out.{name}", getattr(out, name), part.shape, mean)
+    check_writable_to(out)
     with torch.no_grad():
         for name, part in parts.items():
             getattr(out, name).copy_(part)

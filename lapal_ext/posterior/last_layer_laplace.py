@@ -5,7 +5,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from lapal_ext.posterior.arguments import (
 )
 from lapal_ext.posterior.class_names import check_class_names, check_new_name, first_names
 from lapal_ext.posterior.export import write_linear
+from lapal_ext.posterior.head import HeadLayer, read_head
 from lapal_ext.posterior.map_fit import map_weights_from
 from lapal_ext.posterior.precision import PendingPrecision, add_observations, inverse, precision_matrix
 from lapal_ext.posterior.standardization import Standardization
@@ -146,7 +147,7 @@ class LastLayerLaplace(nn.Module):
     @classmethod
     def from_linear(
         cls,
-        head: nn.Linear,
+        head: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d,
         features: Array,  # [N, D]
         prior_precision: float = 1.0,
         curvature: str = "categorical",
@@ -156,7 +157,9 @@ class LastLayerLaplace(nn.Module):
         """Put a posterior around a trained layer and fit its covariance to the training features.
 
         Args:
-            head: the layer; not modified.
+            head: the layer, an nn.Linear or a convolution of one position; not modified. A layer with a single logit
+                has two classes, of which the first has a row of zeros. A computed weight (weight_norm, spectral_norm)
+                is that of evaluation mode. What the layer gives is compared with W features + b on a few rows.
             features: the training features of the layer, [N, D].
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
@@ -164,15 +167,18 @@ class LastLayerLaplace(nn.Module):
                 rewritten so that predictions do not change.
             class_names: one per class, distinct, or None.
 
+        Raises:
+            TypeError, ValueError: an argument is invalid, or the layer computes something else, as a cosine head, a
+                temperature or a hook does; the message says what was seen.
+
         Warns:
             UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` does not have
                 the meaning that it has for standardised features.
         """
-        if not isinstance(head, nn.Linear):
-            raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
-        check_layer(head.weight, head.bias, prefix="head.")
-        posterior = cls(head.weight, prior_precision, curvature, bias=head.bias, class_names=class_names)
+        layer = read_head(head)
+        posterior = cls(layer.weight, prior_precision, curvature, bias=layer.bias, class_names=class_names)
         features = check_features(posterior, features, nonempty=True)
+        layer.check_computes(features)
         if check_flag("standardize", standardize):
             _standardize(posterior, features.detach())
         else:
@@ -605,24 +611,33 @@ class LastLayerLaplace(nn.Module):
 
     # Layers, copies and files
 
+    @overload
+    def to_linear(self, out: None = None) -> nn.Linear: ...
+
+    @overload
+    def to_linear(self, out: HeadLayer) -> HeadLayer: ...
+
     @torch.no_grad()
-    def to_linear(self, out: nn.Linear | None = None) -> nn.Linear:
+    def to_linear(self, out: HeadLayer | None = None) -> HeadLayer | nn.Linear:
         """Return the mean as a plain layer on raw features, or write it into an existing layer.
 
         Args:
             out: an existing layer, whose weight and bias are overwritten; after an error it is unchanged. It may be on
-                another device. By default a new layer is made, with a bias if this posterior has one.
+                another device, and any layer that ``from_linear`` takes: a convolution of one position, or a layer with
+                a single logit, which gets the difference of two classes. By default a new layer is made, with a bias if
+                this posterior has one.
 
         Returns:
             ``out``, or the new layer.
 
         Raises:
-            TypeError: ``out`` is not an nn.Linear, its weight is parametrized, or it has another dtype.
-            ValueError: it has another shape, or only one of the layer and this posterior has a bias; or the mean is not
-                finite.
+            TypeError: ``out`` is no such layer, its weight is parametrized, or it has another dtype.
+            ValueError: it has another shape, or only one of the layer and this posterior has a bias; it computes
+                something else than W features + b; or the mean is not finite.
         """
         weights, offsets = self.standardization.raw(self.mean)
-        return write_linear(out, weights, offsets if self.has_bias else None, self.mean)
+        written: HeadLayer = write_linear(out, weights, offsets if self.has_bias else None, self.mean)
+        return written
 
     def clone(self) -> Self:
         """Return a copy that shares no memory with this one."""

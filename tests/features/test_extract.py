@@ -8,7 +8,7 @@ import pytest
 import rich.progress
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.features import extract
@@ -77,22 +77,12 @@ def test_a_model_of_transformers(data: Any) -> None:
     assert torch.equal(result.targets, torch.arange(10) % 3)
 
 
-class WrongLength(Sampler[int]):
-    """A sampler whose length exceeds the number of rows that it gives."""
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(20))
-
-    def __len__(self) -> int:
-        return 30
-
-
 def test_the_number_of_rows_is_that_of_the_batches() -> None:
     result = extract(MODEL, DataLoader(TensorDataset(X, Y), 13, drop_last=True))
     torch.testing.assert_close(result.features, expected()[:39])
     assert torch.equal(result.targets, Y[:39])
-    with pytest.raises(ValueError, match=r"^data must give as many rows as its length, 30, got 20$"):
-        extract(MODEL, DataLoader(TensorDataset(X, Y), 7, sampler=WrongLength()))
+    with pytest.raises(ValueError, match=r"^data must give as many rows as its length, 50, got 29$"):
+        extract(MODEL, DataLoader(TensorDataset(X, Y), 7, collate_fn=lambda items: default_collate(items[:4])))
 
 
 def test_nothing_is_drawn_from_the_global_generator() -> None:
@@ -164,18 +154,18 @@ def test_the_progress_bar_counts_rows_and_changes_no_feature(monkeypatch: pytest
         ({"model": lambda x: x}, TypeError, r"model must be a torch\.nn\.Module, got function"),
         ({"data": None}, TypeError, r"data must be a tensor, a Dataset, a DataLoader or an iterable .*, got NoneType"),
         ({"data": "files"}, TypeError, r"data must be a tensor, .*, got str"),
-        ({"data": {"x": X}}, TypeError, r"data must be a tensor, .*, got dict"),
+        ({"data": {"x": X}}, TypeError, r"data must be a tensor, or have a key 'images' .*, got dict with 'x'$"),
         ({"data": X[0, 0, 0, 0]}, ValueError, r"data must have shape \(N, \.\.\.\), one input per row, got \(\)"),
         ({"data": X[:0]}, ValueError, r"data must have at least one row, got none"),
         ({"data": []}, ValueError, r"data must have at least one row, got none"),
-        ({"data": [X.numpy()]}, TypeError, r"the batch of data from row 0 on must be a tensor, .*, got ndarray"),
-        ({"data": [X, (X, Y, Y)]}, ValueError, r"the batch of data from row 50 on must be inputs or .*, got 3 parts"),
+        ({"data": [{1}]}, TypeError, r"the batch of data from row 0 on must be a tensor, .*, got set"),
+        ({"data": [X, (X, Y, Y, Y)]}, ValueError, r"the batch of data from row 50 on must be inputs, .*, got 4 parts"),
         ({"data": [{"labels": Y}]}, ValueError, r"the batch of data from row 0 on must hold tensors .*, got nothing"),
         ({"data": [X[0, 0, 0, 0]]}, ValueError, r"the batch of data from row 0 on must have inputs of shape \(B, "),
         (
             {"data": [(X, ["a"] * 50)]},
             TypeError,
-            r"labels in the batch of data from row 0 on must be .*, got list: lea",
+            r"labels in the batch of data from row 0 on must be .*, got list of str: number the classes",
         ),
         (
             {"data": [(X, Y.float())]},

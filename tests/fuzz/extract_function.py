@@ -82,15 +82,17 @@ def _other_data(p: Small) -> Callable[[Choose, object], Changed]:
     x, y = p.x, p.y
 
     def change(choose: Choose, _: object) -> Changed:
-        odd = evenly(choose, (y.double(), y > 0, y[:-1], y.tolist(), "x", y[None]))
+        odd = evenly(choose, (y.double(), y > 0, y[:-1], y.double().tolist(), "x", y[None]))
         return pick(
             choose,
             {
                 "no data": (REFUSED, lambda: evenly(choose, (None, 1, "x", b"x", {"x": x}, TensorDataset))),
                 "no rows": (REFUSED, lambda: evenly(choose, (x[:0], [], TensorDataset(x[:0])))),
                 "a scalar": (REFUSED, lambda: x[0, 0]),
-                "no batches": (REFUSED, lambda: [evenly(choose, (None, 1, "x", x.numpy(), {}, {"x": 1}, set()))]),
-                "three parts": (REFUSED, lambda: [(x, y, y)]),
+                "no batches": (REFUSED, lambda: [evenly(choose, (None, 1, "x", {}, {"x": 1}, set()))]),
+                "four parts": (REFUSED, lambda: [(x, y, y, y)]),
+                "batches of arrays": (SAME, lambda: [part.numpy() for part in x.split(2)]),
+                "an array": (SAME, x.numpy),
                 "no labels": (REFUSED, lambda: [(x, odd)]),
                 "labels in some": (REFUSED, lambda: [(x, y), x]),
                 "inputs that are scalars": (REFUSED, lambda: [x[0, 0]]),
@@ -141,8 +143,15 @@ def _extract(choose: Choose, p: Small) -> Arguments:
             choose(st.sampled_from([torch.float32, torch.float64])),
             lambda choose, _: Changed(choose(st.sampled_from(no_dtype)), REFUSED, "no dtype of features"),
         ),
+        "pool": Argument(None, _other_pool),
         "progress": changes.flag(False),
     }
+
+
+def _other_pool(choose: Choose, _: object) -> Changed:
+    """Each layer of the network gives one row for each input, which cannot be pooled."""
+    wrong = ("max", "", "Last", 1, True, ["mean"], b"last", "last", "first", "mean")
+    return Changed(evenly(choose, wrong), REFUSED, "a pool")
 
 
 def _other_device(choose: Choose, _: object) -> Changed:

@@ -109,16 +109,16 @@ def head(good: nn.Linear) -> Argument:
         with torch.no_grad():
             damaged.weight.copy_(entry(choose, good.weight, choose(st.sampled_from([math.nan, math.inf]))))
             damaged.bias.zero_()
-        wrong = nn.utils.skip_init(nn.Linear, good.in_features, 1, dtype=good.weight.dtype)
-        nn.init.zeros_(wrong.weight)
-        nn.init.zeros_(wrong.bias)
+        single = nn.utils.skip_init(nn.Linear, good.in_features, 1, dtype=good.weight.dtype)
+        nn.init.zeros_(single.weight)
+        nn.init.zeros_(single.bias)
         return pick(
             choose,
             {
                 "no layer": (REFUSED, lambda: choose(st.sampled_from([None, "x", nn.Identity(), nn.Linear]))),
                 "a weight": (REFUSED, lambda: good.weight),
                 "not finite": (REFUSED, lambda: damaged),
-                "one class": (REFUSED, lambda: wrong),
+                "one logit": (EITHER, lambda: single),
                 "on meta": (REFUSED, lambda: nn.Linear(good.in_features, good.out_features, device="meta")),
             },
         )

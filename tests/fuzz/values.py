@@ -206,7 +206,9 @@ def layers_to_write_to(good: nn.Linear) -> Table:
     other = torch.float64 if dtype == torch.float32 else torch.float32
     return {
         "a weight": Bad(good.weight, TypeError, r"must be a torch\.nn\.Linear, got Parameter"),
-        "a convolution": Bad(nn.Conv2d(1, 1, 1), TypeError, r"must be a torch\.nn\.Linear, got Conv2d"),
+        "a wide convolution": Bad(
+            nn.Conv2d(n_inputs, n_outputs, 3, dtype=dtype), ValueError, r"\.weight must have shape"
+        ),
         "one class less": Bad(layer(n_outputs - 1, n_inputs), ValueError, shape),
         "one feature more": Bad(layer(n_outputs, n_inputs + 1), ValueError, shape),
         "the other precision": Bad(
@@ -238,7 +240,6 @@ def heads(dtype: torch.dtype) -> Table:
         "a weight": Bad(broken.weight, TypeError, r"must be a torch\.nn\.Linear, got Parameter"),
         "half": Bad(layer().half(), TypeError, r"\.weight must be float32 or float64, got torch\.float16"),
         "meta": Bad(layer().to("meta"), ValueError, r"\.weight must hold values"),
-        "one class": Bad(layer(1), ValueError, r"\.weight must have at least 2 classes and 1 feature, got \(1, 12\)"),
         "a NaN": Bad(broken, ValueError, r"\.weight must be finite"),
         "an infinite bias": Bad(biased, ValueError, r"\.bias must be finite"),
     }
