@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lapal_ext.entries import entry
 from lapal_ext.errors import NotFittedError
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
@@ -17,6 +18,7 @@ except ImportError as error:
     ) from error
 
 
+@entry
 @torch.no_grad()
 def from_laplace(
     la: LLLaplace,

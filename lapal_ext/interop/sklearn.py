@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
+from lapal_ext.entries import entry
 from lapal_ext.likelihood import mean_field
 from lapal_ext.posterior.last_layer_laplace import UPDATE_STEPS, LastLayerLaplace
 from lapal_ext.rules import check_link
@@ -27,6 +28,7 @@ except ImportError as error:
 DTYPES = (np.float64, np.float32)  # other dtypes, such as integers, are converted to the first
 
 
+@entry
 class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Multinomial logistic regression with a Gaussian posterior, which absorbs further labels without a refit.
 

@@ -151,7 +151,9 @@ def check_module_input(
         )
     if features.device != mean.device:
         raise ValueError(f"features must be on {mean.device} like mean, got {features.device}")
-    if features.dtype != mean.dtype and not torch.is_autocast_enabled(features.device.type):
+    # Autocast converts any two dtypes but float64.
+    mixed = torch.float64 not in (features.dtype, mean.dtype) and features.dtype.is_floating_point
+    if features.dtype != mean.dtype and not (mixed and torch.is_autocast_enabled(features.device.type)):
         raise TypeError(f"features must be {mean.dtype} like mean, got {features.dtype}")
     return features
 

@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lapal_ext import ops
+from lapal_ext.entries import entry, warn
 from lapal_ext.errors import StorageError
 from lapal_ext.likelihood import CURVATURES, STEPS, curvature_weight
 from lapal_ext.posterior import prior_search
@@ -66,6 +66,7 @@ class LatentPrediction(NamedTuple):
     variance: Tensor  # [N]
 
 
+@entry
 class LastLayerLaplace(nn.Module):
     """Gaussian posterior over the weights of a linear softmax layer, with one covariance for all classes.
 
@@ -178,11 +179,10 @@ class LastLayerLaplace(nn.Module):
         else:
             square = float(features.detach().double().square().mean())
             if not _TYPICAL_SQUARE[0] <= square <= _TYPICAL_SQUARE[1]:
-                warnings.warn(
+                warn(
                     f"features have mean square {square:.3g}, outside [0.1, 10]: prior_precision and gamma are meant "
                     "for standardised features, pass standardize=True",
                     UserWarning,
-                    stacklevel=2,
                 )
         return posterior.fit(features)
 
@@ -228,7 +228,7 @@ class LastLayerLaplace(nn.Module):
             standardize=check_flag("standardize", standardize),
         )
         if warning_text := fit.warning_text("fit_map"):
-            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
+            warn(warning_text, RuntimeWarning)
         posterior.mean = fit.weight.to(data.features.dtype)
         posterior.centre, posterior.scale = standardization.centre, standardization.scale
         return posterior.fit(data.features)
@@ -398,7 +398,7 @@ class LastLayerLaplace(nn.Module):
             RuntimeWarning: the small fit of ``joint`` has not converged.
         """
         if warning_text := self._absorb(features, targets, step, gamma):
-            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
+            warn(warning_text, RuntimeWarning)
         return self
 
     def condition_on(
@@ -415,7 +415,7 @@ class LastLayerLaplace(nn.Module):
         """
         conditioned = self._successor()
         if warning_text := conditioned._absorb(features, targets, step, gamma):
-            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
+            warn(warning_text, RuntimeWarning)
         return conditioned
 
     @torch.no_grad()
@@ -483,14 +483,19 @@ class LastLayerLaplace(nn.Module):
         """Mean of the logits, as the layer returns them: the posterior can replace the layer in a model.
 
         Gradients flow to the features; the posterior has no parameters. Values are not checked: unlike in
-        ``predict_logits``, NaN in the features gives NaN in the logits.
+        ``predict_logits``, NaN in the features gives NaN in the logits. Within ``torch.autocast`` the logits are those
+        of ``to_linear()`` there, in half precision, while all other methods compute as outside of it.
 
         Raises:
             TypeError: not a dense tensor, or its dtype is not that of ``mean``, outside ``torch.autocast``.
             ValueError: it does not have D columns, or is on another device.
         """
         features = check_module_input(self, features)
-        weights, offsets = self.standardization.raw(self.mean)
+        if torch.is_autocast_enabled(features.device.type):  # the offsets of a centre far from zero need all digits
+            with torch.autocast(features.device.type, enabled=False):
+                weights, offsets = self.standardization.raw(self.mean)
+        else:
+            weights, offsets = self.standardization.raw(self.mean)
         return nn.functional.linear(features, weights, offsets)
 
     @torch.no_grad()
