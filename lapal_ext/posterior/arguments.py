@@ -1,11 +1,13 @@
 """Checks of the arguments of a posterior: layers, features, labels and prior precisions."""
 
+import reprlib
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lapal_ext.errors import NotFittedError
+from lapal_ext.posterior.standardization import COLUMNS, Standardize
 from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_integer, check_number
 from lapal_ext.validation.tensors import (
@@ -156,6 +158,17 @@ def check_module_input(
     if features.dtype != mean.dtype and not (mixed and torch.is_autocast_enabled(features.device.type)):
         raise TypeError(f"features must be {mean.dtype} like mean, got {features.dtype}")
     return features
+
+
+def check_standardize(value: object) -> Standardize:
+    """Return ``value`` or raise a typed error unless it is True, False or ``columns``."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value == COLUMNS:
+        return COLUMNS
+    error = ValueError if isinstance(value, str) else TypeError
+    got = reprlib.repr(value) if isinstance(value, str) else type(value).__name__
+    raise error(f"standardize must be True, False or 'columns', got {got}")
 
 
 def check_prior_precision(value: object, dtype: torch.dtype) -> float:

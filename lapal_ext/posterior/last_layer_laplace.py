@@ -24,6 +24,7 @@ from lapal_ext.posterior.arguments import (
     check_module_input,
     check_prior_precision,
     check_prior_precisions,
+    check_standardize,
     check_targets,
     require_fitted,
 )
@@ -31,7 +32,7 @@ from lapal_ext.posterior.class_names import check_class_names, check_new_name, f
 from lapal_ext.posterior.export import write_linear
 from lapal_ext.posterior.map_fit import map_weights_from
 from lapal_ext.posterior.precision import PendingPrecision, add_observations, inverse, precision_matrix
-from lapal_ext.posterior.standardization import Standardization
+from lapal_ext.posterior.standardization import COLUMNS, Standardization, Standardize, uneven_columns
 from lapal_ext.posterior.standardization import standardize as _standardize
 from lapal_ext.posterior.state import ATTRIBUTES, EXTRA_STATE, check_state, read_file, write_file
 from lapal_ext.posterior.updating import absorb, check_variance
@@ -98,7 +99,7 @@ class LastLayerLaplace(nn.Module):
         precision: inverse of ``covariance``. It is in the state dict but is not a buffer: it is computed again if other
             code changes the covariance.
         centre: subtracted from the features, [D]; a buffer.
-        scale: multiplies the centred features, 0-d; a buffer.
+        scale: multiplies the centred features, 0-d, or [D] if each column has its own; a buffer.
         standardization: ``centre``, ``scale`` and ``has_bias`` in one object, with a method ``standardized(features)``.
         has_bias: whether the last column of ``mean`` is a bias.
         num_classes: C.
@@ -151,7 +152,7 @@ class LastLayerLaplace(nn.Module):
         features: Array,  # [N, D]
         prior_precision: float = 1.0,
         curvature: str = "categorical",
-        standardize: bool = False,
+        standardize: Standardize = False,
         class_names: Iterable[str] | None = None,
     ) -> Self:
         """Put a posterior around a trained layer and fit its covariance to the training features.
@@ -162,21 +163,26 @@ class LastLayerLaplace(nn.Module):
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
             standardize: centre and scale the features internally (without a bias only scale them); ``mean`` is
-                rewritten so that predictions do not change.
+                rewritten so that predictions do not change. True has one scale for all columns, ``columns`` one for
+                each.
             class_names: one per class, distinct, or None.
 
         Warns:
-            UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` does not have
-                the meaning that it has for standardised features.
+            UserWarning: a few columns carry more than half of all variance, or the mean square of the features is
+                outside [0.1, 10], so that ``prior_precision`` does not have the meaning that it has for standardised
+                features.
         """
         if not isinstance(head, nn.Linear):
             raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
         check_layer(head.weight, head.bias, prefix="head.")
         posterior = cls(head.weight, prior_precision, curvature, bias=head.bias, class_names=class_names)
         features = check_features(posterior, features, nonempty=True)
-        if check_flag("standardize", standardize):
-            _standardize(posterior, features.detach())
-        else:
+        kind = check_standardize(standardize)
+        if kind is not False:
+            _standardize(posterior, features.detach(), kind)
+        if text := _uneven(features, kind):
+            warn(text, UserWarning)
+        elif kind is False:
             square = float(features.detach().double().square().mean())
             if not _TYPICAL_SQUARE[0] <= square <= _TYPICAL_SQUARE[1]:
                 warn(
@@ -195,7 +201,7 @@ class LastLayerLaplace(nn.Module):
         prior_precision: float = 10.0,
         curvature: str = "categorical",
         fit_bias: bool = True,
-        standardize: bool = True,
+        standardize: Standardize = True,
         class_names: Iterable[str] | None = None,
     ) -> Self:
         """Fit the layer, then its covariance.
@@ -211,22 +217,28 @@ class LastLayerLaplace(nn.Module):
             curvature: ``categorical`` or ``gaussian``.
             fit_bias: whether the layer has a bias.
             standardize: centre and scale the features internally; with a bias this only changes the scale of the prior.
+                True has one scale for all columns, which keeps their relative sizes, as an encoder has learned them.
+                ``columns`` has one for each, for columns in different units.
             class_names: one per class, distinct, or None.
 
         Warns:
+            UserWarning: a few columns carry more than half of all variance.
             RuntimeWarning: the fit has not converged.
         """
         data = check_labelled(features, targets, num_classes)
         names = check_class_names(class_names, data.num_classes)
         bias = data.features.new_zeros(data.num_classes) if check_flag("fit_bias", fit_bias) else None
         weight = data.features.new_zeros(data.num_classes, data.features.shape[1])
+        kind = check_standardize(standardize)
         posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=names)
         fit, standardization = prior_search.fit_layer(
             data,
             posterior.prior_precision,
             fit_bias=fit_bias,
-            standardize=check_flag("standardize", standardize),
+            standardize=kind,
         )
+        if text := _uneven(data.features, kind):
+            warn(text, UserWarning)
         if warning_text := fit.warning_text("fit_map"):
             warn(warning_text, RuntimeWarning)
         posterior.mean = fit.weight.to(data.features.dtype)
@@ -241,7 +253,7 @@ class LastLayerLaplace(nn.Module):
         prior_precision: float = 10.0,
         curvature: str = "categorical",
         fit_bias: bool = True,
-        standardize: bool = True,
+        standardize: Standardize = True,
         class_names: Iterable[str] | None = None,
     ) -> Self:
         """Make the prior alone, for a pool without any label: every class is equally likely everywhere.
@@ -254,16 +266,22 @@ class LastLayerLaplace(nn.Module):
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
             fit_bias: whether the layer has a bias.
-            standardize: centre and scale the features internally (without a bias only scale them).
+            standardize: centre and scale the features internally (without a bias only scale them), as for ``fit_map``.
             class_names: one per class, distinct, or None.
+
+        Warns:
+            UserWarning: a few columns carry more than half of all variance.
         """
         num_classes = check_integer("num_classes", num_classes, at_least=2)
         features = check_first_features(features)
         weight = features.new_zeros(num_classes, features.shape[1])
         bias = weight[:, 0] if check_flag("fit_bias", fit_bias) else None
         posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=class_names)
-        if check_flag("standardize", standardize):
-            _standardize(posterior, features)
+        kind = check_standardize(standardize)
+        if kind is not False:
+            _standardize(posterior, features, kind)
+        if text := _uneven(features, kind):
+            warn(text, UserWarning)
         return posterior.fit(features[:0])
 
     @classmethod
@@ -275,7 +293,7 @@ class LastLayerLaplace(nn.Module):
         prior_precisions: Array | None = None,  # [P]
         n_folds: int = 5,
         fit_bias: bool = True,
-        standardize: bool = True,
+        standardize: Standardize = True,
         generator: torch.Generator | None = None,
     ) -> float:
         """Return the prior precision with which ``fit_map`` predicts held-out labels best.
@@ -296,16 +314,24 @@ class LastLayerLaplace(nn.Module):
 
         Returns:
             One of ``prior_precisions``; ties go to the first. The cost is P ``n_folds`` fits.
+
+        Warns:
+            UserWarning: the result is the smallest or the largest of ``prior_precisions``, or a few columns carry more
+                than half of all variance.
         """
         data = check_labelled(features, targets, num_classes)
-        return prior_search.best_prior_precision(
+        kind = check_standardize(standardize)
+        best, at_edge = prior_search.best_prior_precision(
             data,
             prior_precisions,
             n_folds,
             fit_bias=check_flag("fit_bias", fit_bias),
-            standardize=check_flag("standardize", standardize),
+            standardize=kind,
             generator=generator,
         )
+        for text in filter(None, (_uneven(data.features, kind), at_edge)):
+            warn(text, UserWarning)
+        return best
 
     @torch.no_grad()
     def fit(
@@ -751,7 +777,9 @@ class LastLayerLaplace(nn.Module):
         """
         state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
         # For the precision only the shape is checked, which is that of the covariance.
-        tensors = {**dict(self.named_buffers()), "precision": self.covariance}
+        scale = self.centre if getattr(state.get("scale"), "shape", None) == self.centre.shape else self.mean[0, 0]
+        buffers = {**dict(self.named_buffers()), "scale": scale}  # of one scale, or of one for each column
+        tensors = {**buffers, "precision": self.covariance}
         own = (*tensors, EXTRA_STATE)
         missing = [name for name in own if name not in state]
         if missing and (prefix or not state):
@@ -767,7 +795,7 @@ class LastLayerLaplace(nn.Module):
             return
         # torch writes into the existing buffers, which a successor may share, so they are copied first; the copies keep
         # the values in case torch raises. The precision is not a buffer, so torch must not see its entry.
-        for name, buffer in self.named_buffers():
+        for name, buffer in buffers.items():
             setattr(self, name, buffer.clone())
         known = {name: value for name, value in state_dict.items() if name != f"{prefix}precision"}
         super()._load_from_state_dict(known, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -809,6 +837,11 @@ class LastLayerLaplace(nn.Module):
             if buffer is not None and buffer.dim() < 2:
                 copied._buffers[name] = buffer.clone()
         return copied
+
+
+def _uneven(features: Tensor, standardize: Standardize) -> str:
+    """The text of a warning about features that need a scale for each column, or an empty string."""
+    return "" if standardize == COLUMNS else uneven_columns(features.detach())
 
 
 def check_posterior(posterior: object) -> None:

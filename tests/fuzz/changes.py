@@ -290,6 +290,11 @@ def flag(good: bool) -> Argument:
     return Argument(good, lambda choose, _: Changed(choose(st.sampled_from(values)), REFUSED, "no flag"))
 
 
+def standardize(good: bool | str) -> Argument:
+    values = ("no", "column", "", 1, 0, None, 1.0, torch.tensor(True), np.True_, [], ["columns"])
+    return Argument(good, lambda choose, _: Changed(choose(st.sampled_from(values)), REFUSED, "no way to standardise"))
+
+
 def generator(seed: int) -> Argument:
     values = (0, "cpu", torch.Generator, np.random.default_rng(0), 1.0, object())
     good = torch.Generator().manual_seed(seed)

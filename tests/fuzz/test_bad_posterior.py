@@ -80,7 +80,7 @@ CALLS = {
             "features": {**values.features_of(X), **values.no_rows(X)},
             "prior_precision": PRIOR,
             "curvature": values.choices_not_none(),
-            "standardize": values.flags(),
+            "standardize": values.standardize(),
             "class_names": values.class_names(4),
         },
     ),
@@ -96,7 +96,7 @@ CALLS = {
             "prior_precision": PRIOR,
             "curvature": values.choices_not_none(),
             "fit_bias": values.flags(),
-            "standardize": values.flags(),
+            "standardize": values.standardize(),
             "class_names": values.class_names(4),
         },
     ),
@@ -122,7 +122,7 @@ CALLS = {
             "prior_precision": PRIOR,
             "curvature": values.choices_not_none(),
             "fit_bias": values.flags(),
-            "standardize": values.flags(),
+            "standardize": values.standardize(),
             "class_names": values.class_names(4),
         },
     ),
@@ -153,7 +153,7 @@ CALLS = {
             },
             "n_folds": values.integers(at_least=2, at_most=8),
             "fit_bias": values.flags(),
-            "standardize": values.flags(),
+            "standardize": values.standardize(),
             "generator": values.generators(),
         },
     ),
@@ -237,6 +237,7 @@ def test_wrong_argument(call: Call, argument: str, bad: Bad) -> None:
     check_error(call, argument, bad)
 
 
+@pytest.mark.filterwarnings("ignore:optimize_prior_precision found the best value")
 @pytest.mark.parametrize("name", CALLS)
 def test_the_other_arguments_are_accepted(name: str) -> None:
     CALLS[name].function(**fresh(CALLS[name]))

@@ -158,6 +158,13 @@ def flags() -> Table:
     return {repr(value): Bad(value, TypeError, "must be True or False, got") for value in values}
 
 
+def standardize() -> Table:
+    return {
+        **{repr(value): Bad(value, TypeError, "must be True, False or 'columns', got") for value in (1, 0, None, 1.0)},
+        **{value: Bad(value, ValueError, "must be True, False or 'columns', got") for value in ("no", "column", "")},
+    }
+
+
 def generators() -> Table:
     values = ("cpu", 0, torch.Generator, np.random.default_rng(0))
     return {type(value).__name__: Bad(value, TypeError, r"must be a torch\.Generator or None, got") for value in values}
