@@ -78,7 +78,8 @@ class LastLayerLaplace(nn.Module):
     [N, D], and updates move it like any other weight. ``centre`` and ``scale`` standardise inputs inside every method.
 
     Every method accepts NumPy arrays in place of tensors, without conversion: arrays of features must have the dtype of
-    ``mean``. A model that is fitted to arrays of float64, the default of NumPy, is a float64 model.
+    ``mean``. A model that is fitted to arrays of float64, the default of NumPy, is a float64 model. Features in half
+    precision are for float32 models, which compute with the same values in float32.
 
     The posterior is a module that can replace the layer: called on features [..., D], it returns the logits of the
     layer.
@@ -158,7 +159,7 @@ class LastLayerLaplace(nn.Module):
         """Put a posterior around a trained layer and fit its covariance to the training features.
 
         Args:
-            head: the layer; not modified.
+            head: the layer; not modified. Around one in half precision the posterior is in float32.
             features: the training features of the layer, [N, D].
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
@@ -174,8 +175,8 @@ class LastLayerLaplace(nn.Module):
         """
         if not isinstance(head, nn.Linear):
             raise TypeError(f"head must be a torch.nn.Linear, got {type(head).__name__}")
-        check_layer(head.weight, head.bias, prefix="head.")
-        posterior = cls(head.weight, prior_precision, curvature, bias=head.bias, class_names=class_names)
+        weight, bias = check_layer(head.weight, head.bias, prefix="head.", widen=True)
+        posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=class_names)
         features = check_features(posterior, features, nonempty=True)
         kind = check_standardize(standardize)
         if kind is not False:
@@ -532,7 +533,12 @@ class LastLayerLaplace(nn.Module):
         """Mean of the logits, z = W phi, without their variance; works before ``fit``."""
         features = check_features(self, features)
         weights, offsets = self.standardization.raw(self.mean)
-        logits = torch.addmm(offsets, features, weights.T)
+        if features.dtype == weights.dtype:
+            logits = torch.addmm(offsets, features, weights.T)
+        else:  # half precision, widened a tile at a time
+            logits = weights.new_empty(len(features), len(weights))
+            for rows in row_tiles(len(features)):
+                torch.addmm(offsets, features[rows].to(weights.dtype), weights.T, out=logits[rows])
         check_overflow("features", logits)
         return logits
 
@@ -550,8 +556,8 @@ class LastLayerLaplace(nn.Module):
         """
         require_fitted(self.fitted)
         features = check_features(self, features)
-        logits = features.new_empty(features.shape[0], self.num_classes)
-        variance = features.new_empty(features.shape[0])
+        logits = self.mean.new_empty(features.shape[0], self.num_classes)
+        variance = self.mean.new_empty(features.shape[0])
         for rows in row_tiles(features.shape[0]):
             x = self.standardization.standardized(features[rows])
             torch.mm(x, self.mean.T, out=logits[rows])
@@ -642,7 +648,8 @@ class LastLayerLaplace(nn.Module):
 
         Args:
             out: an existing layer, whose weight and bias are overwritten; after an error it is unchanged. It may be on
-                another device. By default a new layer is made, with a bias if this posterior has one.
+                another device, and in half precision if this posterior is in float32. By default a new layer is made,
+                with a bias if this posterior has one.
 
         Returns:
             ``out``, or the new layer.
@@ -650,7 +657,7 @@ class LastLayerLaplace(nn.Module):
         Raises:
             TypeError: ``out`` is not an nn.Linear, its weight is parametrized, or it has another dtype.
             ValueError: it has another shape, or only one of the layer and this posterior has a bias; or the mean is not
-                finite.
+                finite, or too large for the half precision of ``out``.
         """
         weights, offsets = self.standardization.raw(self.mean)
         return write_linear(out, weights, offsets if self.has_bias else None, self.mean)

@@ -63,7 +63,8 @@ def select_batch(
 
     Args:
         posterior: a fitted model; not modified.
-        pool: features of the unlabelled rows, [N, D]; half precision is not converted, and is read once per pick. An
+        pool: features of the unlabelled rows, [N, D]; half precision is not converted, and is read once per pick (a
+            callable ``acquisition`` gets a copy in the dtype of the posterior). An
             array, a ``numpy.memmap`` or the path of a .npy or .safetensors file is read without a copy and may be
             larger than memory. Most acquisitions also keep [N, C] logits in memory.
         batch_size: rows to pick, at most N.

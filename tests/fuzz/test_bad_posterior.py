@@ -89,7 +89,7 @@ CALLS = {
         {"features": X, "num_classes": 4, "prior_precision": 1.0, "curvature": "categorical", "fit_bias": True}
         | {"standardize": True, "class_names": NAMES},
         {
-            "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
+            "features": {name: bad for name, bad in values.features(X).items() if name not in ("other", "half")}
             | values.no_rows(X)
             | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},
             "num_classes": {name: bad for name, bad in values.integers(at_least=2).items() if name != "beyond int64"},
@@ -114,7 +114,7 @@ CALLS = {
         },
         {
             # Before there is a model, features of any width and of both precisions are accepted.
-            "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
+            "features": {name: bad for name, bad in values.features(X).items() if name not in ("other", "half")}
             | values.no_rows(X)
             | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},
             "targets": values.labels(Y, 4),
@@ -139,7 +139,7 @@ CALLS = {
             "generator": torch.Generator(),
         },
         {
-            "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
+            "features": {name: bad for name, bad in values.features(X).items() if name not in ("other", "half")}
             | values.no_rows(X)
             | {"one row": Bad(X[:1], ValueError, r"must have at least two rows|targets")}
             | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},

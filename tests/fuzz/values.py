@@ -243,7 +243,6 @@ def heads(dtype: torch.dtype) -> Table:
     return {
         "None": Bad(None, TypeError, r"must be a torch\.nn\.Linear, got NoneType"),
         "a weight": Bad(broken.weight, TypeError, r"must be a torch\.nn\.Linear, got Parameter"),
-        "half": Bad(layer().half(), TypeError, r"\.weight must be float32 or float64, got torch\.float16"),
         "meta": Bad(layer().to("meta"), ValueError, r"\.weight must hold values"),
         "one class": Bad(layer(1), ValueError, r"\.weight must have at least 2 classes and 1 feature, got \(1, 12\)"),
         "a NaN": Bad(broken, ValueError, r"\.weight must be finite"),
