@@ -109,7 +109,7 @@ def _source(data: Data, batch_size: int, start: int) -> Iterable[Any]:
     if isinstance(data, Dataset):
         rest = Subset(data, range(start, len(data))) if _has_rows(data) else data  # type: ignore[arg-type]
         # With its own generator: a loader would draw a seed from the global one.
-        return DataLoader(rest, batch_size, generator=torch.Generator())
+        return DataLoader(rest, batch_size, generator=torch.Generator(device="cpu"))
     return data
 
 

@@ -59,7 +59,7 @@ def from_laplace(
         raise NotFittedError("la must be fitted: call la.fit(loader)")
     if la.temperature != 1.0:
         raise ValueError(f"la must have the temperature 1, got {la.temperature:g}")
-    if bool(torch.as_tensor(la.prior_mean).any()):
+    if bool(torch.as_tensor(la.prior_mean, device="cpu").any()):
         raise ValueError("la must have the prior mean 0, got others")
     layer = la.model.last_layer
     precision = _one_number(la.prior_precision) if prior_precision is None else prior_precision

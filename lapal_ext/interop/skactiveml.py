@@ -126,7 +126,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
                 step,
                 gamma,
                 link=self.link,
-                generator=torch.Generator().manual_seed(seed),
+                generator=torch.Generator(device="cpu").manual_seed(seed),
                 labelled=labelled,
                 exclude=exclude,
             )

@@ -632,7 +632,7 @@ class LastLayerLaplace(nn.Module):
         features = check_features(self, features)
         labels = check_targets(self, targets, features.shape[0])
         if prior_precisions is None:
-            prior_precisions = torch.tensor(self.prior_precision, dtype=torch.float64)
+            prior_precisions = torch.tensor(self.prior_precision, dtype=torch.float64, device="cpu")
         grid = check_prior_precisions("prior_precisions", prior_precisions, self.mean.dtype).to(self.mean.device)
         values = prior_search.log_evidence(self._tiles(features), labels, self.mean, grid.flatten(), self.curvature).to(
             self.mean.dtype

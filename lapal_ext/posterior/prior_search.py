@@ -77,7 +77,7 @@ def best_prior_precision(
         shape = shape_text(data.features.shape)
         raise ValueError(f"features must have at least two rows to hold some out, got {shape}")
     if prior_precisions is None:
-        prior_precisions = torch.logspace(-2.0, 3.0, 11, dtype=torch.float64)
+        prior_precisions = torch.logspace(-2.0, 3.0, 11, dtype=torch.float64, device="cpu")
     grid = check_prior_precisions("prior_precisions", prior_precisions, data.features.dtype)
     if grid.dim() != 1 or len(grid) == 0:
         raise ValueError(f"prior_precisions must have shape (P,) with P >= 1, got {shape_text(grid.shape)}")
@@ -104,7 +104,7 @@ def held_out_losses(
     standardize: Standardize,
 ) -> Tensor:  # [P] float64
     """Negative log-likelihood of every fold under the weights fitted to the others, summed over all rows."""
-    losses = torch.zeros(len(prior_precisions), dtype=torch.float64)
+    losses = torch.zeros(len(prior_precisions), dtype=torch.float64, device="cpu")
     for place, prior_precision in enumerate(prior_precisions):
         for number in fold.unique().tolist():
             out = fold == number

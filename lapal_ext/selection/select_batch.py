@@ -176,7 +176,9 @@ def select_batch(
             uncertainty="numbers" if isinstance(uncertainty, Tensor) else uncertainty,
         )
         # Drawn on all ranks, so that their generators stay equal.
-        seed = torch.tensor(choose_seed(acquisition, chosen_link, rows.shard.total, generator, references))
+        seed = torch.tensor(
+            choose_seed(acquisition, chosen_link, rows.shard.total, generator, references), device="cpu"
+        )
         seed = ranks.from_first(lambda: seed, seed)
         setting = Setting(
             posterior,

@@ -188,7 +188,9 @@ class SequentialSelector:
         events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(self._events)]
         empty = [torch.zeros(0, dtype=torch.int64, device=self._pool.storage.device)]
         parts = {"rows": rows, "labels": labels, "events": events}
-        return {name: torch.cat(part or empty) for name, part in parts.items()} | {"seed": torch.tensor(self._seed)}
+        return {name: torch.cat(part or empty) for name, part in parts.items()} | {
+            "seed": torch.tensor(self._seed, device="cpu")
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -184,7 +184,7 @@ def _refresh(posterior: LastLayerLaplace) -> Tensor:
 
 
 def _drift(posterior: LastLayerLaplace) -> Tensor:
-    return torch.tensor(posterior.drift(), dtype=posterior.mean.dtype)
+    return torch.tensor(posterior.drift(), dtype=posterior.mean.dtype, device=posterior.mean.device)
 
 
 FUNCTIONS = {
