@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext.entries import entry
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import residual
 from lapal_ext.posterior.arguments import check_features, check_targets
@@ -26,6 +27,7 @@ from lapal_ext.validation.tensors import check_overflow, is_finite
 _CHUNK = 1 << 22  # numbers in the largest temporary, 16 MiB in float32
 
 
+@entry
 @torch.no_grad()
 def first_order(
     posterior: LastLayerLaplace,
@@ -65,6 +67,7 @@ def first_order(
     return moved
 
 
+@entry
 @torch.no_grad()
 def monte_carlo(
     posterior: LastLayerLaplace,

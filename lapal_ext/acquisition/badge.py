@@ -128,7 +128,7 @@ class BadgeScorer(LatentScorer):
 
 def thresholds(seed: int, count: int, dtype: torch.dtype) -> Tensor:  # [count]
     """Uniform draws in [0, 1), one per row of a selection in pick order. A longer list begins with the shorter one."""
-    return torch.rand(count, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(count, dtype=dtype, generator=torch.Generator(device="cpu").manual_seed(seed), device="cpu")
 
 
 SPEC = Spec(BadgeScorer, drawing_links=EXACT_LINKS, uses_probabilities=True, keeps_logits=True, batch_targets=None)

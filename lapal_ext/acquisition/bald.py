@@ -29,8 +29,10 @@ class BaldScorer(LatentScorer):
         super().__init__(setting, with_variance=True)
         self._noise = None
         if setting.link.name == "mc":
-            mean, generator = self._posterior.mean, torch.Generator().manual_seed(setting.seed)
-            self._noise = torch.randn(_SAMPLES, len(mean), dtype=mean.dtype, generator=generator).to(mean.device)
+            mean, generator = self._posterior.mean, torch.Generator(device="cpu").manual_seed(setting.seed)
+            self._noise = torch.randn(_SAMPLES, len(mean), dtype=mean.dtype, generator=generator, device="cpu").to(
+                mean.device
+            )
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""

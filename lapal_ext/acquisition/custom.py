@@ -15,19 +15,22 @@ Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
 """(posterior, pool [N, D]) -> utilities [N], higher is better."""
 
 
-class CustomScorer(PosteriorScorer):
-    """Calls an acquisition on the pool with a posterior that has absorbed every label so far.
+class RowScorer(PosteriorScorer):
+    """Takes the rows with the largest of the utilities [N] that a subclass computes in ``_score``.
 
     ``name`` is the argument that holds the acquisition, for errors.
     """
 
-    def __init__(self, setting: Setting, acquisition: Acquisition, name: str) -> None:
+    def __init__(self, setting: Setting, name: str) -> None:
         super().__init__(setting)
-        self._acquisition, self._name = acquisition, name
+        self._name = name
+
+    def _score(self) -> Tensor:  # [N]
+        raise NotImplementedError
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
-        utilities = self._acquisition(self._posterior, self._pool.storage)
+        utilities = self._score()
         utilities = check_dense(f"{self._name}'s utilities", utilities).detach()
         if not utilities.dtype.is_floating_point:
             raise TypeError(f"{self._name}'s utilities must be floating point numbers, got {utilities.dtype}")
@@ -40,6 +43,23 @@ class CustomScorer(PosteriorScorer):
             raise ValueError(f"{self._name}'s utilities must be on {self._taken.device}, got {utilities.device}")
         check_utilities(utilities, self._name)  # before a label is requested for such a pick
         return best_first(utilities, self._taken, count, self._pool.shard)
+
+
+class CustomScorer(RowScorer):
+    """Calls an acquisition on the pool with a posterior that has absorbed every label so far.
+
+    A pool in half precision is widened for it, once, since squares and norms of its own dtype may overflow.
+    """
+
+    def __init__(self, setting: Setting, acquisition: Acquisition, name: str) -> None:
+        super().__init__(setting, name)
+        self._acquisition = acquisition
+        self._rows: Tensor | None = None
+
+    def _score(self) -> Tensor:  # [N]
+        if self._rows is None:
+            self._rows = self._pool.storage.to(self._posterior.mean.dtype)
+        return self._acquisition(self._posterior, self._rows)
 
 
 def spec(acquisition: Acquisition, name: str) -> Spec:

@@ -67,9 +67,11 @@ def reference_rows(setting: Setting) -> Tensor:  # [E] int64
     if isinstance(references, Tensor):
         return references
     size = sample_size(references, pool.shard.total)
-    picks = torch.arange(pool.shard.total)
+    picks = torch.arange(pool.shard.total, device="cpu")
     if size is not None:
-        order = torch.randperm(pool.shard.total, generator=torch.Generator().manual_seed(setting.seed))
+        order = torch.randperm(
+            pool.shard.total, generator=torch.Generator(device="cpu").manual_seed(setting.seed), device="cpu"
+        )
         picks = order[:size].sort().values
     return pool.to_rows(picks.to(pool.storage.device))
 

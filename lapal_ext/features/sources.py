@@ -104,7 +104,7 @@ def raw_batches(data: Data, batch_size: int, start: int) -> Iterable[Any]:
     if isinstance(data, Dataset) or reads_rows(data):
         rest: Any = Subset(data, range(start, len(data))) if reads_rows(data) else data  # type: ignore[arg-type]
         # With its own generator: a loader would draw a seed from the global one.
-        return DataLoader(rest, batch_size, collate_fn=collate, generator=torch.Generator())
+        return DataLoader(rest, batch_size, collate_fn=collate, generator=torch.Generator(device="cpu"))
     return _batches_of_any(iter(data), batch_size)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lapal_ext.entries import entry
 from lapal_ext.errors import NotFittedError
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
@@ -17,6 +18,7 @@ except ImportError as error:
     ) from error
 
 
+@entry
 @torch.no_grad()
 def from_laplace(
     la: LLLaplace,
@@ -57,7 +59,7 @@ def from_laplace(
         raise NotFittedError("la must be fitted: call la.fit(loader)")
     if la.temperature != 1.0:
         raise ValueError(f"la must have the temperature 1, got {la.temperature:g}")
-    if bool(torch.as_tensor(la.prior_mean).any()):
+    if bool(torch.as_tensor(la.prior_mean, device="cpu").any()):
         raise ValueError("la must have the prior mean 0, got others")
     layer = la.model.last_layer
     precision = _one_number(la.prior_precision) if prior_precision is None else prior_precision

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import check_acquisition, spec_of
+from lapal_ext.entries import entry
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.selection.label_sources import AUTO
 from lapal_ext.selection.select_batch import select_batch
@@ -28,6 +29,7 @@ except ImportError as error:
 from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier
 
 
+@entry
 class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[misc]  # scikit-activeml has no types
     """``select_batch`` for scikit-activeml.
 
@@ -124,7 +126,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
                 step,
                 gamma,
                 link=self.link,
-                generator=torch.Generator().manual_seed(seed),
+                generator=torch.Generator(device="cpu").manual_seed(seed),
                 labelled=labelled,
                 exclude=exclude,
             )

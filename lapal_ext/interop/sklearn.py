@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Self
 
+from lapal_ext.entries import entry
 from lapal_ext.likelihood import mean_field
 from lapal_ext.posterior.last_layer_laplace import UPDATE_STEPS, LastLayerLaplace
+from lapal_ext.posterior.standardization import Standardize
 from lapal_ext.rules import check_link
 from lapal_ext.validation.scalars import check_choice, check_number
 
@@ -27,6 +29,7 @@ except ImportError as error:
 DTYPES = (np.float64, np.float32)  # other dtypes, such as integers, are converted to the first
 
 
+@entry
 class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Multinomial logistic regression with a Gaussian posterior, which absorbs further labels without a refit.
 
@@ -42,7 +45,8 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         step: for ``partial_fit``: ``line_search``, ``newton`` or ``joint``, see ``LastLayerLaplace.update``.
         gamma: for ``partial_fit``: trust in its labels, >= 0; 1 is Bayes.
         fit_bias: whether there is a bias.
-        standardize: centre X and scale it by one number, so that ``prior_precision`` means the same on every data set.
+        standardize: centre X and scale it by one number, so that ``prior_precision`` means the same on every data set;
+            ``columns`` scales each column by itself, for columns in different units.
         link: ``mean_field``, probabilities averaged over the posterior, or ``plugin``, those of its mean.
 
     Attributes:
@@ -67,7 +71,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         step: str = "line_search",
         gamma: float = 1.0,
         fit_bias: bool = True,
-        standardize: bool = True,
+        standardize: Standardize = True,
         link: str = "mean_field",
     ) -> None:
         self.prior_precision = prior_precision

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext.entries import entry
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import step_length
 from lapal_ext.lookahead.evaluation import Evaluation, Hypotheses, check_evaluation, tiles
@@ -20,6 +21,7 @@ from lapal_ext.validation.tensors import check_overflow, is_finite
 _CANDIDATE_SIZE = 1024  # least numbers that a candidate counts for: a tile of candidates leaves room for columns
 
 
+@entry
 @torch.no_grad()
 def expected_error_reduction(
     posterior: LastLayerLaplace,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext.entries import entry
 from lapal_ext.lookahead.evaluation import Hypotheses, check_evaluation, tiles
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
@@ -22,6 +23,7 @@ from lapal_ext.validation.tensors import (
 )
 
 
+@entry
 @torch.no_grad()
 def look_ahead(
     posterior: LastLayerLaplace,

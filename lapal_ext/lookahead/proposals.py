@@ -27,7 +27,7 @@ def propose_random(
     pool: Pool, batch_size: int, count: int, generator: torch.Generator | None
 ) -> Tensor:  # [count, batch_size]
     """Rows drawn without replacement from the whole pool."""
-    return _draw_rows(torch.arange(len(pool)), batch_size, count, generator).to(pool.storage.device)
+    return _draw_rows(torch.arange(len(pool), device="cpu"), batch_size, count, generator).to(pool.storage.device)
 
 
 def propose_informative(
@@ -46,15 +46,15 @@ def propose_diverse(
 ) -> Tensor:  # [count, batch_size]
     """One row drawn from each of ``batch_size`` k-means clusters of the features (needs scikit-learn)."""
     features = pool.raw(torch.arange(len(pool), device=pool.storage.device)).cpu()
-    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    seed = int(torch.randint(2**31 - 1, (), generator=generator, device="cpu"))
     clusters = cluster(features, batch_size, seed, needed_by="proposals 'diverse'")
     # Shuffle within each cluster and take the first row of every cluster. If duplicates leave fewer clusters than
     # ``batch_size``, second rows follow.
-    draws = torch.rand(count, len(pool), generator=generator, dtype=torch.float64)
+    draws = torch.rand(count, len(pool), generator=generator, dtype=torch.float64, device="cpu")
     order = (clusters + draws).argsort(dim=1)
     sizes = clusters.bincount(minlength=batch_size)
     starts = sizes.cumsum(0) - sizes
-    place = torch.arange(len(pool)) - starts[clusters[order]]
+    place = torch.arange(len(pool), device="cpu") - starts[clusters[order]]
     first = (place + draws).topk(batch_size, dim=1, largest=False).indices
     return order.gather(1, first).to(pool.storage.device)
 
@@ -99,5 +99,5 @@ PROPOSALS: dict[str, Propose] = {
 
 def _draw_rows(rows: Tensor, batch_size: int, count: int, generator: torch.Generator | None) -> Tensor:
     """``count`` batches of distinct entries of ``rows``."""
-    draws = torch.rand(count, len(rows), generator=generator)
+    draws = torch.rand(count, len(rows), generator=generator, device="cpu")
     return rows[draws.topk(batch_size, dim=1).indices]

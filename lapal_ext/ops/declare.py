@@ -17,6 +17,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from lapal_ext.entries import entry
 from lapal_ext.validation.scalars import check_choice, check_number
 from lapal_ext.validation.tensors import ShapeSpec, check_index_range, check_tensors
 
@@ -72,14 +73,17 @@ class Op(Generic[P, R]):
         # What a call runs, see ``replace_ops``.
         self._implementation: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), self.name).default
         self._called = False
+        self._outside_autocast = entry(self.unchecked)
         OPS[self.name] = self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Check the arguments, then let the dispatcher choose the kernel."""
-        # While torch.compile traces, the fake and the kernels' own checks replace these.
-        if not torch.compiler.is_compiling():
-            self._check(self._bind(args, kwargs))
-        return self.unchecked(*args, **kwargs)
+        # While torch.compile traces, the fake and the kernels' own checks replace these. What it compiles runs outside
+        # of autocast.
+        if torch.compiler.is_compiling():
+            return self.unchecked(*args, **kwargs)
+        self._check(self._bind(args, kwargs))
+        return self._outside_autocast(*args, **kwargs)
 
     def unchecked(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the op without checks, on arguments that are valid by construction.

@@ -134,7 +134,7 @@ def _map_safetensors(path: Path) -> Tensor:
         raise StorageError(f"{path} must hold float32, float64, bfloat16 or float16, got {code}")
     dtype = _CODES[code]
     if 0 in shape:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     with path.open("rb") as raw:
         length = int.from_bytes(raw.read(8), "little")
         start = 8 + length + json.loads(raw.read(length))[name]["data_offsets"][0]

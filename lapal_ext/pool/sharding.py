@@ -105,7 +105,9 @@ class Ranks:
         """
         if self.size == 1:
             return
-        numbers = self.collect(torch.tensor([_digest(value) for value in values.values()]))  # [size, values]
+        numbers = self.collect(
+            torch.tensor([_digest(value) for value in values.values()], device="cpu")
+        )  # [size, values]
         for number, name in enumerate(values):
             others = (numbers[:, number] != numbers[0, number]).nonzero()
             if len(others) > 0:
@@ -116,11 +118,11 @@ class Ranks:
     def _synchronize(self, kind: int, numel: int, error: BaseException | None = None) -> None:
         """Wait for every rank, and raise RankError if one has failed or if they are about to send different things."""
         text = b"" if error is None else _text(error)
-        states = self._gathered(torch.tensor([int(error is not None), kind, numel]))
+        states = self._gathered(torch.tensor([int(error is not None), kind, numel], device="cpu"))
         failed = states[:, 0].nonzero()[:, 0].tolist()
         if failed:
-            letters = torch.zeros(_TEXT, dtype=torch.uint8)
-            letters[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+            letters = torch.zeros(_TEXT, dtype=torch.uint8, device="cpu")
+            letters[: len(text)] = torch.tensor(list(text), dtype=torch.uint8, device="cpu")
             texts = self._gathered(letters)
             reasons = [
                 f"rank {rank} stopped with {bytes(texts[rank].tolist()).rstrip(bytes(1)).decode(errors='ignore')}"
@@ -293,7 +295,7 @@ def common_layout(
     if ranks.size == 1:
         return features, [0, len(features)]
     dtype = STORAGE_DTYPES.index(features.dtype) if len(features) > 0 else _NO_ROWS
-    counts, dtypes = ranks.collect(torch.tensor([len(features), dtype])).T.tolist()
+    counts, dtypes = ranks.collect(torch.tensor([len(features), dtype], device="cpu")).T.tolist()
     first_ranks = {number: dtypes.index(number) for number in dtypes if number != _NO_ROWS}  # in the order of the ranks
     if len(first_ranks) > 1:
         rows = " and ".join(f"{STORAGE_DTYPES[number]} on rank {rank}" for number, rank in first_ranks.items())

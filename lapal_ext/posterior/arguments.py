@@ -1,15 +1,18 @@
 """Checks of the arguments of a posterior: layers, features, labels and prior precisions."""
 
+import reprlib
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lapal_ext.errors import NotFittedError
+from lapal_ext.posterior.standardization import COLUMNS, Standardize
 from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_integer, check_number
 from lapal_ext.validation.tensors import (
     COMPUTE_DTYPES,
+    HALF_DTYPES,
     ShapeSpec,
     as_dense,
     as_labels,
@@ -40,17 +43,24 @@ class Layer(Protocol):
         """C."""
 
 
-def check_layer(weight: object, bias: object, *, prefix: str = "") -> tuple[Tensor, Tensor | None]:  # [C, D], [C]
-    """Return weight and bias of a linear layer or raise a typed error; ``prefix`` precedes their names in messages."""
+def check_layer(
+    weight: object, bias: object, *, prefix: str = "", widen: bool = False
+) -> tuple[Tensor, Tensor | None]:  # [C, D], [C]
+    """Return weight and bias of a linear layer or raise a typed error; ``prefix`` precedes their names in messages.
+
+    With ``widen`` they may have half precision, and are returned in float32.
+    """
     weight_name, bias_name = f"{prefix}weight", f"{prefix}bias"
-    weight = as_dense(weight_name, weight)
+    weight, bias = as_dense(weight_name, weight), None if bias is None else as_dense(bias_name, bias)
+    if widen and weight.dtype in HALF_DTYPES and bias is not None and bias.dtype == weight.dtype:
+        bias = bias.float()
+    weight = widened(weight) if widen else weight
     sizes = check_tensors({weight_name: _WEIGHT}, {weight_name: weight})
     if sizes["C"] < 2 or sizes["D"] < 1:
         raise ValueError(f"{weight_name} must have at least 2 classes and 1 feature, got {shape_text(weight.shape)}")
     check_finite(weight_name, weight)
     if bias is None:
         return weight, None
-    bias = as_dense(bias_name, bias)
     check_tensors({weight_name: _WEIGHT, bias_name: _BIAS}, {weight_name: weight, bias_name: bias})
     check_finite(bias_name, bias)
     return weight, bias
@@ -66,19 +76,22 @@ def check_features(
     """Return ``features`` as a tensor or raise a typed error unless they fit the layer.
 
     Shape, dtype and device are checked, and that values are finite. An array is viewed as a tensor, neither copied nor
-    converted.
+    converted. Features of half precision fit a layer in float32: each value is one of float32 too.
     """
     features = as_dense(name, features)
     mean, size = posterior.mean, posterior.num_features
     # The full check takes nearly as long as an update with a few labels, so it only runs to raise its error.
     if not (
-        features.dtype == mean.dtype
-        and features.dtype in COMPUTE_DTYPES
+        (
+            (features.dtype == mean.dtype and features.dtype in COMPUTE_DTYPES)
+            or (mean.dtype == torch.float32 and features.dtype in HALF_DTYPES)
+        )
         and features.device == mean.device
         and features.dim() == 2
         and features.shape[1] == size
     ):
-        expected = ShapeSpec("compute", ("N", str(size)))
+        half = mean.dtype == torch.float32 and features.dtype in HALF_DTYPES
+        expected = ShapeSpec("storage" if half else "compute", ("N", str(size)))
         check_tensors({"mean": MEAN, name: expected}, {"mean": mean, name: features})
     if nonempty and features.shape[0] == 0:
         raise ValueError(f"{name} must have at least one row, got {shape_text(features.shape)}")
@@ -105,6 +118,11 @@ def _as_targets(name: str, targets: Array, count: int, num_classes: int, device:
     return labels
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if it has half precision."""
+    return tensor.float() if tensor.dtype in HALF_DTYPES else tensor
+
+
 class LabelledFeatures(NamedTuple):
     """The training data of a layer, checked."""
 
@@ -126,13 +144,13 @@ def check_labelled(features: Array, targets: Array, num_classes: int) -> Labelle
 
 
 def check_first_features(features: Array) -> Tensor:  # [N, D]
-    """Return features of any width and both precisions, before there is a layer, or raise a typed error."""
+    """Return features of any width, before there is a layer, or raise a typed error; half precision is widened."""
     features = as_dense("features", features).detach()
-    check_tensors({"features": ShapeSpec.parse("[N, D]")}, {"features": features})
+    check_tensors({"features": ShapeSpec.parse("storage [N, D]")}, {"features": features})
     if features.numel() == 0:
         raise ValueError(f"features must have at least one row and one column, got {shape_text(features.shape)}")
     check_finite("features", features)
-    return features
+    return widened(features)
 
 
 def check_module_input(
@@ -151,9 +169,22 @@ def check_module_input(
         )
     if features.device != mean.device:
         raise ValueError(f"features must be on {mean.device} like mean, got {features.device}")
-    if features.dtype != mean.dtype and not torch.is_autocast_enabled(features.device.type):
+    # Autocast converts any two dtypes but float64.
+    mixed = torch.float64 not in (features.dtype, mean.dtype) and features.dtype.is_floating_point
+    if features.dtype != mean.dtype and not (mixed and torch.is_autocast_enabled(features.device.type)):
         raise TypeError(f"features must be {mean.dtype} like mean, got {features.dtype}")
     return features
+
+
+def check_standardize(value: object) -> Standardize:
+    """Return ``value`` or raise a typed error unless it is True, False or ``columns``."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value == COLUMNS:
+        return COLUMNS
+    error = ValueError if isinstance(value, str) else TypeError
+    got = reprlib.repr(value) if isinstance(value, str) else type(value).__name__
+    raise error(f"standardize must be True, False or 'columns', got {got}")
 
 
 def check_prior_precision(value: object, dtype: torch.dtype) -> float:

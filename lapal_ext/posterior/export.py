@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lapal_ext.posterior.head import HEADS, check_writable_to
-from lapal_ext.validation.tensors import check_dense, check_overflow, shape_text
+from lapal_ext.validation.tensors import HALF_DTYPES, check_dense, check_overflow, shape_text
 
 
 def write_linear(
@@ -44,6 +44,8 @@ def write_linear(
     parts = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     for name, part in parts.items():
         _check_part(f"out.{name}", getattr(out, name), part.shape, mean)
+        if getattr(out, name).dtype != part.dtype:
+            check_overflow("mean", part.to(getattr(out, name).dtype))
     check_writable_to(out)
     with torch.no_grad():
         for name, part in parts.items():
@@ -58,7 +60,7 @@ def _check_part(name: str, value: object, shape: torch.Size, mean: Tensor) -> No
     if isinstance(value, nn.UninitializedParameter):
         raise ValueError(f"{name} must have a shape, got a lazy parameter before its first forward pass")
     check_dense(name, value)
-    if value.dtype != mean.dtype:
+    if value.dtype != mean.dtype and not (value.dtype in HALF_DTYPES and mean.dtype == torch.float32):
         raise TypeError(f"{name} must be {mean.dtype} like mean, got {value.dtype}")
     if value.shape != shape:
         raise ValueError(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lapal_ext.posterior.arguments import check_layer
-from lapal_ext.validation.tensors import check_dense, shape_text
+from lapal_ext.validation.tensors import HALF_DTYPES, check_dense, shape_text
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 HEADS = (nn.Linear, *CONVOLUTIONS)
@@ -16,6 +16,7 @@ HeadLayer = TypeVar("HeadLayer", nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 _ROWS = 8  # that are compared
 _TOLERANCE = 1e-5  # relative to the sum of absolute products
+_HALF_ROUNDING = 4.0  # eps of the layer's dtype
 _FAST_TOLERANCE = 5e-3  # where float32 products are computed in TF32 or bfloat16
 
 
@@ -33,9 +34,11 @@ class Head(NamedTuple):
 
     def check_computes(self, features: Tensor) -> None:  # [N, D]
         """Raise a typed error unless the layer gives W features + b in evaluation mode, for a few of the features."""
-        rows = features.detach()[:: max(1, len(features) // _ROWS)][:_ROWS]
+        rows = features.detach()[:: max(1, len(features) // _ROWS)][:_ROWS].to(self.weight.dtype)
         positions = (None,) * (self.layer.weight.dim() - 2)
-        seen = _run(self.name, self.layer, rows[(..., *positions)])
+        own = self.layer.weight.dtype if self.layer.weight.dtype in HALF_DTYPES else rows.dtype
+        rows = rows.to(own).to(rows.dtype)  # as the layer sees them
+        seen = _run(self.name, self.layer, rows.to(own)[(..., *positions)])
         shape = (len(rows), self.outputs, *[1] * len(positions))
         if not isinstance(seen, Tensor) or seen.shape != shape:
             got = shape_text(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
@@ -49,8 +52,9 @@ class Head(NamedTuple):
         if self.bias is not None:
             bias = self.bias[-self.outputs :].detach().double()
             expected, bound = expected + bias, bound + bias.abs()
-        difference = (seen - expected).abs() - _tolerance(self.weight) * bound
-        difference[bound > 0.1 * torch.finfo(self.weight.dtype).max] = 0.0  # sums that may overflow
+        tolerance = max(_tolerance(self.weight), _HALF_ROUNDING * torch.finfo(own).eps)
+        difference = (seen - expected).abs() - tolerance * bound
+        difference[bound > 0.1 * torch.finfo(own).max] = 0.0  # sums that may overflow
         difference = difference.nan_to_num(torch.inf, torch.inf)
         if len(rows) and float(difference.max()) > 0:
             row, column = divmod(int(difference.argmax()), self.outputs)
@@ -97,7 +101,7 @@ def read_head(head: object, *, name: str = "head") -> Head:
     if outputs == 1 and weight.dim() == 2:
         weight = torch.cat([torch.zeros_like(weight), weight])
         bias = None if bias is None else torch.cat([torch.zeros_like(bias), bias])
-    weight, bias = check_layer(weight, bias, prefix=f"{name}.")
+    weight, bias = check_layer(weight, bias, prefix=f"{name}.", widen=True)
     return Head(name, layer, weight, bias, outputs)
 
 

@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, overload
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lapal_ext import ops
+from lapal_ext.entries import entry, warn
 from lapal_ext.errors import StorageError
 from lapal_ext.likelihood import CURVATURES, STEPS, curvature_weight
 from lapal_ext.posterior import prior_search
@@ -24,6 +24,7 @@ from lapal_ext.posterior.arguments import (
     check_module_input,
     check_prior_precision,
     check_prior_precisions,
+    check_standardize,
     check_targets,
     require_fitted,
 )
@@ -32,7 +33,7 @@ from lapal_ext.posterior.export import write_linear
 from lapal_ext.posterior.head import HeadLayer, read_head
 from lapal_ext.posterior.map_fit import map_weights_from
 from lapal_ext.posterior.precision import PendingPrecision, add_observations, inverse, precision_matrix
-from lapal_ext.posterior.standardization import Standardization
+from lapal_ext.posterior.standardization import COLUMNS, Standardization, Standardize, uneven_columns
 from lapal_ext.posterior.standardization import standardize as _standardize
 from lapal_ext.posterior.state import ATTRIBUTES, EXTRA_STATE, check_state, read_file, write_file
 from lapal_ext.posterior.updating import absorb, check_variance
@@ -67,6 +68,7 @@ class LatentPrediction(NamedTuple):
     variance: Tensor  # [N]
 
 
+@entry
 class LastLayerLaplace(nn.Module):
     """Gaussian posterior over the weights of a linear softmax layer, with one covariance for all classes.
 
@@ -77,7 +79,8 @@ class LastLayerLaplace(nn.Module):
     [N, D], and updates move it like any other weight. ``centre`` and ``scale`` standardise inputs inside every method.
 
     Every method accepts NumPy arrays in place of tensors, without conversion: arrays of features must have the dtype of
-    ``mean``. A model that is fitted to arrays of float64, the default of NumPy, is a float64 model.
+    ``mean``. A model that is fitted to arrays of float64, the default of NumPy, is a float64 model. Features in half
+    precision are for float32 models, which compute with the same values in float32.
 
     The posterior is a module that can replace the layer: called on features [..., D], it returns the logits of the
     layer.
@@ -98,7 +101,7 @@ class LastLayerLaplace(nn.Module):
         precision: inverse of ``covariance``. It is in the state dict but is not a buffer: it is computed again if other
             code changes the covariance.
         centre: subtracted from the features, [D]; a buffer.
-        scale: multiplies the centred features, 0-d; a buffer.
+        scale: multiplies the centred features, 0-d, or [D] if each column has its own; a buffer.
         standardization: ``centre``, ``scale`` and ``has_bias`` in one object, with a method ``standardized(features)``.
         has_bias: whether the last column of ``mean`` is a bias.
         num_classes: C.
@@ -151,7 +154,7 @@ class LastLayerLaplace(nn.Module):
         features: Array,  # [N, D]
         prior_precision: float = 1.0,
         curvature: str = "categorical",
-        standardize: bool = False,
+        standardize: Standardize = False,
         class_names: Iterable[str] | None = None,
     ) -> Self:
         """Put a posterior around a trained layer and fit its covariance to the training features.
@@ -159,12 +162,14 @@ class LastLayerLaplace(nn.Module):
         Args:
             head: the layer, an nn.Linear or a convolution of one position; not modified. A layer with a single logit
                 has two classes, of which the first has a row of zeros. A computed weight (weight_norm, spectral_norm)
-                is that of evaluation mode. What the layer gives is compared with W features + b on a few rows.
+                is that of evaluation mode. What the layer gives is compared with W features + b on a few rows. Around a
+                layer in half precision the posterior is in float32.
             features: the training features of the layer, [N, D].
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
             standardize: centre and scale the features internally (without a bias only scale them); ``mean`` is
-                rewritten so that predictions do not change.
+                rewritten so that predictions do not change. True has one scale for all columns, ``columns`` one for
+                each.
             class_names: one per class, distinct, or None.
 
         Raises:
@@ -172,23 +177,26 @@ class LastLayerLaplace(nn.Module):
                 temperature or a hook does; the message says what was seen.
 
         Warns:
-            UserWarning: the mean square of the features is outside [0.1, 10], so that ``prior_precision`` does not have
-                the meaning that it has for standardised features.
+            UserWarning: a few columns carry more than half of all variance, or the mean square of the features is
+                outside [0.1, 10], so that ``prior_precision`` does not have the meaning that it has for standardised
+                features.
         """
         layer = read_head(head)
         posterior = cls(layer.weight, prior_precision, curvature, bias=layer.bias, class_names=class_names)
         features = check_features(posterior, features, nonempty=True)
         layer.check_computes(features)
-        if check_flag("standardize", standardize):
-            _standardize(posterior, features.detach())
-        else:
+        kind = check_standardize(standardize)
+        if kind is not False:
+            _standardize(posterior, features.detach(), kind)
+        if text := _uneven(features, kind):
+            warn(text, UserWarning)
+        elif kind is False:
             square = float(features.detach().double().square().mean())
             if not _TYPICAL_SQUARE[0] <= square <= _TYPICAL_SQUARE[1]:
-                warnings.warn(
+                warn(
                     f"features have mean square {square:.3g}, outside [0.1, 10]: prior_precision and gamma are meant "
                     "for standardised features, pass standardize=True",
                     UserWarning,
-                    stacklevel=2,
                 )
         return posterior.fit(features)
 
@@ -201,7 +209,7 @@ class LastLayerLaplace(nn.Module):
         prior_precision: float = 10.0,
         curvature: str = "categorical",
         fit_bias: bool = True,
-        standardize: bool = True,
+        standardize: Standardize = True,
         class_names: Iterable[str] | None = None,
     ) -> Self:
         """Fit the layer, then its covariance.
@@ -217,24 +225,30 @@ class LastLayerLaplace(nn.Module):
             curvature: ``categorical`` or ``gaussian``.
             fit_bias: whether the layer has a bias.
             standardize: centre and scale the features internally; with a bias this only changes the scale of the prior.
+                True has one scale for all columns, which keeps their relative sizes, as an encoder has learned them.
+                ``columns`` has one for each, for columns in different units.
             class_names: one per class, distinct, or None.
 
         Warns:
+            UserWarning: a few columns carry more than half of all variance.
             RuntimeWarning: the fit has not converged.
         """
         data = check_labelled(features, targets, num_classes)
         names = check_class_names(class_names, data.num_classes)
         bias = data.features.new_zeros(data.num_classes) if check_flag("fit_bias", fit_bias) else None
         weight = data.features.new_zeros(data.num_classes, data.features.shape[1])
+        kind = check_standardize(standardize)
         posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=names)
         fit, standardization = prior_search.fit_layer(
             data,
             posterior.prior_precision,
             fit_bias=fit_bias,
-            standardize=check_flag("standardize", standardize),
+            standardize=kind,
         )
+        if text := _uneven(data.features, kind):
+            warn(text, UserWarning)
         if warning_text := fit.warning_text("fit_map"):
-            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
+            warn(warning_text, RuntimeWarning)
         posterior.mean = fit.weight.to(data.features.dtype)
         posterior.centre, posterior.scale = standardization.centre, standardization.scale
         return posterior.fit(data.features)
@@ -247,7 +261,7 @@ class LastLayerLaplace(nn.Module):
         prior_precision: float = 10.0,
         curvature: str = "categorical",
         fit_bias: bool = True,
-        standardize: bool = True,
+        standardize: Standardize = True,
         class_names: Iterable[str] | None = None,
     ) -> Self:
         """Make the prior alone, for a pool without any label: every class is equally likely everywhere.
@@ -260,16 +274,22 @@ class LastLayerLaplace(nn.Module):
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
             fit_bias: whether the layer has a bias.
-            standardize: centre and scale the features internally (without a bias only scale them).
+            standardize: centre and scale the features internally (without a bias only scale them), as for ``fit_map``.
             class_names: one per class, distinct, or None.
+
+        Warns:
+            UserWarning: a few columns carry more than half of all variance.
         """
         num_classes = check_integer("num_classes", num_classes, at_least=2)
         features = check_first_features(features)
         weight = features.new_zeros(num_classes, features.shape[1])
         bias = weight[:, 0] if check_flag("fit_bias", fit_bias) else None
         posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=class_names)
-        if check_flag("standardize", standardize):
-            _standardize(posterior, features)
+        kind = check_standardize(standardize)
+        if kind is not False:
+            _standardize(posterior, features, kind)
+        if text := _uneven(features, kind):
+            warn(text, UserWarning)
         return posterior.fit(features[:0])
 
     @classmethod
@@ -281,7 +301,7 @@ class LastLayerLaplace(nn.Module):
         prior_precisions: Array | None = None,  # [P]
         n_folds: int = 5,
         fit_bias: bool = True,
-        standardize: bool = True,
+        standardize: Standardize = True,
         generator: torch.Generator | None = None,
     ) -> float:
         """Return the prior precision with which ``fit_map`` predicts held-out labels best.
@@ -302,16 +322,24 @@ class LastLayerLaplace(nn.Module):
 
         Returns:
             One of ``prior_precisions``; ties go to the first. The cost is P ``n_folds`` fits.
+
+        Warns:
+            UserWarning: the result is the smallest or the largest of ``prior_precisions``, or a few columns carry more
+                than half of all variance.
         """
         data = check_labelled(features, targets, num_classes)
-        return prior_search.best_prior_precision(
+        kind = check_standardize(standardize)
+        best, at_edge = prior_search.best_prior_precision(
             data,
             prior_precisions,
             n_folds,
             fit_bias=check_flag("fit_bias", fit_bias),
-            standardize=check_flag("standardize", standardize),
+            standardize=kind,
             generator=generator,
         )
+        for text in filter(None, (_uneven(data.features, kind), at_edge)):
+            warn(text, UserWarning)
+        return best
 
     @torch.no_grad()
     def fit(
@@ -404,7 +432,7 @@ class LastLayerLaplace(nn.Module):
             RuntimeWarning: the small fit of ``joint`` has not converged.
         """
         if warning_text := self._absorb(features, targets, step, gamma):
-            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
+            warn(warning_text, RuntimeWarning)
         return self
 
     def condition_on(
@@ -421,7 +449,7 @@ class LastLayerLaplace(nn.Module):
         """
         conditioned = self._successor()
         if warning_text := conditioned._absorb(features, targets, step, gamma):
-            warnings.warn(warning_text, RuntimeWarning, stacklevel=2)
+            warn(warning_text, RuntimeWarning)
         return conditioned
 
     @torch.no_grad()
@@ -489,14 +517,19 @@ class LastLayerLaplace(nn.Module):
         """Mean of the logits, as the layer returns them: the posterior can replace the layer in a model.
 
         Gradients flow to the features; the posterior has no parameters. Values are not checked: unlike in
-        ``predict_logits``, NaN in the features gives NaN in the logits.
+        ``predict_logits``, NaN in the features gives NaN in the logits. Within ``torch.autocast`` the logits are those
+        of ``to_linear()`` there, in half precision, while all other methods compute as outside of it.
 
         Raises:
             TypeError: not a dense tensor, or its dtype is not that of ``mean``, outside ``torch.autocast``.
             ValueError: it does not have D columns, or is on another device.
         """
         features = check_module_input(self, features)
-        weights, offsets = self.standardization.raw(self.mean)
+        if torch.is_autocast_enabled(features.device.type):  # the offsets of a centre far from zero need all digits
+            with torch.autocast(features.device.type, enabled=False):
+                weights, offsets = self.standardization.raw(self.mean)
+        else:
+            weights, offsets = self.standardization.raw(self.mean)
         return nn.functional.linear(features, weights, offsets)
 
     @torch.no_grad()
@@ -507,7 +540,12 @@ class LastLayerLaplace(nn.Module):
         """Mean of the logits, z = W phi, without their variance; works before ``fit``."""
         features = check_features(self, features)
         weights, offsets = self.standardization.raw(self.mean)
-        logits = torch.addmm(offsets, features, weights.T)
+        if features.dtype == weights.dtype:
+            logits = torch.addmm(offsets, features, weights.T)
+        else:  # half precision, widened a tile at a time
+            logits = weights.new_empty(len(features), len(weights))
+            for rows in row_tiles(len(features)):
+                torch.addmm(offsets, features[rows].to(weights.dtype), weights.T, out=logits[rows])
         check_overflow("features", logits)
         return logits
 
@@ -525,8 +563,8 @@ class LastLayerLaplace(nn.Module):
         """
         require_fitted(self.fitted)
         features = check_features(self, features)
-        logits = features.new_empty(features.shape[0], self.num_classes)
-        variance = features.new_empty(features.shape[0])
+        logits = self.mean.new_empty(features.shape[0], self.num_classes)
+        variance = self.mean.new_empty(features.shape[0])
         for rows in row_tiles(features.shape[0]):
             x = self.standardization.standardized(features[rows])
             torch.mm(x, self.mean.T, out=logits[rows])
@@ -601,7 +639,7 @@ class LastLayerLaplace(nn.Module):
         features = check_features(self, features)
         labels = check_targets(self, targets, features.shape[0])
         if prior_precisions is None:
-            prior_precisions = torch.tensor(self.prior_precision, dtype=torch.float64)
+            prior_precisions = torch.tensor(self.prior_precision, dtype=torch.float64, device="cpu")
         grid = check_prior_precisions("prior_precisions", prior_precisions, self.mean.dtype).to(self.mean.device)
         values = prior_search.log_evidence(self._tiles(features), labels, self.mean, grid.flatten(), self.curvature).to(
             self.mean.dtype
@@ -623,9 +661,9 @@ class LastLayerLaplace(nn.Module):
 
         Args:
             out: an existing layer, whose weight and bias are overwritten; after an error it is unchanged. It may be on
-                another device, and any layer that ``from_linear`` takes: a convolution of one position, or a layer with
-                a single logit, which gets the difference of two classes. By default a new layer is made, with a bias if
-                this posterior has one.
+                another device, in half precision if this posterior is in float32, and any layer that ``from_linear``
+                takes: a convolution of one position, or a layer with a single logit, which gets the difference of two
+                classes. By default a new layer is made, with a bias if this posterior has one.
 
         Returns:
             ``out``, or the new layer.
@@ -633,7 +671,8 @@ class LastLayerLaplace(nn.Module):
         Raises:
             TypeError: ``out`` is no such layer, its weight is parametrized, or it has another dtype.
             ValueError: it has another shape, or only one of the layer and this posterior has a bias; it computes
-                something else than W features + b; or the mean is not finite.
+                something else than W features + b; or the mean is not finite, or too large for the half precision of
+                ``out``.
         """
         weights, offsets = self.standardization.raw(self.mean)
         written: HeadLayer = write_linear(out, weights, offsets if self.has_bias else None, self.mean)
@@ -761,7 +800,9 @@ class LastLayerLaplace(nn.Module):
         """
         state = {name.removeprefix(prefix): state_dict[name] for name in state_dict if name.startswith(prefix)}
         # For the precision only the shape is checked, which is that of the covariance.
-        tensors = {**dict(self.named_buffers()), "precision": self.covariance}
+        scale = self.centre if getattr(state.get("scale"), "shape", None) == self.centre.shape else self.mean[0, 0]
+        buffers = {**dict(self.named_buffers()), "scale": scale}  # of one scale, or of one for each column
+        tensors = {**buffers, "precision": self.covariance}
         own = (*tensors, EXTRA_STATE)
         missing = [name for name in own if name not in state]
         if missing and (prefix or not state):
@@ -777,7 +818,7 @@ class LastLayerLaplace(nn.Module):
             return
         # torch writes into the existing buffers, which a successor may share, so they are copied first; the copies keep
         # the values in case torch raises. The precision is not a buffer, so torch must not see its entry.
-        for name, buffer in self.named_buffers():
+        for name, buffer in buffers.items():
             setattr(self, name, buffer.clone())
         known = {name: value for name, value in state_dict.items() if name != f"{prefix}precision"}
         super()._load_from_state_dict(known, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
@@ -819,6 +860,11 @@ class LastLayerLaplace(nn.Module):
             if buffer is not None and buffer.dim() < 2:
                 copied._buffers[name] = buffer.clone()
         return copied
+
+
+def _uneven(features: Tensor, standardize: Standardize) -> str:
+    """The text of a warning about features that need a scale for each column, or an empty string."""
+    return "" if standardize == COLUMNS else uneven_columns(features.detach())
 
 
 def check_posterior(posterior: object) -> None:

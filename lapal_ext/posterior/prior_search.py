@@ -9,7 +9,7 @@ from lapal_ext.likelihood import curvature_weight
 from lapal_ext.posterior.arguments import LabelledFeatures, check_prior_precisions
 from lapal_ext.posterior.map_fit import Fit, map_weights
 from lapal_ext.posterior.precision import add_observations
-from lapal_ext.posterior.standardization import Standardization, fit_standardization
+from lapal_ext.posterior.standardization import Standardization, Standardize, fit_standardization
 from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_generator, check_integer
 from lapal_ext.validation.tensors import check_overflow, shape_text
@@ -51,16 +51,11 @@ def fit_layer(
     prior_precision: float,
     *,
     fit_bias: bool,
-    standardize: bool,
+    standardize: Standardize,
 ) -> tuple[Fit, Standardization]:
     """Return the MAP weights [C, D] or [C, D + 1] of standardised features, and the standardisation."""
-    features = data.features
-    if standardize:
-        standardization = fit_standardization(features, has_bias=fit_bias)
-    else:
-        centre = features.new_zeros(features.shape[1])
-        standardization = Standardization(centre, features.new_ones(()), fit_bias)
-    x = standardization.standardized(features)
+    standardization = fit_standardization(data.features, has_bias=fit_bias, standardize=standardize)
+    x = standardization.standardized(data.features)
     return map_weights(x, data.labels, data.num_classes, prior_precision), standardization
 
 
@@ -70,16 +65,19 @@ def best_prior_precision(
     n_folds: int,
     *,
     fit_bias: bool,
-    standardize: bool,
+    standardize: Standardize,
     generator: torch.Generator | None,
-) -> float:
-    """The prior precision with the best held-out loss, see ``LastLayerLaplace.optimize_prior_precision``."""
+) -> tuple[float, str]:
+    """The prior precision with the best held-out loss, and the text of a warning if it is the least or the largest.
+
+    See ``LastLayerLaplace.optimize_prior_precision``.
+    """
     n_rows = len(data.labels)
     if n_rows < 2:
         shape = shape_text(data.features.shape)
         raise ValueError(f"features must have at least two rows to hold some out, got {shape}")
     if prior_precisions is None:
-        prior_precisions = torch.logspace(-2.0, 3.0, 11, dtype=torch.float64)
+        prior_precisions = torch.logspace(-2.0, 3.0, 11, dtype=torch.float64, device="cpu")
     grid = check_prior_precisions("prior_precisions", prior_precisions, data.features.dtype)
     if grid.dim() != 1 or len(grid) == 0:
         raise ValueError(f"prior_precisions must have shape (P,) with P >= 1, got {shape_text(grid.shape)}")
@@ -87,7 +85,14 @@ def best_prior_precision(
     check_generator("generator", generator)
     fold = assign_folds(data.labels, n_folds, generator)
     losses = held_out_losses(data, grid.tolist(), fold, fit_bias=fit_bias, standardize=standardize)
-    return float(grid[losses.argmin()])
+    best, low, high = float(grid[losses.argmin()]), float(grid.min()), float(grid.max())
+    if best not in (low, high) or low == high:
+        return best, ""
+    beyond = "smaller" if best == low else "larger"
+    return best, (
+        f"optimize_prior_precision found the best value, {best:g}, at the edge of those that it tried, {low:g} to "
+        f"{high:g}: pass prior_precisions with {beyond} ones"
+    )
 
 
 def held_out_losses(
@@ -96,10 +101,10 @@ def held_out_losses(
     fold: Tensor,  # [N] int64, the fold of each row
     *,
     fit_bias: bool,
-    standardize: bool,
+    standardize: Standardize,
 ) -> Tensor:  # [P] float64
     """Negative log-likelihood of every fold under the weights fitted to the others, summed over all rows."""
-    losses = torch.zeros(len(prior_precisions), dtype=torch.float64)
+    losses = torch.zeros(len(prior_precisions), dtype=torch.float64, device="cpu")
     for place, prior_precision in enumerate(prior_precisions):
         for number in fold.unique().tolist():
             out = fold == number

@@ -3,7 +3,7 @@
 Raw features [N, D] are what callers pass. The mean and the covariance of a posterior belong to standardised features.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,12 +11,25 @@ from torch import Tensor
 from lapal_ext.tiles import row_tiles
 from lapal_ext.validation.tensors import check_overflow
 
+COLUMNS: Literal["columns"] = "columns"
+Standardize: TypeAlias = bool | Literal["columns"]
+"""Whether features are centred and scaled: by one number for all columns (True), or each column by its own."""
+
+_SAMPLED = 128  # rows from which ``uneven_columns`` judges; fewer than _JUDGED say nothing about a variance
+_JUDGED = 8
+_UNEVEN = 64.0  # eight times the scale of a usual column
+_FEW = 8  # columns are few if there are so many times as many others
+_SHOWN = 4  # columns that a warning lists
+_IN_ORDER = 0.8  # rank correlation of the variances of principal components with their order; by chance below 0.5
+_ORDERED = 20  # columns, of which fewer may be in order by chance
+_RESOLVED = 8.0  # a deviation below so many eps of the mean is rounding
+
 
 class Standardization(NamedTuple):
     """The map phi -> (phi - centre) scale, with a one appended if there is a bias; a view of a posterior's buffers."""
 
     centre: Tensor  # [D]
-    scale: Tensor  # []
+    scale: Tensor  # [] or [D]
     has_bias: bool
 
     def standardized(
@@ -68,26 +81,93 @@ def fit_standardization(
     features: Tensor,  # [N, D] raw
     *,
     has_bias: bool,
+    standardize: Standardize = True,
 ) -> Standardization:
-    """Centre and one global scale with which these features have mean zero and mean square one.
+    """Centre and scale with which these features have mean zero and mean square one.
 
-    One scale for all columns keeps their relative sizes, which the encoder has learned; the prior precision and gamma
-    then have the same meaning for every feature set. The scale is one if all features are constant. Without a bias the
-    centre is zero, since only a bias can compensate for it. Computed in float64: it happens once per model, and every
-    later update inherits its error.
+    One scale for all columns (True) keeps their relative sizes, which the encoder has learned; the prior precision and
+    gamma then have the same meaning for every feature set. The scale is one if all features are constant. Without a
+    bias the centre is zero, since only a bias can compensate for it. Computed in float64: it happens once per model,
+    and every later update inherits its error.
+
+    With ``columns`` each column has mean zero and mean square one, or without a bias mean square one. A column that is
+    constant gets the scale that it has with True, since these rows do not tell its size. False changes nothing.
 
     Raises:
         ValueError: the features overflow.
     """
     n_rows, n_features = features.shape
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    if standardize is False:
+        return Standardization(
+            features.new_zeros(n_features, dtype=dtype), features.new_ones((), dtype=dtype), has_bias
+        )
     tiles = list(row_tiles(n_rows))
     centre = sum((features[tile].double().sum(0) for tile in tiles), features.new_zeros(n_features).double()) / n_rows
     squares = sum(((features[tile].double() - centre).square().sum() for tile in tiles), centre.new_zeros(()))
     deviation = (squares / (n_rows * n_features)).sqrt()
-    scale = torch.where(deviation > 0, deviation.reciprocal(), 1.0).to(features.dtype)
+    scale = torch.where(deviation > 0, deviation.reciprocal(), 1.0).to(dtype)
     check_overflow("features", deviation, scale)
-    centre = centre.to(features.dtype)
+    if standardize == COLUMNS:
+        scale = _scale_of_columns(features, centre, scale, has_bias=has_bias)
+    centre = centre.to(dtype)
     return Standardization(centre if has_bias else torch.zeros_like(centre), scale, has_bias)
+
+
+def _scale_of_columns(
+    features: Tensor,  # [N, D] raw
+    centre: Tensor,  # [D] float64
+    scale: Tensor,  # [], for columns that are constant
+    *,
+    has_bias: bool,
+) -> Tensor:  # [D]
+    origin = centre if has_bias else torch.zeros_like(centre)
+    squares = torch.zeros_like(centre)
+    for tile in row_tiles(len(features)):
+        squares += (features[tile].double() - origin).square().sum(0)
+    deviation = (squares / len(features)).sqrt()
+    constant = deviation <= _RESOLVED * torch.finfo(features.dtype).eps * origin.abs()
+    result = torch.where(constant, scale.double(), deviation.reciprocal()).to(scale.dtype)
+    check_overflow("features", deviation, result)
+    return result
+
+
+def uneven_columns(
+    features: Tensor,  # [N, D] raw
+) -> str:
+    """The text of a warning if a few columns carry more than half of all variance, or an empty string.
+
+    These columns must be few, an eighth of all at most, and each have 64 times the variance of the usual column (the
+    median of those that vary). Principal components, whose variances fall in the order of the columns, give no warning:
+    their sizes say how much each tells. Judged from at most 128 rows, evenly spaced, which takes 0.1 ms.
+    """
+    if len(features) < _JUDGED:
+        return ""
+    sample = features[:: -(-len(features) // _SAMPLED)].double()
+    every = (sample - sample.mean(0)).square_().sum(0)
+    few = max(1, len(every) // _FEW)
+    if float(every.max()) * few < 0.5 * float(every.sum()):  # so that few columns cannot have half
+        return ""
+    variances, columns = every.sort(descending=True)
+    varying = int((variances > 0).sum())
+    shares = variances.cumsum(0) / variances.sum()
+    if varying == 0 or not bool(shares.isfinite().all()):  # they overflow, which is an error elsewhere
+        return ""
+    count = int((shares <= 0.5).sum()) + 1  # the fewest columns with more than half
+    if count > few or count >= varying:
+        return ""
+    if not bool(variances[count - 1] >= _UNEVEN * variances[:varying].median()):
+        return ""
+    if len(columns) >= _ORDERED:
+        order = torch.stack([columns, torch.arange(len(columns), device=columns.device)]).double()
+        if float(order.corrcoef()[0, 1]) > _IN_ORDER:
+            return ""
+    names = ", ".join(map(str, columns[: min(count, _SHOWN)].tolist())) + (", …" if count > _SHOWN else "")
+    what = f"column {names} of features has" if count == 1 else f"{count} columns of features ({names}) have"
+    return (
+        f"{what} {float(shares[count - 1]):.0%} of all variance, so that the others hardly count: pass "
+        "standardize='columns' to scale each column by itself"
+    )
 
 
 class StandardizedLayer(Protocol):
@@ -102,6 +182,7 @@ class StandardizedLayer(Protocol):
 def standardize(
     layer: StandardizedLayer,
     features: Tensor,  # [N, D] raw
+    kind: Standardize = True,
 ) -> None:
     """Set the centre and scale of a layer to those of ``features``; rewrite its mean so that predictions do not change.
 
@@ -109,7 +190,7 @@ def standardize(
         ValueError: the result overflows; the layer is unchanged.
     """
     before = Standardization(layer.centre, layer.scale, layer.has_bias)
-    after = fit_standardization(features, has_bias=layer.has_bias)
+    after = fit_standardization(features, has_bias=layer.has_bias, standardize=kind)
     mean = after.of_raw(*before.raw(layer.mean))
     check_overflow("features", mean)
     layer.mean, layer.centre, layer.scale = mean, after.centre, after.scale

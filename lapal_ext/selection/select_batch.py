@@ -19,6 +19,7 @@ from lapal_ext.acquisition.registry import (
 )
 from lapal_ext.acquisition.scorer import check_utilities
 from lapal_ext.acquisition.spec import KERNEL_MEMORY, Setting
+from lapal_ext.entries import entry
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.pool.sharding import Ranks
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@entry
 @torch.no_grad()
 def select_batch(
     posterior: LastLayerLaplace,
@@ -61,7 +63,8 @@ def select_batch(
 
     Args:
         posterior: a fitted model; not modified.
-        pool: features of the unlabelled rows, [N, D]; half precision is not converted, and is read once per pick. An
+        pool: features of the unlabelled rows, [N, D]; half precision is not converted, and is read once per pick (a
+            callable ``acquisition`` gets a copy in the dtype of the posterior). An
             array, a ``numpy.memmap`` or the path of a .npy or .safetensors file is read without a copy and may be
             larger than memory. Most acquisitions also keep [N, C] logits in memory.
         batch_size: rows to pick, at most N.
@@ -173,7 +176,9 @@ def select_batch(
             uncertainty="numbers" if isinstance(uncertainty, Tensor) else uncertainty,
         )
         # Drawn on all ranks, so that their generators stay equal.
-        seed = torch.tensor(choose_seed(acquisition, chosen_link, rows.shard.total, generator, references))
+        seed = torch.tensor(
+            choose_seed(acquisition, chosen_link, rows.shard.total, generator, references), device="cpu"
+        )
         seed = ranks.from_first(lambda: seed, seed)
         setting = Setting(
             posterior,

@@ -19,6 +19,7 @@ from lapal_ext.acquisition.registry import (
 )
 from lapal_ext.acquisition.scorer import Scorer, check_utilities
 from lapal_ext.acquisition.spec import Setting
+from lapal_ext.entries import entry
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.arguments import check_features
@@ -37,6 +38,7 @@ _Event = tuple[Tensor, Tensor | None]
 """Picks and their labels, or None if they were skipped."""
 
 
+@entry
 class SequentialSelector:
     """Asks for labels and absorbs each before it asks again.
 
@@ -157,6 +159,7 @@ class SequentialSelector:
         return self._pool.to_rows(picks)
 
     @property
+    @entry
     def posterior(self) -> LastLayerLaplace:
         """A new posterior that has absorbed every label so far."""
         told = [(picks, labels) for picks, labels in self._events if labels is not None]
@@ -185,7 +188,9 @@ class SequentialSelector:
         events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(self._events)]
         empty = [torch.zeros(0, dtype=torch.int64, device=self._pool.storage.device)]
         parts = {"rows": rows, "labels": labels, "events": events}
-        return {name: torch.cat(part or empty) for name, part in parts.items()} | {"seed": torch.tensor(self._seed)}
+        return {name: torch.cat(part or empty) for name, part in parts.items()} | {
+            "seed": torch.tensor(self._seed, device="cpu")
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

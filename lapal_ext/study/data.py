@@ -38,7 +38,7 @@ def split(data: Labelled, seed: int, pool_rows: int = 900, evaluation_rows: int 
     """
     targets = data.targets.numpy()
     pool, held_out = train_test_split(
-        torch.arange(len(targets)).numpy(), train_size=pool_rows, stratify=targets, random_state=seed
+        torch.arange(len(targets), device="cpu").numpy(), train_size=pool_rows, stratify=targets, random_state=seed
     )
     evaluation, test = train_test_split(
         held_out, train_size=evaluation_rows, stratify=targets[held_out], random_state=seed
@@ -55,7 +55,9 @@ def split_training(data: FeatureSet, seed: int, evaluation_rows: int) -> Split:
         seed: of the split; the same seed gives the same rows.
         evaluation_rows: size of the evaluation part.
     """
-    order = torch.randperm(len(data.train.targets), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(
+        len(data.train.targets), generator=torch.Generator(device="cpu").manual_seed(seed), device="cpu"
+    )
     parts = order[:evaluation_rows], order[evaluation_rows:]
     evaluation, pool = (Labelled(data.train.features[rows], data.train.targets[rows]) for rows in parts)
     return Split(pool, evaluation, data.test, data.num_classes)

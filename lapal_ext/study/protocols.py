@@ -47,7 +47,9 @@ def updating(
     of the update or the refit, without the copy of the base and without the prediction. Monte Carlo has no weights, so
     its time includes the prediction.
     """
-    order = torch.randperm(len(split.pool.targets), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(
+        len(split.pool.targets), generator=torch.Generator(device="cpu").manual_seed(seed), device="cpu"
+    )
     initial = order[:initial_labels]
     categorical = _fit(split, initial, prior_precision)
     gaussian = categorical.clone()
@@ -120,8 +122,8 @@ def active_learning(
     if not strategies.is_refitted(name):
         refit_every = 0
     rows_in_pool = len(split.pool.targets)
-    generator = torch.Generator().manual_seed(seed)
-    labelled = torch.randperm(rows_in_pool, generator=generator)[:initial_labels]
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    labelled = torch.randperm(rows_in_pool, generator=generator, device="cpu")[:initial_labels]
     model = _fit(split, labelled, prior_precision)
     yield Outcome(name, len(labelled), _log_probabilities(model, split.test.features), None, None)
     for query in range(acquisitions):
@@ -155,12 +157,14 @@ def candidates(
     They are the first ``subset`` unlabelled rows of a random order of the pool, or all unlabelled rows if ``subset`` is
     None. The order depends on the seed and the query alone, so it is the same for all strategies.
     """
-    free = torch.ones(rows_in_pool, dtype=torch.bool)
+    free = torch.ones(rows_in_pool, dtype=torch.bool, device="cpu")
     free[labelled] = False
     if subset is None:
         return free.nonzero()[:, 0]
     of_query = np.random.SeedSequence((seed, query)).generate_state(1)
-    order = torch.randperm(rows_in_pool, generator=torch.Generator().manual_seed(int(of_query[0])))
+    order = torch.randperm(
+        rows_in_pool, generator=torch.Generator(device="cpu").manual_seed(int(of_query[0])), device="cpu"
+    )
     return order[free[order]][:subset].sort().values
 
 
@@ -177,7 +181,7 @@ def _rows(data: Labelled, rows: Tensor) -> Labelled:
 
 
 def _monte_carlo(model: LastLayerLaplace, new: Labelled, points: Tensor, gamma: float, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     return baselines.monte_carlo(model, *new, points, gamma, generator=generator)
 
 

@@ -17,6 +17,7 @@ from lapal_ext.validation.arrays import view
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)  # as storage of what is computed in float32
 _ROWS_ADDED = 8192  # rows of half precision in one sum
 _FIXED_DTYPES = {"int64": torch.int64, "bool": torch.bool, "float64": torch.float64}
 _SPECIFICATION = re.compile(r"^(?:(\w+) )?\[(.*)\]$")

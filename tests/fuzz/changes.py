@@ -125,19 +125,20 @@ def floats(choose: Choose, x: Tensor) -> Options:
     return options
 
 
-def features(x: Tensor, *, half: bool = False, optional: bool = False) -> Argument:
-    """A matrix of features [N, D] that must have D columns.
+def features(x: Tensor, *, optional: bool = False) -> Argument:
+    """A matrix of features [N, D] that must have D columns, and may be in half precision for a model in float32.
 
     Args:
         x: the accepted value.
-        half: whether it may be stored in half precision.
         optional: whether it may be None.
     """
 
     def change(choose: Choose, good: Tensor) -> Changed:
         options = {**floats(choose, good), **shapes_of(good, keep=True)}
-        storage = EITHER if half and good.dtype == torch.float32 else REFUSED
-        options["half"] = (storage, lambda: good.to(one_of(choose, torch.float16, torch.bfloat16)))
+        options["half"] = (
+            SAME if good.dtype == torch.float32 else REFUSED,
+            lambda: good.to(one_of(choose, torch.float16, torch.bfloat16)),
+        )
         if not optional:
             options["None"] = (REFUSED, lambda: None)
         return pick(choose, options)
@@ -156,9 +157,11 @@ def any_features(x: Tensor) -> Argument:
             "None": (REFUSED, lambda: None),
             "another dtype": (
                 REFUSED,
-                lambda: good.to(one_of(choose, torch.float16, torch.int64, torch.bool)),
+                lambda: good.to(one_of(choose, torch.int64, torch.bool, torch.complex64)),
             ),
         }
+        if good.dtype == torch.float32:  # of float64, it would make a model in float32
+            options["half"] = (SAME, lambda: good.to(one_of(choose, torch.float16, torch.bfloat16)))
         return pick(choose, options)
 
     return Argument(x, change)
@@ -283,6 +286,11 @@ def choice(good: object, *, optional: bool = False) -> Argument:
 def flag(good: bool) -> Argument:
     values = ("no", 1, 0, None, 1.0, torch.tensor(True), np.True_, [])
     return Argument(good, lambda choose, _: Changed(choose(st.sampled_from(values)), REFUSED, "no flag"))
+
+
+def standardize(good: bool | str) -> Argument:
+    values = ("no", "column", "", 1, 0, None, 1.0, torch.tensor(True), np.True_, [], ["columns"])
+    return Argument(good, lambda choose, _: Changed(choose(st.sampled_from(values)), REFUSED, "no way to standardise"))
 
 
 def generator(seed: int) -> Argument:

@@ -89,7 +89,7 @@ def _parameters(choose: Choose) -> Arguments:
         "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True),
         "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
         "fit_bias": changes.flag(choose(st.booleans())),
-        "standardize": changes.flag(choose(st.booleans())),
+        "standardize": changes.standardize(choose(st.sampled_from([True, False, "columns"]))),
     }
 
 

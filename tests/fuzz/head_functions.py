@@ -207,7 +207,11 @@ def _out(good: nn.Linear) -> Argument:
             choose,
             {
                 "no layer": (REFUSED, lambda: evenly(choose, ("x", 1, nn.Identity(), nn.Linear, zeros, True))),
-                "another dtype": (REFUSED, lambda: _layer(good, dtype=evenly(choose, (other, torch.float16)))),
+                "another dtype": (REFUSED, lambda: _layer(good, dtype=other)),
+                "half": (
+                    SAME if good.weight.dtype == torch.float32 else REFUSED,
+                    lambda: _layer(good, dtype=torch.float16),
+                ),
                 "another width": (REFUSED, lambda: _layer(good, in_features=good.in_features + 1)),
                 "another class": (REFUSED, lambda: _layer(good, out_features=good.out_features + 1)),
                 "another bias": (REFUSED, lambda: _layer(good, bias=good.bias is None)),

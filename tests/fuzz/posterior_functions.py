@@ -73,7 +73,7 @@ def _from_linear(choose: Choose, p: Small) -> Arguments:
         "features": changes.features(p.x),
         "prior_precision": changes.number(1.0, above_zero=True),
         "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
-        "standardize": changes.flag(choose(st.booleans())),
+        "standardize": changes.standardize(choose(st.sampled_from([True, False, "columns"]))),
         "class_names": class_names(choose, p.n_classes),
     }
 
@@ -84,7 +84,7 @@ def _labelled(choose: Choose, p: Small) -> Arguments:
         "targets": changes.labels(p.y, p.n_classes),
         "num_classes": changes.integer(p.n_classes, 2),
         "fit_bias": changes.flag(choose(st.booleans())),
-        "standardize": changes.flag(choose(st.booleans())),
+        "standardize": changes.standardize(choose(st.sampled_from([True, False, "columns"]))),
     }
 
 
@@ -184,7 +184,7 @@ def _refresh(posterior: LastLayerLaplace) -> Tensor:
 
 
 def _drift(posterior: LastLayerLaplace) -> Tensor:
-    return torch.tensor(posterior.drift(), dtype=posterior.mean.dtype)
+    return torch.tensor(posterior.drift(), dtype=posterior.mean.dtype, device=posterior.mean.device)
 
 
 FUNCTIONS = {

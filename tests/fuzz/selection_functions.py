@@ -27,7 +27,7 @@ def _picking(choose: Choose, p: Small) -> Arguments:
     candidates = torch.tensor(choose(st.permutations(range(n_rows)))[: choose(st.integers(1, n_rows))])
     return {
         "posterior": model_changes.model(p.posterior, foreign=True),
-        "pool": changes.features(p.x, half=True),
+        "pool": changes.features(p.x),
         "step": changes.choice(choose(st.sampled_from(STEPS))),
         "gamma": changes.number(choose(st.sampled_from([1.0, 0.5]))),
         "link": changes.choice(choose(st.sampled_from(["plugin", "mean_field"]))),
@@ -105,7 +105,7 @@ def _look_ahead(choose: Choose, p: Small) -> Arguments:
 def _expected_error(choose: Choose, p: Small) -> Arguments:
     return {
         "posterior": model_changes.model(p.posterior, foreign=True),
-        "pool": changes.features(p.x, half=True),
+        "pool": changes.features(p.x),
         "eval_features": changes.features(p.points),
         "loss": changes.choice(choose(st.sampled_from(EXPECTED_LOSSES))),
         "step": changes.choice(choose(st.sampled_from(STEPS))),

@@ -212,7 +212,7 @@ def _left(selector: Restartable) -> tuple[object, ...]:
     """The posterior, the state and the next question of a selector, for a comparison."""
     state = selector.state_dict()
     left = len(selector._pool) - len(selector._closed())
-    question = selector.ask() if left else torch.zeros(0, dtype=torch.int64)
+    question = selector.ask() if left else torch.zeros(0, dtype=torch.int64, device="cpu")
     return selector.posterior, [state[name] for name in sorted(state)], question
 
 

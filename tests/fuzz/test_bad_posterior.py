@@ -80,7 +80,7 @@ CALLS = {
             "features": {**values.features_of(X), **values.no_rows(X)},
             "prior_precision": PRIOR,
             "curvature": values.choices_not_none(),
-            "standardize": values.flags(),
+            "standardize": values.standardize(),
             "class_names": values.class_names(4),
         },
     ),
@@ -89,14 +89,14 @@ CALLS = {
         {"features": X, "num_classes": 4, "prior_precision": 1.0, "curvature": "categorical", "fit_bias": True}
         | {"standardize": True, "class_names": NAMES},
         {
-            "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
+            "features": {name: bad for name, bad in values.features(X).items() if name not in ("other", "half")}
             | values.no_rows(X)
             | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},
             "num_classes": {name: bad for name, bad in values.integers(at_least=2).items() if name != "beyond int64"},
             "prior_precision": PRIOR,
             "curvature": values.choices_not_none(),
             "fit_bias": values.flags(),
-            "standardize": values.flags(),
+            "standardize": values.standardize(),
             "class_names": values.class_names(4),
         },
     ),
@@ -114,7 +114,7 @@ CALLS = {
         },
         {
             # Before there is a model, features of any width and of both precisions are accepted.
-            "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
+            "features": {name: bad for name, bad in values.features(X).items() if name not in ("other", "half")}
             | values.no_rows(X)
             | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},
             "targets": values.labels(Y, 4),
@@ -122,7 +122,7 @@ CALLS = {
             "prior_precision": PRIOR,
             "curvature": values.choices_not_none(),
             "fit_bias": values.flags(),
-            "standardize": values.flags(),
+            "standardize": values.standardize(),
             "class_names": values.class_names(4),
         },
     ),
@@ -139,7 +139,7 @@ CALLS = {
             "generator": torch.Generator(),
         },
         {
-            "features": {name: bad for name, bad in values.features(X).items() if name != "other"}
+            "features": {name: bad for name, bad in values.features(X).items() if name not in ("other", "half")}
             | values.no_rows(X)
             | {"one row": Bad(X[:1], ValueError, r"must have at least two rows|targets")}
             | {"huge": Bad(1e200 * X, ValueError, "must give results that are finite")},
@@ -153,7 +153,7 @@ CALLS = {
             },
             "n_folds": values.integers(at_least=2, at_most=8),
             "fit_bias": values.flags(),
-            "standardize": values.flags(),
+            "standardize": values.standardize(),
             "generator": values.generators(),
         },
     ),
@@ -237,6 +237,7 @@ def test_wrong_argument(call: Call, argument: str, bad: Bad) -> None:
     check_error(call, argument, bad)
 
 
+@pytest.mark.filterwarnings("ignore:optimize_prior_precision found the best value")
 @pytest.mark.parametrize("name", CALLS)
 def test_the_other_arguments_are_accepted(name: str) -> None:
     CALLS[name].function(**fresh(CALLS[name]))

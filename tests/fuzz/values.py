@@ -158,6 +158,13 @@ def flags() -> Table:
     return {repr(value): Bad(value, TypeError, "must be True or False, got") for value in values}
 
 
+def standardize() -> Table:
+    return {
+        **{repr(value): Bad(value, TypeError, "must be True, False or 'columns', got") for value in (1, 0, None, 1.0)},
+        **{value: Bad(value, ValueError, "must be True, False or 'columns', got") for value in ("no", "column", "")},
+    }
+
+
 def generators() -> Table:
     values = ("cpu", 0, torch.Generator, np.random.default_rng(0))
     return {type(value).__name__: Bad(value, TypeError, r"must be a torch\.Generator or None, got") for value in values}
@@ -238,7 +245,6 @@ def heads(dtype: torch.dtype) -> Table:
     return {
         "None": Bad(None, TypeError, r"must be a torch\.nn\.Linear, got NoneType"),
         "a weight": Bad(broken.weight, TypeError, r"must be a torch\.nn\.Linear, got Parameter"),
-        "half": Bad(layer().half(), TypeError, r"\.weight must be float32 or float64, got torch\.float16"),
         "meta": Bad(layer().to("meta"), ValueError, r"\.weight must hold values"),
         "a NaN": Bad(broken, ValueError, r"\.weight must be finite"),
         "an infinite bias": Bad(biased, ValueError, r"\.bias must be finite"),

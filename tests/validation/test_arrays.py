@@ -50,7 +50,7 @@ def calls(problem: Problem, draw: Draw) -> dict[str, tuple[Callable[..., Any], l
     head = torch.nn.Linear(D, C, dtype=pool.dtype)
     weight, bias = draw.normal(C, D).to(pool.dtype), draw.normal(C).to(pool.dtype)
     rows, batches = torch.arange(5, 25), torch.arange(12).view(4, 3)
-    grid = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    grid = torch.tensor([0.001, 0.1, 10.0], dtype=torch.float64)
     return {
         "constructor": (lambda w, bias: LastLayerLaplace(w, bias=bias).mean, [weight], {"bias": bias}),
         "fit": (lambda x: LastLayerLaplace(weight).fit(x).precision, [pool], {}),

@@ -154,15 +154,16 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         file = LabelFile(options.out, pool.size, class_names)
         if options.texts is not None:
             check_texts(options.texts, pool.size)
-        lines, rows = file.lines, torch.tensor([line.row for line in file.lines], dtype=torch.int64)
+        lines, rows = file.lines, torch.tensor([line.row for line in file.lines], dtype=torch.int64, device="cpu")
         number = min(options.number, pool.size - len(lines))
         if number == 0:
             raise CommandError(f"every row of the pool is in {file.path} already")
         features = pool.raw(rows)
-        has_label = torch.tensor([line.label is not None for line in lines], dtype=torch.bool)
+        has_label = torch.tensor([line.label is not None for line in lines], dtype=torch.bool, device="cpu")
         if has_label.any():
             posterior.update(
-                features[has_label], torch.tensor([line.label for line in lines if line.label is not None])
+                features[has_label],
+                torch.tensor([line.label for line in lines if line.label is not None], device="cpu"),
             )
         answered = posterior.clone()
         for number_of_line, line in enumerate(lines):
@@ -205,4 +206,4 @@ def _bytes(options: argparse.Namespace) -> float | None:
 def _generator(options: argparse.Namespace) -> "torch.Generator":
     import torch
 
-    return torch.Generator().manual_seed(options.seed)
+    return torch.Generator(device="cpu").manual_seed(options.seed)

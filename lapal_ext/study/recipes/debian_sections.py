@@ -62,8 +62,8 @@ def _make(progress: bool) -> Made:
     kept = [row for of in sections.values() for row in draw.sample(of, min(_MOST, len(of)))]
     draw.shuffle(kept)
     features = encode_texts([text for _, _, text in kept], progress)
-    targets = torch.tensor([_SECTIONS.index(section) for _, section, _ in kept])
-    test = torch.tensor([in_test_part(source) for source, _, _ in kept])
+    targets = torch.tensor([_SECTIONS.index(section) for _, section, _ in kept], device="cpu")
+    test = torch.tensor([in_test_part(source) for source, _, _ in kept], device="cpu")
     return Made(Labelled(features[~test], targets[~test]), Labelled(features[test], targets[test]), _SECTIONS)
 
 

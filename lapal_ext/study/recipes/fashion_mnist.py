@@ -57,9 +57,9 @@ def _make(progress: bool) -> Made:
 
     with package_files("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist", _FILES) as paths:
         train_images, train_targets, test_images, test_targets = map(_read, paths)
-    generator = torch.Generator().manual_seed(_SEED)
-    train = torch.randperm(len(train_images), generator=generator)[:_TRAIN_ROWS]
-    test = torch.randperm(len(test_images), generator=generator)[:_TEST_ROWS]
+    generator = torch.Generator(device="cpu").manual_seed(_SEED)
+    train = torch.randperm(len(train_images), generator=generator, device="cpu")[:_TRAIN_ROWS]
+    test = torch.randperm(len(test_images), generator=generator, device="cpu")[:_TEST_ROWS]
     features = encode_images(torch.cat([train_images[train], test_images[test]]), progress).double().numpy()
     pca = PCA(_FEATURES, svd_solver="covariance_eigh").fit(features[: len(train)])
     pooled = torch.from_numpy(pca.transform(features)).float()

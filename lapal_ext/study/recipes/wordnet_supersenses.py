@@ -89,7 +89,7 @@ def _make(progress: bool) -> Made:
     train, test = chosen(pairs)
     names = tuple(sorted({supersense for supersense, _ in train}))
     features = encode_texts([text for _, text in train + test], progress)
-    targets = torch.tensor([names.index(supersense) for supersense, _ in train + test])
+    targets = torch.tensor([names.index(supersense) for supersense, _ in train + test], device="cpu")
     count = len(train)
     return Made(Labelled(features[:count], targets[:count]), Labelled(features[count:], targets[count:]), names)
 

@@ -1,0 +1,56 @@
+"""What surrounds the body of every public function: no ``torch.autocast``, and warnings that point to its caller."""
+
+import functools
+import inspect
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_LIKE_A_LAYER = ("forward",)  # methods that compute as a layer of torch does, in mixed precision too
+_INNER = ("lapal_ext", "torch")  # packages between a public function and the code that calls it
+
+
+def entry(target: T) -> T:
+    """Decorate a public function, or a class for all of its public methods: it computes as outside of autocast.
+
+    Mixed precision is for networks. In bfloat16 a covariance, a score or a layer that is written back would lose most
+    of its digits, and kernels would get tensors of two dtypes. What a call runs for its caller, such as an acquisition
+    of one's own, runs outside of autocast too. Methods of a class whose names begin with an underscore, except the
+    constructor, are called by public ones; its properties are decorated one by one where they compute.
+
+    Outside of autocast it takes 0.3 us.
+    """
+    if not isinstance(target, type):
+        return _outside_autocast(target)
+    for name, value in list(vars(target).items()):
+        if name in _LIKE_A_LAYER or (name.startswith("_") and name != "__init__"):
+            continue
+        if isinstance(value, classmethod):
+            setattr(target, name, classmethod(_outside_autocast(value.__func__)))
+        elif inspect.isfunction(value):
+            setattr(target, name, _outside_autocast(value))
+    return target
+
+
+def _outside_autocast(function: T) -> T:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch._C._is_any_autocast_enabled():
+            return function(*args, **kwargs)
+        with torch._C._DisableAutocast():  # of all devices, and of those within
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def warn(text: str, category: type[Warning]) -> None:
+    """Warn about the line that called into the package."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] in _INNER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)
