@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.errors import StorageError
 from lapal_ext.features.growing_file import RowFile, check_format, partial_path
+from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.pool.feature_files import load_npy, map_file
 
 Origin = Mapping[str, str | int | None]
@@ -112,6 +113,7 @@ class FeatureCache:
         self.done += len(features)
         self._write_journal()
 
+    @outside_inference_mode
     def finish(self) -> tuple[Tensor, Tensor | None]:
         """Complete the files, give them their final names, and map the features."""
         assert self._features is not None

@@ -13,6 +13,7 @@ from lapal_ext.errors import StorageError
 from lapal_ext.features.batches import Batch, Data, comes_in_order, count_rows, read_batches
 from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
 from lapal_ext.features.layers import TAKES, catch, find_head, layer_name
+from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.selection.progress import progress_bar
 from lapal_ext.validation.scalars import check_choice, check_device, check_flag, check_integer, check_path
 from lapal_ext.validation.tensors import STORAGE_DTYPES, is_finite
@@ -162,6 +163,7 @@ class _Memory:
             self._targets.append(targets)
         self.done += len(features)
 
+    @outside_inference_mode
     def finish(self) -> tuple[Tensor, Tensor | None]:
         return torch.cat(self._features), torch.cat(self._targets) if self._targets else None
 

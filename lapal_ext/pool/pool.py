@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.pool.feature_files import Features, as_tensor
 from lapal_ext.pool.sharding import Ranks, Shard, common_layout
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
@@ -42,6 +43,7 @@ class Pool:
         size: number of rows of the whole pool, candidates or not.
     """
 
+    @outside_inference_mode
     def __init__(
         self,
         posterior: LastLayerLaplace,
@@ -172,11 +174,14 @@ class Pool:
         buffer, self._buffer = self._buffer, None
         tiles = list(row_tiles(len(self)))
         if buffer is None:
-            longest = max((tile.stop - tile.start for tile in tiles), default=0)
-            buffer = self._mean.new_empty(longest, self._mean.shape[1])
+            buffer = self._tile(max((tile.stop - tile.start for tile in tiles), default=0))
         for rows in tiles:
             yield rows, self._standardization.standardized(self.storage[rows], buffer[: rows.stop - rows.start])
         self._buffer = buffer
+
+    @outside_inference_mode
+    def _tile(self, n_rows: int) -> Tensor:  # [n_rows, D] or [n_rows, D + 1]
+        return self._mean.new_empty(n_rows, self._mean.shape[1])
 
     def columns(
         self,

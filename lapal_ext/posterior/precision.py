@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.errors import NotPSDError
+from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.likelihood import curvature_weight
 
 
@@ -44,6 +45,7 @@ class PendingPrecision:
     def __init__(self, covariance: Tensor, precision: Tensor | None = None) -> None:
         self._state = _State(covariance, _version(covariance), precision, ())
 
+    @outside_inference_mode
     @torch.no_grad()
     def value(
         self,
