@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.inference_mode import outside_inference_mode
+from lapal_ext.pool.checksum import PoolChecksum, checksum
 from lapal_ext.pool.feature_files import Features, as_tensor
 from lapal_ext.pool.sharding import Ranks, Shard, common_layout
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
@@ -67,7 +68,7 @@ class Pool:
         features, bounds = common_layout(ranks, features)
         self._first, self.size = bounds[ranks.rank], bounds[-1]
         self.rows_here = features.shape[0]
-        self._features, self._rows = features.detach(), Shard(ranks, bounds)
+        self._features, self._rows, self._ranks = features.detach(), Shard(ranks, bounds), ranks
         self._mean, self._covariance = posterior.mean, posterior.covariance
         self._standardization = posterior.standardization
         self._candidates = None
@@ -93,6 +94,10 @@ class Pool:
         check_index_range(name, rows, self.size, f"[0, {self.size}), one of the rows of pool")
         check_distinct(name, rows)
         return rows
+
+    def checksum(self) -> PoolChecksum:
+        """Checksum of all rows of all ranks, candidates or not."""
+        return checksum(self._features, self._rows, self._ranks)
 
     def local(
         self,

@@ -20,6 +20,7 @@ from lapal_ext.acquisition.registry import (
 from lapal_ext.acquisition.scorer import Scorer, check_utilities
 from lapal_ext.acquisition.spec import Setting
 from lapal_ext.inference_mode import outside_inference_mode
+from lapal_ext.pool.checksum import PoolChecksum
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.arguments import check_features
@@ -27,12 +28,12 @@ from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_poste
 from lapal_ext.rules import check_rule
 from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_integer
-from lapal_ext.validation.tensors import as_labels, check_distinct, check_labels, shape_text
+from lapal_ext.validation.tensors import as_dense, as_labels, check_distinct, check_labels, shape_text
 
 _KERNEL_MEMORY = 1 << 29  # bytes for kernel values, which every answer needs again
 _SKIPPED = -1  # label of a skipped row in a state dict
 _VECTORS = ("rows", "labels", "events")
-_STATE = (*_VECTORS, "seed")
+_STATE = (*_VECTORS, "seed", "pool")
 
 _Event = tuple[Tensor, Tensor | None]
 """Picks and their labels, or None if they were skipped."""
@@ -113,6 +114,7 @@ class SequentialSelector:
         # Callers may reuse the memory of their arguments.
         self._references = references.clone() if isinstance(references, Tensor) else references
         self._uncertainty = uncertainty.clone() if isinstance(uncertainty, Tensor) else uncertainty
+        self._checksum: PoolChecksum | None = None
         seed = choose_seed(acquisition, self._link, len(self._pool), generator, references)
         self._progress = _Progress((), seed, self._replayed((), seed))
 
@@ -198,9 +200,11 @@ class SequentialSelector:
 
     @outside_inference_mode
     def state_dict(self) -> dict[str, Any]:
-        """All answers: ``rows``, ``labels`` (-1 if skipped) and ``events``, int64 [T]; and ``seed`` [].
+        """All answers: ``rows``, ``labels`` (-1 if skipped) and ``events``, int64 [T]; ``seed`` []; ``pool`` [5].
 
-        The posterior and the pool are not part of it: make a new selector with them and call ``load_state_dict``.
+        The posterior and the pool are not part of it: make a new selector with them and call ``load_state_dict``. Of
+        the pool it holds a checksum: number of rows, D, dtype, and the values of 1,024 rows, evenly spread from the
+        first to the last, or of all rows if they are no more.
         """
         told, seed, *_ = self._progress
         rows = [self._pool.to_rows(picks) for picks, _ in told]
@@ -208,7 +212,11 @@ class SequentialSelector:
         events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(told)]
         empty = [torch.zeros(0, dtype=torch.int64, device=self._pool.storage.device)]
         parts = {"rows": rows, "labels": labels, "events": events}
-        return {name: torch.cat(part or empty) for name, part in parts.items()} | {"seed": torch.tensor(seed)}
+        return {
+            **{name: torch.cat(part or empty) for name, part in parts.items()},
+            "seed": torch.tensor(seed),
+            "pool": self._pool_checksum().as_tensor(),
+        }
 
     @outside_inference_mode
     @torch.no_grad()
@@ -216,7 +224,8 @@ class SequentialSelector:
         """Replay the answers of a ``state_dict``. The next question is the same as it was there.
 
         Raises:
-            KeyError, TypeError, ValueError: not a state of a selector over this pool; nothing is changed.
+            KeyError, TypeError, ValueError: not a state of a selector over this pool, in this order; nothing is
+                changed. The message says what is different in the pool.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
@@ -226,6 +235,7 @@ class SequentialSelector:
             as_labels(f"state[{name!r}]", state[name], self._pool.storage.device) for name in _VECTORS
         )
         seed = check_integer("state['seed']", state["seed"], at_least=0)
+        self._check_pool(state["pool"])
         if not rows.shape == labels.shape == events.shape or rows.dim() != 1:
             raise ValueError(
                 f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
@@ -241,6 +251,23 @@ class SequentialSelector:
                 self._check_untold("state['rows']", picks, told)
             told = (*told, (picks, None if skipped else given))
         self._progress = _Progress(told, seed, self._replayed(told, seed))
+
+    def _pool_checksum(self) -> PoolChecksum:
+        if self._checksum is None:
+            self._checksum = self._pool.checksum()
+        return self._checksum
+
+    def _check_pool(self, numbers: object) -> None:
+        vector = as_dense("state['pool']", numbers)
+        try:
+            saved = PoolChecksum.from_numbers(as_labels("state['pool']", vector, vector.device).flatten().tolist())
+        except ValueError as error:
+            raise ValueError(f"state['pool'] must be what state_dict() returned: {error}") from None
+        if difference := saved.difference(self._pool_checksum()):
+            raise ValueError(
+                f"pool {difference}, so that the rows of this state are others: make the selector with the pool that "
+                "the state was saved with, in the same order, or begin anew with this one"
+            )
 
     def _replayed(self, events: tuple[_Event, ...], seed: int) -> Scorer:
         """A new scorer that has absorbed these events."""
