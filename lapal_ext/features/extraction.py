@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lapal_ext.errors import StorageError
 from lapal_ext.features.batches import Batch, Data, comes_in_order, count_rows, read_batches
 from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
+from lapal_ext.features.data_checksum import DataChecksum
 from lapal_ext.features.layers import TAKES, catch, find_head, layer_name
 from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.selection.progress import progress_bar
@@ -66,8 +67,10 @@ def extract(
             without ``layer``, of the model itself.
         path: a .npy or .safetensors file for the features, with labels in ``PATH.targets.npy`` and a journal in
             ``PATH.json``. Rows that are written survive a kill: the same call continues after them, or maps the file if
-            it is complete. It checks model (structure and ``state_dict``), layer, options and number of rows; the
-            caller must pass the same data. The whole file is read to verify its checksum.
+            it is complete. It checks model (structure and ``state_dict``), layer, options, number of rows, and
+            the inputs and labels of some rows: 1,024 of tensors, 32 of a Dataset, evenly spread. Data that can only be
+            read in their order, and items that are drawn anew at every read, are not compared. The whole file is read
+            to verify its checksum.
         batch_size: rows per forward pass, if ``data`` is not in batches. Memory grows with it; other sizes give the
             same features up to rounding.
         device: where the model runs; by default its current device.
@@ -191,7 +194,7 @@ def _cache(
         "dtype": str(dtype),
         "rows": rows,
     }
-    return FeatureCache(file, origin, layer, dtype)
+    return FeatureCache(file, origin, layer, dtype, DataChecksum(data))
 
 
 def _result(store: "_Memory | FeatureCache") -> ExtractedFeatures:
