@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.errors import StorageError
+from lapal_ext.features.data_checksum import DataChecksum
 from lapal_ext.features.growing_file import RowFile, check_format, partial_path
+from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.pool.feature_files import load_npy, map_file
 
 Origin = Mapping[str, str | int | None]
@@ -82,6 +84,7 @@ class FeatureCache:
         layer: name of the layer, or None if it is to be found; a run that is resumed uses the layer that it found
             before.
         dtype: of the features.
+        data: a checksum of the data, which is compared if the files exist.
 
     Raises:
         ValueError: the format of ``path`` cannot hold ``dtype``.
@@ -89,13 +92,14 @@ class FeatureCache:
         StorageError: the files at ``path`` have another origin or are damaged.
     """
 
-    def __init__(self, path: Path, origin: Origin, layer: str | None, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, origin: Origin, layer: str | None, dtype: torch.dtype, data: DataChecksum) -> None:
         check_format(path, dtype)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"path must lie in an existing folder, got {path}")
         self.layer = layer
         self.done, self.complete = 0, False
         self._path, self._origin, self._dtype = path, origin, dtype
+        self._data = data
         self._journal = path.with_name(f"{path.name}.json")
         self._features: RowFile | None = None
         self._targets: RowFile | None = None
@@ -118,6 +122,7 @@ class FeatureCache:
         self.done += len(features)
         self._write_journal()
 
+    @outside_inference_mode
     def finish(self) -> tuple[Tensor, Tensor | None]:
         """Complete the files, give them their final names, and map the features."""
         assert self._features is not None
@@ -154,6 +159,11 @@ class FeatureCache:
                 f"{self._path} holds features of something else ({', '.join(other)}): choose another path, or delete "
                 f"it and {self._journal.name}"
             )
+        if not self._data.is_of(journal["data"], journal["done"]):
+            raise StorageError(
+                f"{self._path} holds features of other data, or of these in another order: pass the data that it was "
+                f"begun with, choose another path, or delete it and {self._journal.name}"
+            )
         self.layer, self.done, self.complete = journal["layer"], journal["done"], journal["complete"]
         self._features = RowFile(self._path, self._dtype, (journal["columns"],))
         files = [(self._features, journal["sha256"])]
@@ -179,6 +189,7 @@ class FeatureCache:
             "format": _FORMAT,
             "version": _VERSION,
             **self._origin,
+            "data": self._data.value,
             "layer": self.layer,
             "columns": self._features.columns,
             "labelled": self._targets is not None,

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from lapal_ext.errors import StorageError
 from lapal_ext.features.batches import Batch, Ids, read_batches
 from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
+from lapal_ext.features.data_checksum import DataChecksum
 from lapal_ext.features.heads import check_pooled, find_head
 from lapal_ext.features.layers import catch, channels_first, check_take, is_pointwise, layer_name
 from lapal_ext.features.pooling import POOLS, as_rows
 from lapal_ext.features.sources import Data, check_order, count_rows
+from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.selection.progress import progress_bar
 from lapal_ext.validation.scalars import check_choice, check_device, check_flag, check_integer, check_path
 from lapal_ext.validation.tensors import STORAGE_DTYPES, is_finite
@@ -77,8 +79,10 @@ def extract(
             ``output.last_hidden_state``.
         path: a .npy or .safetensors file for the features, with labels in ``PATH.targets.npy`` and a journal in
             ``PATH.json``. Rows that are written survive a kill: the same call continues after them, or maps the file if
-            it is complete. It checks model (structure and ``state_dict``), layer, options and number of rows; the
-            caller must pass the same data. The whole file is read to verify its checksum.
+            it is complete. It checks model (structure and ``state_dict``), layer, options, number of rows, and
+            the inputs and labels of some rows: 1,024 of tensors, 32 of a Dataset, evenly spread. Data that can only be
+            read in their order, and items that are drawn anew at every read, are not compared. The whole file is read
+            to verify its checksum.
         batch_size: rows per forward pass, if ``data`` is not in batches. Memory grows with it; other sizes give the
             same features up to rounding.
         device: where the model runs; by default its current device.
@@ -127,7 +131,7 @@ def extract(
     store: _Memory | FeatureCache = _Memory(name)
     if path is not None:
         options = {"take": take if pool is None else f"{take}, {pool}", "autocast": autocast}
-        store = _cache(path, model, name, options, dtype, rows)
+        store = _cache(path, model, data, name, options, dtype, rows)
     if store.complete and rows is not None:
         return _result(store)
     end = 0
@@ -201,6 +205,7 @@ class _Memory:
             self._targets.append(targets)
         self.done += len(features)
 
+    @outside_inference_mode
     def finish(self) -> tuple[Tensor, Tensor | None]:
         return torch.cat(self._features), torch.cat(self._targets) if self._targets else None
 
@@ -208,6 +213,7 @@ class _Memory:
 def _cache(
     path: str | os.PathLike[str],
     model: nn.Module,
+    data: Data,
     layer: str | None,
     options: Mapping[str, object],
     dtype: torch.dtype,
@@ -216,7 +222,7 @@ def _cache(
     file = check_path("path", path)
     named = {name: None if value is None else str(value) for name, value in options.items()}
     origin = {"model": fingerprint(model), **named, "dtype": str(dtype), "rows": rows}
-    return FeatureCache(file, origin, layer, dtype)
+    return FeatureCache(file, origin, layer, dtype, DataChecksum(data))
 
 
 def _joined(ids: Sequence[Ids | None]) -> Ids | None:

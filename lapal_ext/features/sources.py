@@ -42,7 +42,7 @@ def count_rows(data: Data) -> int | None:
         )
     if _has_rows(data):
         return len(data)  # type: ignore[arg-type]
-    if _is_labelled_pair(data):
+    if is_labelled_pair(data):
         return len(data[0])  # type: ignore[index]
     if isinstance(data, Sequence) and len(data) and is_item(data[0]):
         return len(data)
@@ -77,7 +77,7 @@ def check_order(data: Data, *, kept: bool) -> None:
 
 def reads_rows(data: Data) -> bool:
     """Whether ``data`` can be read from any row on."""
-    if isinstance(data, (Tensor, np.ndarray, Mapping)) or _has_rows(data) or _is_labelled_pair(data):
+    if isinstance(data, (Tensor, np.ndarray, Mapping)) or _has_rows(data) or is_labelled_pair(data):
         return True
     return isinstance(data, Sequence) and len(data) > 0 and is_item(data[0])
 
@@ -97,7 +97,7 @@ def raw_batches(data: Data, batch_size: int, start: int) -> Iterable[Any]:
         return (data[first : first + batch_size] for first in range(start, len(data), batch_size))
     if isinstance(data, Mapping):
         return _slices_of_columns(data, batch_size, start)
-    if _is_labelled_pair(data):
+    if is_labelled_pair(data):
         inputs, labels = data  # type: ignore[misc]
         ends = ((first, first + batch_size) for first in range(start, len(inputs), batch_size))
         return ((inputs[first:end], labels[first:end]) for first, end in ends)
@@ -193,7 +193,7 @@ def _dimensions(value: object) -> int:
     return 0
 
 
-def _is_labelled_pair(data: object) -> bool:
+def is_labelled_pair(data: object) -> bool:
     """Whether data are all inputs and all labels, rather than two batches."""
     if not (isinstance(data, tuple) and len(data) == 2):
         return False

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext.inference_mode import outside_inference_mode
+from lapal_ext.pool.checksum import PoolChecksum, checksum
 from lapal_ext.pool.feature_files import Features, as_tensor
 from lapal_ext.pool.sharding import Ranks, Shard, common_layout
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
@@ -42,6 +44,7 @@ class Pool:
         size: number of rows of the whole pool, candidates or not.
     """
 
+    @outside_inference_mode
     def __init__(
         self,
         posterior: LastLayerLaplace,
@@ -65,7 +68,7 @@ class Pool:
         features, bounds = common_layout(ranks, features)
         self._first, self.size = bounds[ranks.rank], bounds[-1]
         self.rows_here = features.shape[0]
-        self._features, self._rows = features.detach(), Shard(ranks, bounds)
+        self._features, self._rows, self._ranks = features.detach(), Shard(ranks, bounds), ranks
         self._mean, self._covariance = posterior.mean, posterior.covariance
         self._standardization = posterior.standardization
         self._candidates = None
@@ -91,6 +94,10 @@ class Pool:
         check_index_range(name, rows, self.size, f"[0, {self.size}), one of the rows of pool")
         check_distinct(name, rows)
         return rows
+
+    def checksum(self) -> PoolChecksum:
+        """Checksum of all rows of all ranks, candidates or not."""
+        return checksum(self._features, self._rows, self._ranks)
 
     def local(
         self,
@@ -172,11 +179,14 @@ class Pool:
         buffer, self._buffer = self._buffer, None
         tiles = list(row_tiles(len(self)))
         if buffer is None:
-            longest = max((tile.stop - tile.start for tile in tiles), default=0)
-            buffer = self._mean.new_empty(longest, self._mean.shape[1])
+            buffer = self._tile(max((tile.stop - tile.start for tile in tiles), default=0))
         for rows in tiles:
             yield rows, self._standardization.standardized(self.storage[rows], buffer[: rows.stop - rows.start])
         self._buffer = buffer
+
+    @outside_inference_mode
+    def _tile(self, n_rows: int) -> Tensor:  # [n_rows, D] or [n_rows, D + 1]
+        return self._mean.new_empty(n_rows, self._mean.shape[1])
 
     def columns(
         self,

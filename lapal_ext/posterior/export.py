@@ -25,10 +25,11 @@ def write_linear(
     check_overflow("mean", weight, *([] if bias is None else [bias]))
     if out is None:
         classes, features = weight.shape
-        # A plain nn.Linear would draw its weights from the global generator.
-        out = nn.utils.skip_init(
-            nn.Linear, features, classes, bias is not None, device=weight.device, dtype=weight.dtype
-        )
+        # A plain nn.Linear would draw its weights from the global generator. Its parameters are trained later.
+        with torch.inference_mode(False):
+            out = nn.utils.skip_init(
+                nn.Linear, features, classes, bias is not None, device=weight.device, dtype=weight.dtype
+            )
     if not isinstance(out, HEADS):
         raise TypeError(f"out must be a torch.nn.Linear, got {type(out).__name__}")
     if (out.bias is None) != (bias is None):

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from lapal_ext import ops
 from lapal_ext.entries import entry, warn
 from lapal_ext.errors import StorageError
+from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.likelihood import CURVATURES, STEPS, curvature_weight
 from lapal_ext.posterior import prior_search
 from lapal_ext.posterior.arguments import (
@@ -119,6 +120,7 @@ class LastLayerLaplace(nn.Module):
     centre: Tensor
     scale: Tensor
 
+    @outside_inference_mode
     def __init__(
         self,
         weight: Array,  # [C, D]
@@ -341,6 +343,7 @@ class LastLayerLaplace(nn.Module):
             warn(text, UserWarning)
         return best
 
+    @outside_inference_mode
     @torch.no_grad()
     def fit(
         self,
@@ -355,10 +358,14 @@ class LastLayerLaplace(nn.Module):
             self.
         """
         features = check_features(self, features)
+        for name, buffer in self.named_buffers():
+            if buffer.is_inference():  # set by a constructor that was called in torch.inference_mode
+                self._buffers[name] = buffer.clone()
         self._set_precision(precision_matrix(self._tiles(features), self.mean, self.prior_precision, self.curvature))
         self.fitted, self.fitted_rows, self.absorbed_labels = True, features.shape[0], 0
         return self
 
+    @outside_inference_mode
     @torch.no_grad()
     def add_class(self, name: str | None = None) -> Self:
         """Add a new class, as number C, before its first label; in place.
@@ -452,6 +459,7 @@ class LastLayerLaplace(nn.Module):
             warn(warning_text, RuntimeWarning)
         return conditioned
 
+    @outside_inference_mode
     @torch.no_grad()
     def _absorb(self, features: Array, targets: Array, step: str, gamma: float) -> str:
         """Absorb labels in place; return the text of a warning, or an empty string."""
@@ -489,6 +497,7 @@ class LastLayerLaplace(nn.Module):
         self.mean = mean
         return fit.warning_text("update")
 
+    @outside_inference_mode
     @torch.no_grad()
     def refresh(self) -> Self:
         """Invert the precision again, which removes the rounding errors of many updates; returns self."""
@@ -678,6 +687,7 @@ class LastLayerLaplace(nn.Module):
         written: HeadLayer = write_linear(out, weights, offsets if self.has_bias else None, self.mean)
         return written
 
+    @outside_inference_mode
     def clone(self) -> Self:
         """Return a copy that shares no memory with this one."""
         return copy.deepcopy(self._successor())
@@ -697,6 +707,7 @@ class LastLayerLaplace(nn.Module):
         write_file(path, {**dict(self.named_buffers()), "precision": precision}, self.get_extra_state())
 
     @classmethod
+    @outside_inference_mode
     def load(
         cls,
         path: str | os.PathLike[str],
@@ -783,6 +794,7 @@ class LastLayerLaplace(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}precision"] = self.precision
 
+    @outside_inference_mode
     def _load_from_state_dict(
         self,
         state_dict: Mapping[str, Any],
@@ -825,6 +837,7 @@ class LastLayerLaplace(nn.Module):
         precision = state["precision"].detach().to(self.covariance, copy=True)
         self._precision = PendingPrecision(self.covariance, precision)
 
+    @outside_inference_mode
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.covariance
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -847,6 +860,7 @@ class LastLayerLaplace(nn.Module):
         self.covariance = inverse(precision).to(self.mean.dtype)
         self._precision = PendingPrecision(self.covariance, stored)
 
+    @outside_inference_mode
     def _successor(self) -> Self:
         """Return a copy that shares the matrices of this posterior; an update of the copy makes new ones.
 

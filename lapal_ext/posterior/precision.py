@@ -14,6 +14,7 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.entries import entry
 from lapal_ext.errors import NotPSDError
+from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.likelihood import curvature_weight
 
 
@@ -46,6 +47,7 @@ class PendingPrecision:
         self._state = _State(covariance, _version(covariance), precision, ())
 
     @entry
+    @outside_inference_mode
     @torch.no_grad()
     def value(
         self,

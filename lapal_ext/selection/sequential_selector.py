@@ -1,7 +1,7 @@
 """Selection with an annotator: one question, one update, the next question."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from lapal_ext.acquisition.registry import (
 from lapal_ext.acquisition.scorer import Scorer, check_utilities
 from lapal_ext.acquisition.spec import Setting
 from lapal_ext.entries import entry
+from lapal_ext.inference_mode import outside_inference_mode
+from lapal_ext.pool.checksum import PoolChecksum
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.arguments import check_features
@@ -27,20 +29,37 @@ from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_poste
 from lapal_ext.rules import check_rule
 from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_integer
-from lapal_ext.validation.tensors import as_labels, check_distinct, check_labels, shape_text
+from lapal_ext.validation.tensors import as_dense, as_labels, check_distinct, check_labels, shape_text
 
 _KERNEL_MEMORY = 1 << 29  # bytes for kernel values, which every answer needs again
 _SKIPPED = -1  # label of a skipped row in a state dict
 _VECTORS = ("rows", "labels", "events")
-_STATE = (*_VECTORS, "seed")
+_STATE = (*_VECTORS, "seed", "pool")
 
 _Event = tuple[Tensor, Tensor | None]
 """Picks and their labels, or None if they were skipped."""
 
 
+class _Progress(NamedTuple):
+    """All that changes in a selector, replaced as a whole, so that an interrupted call changes nothing.
+
+    The events are the state, and the scorer follows from them. A call that changes the scorer in place first takes it
+    out, and puts it back together with the new events. If the call does not get there, the next one makes the scorer
+    again from the events.
+    """
+
+    events: tuple[_Event, ...]
+    seed: int
+    scorer: Scorer | None  # has absorbed the events; None while a call changes it, and after one that raised
+    asked: Tensor | None = None  # the picks that ``ask`` returned, which are taken in ``scorer``
+
+
 @entry
 class SequentialSelector:
     """Asks for labels and absorbs each before it asks again.
+
+    Every method changes all of its state or none. After any exception, Ctrl-C included, the answers, the posterior and
+    the next question are those from before the call, and the same call may be made again.
 
     Args:
         posterior: a fitted model; not modified.
@@ -66,6 +85,7 @@ class SequentialSelector:
         >>> selector.tell(row, 3)
     """
 
+    @outside_inference_mode
     def __init__(
         self,
         posterior: LastLayerLaplace,
@@ -96,11 +116,11 @@ class SequentialSelector:
         # Callers may reuse the memory of their arguments.
         self._references = references.clone() if isinstance(references, Tensor) else references
         self._uncertainty = uncertainty.clone() if isinstance(uncertainty, Tensor) else uncertainty
-        self._seed = choose_seed(acquisition, self._link, len(self._pool), generator, references)
-        self._events: list[_Event] = []
-        self._asked: Tensor | None = None
-        self._scorer = self._start(self._seed)
+        self._checksum: PoolChecksum | None = None
+        seed = choose_seed(acquisition, self._link, len(self._pool), generator, references)
+        self._progress = _Progress((), seed, self._replayed((), seed))
 
+    @outside_inference_mode
     @torch.no_grad()
     def ask(self, n: int = 1) -> Tensor:  # [n] int64
         """Return the ``n`` rows that are best to label now, best first. A repeated call returns the same rows.
@@ -112,17 +132,16 @@ class SequentialSelector:
         """
         left = len(self._pool) - len(self._closed())
         n = check_integer("n", n, at_least=1, at_most=left, limit="the rows that are left")
-        if self._asked is None or len(self._asked) != n:
-            self._retract()
-            picks, utilities = self._scorer.pick(n)
-            try:
-                check_utilities(utilities, "acquisition")
-            except ValueError:
-                self._scorer.release(picks)
-                raise
-            self._asked = picks
-        return self._pool.to_rows(self._asked).clone()
+        picks = self._progress.asked
+        if picks is None or len(picks) != n:
+            events, seed, *_ = self._progress
+            scorer = self._take_scorer()
+            picks, utilities = scorer.pick(n)
+            check_utilities(utilities, "acquisition")
+            self._progress = _Progress(events, seed, scorer, picks)
+        return self._pool.to_rows(picks).clone()
 
+    @outside_inference_mode
     @torch.no_grad()
     def tell(self, indices: int | Array, labels: int | Array) -> None:
         """Absorb labels, in order. The rows need not be those that ``ask`` returned.
@@ -137,14 +156,16 @@ class SequentialSelector:
         """
         picks = self._as_picks("indices", indices)
         values = self._as_labels(labels, len(picks))
-        self._check_untold("indices", picks, self._events)
-        self._scorer.absorb(picks, values)
-        self._close(picks, values)
+        self._check_untold("indices", picks, self._progress.events)
+        self._add((picks, values))
 
+    @outside_inference_mode
+    @torch.no_grad()
     def skip(self, indices: int | Array) -> None:
         """Do not ask for these rows again; ``tell`` still accepts their labels."""
-        self._close(self._as_picks("indices", indices), None)
+        self._add((self._as_picks("indices", indices), None))
 
+    @outside_inference_mode
     @torch.no_grad()
     def undo(self) -> Tensor:  # [k] int64
         """Undo the last ``tell`` or ``skip`` and return its rows.
@@ -152,17 +173,19 @@ class SequentialSelector:
         Raises:
             ValueError: there is nothing to undo.
         """
-        if not self._events:
+        events, seed, *_ = self._progress
+        if not events:
             raise ValueError("there is nothing to undo")
-        picks, _ = self._events[-1]
-        self._replay(self._events[:-1], self._seed)
-        return self._pool.to_rows(picks)
+        rows = self._pool.to_rows(events[-1][0]).clone()
+        self._progress = _Progress(events[:-1], seed, self._replayed(events[:-1], seed))
+        return rows
 
     @property
     @entry
+    @outside_inference_mode
     def posterior(self) -> LastLayerLaplace:
         """A new posterior that has absorbed every label so far."""
-        told = [(picks, labels) for picks, labels in self._events if labels is not None]
+        told = [(picks, labels) for picks, labels in self._progress.events if labels is not None]
         if not told:
             return self._initial.clone()
         picks, labels = (torch.cat(parts) for parts in zip(*told, strict=True))
@@ -171,33 +194,41 @@ class SequentialSelector:
     def __repr__(self) -> str:
         """The numbers of answers and of rows that are left; never a matrix."""
         name = self._acquisition if isinstance(self._acquisition, str) else "a callable"
-        told = sum(len(picks) for picks, labels in self._events if labels is not None)
-        skipped = sum(len(picks) for picks, labels in self._events if labels is None)
+        told = sum(len(picks) for picks, labels in self._progress.events if labels is not None)
+        skipped = sum(len(picks) for picks, labels in self._progress.events if labels is None)
         return (
             f"SequentialSelector({name!r} over {len(self._pool)} rows, {told} labelled, {skipped} skipped, "
             f"{len(self._pool) - len(self._closed())} left; begun with {self._initial})"
         )
 
+    @outside_inference_mode
     def state_dict(self) -> dict[str, Any]:
-        """All answers: ``rows``, ``labels`` (-1 if skipped) and ``events``, int64 [T]; and ``seed`` [].
+        """All answers: ``rows``, ``labels`` (-1 if skipped) and ``events``, int64 [T]; ``seed`` []; ``pool`` [5].
 
-        The posterior and the pool are not part of it: make a new selector with them and call ``load_state_dict``.
+        The posterior and the pool are not part of it: make a new selector with them and call ``load_state_dict``. Of
+        the pool it holds a checksum: number of rows, D, dtype, and the values of 1,024 rows, evenly spread from the
+        first to the last, or of all rows if they are no more.
         """
-        rows = [self._pool.to_rows(picks) for picks, _ in self._events]
-        labels = [torch.full_like(picks, _SKIPPED) if given is None else given for picks, given in self._events]
-        events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(self._events)]
+        told, seed, *_ = self._progress
+        rows = [self._pool.to_rows(picks) for picks, _ in told]
+        labels = [torch.full_like(picks, _SKIPPED) if given is None else given for picks, given in told]
+        events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(told)]
         empty = [torch.zeros(0, dtype=torch.int64, device=self._pool.storage.device)]
         parts = {"rows": rows, "labels": labels, "events": events}
-        return {name: torch.cat(part or empty) for name, part in parts.items()} | {
-            "seed": torch.tensor(self._seed, device="cpu")
+        return {
+            **{name: torch.cat(part or empty) for name, part in parts.items()},
+            "seed": torch.tensor(seed, device="cpu"),
+            "pool": self._pool_checksum().as_tensor(),
         }
 
+    @outside_inference_mode
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replay the answers of a ``state_dict``. The next question is the same as it was there.
 
         Raises:
-            KeyError, TypeError, ValueError: not a state of a selector over this pool; nothing is changed.
+            KeyError, TypeError, ValueError: not a state of a selector over this pool, in this order; nothing is
+                changed. The message says what is different in the pool.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
@@ -207,23 +238,42 @@ class SequentialSelector:
             as_labels(f"state[{name!r}]", state[name], self._pool.storage.device) for name in _VECTORS
         )
         seed = check_integer("state['seed']", state["seed"], at_least=0)
+        self._check_pool(state["pool"])
         if not rows.shape == labels.shape == events.shape or rows.dim() != 1:
             raise ValueError(
                 f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
                 f"{shape_text(labels.shape)} labels and {shape_text(events.shape)} events"
             )
-        replayed: list[_Event] = []
+        told: tuple[_Event, ...] = ()
         for number in events.unique():
             belongs = events == number
             picks, given = self._as_picks("state['rows']", rows[belongs]), labels[belongs]
             skipped = bool((given == _SKIPPED).all())
             if not skipped:
                 check_labels("state['labels']", given, self._initial.num_classes)
-                self._check_untold("state['rows']", picks, replayed)
-            replayed.append((picks, None if skipped else given))
-        self._replay(replayed, seed)
+                self._check_untold("state['rows']", picks, told)
+            told = (*told, (picks, None if skipped else given))
+        self._progress = _Progress(told, seed, self._replayed(told, seed))
 
-    def _start(self, seed: int) -> Scorer:
+    def _pool_checksum(self) -> PoolChecksum:
+        if self._checksum is None:
+            self._checksum = self._pool.checksum()
+        return self._checksum
+
+    def _check_pool(self, numbers: object) -> None:
+        vector = as_dense("state['pool']", numbers)
+        try:
+            saved = PoolChecksum.from_numbers(as_labels("state['pool']", vector, vector.device).flatten().tolist())
+        except ValueError as error:
+            raise ValueError(f"state['pool'] must be what state_dict() returned: {error}") from None
+        if difference := saved.difference(self._pool_checksum()):
+            raise ValueError(
+                f"pool {difference}, so that the rows of this state are others: make the selector with the pool that "
+                "the state was saved with, in the same order, or begin anew with this one"
+            )
+
+    def _replayed(self, events: tuple[_Event, ...], seed: int) -> Scorer:
+        """A new scorer that has absorbed these events."""
         setting = Setting(
             self._initial,
             self._pool,
@@ -236,33 +286,31 @@ class SequentialSelector:
             self._memory,
             _KERNEL_MEMORY if self._memory is None else self._memory,
         )
-        return make_scorer(self._acquisition, setting)
+        scorer = make_scorer(self._acquisition, setting)
+        for event in events:
+            _absorb(scorer, event)
+        return scorer
 
-    def _replay(self, events: list[_Event], seed: int) -> None:
-        scorer = self._start(seed)
-        for picks, labels in events:
-            if labels is not None:
-                scorer.absorb(picks, labels)
-            scorer.withhold(picks)
-        self._scorer, self._events, self._asked, self._seed = scorer, list(events), None, seed
+    def _take_scorer(self) -> Scorer:
+        """Return the scorer, with no row taken that was asked for, and leave the selector without it."""
+        events, seed, scorer, asked = self._progress
+        self._progress = _Progress(events, seed, None)
+        if scorer is None:
+            return self._replayed(events, seed)
+        if asked is not None:
+            scorer.release(asked)
+        return scorer
 
-    def _close(self, picks: Tensor, labels: Tensor | None) -> None:
-        self._retract()
-        self._events.append((picks, labels))
-        self._scorer.withhold(picks)
-
-    def _retract(self) -> None:
-        """Free the rows that ``ask`` returned and that have no answer."""
-        if self._asked is not None:
-            closed = self._closed()
-            unanswered = [pick for pick in self._asked.tolist() if pick not in closed]
-            self._scorer.release(self._asked.new_tensor(unanswered))
-            self._asked = None
+    def _add(self, event: _Event) -> None:
+        events, seed, *_ = self._progress
+        scorer = self._take_scorer()
+        _absorb(scorer, event)
+        self._progress = _Progress((*events, event), seed, scorer)
 
     def _closed(self) -> set[int]:
-        return {pick for picks, _ in self._events for pick in picks.tolist()}
+        return {pick for picks, _ in self._progress.events for pick in picks.tolist()}
 
-    def _check_untold(self, name: str, picks: Tensor, events: list[_Event]) -> None:
+    def _check_untold(self, name: str, picks: Tensor, events: tuple[_Event, ...]) -> None:
         told = {pick for rows, given in events if given is not None for pick in rows.tolist()}
         for row, pick in zip(self._pool.to_rows(picks).tolist(), picks.tolist(), strict=True):
             if pick in told:
@@ -289,3 +337,10 @@ class SequentialSelector:
         if value.ndim > 1:
             raise ValueError(f"{name} must be one integer or have shape (k,), got {shape_text(value.shape)}")
         return as_labels(name, value, device).reshape(-1).clone()  # events are kept, callers may reuse the buffer
+
+
+def _absorb(scorer: Scorer, event: _Event) -> None:
+    picks, labels = event
+    if labels is not None:
+        scorer.absorb(picks, labels)
+    scorer.withhold(picks)

@@ -152,7 +152,7 @@ def _skip(choose: Choose, p: Small) -> Arguments:
 def _undo(choose: Choose, p: Small) -> Arguments:
     """``undo`` takes no argument, so a campaign changes the selector that it is called on."""
     selector = _selector_argument(choose, p)
-    if not selector.good._events:
+    if not selector.good._progress.events:
         selector.good.skip(0)
 
     def change(choose: Choose, good: Restartable) -> Changed:

@@ -113,12 +113,13 @@ def _ask(options: argparse.Namespace) -> None:
     """Ask for labels on the terminal."""
     from lapal_ext.cli.select.inputs import check_texts
     from lapal_ext.cli.select.terminal import interview
+    from lapal_ext.pool.checksum import checksum
     from lapal_ext.pool.feature_files import map_file
     from lapal_ext.selection.sequential_selector import SequentialSelector
 
     pool = map_file("--pool", options.pool)
     posterior, features, class_names = _labelled(options, pool)
-    file = LabelFile(options.out, len(pool), class_names)
+    file = LabelFile(options.out, len(pool), class_names, checksum(pool))
     if options.texts is not None:
         check_texts(options.texts, len(pool))
     selector = SequentialSelector(
@@ -151,7 +152,7 @@ def _choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         for buffer in posterior.buffers():  # processors of different kinds give different last digits
             buffer.copy_(ranks.from_first(buffer.clone, buffer))
         pool = Pool(posterior, shard, ranks=ranks)
-        file = LabelFile(options.out, pool.size, class_names)
+        file = LabelFile(options.out, pool.size, class_names, pool.checksum())
         if options.texts is not None:
             check_texts(options.texts, pool.size)
         lines, rows = file.lines, torch.tensor([line.row for line in file.lines], dtype=torch.int64, device="cpu")

@@ -3,17 +3,25 @@
 A CSV file with the columns ``row`` (of the pool, from zero), ``utility`` (when it was picked) and ``label``: the number
 or the name of a class, ``skip``, or nothing if there is no answer yet. Spreadsheets read and write it, with commas,
 semicolons or tabs. Further columns are kept.
+
+Rows are numbers, so the answers belong to one pool, in one order. The file ``out.csv.pool.json`` beside ``out.csv``
+holds the checksum of this pool (``pool/checksum.py`` says what it compares). It is a file of its own because people
+edit, sort and filter the label file with programs that would show, change or drop a line or column of that kind.
 """
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from lapal_ext.pool.checksum import PoolChecksum
 
 COLUMNS = ("row", "utility", "label")
 SKIP, UNDO, QUIT = "skip", "undo", "quit"
@@ -44,18 +52,25 @@ class LabelFile:
         path: of the file; one that does not exist counts as empty.
         pool_rows: N; rows must lie in [0, N).
         class_names: names that a label may have besides its number.
+        pool: checksum of the pool, which is compared with the one beside the file, and written there; None if it is
+            not known.
 
     Raises:
-        CommandError: a line is invalid; the message has its number.
+        CommandError: a line is invalid; the message has its number. Or the file belongs to another pool.
     """
 
-    def __init__(self, path: Path, pool_rows: int, class_names: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, pool_rows: int, class_names: Sequence[str], pool: "PoolChecksum | None" = None
+    ) -> None:
         self.path = path
         self._class_names = class_names
         self._content = self._on_disk()
         self._columns, self._delimiter, self._encoding = list(COLUMNS), ",", "utf-8"
         self.lines: list[Line] = []
+        self._pool = pool
         if self._content is not None:
+            if len(self._content.strip().splitlines()) > 1:
+                self._check_pool()
             self._parse(self._content, pool_rows)
 
     def write(self, lines: Sequence[Line]) -> None:
@@ -81,11 +96,43 @@ class LabelFile:
                     writer.writerow({"row": line.row, "utility": line.utility, "label": label, **line.others})
 
         try:
+            self._record_pool()  # first: answers without a checksum would be accepted for any pool
             replace_file(self.path, fill)
         except OSError as error:
             raise CommandError(f"cannot write {self.path}: {error.strerror}") from error
         self._content = self._on_disk()
         self.lines = list(lines)
+
+    @property
+    def _record(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.pool.json")
+
+    def _check_pool(self) -> None:
+        """Raise CommandError if a checksum beside the file says that its rows are those of another pool."""
+        if self._pool is None or not self._record.exists():
+            return
+        from lapal_ext.pool.checksum import PoolChecksum
+
+        go_on = f"To use the answers in {self.path} with this pool all the same, delete {self._record}."
+        try:
+            saved = PoolChecksum(**json.loads(self._record.read_bytes()))
+            difference = saved.difference(self._pool)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CommandError(f"{self._record} is damaged, or no checksum of a pool. {go_on}") from error
+        except OSError as error:
+            raise CommandError(f"cannot read {self._record}: {error.strerror}") from error
+        if difference is not None:
+            raise CommandError(
+                f"{self.path} was begun with another pool: --pool {difference}, so that its row numbers mean other "
+                f"rows. Pass the pool that it was begun with, in the same order, or another --out. {go_on}"
+            )
+
+    def _record_pool(self) -> None:
+        if self._pool is None:
+            return
+        text = json.dumps(self._pool._asdict(), indent=1) + "\n"
+        if not self._record.exists() or self._record.read_text(encoding="utf-8", errors="replace") != text:
+            replace_file(self._record, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
     def _on_disk(self) -> bytes | None:
         try:

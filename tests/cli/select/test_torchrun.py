@@ -36,6 +36,7 @@ def test_several_processes_write_the_label_file_of_one() -> None:
     done = torchrun("part{rank}.npy", "shared.csv", "--number", "5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Rows chosen: 5") == 1
+    assert Path("shared.csv.pool.json").read_bytes() == Path("out.csv.pool.json").read_bytes()
     assert Path("shared.csv").read_bytes() == Path("out.csv").read_bytes()
 
     fill(*(NAMES[int(line["row"]) % 3] for line in lines()[:3]), "skip")
@@ -45,6 +46,12 @@ def test_several_processes_write_the_label_file_of_one() -> None:
     assert done.returncode == 0, done.stderr
     assert Path("shared.csv").read_bytes() == Path("out.csv").read_bytes()
     assert len(lines()) == 10
+
+    np.save("pool.npy", pool[::-1].copy())
+    done = torchrun("pool.npy", "shared.csv", "--number", "5")
+    assert done.returncode != 0
+    assert "shared.csv was begun with another pool: --pool has the same rows in another order" in done.stderr
+    assert Path("shared.csv").read_bytes() == Path("out.csv").read_bytes()
 
 
 @pytest.mark.usefixtures("data")
