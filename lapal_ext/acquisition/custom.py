@@ -9,9 +9,10 @@ from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.scorer import best_first, check_utilities
 from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
-from lapal_ext.validation.tensors import check_dense, shape_text
+from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.tensors import as_dense, shape_text
 
-Acquisition = Callable[[LastLayerLaplace, Tensor], Tensor]
+Acquisition = Callable[[LastLayerLaplace, Tensor], Array]
 """(posterior, pool [N, D]) -> utilities [N], higher is better."""
 
 
@@ -30,8 +31,7 @@ class RowScorer(PosteriorScorer):
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
-        utilities = self._score()
-        utilities = check_dense(f"{self._name}'s utilities", utilities).detach()
+        utilities = as_dense(f"{self._name}'s utilities", self._score()).detach()
         if not utilities.dtype.is_floating_point:
             raise TypeError(f"{self._name}'s utilities must be floating point numbers, got {utilities.dtype}")
         if utilities.shape != (len(self._pool),):

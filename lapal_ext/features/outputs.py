@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _DEPTH = 4  # of containers in one another
-_ROWS, _POSITIONS, _VALUES = 16, 4, 1 << 16  # of one sample
+_ROWS, _INPUTS, _POSITIONS, _VALUES = 16, 4, 4, 1 << 16  # of one sample
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4}  # relative to the largest value; of softmax and log-softmax
 _HALF_TOLERANCE = 0.02
 _FEWEST_VALUES = 6  # by chance the order of fewer could be the same
@@ -92,9 +92,9 @@ def _few(output: Tensor, *, channels_first: bool) -> Tensor:  # [k, C]
     if sum(size != 1 for size in output.shape[1:]) <= 1:
         output = output.flatten(1)
     if channels_first and output.dim() > 2:
-        output = output[:_ROWS].flatten(2)[..., :_POSITIONS].movedim(1, -1)
+        output = output[:_INPUTS].flatten(2)[..., :_POSITIONS].movedim(1, -1)
     if output.dim() > 2:
-        output = output[:_ROWS].flatten(1, -2)[:, :_POSITIONS]
+        output = output[:_INPUTS].flatten(1, -2)[:, :_POSITIONS]
     columns = max(1, output.shape[-1])
     return output.reshape(-1, columns)[: max(2, min(_ROWS, _VALUES // columns))]
 

@@ -32,9 +32,9 @@ def acquisitions() -> values.Table:
     } | {
         f"gives {words}": Bad(returns(make), error, says)
         for words, make, error, says in (
-            ("a list", lambda n: [0.0] * n, TypeError, r".*must be a torch\.Tensor, got list"),
-            ("None", lambda _: None, TypeError, r".*must be a torch\.Tensor, got NoneType"),
-            ("numpy", np.zeros, TypeError, r".*must be a torch\.Tensor, got ndarray"),
+            ("a list", lambda n: [0.0] * n, TypeError, r".*must be a torch\.Tensor.*, got list"),
+            ("None", lambda _: None, TypeError, r".*must be a torch\.Tensor.*, got NoneType"),
+            ("texts of numpy", lambda n: np.full(n, "x"), TypeError, ".*must hold numbers"),
             ("integers", lambda n: torch.zeros(n, dtype=torch.int64), TypeError, ".*must be floating point"),
             ("complex", lambda n: torch.zeros(n, dtype=torch.complex64), TypeError, ".*must be floating point"),
             ("too few", lambda n: torch.zeros(n - 1), ValueError, rf".*must have shape \({N},\), one per row"),

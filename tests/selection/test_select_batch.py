@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import rich.progress
 import torch
@@ -220,6 +221,19 @@ def test_rows_outside_the_candidates_have_no_influence() -> None:
     alone = select_batch(problem.posterior, inside.pool, B, targets=inside.labels)
     assert result.indices.tolist() == ordered[alone.indices].tolist()
     assert torch.equal(result.posterior.mean, alone.posterior.mean)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_callable_may_return_an_array(dtype: type) -> None:
+    problem = make_problem()
+    for targets in (None, "predicted"):
+        picks = [
+            select_batch(
+                problem.posterior, problem.pool, 5, lambda _, pool, make=make: make(pool[:, 0]), targets=targets
+            )
+            for make in (lambda column: column, lambda column: column.numpy().astype(dtype))
+        ]
+        assert torch.equal(picks[0].indices, picks[1].indices)
 
 
 def test_a_callable_sees_the_updated_model() -> None:
