@@ -10,6 +10,7 @@ regression", JMLR 9 (2008).
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.errors import NotPSDError
+from lapal_ext.tiles import TILE_ROWS, row_tiles
 
 _GRADIENT_TOLERANCE = 1e-8  # a fit ends when the largest entry of the gradient of the summed objective is below this
 _GRADIENT_WARNING = 1e-5  # a fit warns if it ends with a larger entry, because float64 makes no more progress
@@ -26,6 +28,7 @@ _PATIENCE = 60  # steps in float32 before float64; 10 to 40 are enough for featu
 _FORCING = 0.5, 0.03  # residual of a step, relative to the gradient: far from the minimum, and near it
 _WRONG, _HOLDS = 0.25, 0.75  # actual over predicted decrease: below, the radius shrinks; above, it grows
 _SHORTER, _LONGER = 0.3, 2.0  # the new radius, in lengths of the last step
+_PLAIN = 1e12  # sizes of features for which float32 needs no scaling of the rows themselves
 _RESOLVED = 1e-10  # a decrease relative to the objective; a smaller one is rounding
 
 
@@ -126,6 +129,16 @@ def map_weights_from(
     return Fit(torch.addmm(old, point.weight, (factor @ basis).T), point.worst)
 
 
+def _tiles_in_float64(features: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Tiles of rows [n, D] in float64. A copy of all rows would take twice the memory of features in float32.
+
+    Every tile overwrites the previous one: new buffers, with results between them, would fragment as much memory.
+    """
+    buffer = features.new_empty(min(TILE_ROWS, len(features)), features.shape[1], dtype=torch.float64)
+    for rows in row_tiles(len(features)):
+        yield rows, buffer[: rows.stop - rows.start].copy_(features[rows])
+
+
 class _Objective:
     """sum_n cross_entropy(offset_n + W phi_n, y_n) + prior_precision / 2 |W|^2."""
 
@@ -136,21 +149,28 @@ class _Objective:
         offset: Tensor,  # [n, C] float64
         prior_precision: float,
     ) -> None:
-        self._x = features.double()
+        self._x = features
         self._offset = offset
         self._targets = targets
         self._rows = torch.arange(len(targets), device=features.device)
         self._prior_precision = prior_precision
 
     def start(self) -> _Point:
-        return self.at(self._x.new_zeros(self._offset.shape[1], self._x.shape[1]))
+        return self.at(self._offset.new_zeros(self._offset.shape[1], self._x.shape[1]))
 
     def at(self, weight: Tensor) -> _Point:
-        log_p = torch.addmm(self._offset, self._x, weight.T).log_softmax(1)
+        logits = torch.empty_like(self._offset)
+        for rows, x in _tiles_in_float64(self._x):
+            torch.addmm(self._offset[rows], x, weight.T, out=logits[rows])
+        log_p = logits.log_softmax(1)
         probabilities = log_p.exp()
         gap = probabilities.clone()
         gap[self._rows, self._targets] -= 1.0
-        gradient = torch.addmm(weight, gap.T, self._x, beta=self._prior_precision)
+        gradient, kept = weight.clone(), self._prior_precision
+        for rows, x in _tiles_in_float64(self._x):
+            gradient, kept = gradient.addmm_(gap[rows].T, x, beta=kept), 1.0
+        if len(self._x) == 0:
+            gradient *= kept
         value = 0.5 * self._prior_precision * weight.square().sum() - log_p[self._rows, self._targets].sum()
         return _Point(weight, float(value), gradient, probabilities)
 
@@ -165,21 +185,34 @@ class _Curvature:
     """
 
     def __init__(self, x: Tensor, prior_precision: float, dtype: torch.dtype) -> None:
-        largest = float(x.abs().max()) if x.numel() else 0.0
+        largest = max(map(abs, map(float, x.aminmax()))) if x.numel() else 0.0
         self.size = math.hypot(largest, math.sqrt(prior_precision)) if math.isfinite(largest) else 1.0
         self.dtype = dtype
-        self._rows = (x / self.size).to(dtype)  # [n, D]
-        self._columns = self._rows.T.contiguous()  # [D, n]
         self._prior_precision = prior_precision / self.size / self.size
+        # Many rows are not copied: the small matrices are divided by ``size`` in their place, where that cannot vanish.
+        self._unit = 1.0
+        if len(x) > TILE_ROWS and dtype == x.dtype and 1.0 / _PLAIN < self.size < _PLAIN:
+            self._rows, self._unit = x, self.size
+        else:
+            self._rows = x.new_empty(x.shape, dtype=dtype)  # [n, D]
+            for rows, tile in _tiles_in_float64(x):
+                torch.div(tile, self.size, out=self._rows[rows])
+        self._columns = self._rows.T.contiguous() if len(x) <= TILE_ROWS else None  # [D, n]
 
     def times(
         self,
         probabilities: Tensor,  # [C, n]
         direction: Tensor,  # [C, D]
     ) -> Tensor:  # [C, D]
-        logits = ops.inner_products(direction, self._rows).mul_(probabilities)
-        logits -= probabilities * logits.sum(0)
-        return ops.inner_products(logits, self._columns).add_(direction, alpha=self._prior_precision)
+        if self._columns is None:
+            logits = ops.inner_products(direction / self._unit, self._rows).mul_(probabilities)
+            logits -= probabilities * logits.sum(0)
+            product = (logits / self._unit) @ self._rows
+        else:
+            logits = ops.inner_products(direction, self._rows).mul_(probabilities)
+            logits -= probabilities * logits.sum(0)
+            product = ops.inner_products(logits, self._columns)
+        return product.add_(direction, alpha=self._prior_precision)
 
 
 def _minimise(objective: _Objective) -> _Point:
