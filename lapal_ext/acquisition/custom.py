@@ -26,7 +26,7 @@ class RowScorer(PosteriorScorer):
         super().__init__(setting)
         self._name = name
 
-    def _score(self) -> Tensor:  # [N]
+    def _score(self) -> Array:  # [N]
         raise NotImplementedError
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,7 @@ class CustomScorer(RowScorer):
         self._acquisition = acquisition
         self._rows: Tensor | None = None
 
-    def _score(self) -> Tensor:  # [N]
+    def _score(self) -> Array:  # [N]
         if self._rows is None:
             self._rows = self._pool.storage.to(self._posterior.mean.dtype)
         return self._acquisition(self._posterior, self._rows)

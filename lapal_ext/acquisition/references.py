@@ -1,28 +1,27 @@
 """The rows that a coverage is summed over, how much each counts, and the directions of rows."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lapal_ext.acquisition.spec import Setting
 from lapal_ext.pool.pool import Pool
 from lapal_ext.utilities import UTILITIES
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Array, Rows
 from lapal_ext.validation.scalars import check_choice, check_integer
 from lapal_ext.validation.tensors import as_dense, check_dense, check_finite, shape_text
 
 MOST_REFERENCES = 10_000  # of a pool with more rows a sample of this size is the default
 """Coverage of N rows by E references takes O(N E D): a second per 10,000 rows and references at D = 384."""
 
-References = int | Array | None
+References = int | Rows | None
 Uncertainty = str | Array | None
 
 
-def check_references(references: References, pool: Pool) -> int | Tensor | None:
+def check_references(references: object, pool: Pool) -> int | Tensor | None:
     """Return a number of rows, or row numbers int64 [E], or raise a typed error."""
     if references is None:
         return None
-    if not isinstance(references, (Tensor, np.ndarray)):
+    if isinstance(references, str) or not hasattr(references, "__len__"):
         return check_integer("references", references, at_least=1)
     rows = pool.check_rows("references", references)
     if len(rows) == 0:

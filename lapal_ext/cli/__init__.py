@@ -5,6 +5,7 @@ of its parser. Then add the module to ``_COMMANDS``. A subcommand imports option
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 for success, 1 for a failure with a message, 2 for wrong usage, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 may lack a letter of a name or a text
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.run is None:

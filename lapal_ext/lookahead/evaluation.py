@@ -14,7 +14,7 @@ from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.posterior.updating import check_variance
 from lapal_ext.rules import Link, check_link
 from lapal_ext.tiles import row_tiles
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Array, Labels
 from lapal_ext.validation.scalars import check_choice
 from lapal_ext.validation.tensors import check_overflow
 
@@ -82,7 +82,7 @@ class Evaluation:
 def check_evaluation(
     posterior: LastLayerLaplace,
     eval_features: Array,
-    eval_targets: Array | None,
+    eval_targets: Labels | None,
     loss: str,
     link: str,
 ) -> Evaluation:

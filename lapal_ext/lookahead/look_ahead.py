@@ -8,10 +8,11 @@ from lapal_ext.entries import entry
 from lapal_ext.lookahead.evaluation import Hypotheses, check_evaluation, tiles
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
+from lapal_ext.posterior.class_names import class_numbers
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.posterior.updating import coefficients
 from lapal_ext.rules import UpdateRule, check_rule
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Array, Labels
 from lapal_ext.validation.tensors import (
     ShapeSpec,
     as_dense,
@@ -29,9 +30,9 @@ def look_ahead(
     posterior: LastLayerLaplace,
     pool: Features,  # [N, D]
     batches: Array,  # [M, b] int64
-    targets: Array,  # [N] or [M, b] int64
+    targets: Labels,  # [N] or [M, b]
     eval_features: Array,  # [E, D]
-    eval_targets: Array | None = None,  # [E] int64
+    eval_targets: Labels | None = None,  # [E]
     loss: str = "expected_zero_one",
     step: str = "line_search",
     gamma: float = 1.0,
@@ -62,7 +63,7 @@ def look_ahead(
     batches = as_dense("batches", batches)
     check_tensors({"batches": ShapeSpec.parse("int64 [M, b]")}, {"batches": batches})
     _check_batches(batches, rows)
-    labels = _labels_of_batches(targets, batches, rows, posterior.num_classes)
+    labels = _labels_of_batches(targets, batches, rows, posterior)
     evaluation = check_evaluation(posterior, eval_features, eval_targets, loss, link)
     rule = check_rule(step, gamma, posterior.curvature)
     sums = [
@@ -108,8 +109,9 @@ def _check_batches(batches: Tensor, pool: Pool) -> None:
         raise ValueError(f"batches must not hold a row twice, got batch {int(twice.int().argmax())} with one")
 
 
-def _labels_of_batches(targets: Array, batches: Tensor, pool: Pool, num_classes: int) -> Tensor:
-    labels = as_labels("targets", targets, pool.storage.device)
+def _labels_of_batches(targets: Labels, batches: Tensor, pool: Pool, posterior: LastLayerLaplace) -> Tensor:
+    num_classes = posterior.num_classes
+    labels = as_labels("targets", class_numbers("targets", targets, posterior.class_names), pool.storage.device)
     if labels.shape == (pool.size,):
         check_labels("targets", labels, num_classes)
         return labels[batches]

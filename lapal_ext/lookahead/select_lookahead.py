@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +16,12 @@ from lapal_ext.lookahead.proposals import PROPOSALS, propose_by_acquisition
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.arguments import check_features
+from lapal_ext.posterior.class_names import class_numbers
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.rules import Link, check_rule
-from lapal_ext.selection.label_sources import check_source, draw_labels
+from lapal_ext.selection.label_sources import check_source, draw_labels, is_labels
 from lapal_ext.selection.selection_result import SelectionResult
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Array, Labels
 from lapal_ext.validation.scalars import check_choice, check_generator, check_integer
 from lapal_ext.validation.tensors import as_labels, check_labels, shape_text
 
@@ -35,8 +35,8 @@ def select_lookahead(
     eval_features: Array,  # [E, D]
     batch_size: int = 10,
     n_batches: int = 300,
-    targets: str | Array = "predicted",  # or [N] int64
-    eval_targets: Array | None = None,  # [E] int64
+    targets: str | Labels = "predicted",  # or [N]
+    eval_targets: Labels | None = None,  # [E]
     loss: str | None = None,
     proposals: Sequence[str | Acquisition] = ("random", "diverse", "informative"),
     n_label_samples: int = 1,
@@ -101,8 +101,9 @@ def select_lookahead(
     check_generator("generator", generator, torch.device("cpu"))
     if labelled is not None:
         labelled = check_features(posterior, labelled, name="labelled")
-    if isinstance(targets, (Tensor, np.ndarray)):
-        labels = as_labels("targets", targets, rows.storage.device)
+    if is_labels(targets):
+        numbers = class_numbers("targets", targets, posterior.class_names)
+        labels = as_labels("targets", numbers, rows.storage.device)
         if labels.shape != (rows.size,):
             raise ValueError(f"targets must have shape ({rows.size},), got {shape_text(labels.shape)}")
         check_labels("targets", labels, posterior.num_classes)

@@ -26,7 +26,7 @@ from torch import Tensor
 from lapal_ext.errors import StorageError
 from lapal_ext.validation.arrays import Array, view
 from lapal_ext.validation.scalars import check_path
-from lapal_ext.validation.tensors import STORAGE_DTYPES, shape_text
+from lapal_ext.validation.tensors import STORAGE_DTYPES, shape_text, way_out
 
 Features: TypeAlias = Array | str | os.PathLike[str]
 """A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), or a .npy or .safetensors file."""
@@ -37,7 +37,7 @@ _CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 NPY_DAMAGE = (ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, MemoryError, tokenize.TokenError)
 
 
-def as_tensor(name: str, value: Features) -> Tensor:
+def as_tensor(name: str, value: object) -> Tensor:
     """View features as a tensor that shares their memory.
 
     Args:
@@ -55,7 +55,8 @@ def as_tensor(name: str, value: Features) -> Tensor:
         return view(name, value)
     if isinstance(value, (str, os.PathLike)):
         return map_file(name, check_path(name, value))
-    raise TypeError(f"{name} must be a torch.Tensor, an array or the path of a file, got {type(value).__name__}")
+    kind = f"{type(value).__name__}{way_out(value)}"
+    raise TypeError(f"{name} must be a torch.Tensor, an array or the path of a file, got {kind}")
 
 
 def map_file(name: str, path: Path) -> Tensor:

@@ -13,10 +13,10 @@ from lapal_ext.pool.sharding import Ranks, Shard, common_layout
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
 from lapal_ext.posterior.updating import check_variance
 from lapal_ext.tiles import row_tiles
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Rows
 from lapal_ext.validation.tensors import (
     ShapeSpec,
-    as_dense,
+    as_labels,
     check_dense,
     check_distinct,
     check_finite,
@@ -49,7 +49,7 @@ class Pool:
         self,
         posterior: LastLayerLaplace,
         features: Features,
-        candidates: Array | None = None,
+        candidates: Rows | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         check_posterior(posterior)
@@ -85,12 +85,13 @@ class Pool:
         """Number of candidates in this process."""
         return self.storage.shape[0]
 
-    def check_rows(self, name: str, rows: Array) -> Tensor:  # [K] int64
-        """Return ``rows`` as a tensor or raise a typed error unless they are distinct row numbers of the pool."""
-        rows = as_dense(name, rows)
+    def check_rows(self, name: str, rows: object) -> Tensor:  # [K] int64
+        """Return ``rows`` as a tensor or raise a typed error unless they are distinct row numbers of the pool.
+
+        They are integers of any type: a tensor, an array, or a list.
+        """
+        rows = as_labels(name, rows, self.storage.device, rows=True)
         check_tensors({name: ShapeSpec("int64", ("K",))}, {name: rows})
-        if rows.device != self.storage.device:
-            raise ValueError(f"{name} must be on {self.storage.device} like pool, got {rows.device}")
         check_index_range(name, rows, self.size, f"[0, {self.size}), one of the rows of pool")
         check_distinct(name, rows)
         return rows

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lapal_ext.errors import NotFittedError
+from lapal_ext.posterior.class_names import class_numbers
 from lapal_ext.posterior.standardization import COLUMNS, Standardize
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Array, Labels
 from lapal_ext.validation.scalars import check_integer, check_number
 from lapal_ext.validation.tensors import (
     COMPUTE_DTYPES,
@@ -41,6 +42,10 @@ class Layer(Protocol):
     @property
     def num_classes(self) -> int:
         """C."""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """C names, or None."""
 
 
 def check_layer(
@@ -101,16 +106,17 @@ def check_features(
 
 def check_targets(
     posterior: Layer,
-    targets: Array,
+    targets: Labels,
     count: int,
     *,
     name: str = "targets",
 ) -> Tensor:  # [count] int64
-    """Return ``targets`` as ``count`` labels or raise a typed error."""
-    return _as_targets(name, targets, count, posterior.num_classes, posterior.mean.device)
+    """Return ``targets``, numbers or names of classes, as ``count`` labels or raise a typed error."""
+    numbers = class_numbers(name, targets, posterior.class_names)
+    return _as_targets(name, numbers, count, posterior.num_classes, posterior.mean.device)
 
 
-def _as_targets(name: str, targets: Array, count: int, num_classes: int, device: torch.device) -> Tensor:
+def _as_targets(name: str, targets: object, count: int, num_classes: int, device: torch.device) -> Tensor:
     labels = as_labels(name, targets, device)
     if labels.dim() != 1 or labels.shape[0] != count:
         raise ValueError(f"{name} must have shape ({count},), one label per row, got {shape_text(labels.shape)}")
@@ -135,11 +141,14 @@ class LabelledFeatures(NamedTuple):
         return self._replace(features=self.features[rows], labels=self.labels[rows])
 
 
-def check_labelled(features: Array, targets: Array, num_classes: int) -> LabelledFeatures:
+def check_labelled(
+    features: Array, targets: Labels, num_classes: int, class_names: tuple[str, ...] | None = None
+) -> LabelledFeatures:
     """Return the training data of a layer, or raise a typed error."""
     num_classes = check_integer("num_classes", num_classes, at_least=2)
     features = check_first_features(features)
-    labels = _as_targets("targets", targets, features.shape[0], num_classes, features.device)
+    numbers = class_numbers("targets", targets, class_names)
+    labels = _as_targets("targets", numbers, features.shape[0], num_classes, features.device)
     return LabelledFeatures(features, labels, num_classes)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
+import numpy as np
+
 _SHOWN = 3  # names that ``print`` lists
 
 
@@ -33,6 +35,42 @@ def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None
         if name in given[:place]:
             raise ValueError(f"class_names must not hold duplicates, got {name!r} more than once")
     return tuple(map(str, given))  # str itself, where a library has a subclass of it
+
+
+def class_numbers(name: str, labels: object, class_names: tuple[str, ...] | None) -> object:
+    """Replace names of classes by their numbers; labels that are no names are returned unchanged.
+
+    Args:
+        name: name of the argument, for errors.
+        labels: one name, or a list or an array of names, or other labels.
+        class_names: of all classes; None if they are not known.
+
+    Raises:
+        TypeError: names, of classes that have none; or names and other labels together.
+        ValueError: not the name of a class.
+    """
+    if isinstance(labels, str):
+        return class_numbers(name, [labels], class_names)[0]  # type: ignore[index]  # a list
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "OUT":
+        values = labels.tolist() if labels.ndim == 1 else []
+    elif isinstance(labels, (list, tuple)):
+        values = labels if any(isinstance(value, str) for value in labels) else []
+    else:
+        values = []
+    if not values:
+        return labels
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must hold names of classes or their numbers, got str and {type(value).__name__}")
+    if class_names is None:
+        raise TypeError(f"{name} must hold integers where the classes have no names, got str: pass class_names first")
+    numbers = {known: number for number, known in enumerate(class_names)}
+    try:
+        return [numbers[value] for value in values]
+    except KeyError as error:
+        raise ValueError(
+            f"{name} must hold names of classes, got {str(error.args[0])!r}, which is none of{first_names(class_names)}"
+        ) from None
 
 
 def check_new_name(name: object, names: tuple[str, ...] | None) -> tuple[str, ...] | None:

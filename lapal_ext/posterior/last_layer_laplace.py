@@ -40,7 +40,7 @@ from lapal_ext.posterior.state import ATTRIBUTES, EXTRA_STATE, check_state, read
 from lapal_ext.posterior.updating import absorb, check_variance
 from lapal_ext.rules import LINKS, UpdateRule, check_link
 from lapal_ext.tiles import row_tiles
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Array, Labels
 from lapal_ext.validation.scalars import (
     check_choice,
     check_device,
@@ -206,7 +206,7 @@ class LastLayerLaplace(nn.Module):
     def fit_map(
         cls,
         features: Array,  # [N, D]
-        targets: Array,  # [N]
+        targets: Labels,  # [N]
         num_classes: int,
         prior_precision: float = 10.0,
         curvature: str = "categorical",
@@ -221,7 +221,7 @@ class LastLayerLaplace(nn.Module):
 
         Args:
             features: [N, D], N >= 1.
-            targets: labels in [0, num_classes), [N]; classes may be missing.
+            targets: labels in [0, num_classes), or names in ``class_names``, [N]; classes may be missing.
             num_classes: C >= 2.
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
@@ -235,8 +235,10 @@ class LastLayerLaplace(nn.Module):
             UserWarning: a few columns carry more than half of all variance.
             RuntimeWarning: the fit has not converged.
         """
-        data = check_labelled(features, targets, num_classes)
-        names = check_class_names(class_names, data.num_classes)
+        names = class_names
+        if names is not None:
+            names = check_class_names(names, check_integer("num_classes", num_classes, at_least=2))
+        data = check_labelled(features, targets, num_classes, names)
         bias = data.features.new_zeros(data.num_classes) if check_flag("fit_bias", fit_bias) else None
         weight = data.features.new_zeros(data.num_classes, data.features.shape[1])
         kind = check_standardize(standardize)
@@ -298,10 +300,10 @@ class LastLayerLaplace(nn.Module):
     def optimize_prior_precision(
         cls,
         features: Array,  # [N, D]
-        targets: Array,  # [N]
+        targets: Labels,  # [N]
         num_classes: int,
         prior_precisions: Array | None = None,  # [P]
-        n_folds: int = 5,
+        n_folds: int | None = None,
         fit_bias: bool = True,
         standardize: Standardize = True,
         generator: torch.Generator | None = None,
@@ -317,7 +319,7 @@ class LastLayerLaplace(nn.Module):
             targets: labels in [0, num_classes), [N]; classes may be missing.
             num_classes: C >= 2.
             prior_precisions: the values to try, float [P]; by default 11 from 0.01 to 1000, two per power of ten.
-            n_folds: 2 to N.
+            n_folds: 2 to N; by default 5, or N if there are fewer rows.
             fit_bias: as for ``fit_map``.
             standardize: as for ``fit_map``, separately for each training part.
             generator: for the folds; the same draws give the same result.
@@ -412,7 +414,7 @@ class LastLayerLaplace(nn.Module):
     def update(
         self,
         features: Array,  # [N, D]
-        targets: Array,  # [N]
+        targets: Labels,  # [N]
         step: str = "line_search",
         gamma: float = 1.0,
     ) -> Self:
@@ -420,7 +422,7 @@ class LastLayerLaplace(nn.Module):
 
         Args:
             features: [N, D].
-            targets: labels in [0, C), [N].
+            targets: labels in [0, C), or names in ``class_names``, [N].
             step: ``line_search`` (needs no tuning) and ``newton`` (the paper's) absorb one label after another in
                 closed form, see ``likelihood.step_length``. ``joint`` finds the mode of all labels together by a small
                 fit. For many labels at once it is closer to a refit; it costs a few D^3.
@@ -445,7 +447,7 @@ class LastLayerLaplace(nn.Module):
     def condition_on(
         self,
         features: Array,  # [N, D]
-        targets: Array,  # [N]
+        targets: Labels,  # [N]
         step: str = "line_search",
         gamma: float = 1.0,
     ) -> Self:
@@ -461,7 +463,7 @@ class LastLayerLaplace(nn.Module):
 
     @outside_inference_mode
     @torch.no_grad()
-    def _absorb(self, features: Array, targets: Array, step: str, gamma: float) -> str:
+    def _absorb(self, features: Array, targets: Labels, step: str, gamma: float) -> str:
         """Absorb labels in place; return the text of a warning, or an empty string."""
         require_fitted(self.fitted)
         features = check_features(self, features)
@@ -620,7 +622,7 @@ class LastLayerLaplace(nn.Module):
     def log_marginal_likelihood(
         self,
         features: Array,  # [N, D]
-        targets: Array,  # [N]
+        targets: Labels,  # [N]
         prior_precisions: Array | None = None,  # any shape
     ) -> Tensor:  # of that shape
         """Laplace evidence of this posterior's model at its current mean, as a function of the prior precision.

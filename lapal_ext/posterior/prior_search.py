@@ -14,6 +14,8 @@ from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_generator, check_integer
 from lapal_ext.validation.tensors import check_overflow, shape_text
 
+_FOLDS = 5
+
 
 def log_evidence(
     features: Iterator[Tensor],  # tiles [n, D], standardised
@@ -62,7 +64,7 @@ def fit_layer(
 def best_prior_precision(
     data: LabelledFeatures,
     prior_precisions: Array | None,  # [P]
-    n_folds: int,
+    n_folds: int | None,
     *,
     fit_bias: bool,
     standardize: Standardize,
@@ -81,6 +83,7 @@ def best_prior_precision(
     grid = check_prior_precisions("prior_precisions", prior_precisions, data.features.dtype)
     if grid.dim() != 1 or len(grid) == 0:
         raise ValueError(f"prior_precisions must have shape (P,) with P >= 1, got {shape_text(grid.shape)}")
+    n_folds = min(_FOLDS, n_rows) if n_folds is None else n_folds
     n_folds = check_integer("n_folds", n_folds, at_least=2, at_most=n_rows, limit="the rows of features")
     check_generator("generator", generator)
     fold = assign_folds(data.labels, n_folds, generator)

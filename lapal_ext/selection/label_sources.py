@@ -1,6 +1,7 @@
 """Sources of labels for a selection: the model, a draw from its predictive, a tensor, or a callable."""
 
 from collections.abc import Callable
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -9,14 +10,19 @@ from torch import Tensor
 from lapal_ext.acquisition.scorer import Scorer
 from lapal_ext.pool.pool import Pool
 from lapal_ext.pool.sharding import Ranks
-from lapal_ext.validation.arrays import Array
+from lapal_ext.posterior.class_names import class_numbers
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.validation.arrays import Labels
 from lapal_ext.validation.scalars import check_choice, check_integer
-from lapal_ext.validation.tensors import as_labels, check_labels, shape_text
+from lapal_ext.validation.tensors import as_labels, check_labels, shape_text, way_out
 
 SOURCES = ("predicted", "sampled")
 AUTO = "auto"
 
-Targets = str | Array | Callable[[int], int] | None
+Annotator = Callable[[int], int | str]
+"""From a row number to the number or the name of a class."""
+
+Targets = str | Labels | Annotator | None
 """``auto``, ``predicted``, ``sampled``, labels [N] of the pool, a callable from row number to label, or none."""
 
 LabelSource = Callable[[Scorer, Tensor], Tensor]
@@ -24,27 +30,33 @@ LabelSource = Callable[[Scorer, Tensor], Tensor]
 
 
 def label_source(
-    targets: Targets, pool: Pool, num_classes: int, generator: torch.Generator | None, ranks: Ranks
+    targets: Targets, pool: Pool, posterior: LastLayerLaplace, generator: torch.Generator | None, ranks: Ranks
 ) -> LabelSource:
     """Check ``targets`` and return a function from picks to labels; None gives the predicted labels.
 
     With several ranks, rank 0 draws the labels or calls ``targets``.
     """
-    if isinstance(targets, (Tensor, np.ndarray)):
-        return _given(targets, pool, num_classes)
+    if is_labels(targets):
+        return _given(targets, pool, posterior)
     if callable(targets):
-        return _asked(targets, pool, num_classes, ranks)
+        return _asked(targets, pool, posterior, ranks)
     if targets is None:
         return predicted
     check_source(targets)
     return predicted if targets == "predicted" else _sampled(generator, ranks)
 
 
+def is_labels(targets: object) -> TypeGuard[Labels]:
+    """Whether ``targets`` are labels, not the name of a source or a callable."""
+    return isinstance(targets, (Tensor, np.ndarray, list, tuple, range))
+
+
 def check_source(targets: object) -> None:
     """Raise a typed error unless ``targets`` names a source of labels."""
     if not isinstance(targets, str):
         raise TypeError(
-            f"targets must be a torch.Tensor, a NumPy array or name a source of labels, got {type(targets).__name__}"
+            "targets must be a torch.Tensor, a NumPy array or name a source of labels, got "
+            f"{type(targets).__name__}{way_out(targets)}"
         )
     check_choice("targets", targets, SOURCES)
 
@@ -73,23 +85,29 @@ def _sampled(generator: torch.Generator | None, ranks: Ranks) -> LabelSource:
     return draw
 
 
-def _given(targets: Array, pool: Pool, num_classes: int) -> LabelSource:
-    labels = as_labels("targets", targets, pool.storage.device)
+def _given(targets: Labels, pool: Pool, posterior: LastLayerLaplace) -> LabelSource:
+    numbers = class_numbers("targets", targets, posterior.class_names)
+    labels = as_labels("targets", numbers, pool.storage.device)
     if labels.shape != (pool.rows_here,):
         raise ValueError(
             f"targets must have shape ({pool.rows_here},), one label per row of pool, got {shape_text(labels.shape)}"
         )
-    check_labels("targets", labels, num_classes)
+    check_labels("targets", labels, posterior.num_classes)
     labels = pool.local(labels)
     return lambda _, picks: pool.shard.gather(labels, picks)
 
 
-def _asked(annotate: Callable[[int], int], pool: Pool, num_classes: int, ranks: Ranks) -> LabelSource:
+def _asked(annotate: Annotator, pool: Pool, posterior: LastLayerLaplace, ranks: Ranks) -> LabelSource:
+    last, names = posterior.num_classes - 1, posterior.class_names
+
+    def answer(row: int) -> int:
+        name, label = f"targets({row})", annotate(row)
+        if names is not None:
+            label = class_numbers(name, label, names)  # type: ignore[assignment]  # checked below
+        return check_integer(name, label, at_least=0, at_most=last, limit="the last class")
+
     def ask(_: Scorer, picks: Tensor) -> Tensor:
-        answers = [
-            check_integer(f"targets({row})", annotate(row), at_least=0, at_most=num_classes - 1, limit="the last class")
-            for row in pool.to_rows(picks).tolist()
-        ]
+        answers = [answer(row) for row in pool.to_rows(picks).tolist()]
         return torch.tensor(answers, dtype=torch.int64, device=picks.device)
 
     return lambda scorer, picks: ranks.from_first(lambda: ask(scorer, picks), picks)

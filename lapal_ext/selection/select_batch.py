@@ -30,9 +30,9 @@ from lapal_ext.rules import Link, check_rule
 from lapal_ext.selection.label_sources import AUTO, Targets, label_source
 from lapal_ext.selection.progress import progress_bar
 from lapal_ext.selection.selection_result import SelectionResult
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Array, Rows
 from lapal_ext.validation.scalars import check_flag, check_integer
-from lapal_ext.validation.tensors import as_dense
+from lapal_ext.validation.tensors import as_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -51,11 +51,11 @@ def select_batch(
     gamma: float = 1.0,
     update_every: int | None = None,
     link: str = "plugin",
-    candidates: Array | None = None,  # [K] int64
+    candidates: Rows | None = None,  # [K]
     generator: torch.Generator | None = None,
     progress: bool = False,
     labelled: Array | None = None,  # [L, D]
-    exclude: Array | None = None,  # [X] int64
+    exclude: Rows | None = None,  # [X]
     memory: float | None = None,
     group: "ProcessGroup | None" = None,
     references: References = None,  # an integer or [E] int64
@@ -87,7 +87,7 @@ def select_batch(
         update_every: picks between updates, 1 to ``batch_size``; by default 1, or ``batch_size`` if no labels are
             absorbed.
         link: the predictive from which the utility is computed, ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
-        candidates: the rows that may be picked, distinct, int64 [K]; all by default. The acquisition then uses only
+        candidates: the rows that may be picked, distinct integers [K]; all by default. The acquisition then uses only
             these rows, in ascending order. Draw a random subset once per batch, for any ``update_every``.
         generator: for ``sampled``, and for the acquisitions that draw: ``random``, ``badge``, ``typiclust``,
             ``probcover``, ``bald`` with ``mc``, and a sample of ``references``. A selection takes one number from it as
@@ -96,9 +96,9 @@ def select_batch(
         labelled: features of the rows that have labels, [L, D], which the posterior does not keep. ``uherding``,
             ``maxherding``, ``typiclust``, ``coreset`` and ``probcover`` avoid rows near them; the others do not use
             them.
-        exclude: rows that may not be picked, distinct, int64 [X]. Unlike rows that are not in ``candidates`` they stay
-            part of the pool, and nothing is copied. They count neither as labelled nor as picked, so similar rows may
-            be picked.
+        exclude: rows that may not be picked, distinct integers [X]. Unlike rows that are not in ``candidates`` they
+            stay part of the pool, and nothing is copied. They count neither as labelled nor as picked, so similar rows
+            may be picked.
         memory: bytes that the logits of the pool may take, unlimited by default. If [N, C] logits take more, utilities
             compute them for every pick again, in tiles of rows, O(N D C), with equal results up to rounding. ``bald``
             and ``badge`` do not support this. ``uherding`` and ``maxherding`` keep no logits, and use as many bytes for
@@ -135,8 +135,8 @@ def select_batch(
     ranks = Ranks(group)
     with ranks.together():
         rows = Pool(posterior, pool, candidates, ranks)
-        candidates = None if candidates is None else as_dense("candidates", candidates)
-        exclude = None if exclude is None else as_dense("exclude", exclude)
+        if candidates is not None:
+            candidates = as_labels("candidates", candidates, rows.storage.device, rows=True)
         excluded = _excluded(rows, exclude)
         limit = rows.shard.total - len(excluded)
         batch_size = check_integer(
@@ -155,7 +155,7 @@ def select_batch(
             labelled = check_features(posterior, labelled, name="labelled")
         check_flag("progress", progress)
         memory = check_memory(acquisition, posterior, rows, memory)
-        labels = label_source(targets, rows, posterior.num_classes, generator, ranks)
+        labels = label_source(targets, rows, posterior, generator, ranks)
         if targets is None:
             _check_unlabelled(acquisition, chosen_link, update_every, batch_size)
             rule = rule._replace(gamma=0.0)  # an update without a label moves the covariance alone
@@ -222,7 +222,7 @@ def _check_unlabelled(acquisition: str | Acquisition, link: Link, update_every: 
         )
 
 
-def _excluded(rows: Pool, exclude: Array | None) -> Tensor:  # [X] int64
+def _excluded(rows: Pool, exclude: Rows | None) -> Tensor:  # [X] int64
     if exclude is None:
         return torch.zeros(0, dtype=torch.int64, device=rows.storage.device)
     return rows.to_picks(rows.check_rows("exclude", exclude), "exclude")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +24,10 @@ from lapal_ext.pool.checksum import PoolChecksum
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.arguments import check_features
+from lapal_ext.posterior.class_names import class_numbers
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
 from lapal_ext.rules import check_rule
-from lapal_ext.validation.arrays import Array
+from lapal_ext.validation.arrays import Array, Labels, Rows
 from lapal_ext.validation.scalars import check_integer
 from lapal_ext.validation.tensors import as_dense, as_labels, check_distinct, check_labels, shape_text
 
@@ -51,7 +51,7 @@ class _Progress(NamedTuple):
     events: tuple[_Event, ...]
     seed: int
     scorer: Scorer | None  # has absorbed the events; None while a call changes it, and after one that raised
-    asked: Tensor | None = None  # the picks that ``ask`` returned, which are taken in ``scorer``
+    asked: Tensor | None = None  # the picks that ``ask`` returned, which are taken in ``scorer`` if there is one
 
 
 @entry
@@ -68,7 +68,7 @@ class SequentialSelector:
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
-        candidates: the rows that may be asked for, int64 [K]; all by default.
+        candidates: the rows that may be asked for, integers [K]; all by default.
         generator: for an acquisition that draws, such as ``random`` or ``badge``. The constructor takes one number from
             it as the seed. All questions depend on the seed and the answers alone, so ``undo`` returns to the same
             question.
@@ -94,7 +94,7 @@ class SequentialSelector:
         step: str = "line_search",
         gamma: float = 1.0,
         link: str = "plugin",
-        candidates: Array | None = None,  # [K] int64
+        candidates: Rows | None = None,  # [K]
         generator: torch.Generator | None = None,
         labelled: Array | None = None,  # [L, D]
         memory: float | None = None,
@@ -143,12 +143,12 @@ class SequentialSelector:
 
     @outside_inference_mode
     @torch.no_grad()
-    def tell(self, indices: int | Array, labels: int | Array) -> None:
+    def tell(self, indices: int | Rows, labels: int | str | Labels) -> None:
         """Absorb labels, in order. The rows need not be those that ``ask`` returned.
 
         Args:
-            indices: a row of the pool, or int64 [k].
-            labels: its label in [0, C), or [k].
+            indices: a row of the pool, or integers [k]: a tensor, an array or a list.
+            labels: its label in [0, C), or [k]. Where the posterior has ``class_names``, also their names.
 
         Raises:
             ValueError: a row already has a label or is not in the pool, or a label is not a class.
@@ -161,7 +161,7 @@ class SequentialSelector:
 
     @outside_inference_mode
     @torch.no_grad()
-    def skip(self, indices: int | Array) -> None:
+    def skip(self, indices: int | Rows) -> None:
         """Do not ask for these rows again; ``tell`` still accepts their labels."""
         self._add((self._as_picks("indices", indices), None))
 
@@ -294,7 +294,7 @@ class SequentialSelector:
     def _take_scorer(self) -> Scorer:
         """Return the scorer, with no row taken that was asked for, and leave the selector without it."""
         events, seed, scorer, asked = self._progress
-        self._progress = _Progress(events, seed, None)
+        self._progress = _Progress(events, seed, None, asked)
         if scorer is None:
             return self._replayed(events, seed)
         if asked is not None:
@@ -316,27 +316,28 @@ class SequentialSelector:
             if pick in told:
                 raise ValueError(f"{name} must be without a label so far, got {row} again; undo() takes one back")
 
-    def _as_picks(self, name: str, indices: int | Array) -> Tensor:
-        rows = self._as_vector(name, indices)
+    def _as_picks(self, name: str, indices: int | Rows) -> Tensor:
+        rows = self._as_vector(name, indices, rows=True)
         if len(rows) == 0:
             raise ValueError(f"{name} must hold at least one row, got none")
         check_distinct(name, rows)
         return self._pool.to_picks(rows, name)
 
-    def _as_labels(self, labels: int | Array, count: int) -> Tensor:
-        values = self._as_vector("labels", labels)
+    def _as_labels(self, labels: int | str | Labels, count: int) -> Tensor:
+        values = self._as_vector("labels", class_numbers("labels", labels, self._initial.class_names))
         if len(values) != count:
             raise ValueError(f"labels must hold one label for each of {count} indices, got {len(values)}")
         check_labels("labels", values, self._initial.num_classes)
         return values
 
-    def _as_vector(self, name: str, value: int | Array) -> Tensor:  # [k] int64
+    def _as_vector(self, name: str, value: object, *, rows: bool = False) -> Tensor:  # [k] int64
         device = self._pool.storage.device
-        if not isinstance(value, (Tensor, np.ndarray)):
+        if isinstance(value, str) or not hasattr(value, "__len__"):
             return torch.tensor([check_integer(name, value, at_least=0)], device=device)
-        if value.ndim > 1:
-            raise ValueError(f"{name} must be one integer or have shape (k,), got {shape_text(value.shape)}")
-        return as_labels(name, value, device).reshape(-1).clone()  # events are kept, callers may reuse the buffer
+        numbers = as_labels(name, value, device, rows=rows)
+        if numbers.dim() > 1:
+            raise ValueError(f"{name} must be one integer or have shape (k,), got {shape_text(numbers.shape)}")
+        return numbers.reshape(-1).clone()  # events are kept, callers may reuse the buffer
 
 
 def _absorb(scorer: Scorer, event: _Event) -> None:

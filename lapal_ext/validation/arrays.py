@@ -4,6 +4,7 @@ An array is used as a CPU tensor of the same dtype. Where float32 is required, a
 NumPy) raises TypeError, as a float64 tensor does. Results are tensors.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,6 +14,12 @@ from torch import Tensor
 
 Array: TypeAlias = Tensor | np.ndarray
 """A tensor, or an array that is viewed as one."""
+
+Rows: TypeAlias = Array | Sequence[int]
+"""Row numbers or labels: integers of any type, in a tensor, an array or a list."""
+
+Labels: TypeAlias = Array | Sequence[int] | Sequence[str]
+"""Numbers of classes, or names of classes where these are known."""
 
 _KINDS = "fiub"  # floating point, signed and unsigned integers, booleans
 

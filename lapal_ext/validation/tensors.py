@@ -5,9 +5,10 @@ dimension. A letter has the same size throughout a call, so one specification is
 """
 
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,8 +94,15 @@ def as_dense(name: str, value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         return view(name, value)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}{way_out(value)}")
     return check_dense(name, value)
+
+
+def way_out(value: object) -> str:
+    """How to make a tensor or an array of a value of another type, to follow its type in an error."""
+    if hasattr(value, "to_numpy"):  # of pandas or polars
+        return ": pass its .to_numpy()"
+    return ": pass torch.tensor(...) or numpy.asarray(...) of it" if isinstance(value, (list, tuple, range)) else ""
 
 
 def _check_dtype(name: str, dtype: torch.dtype, kind: str, compute: torch.dtype | None, owner: str) -> None:
@@ -170,8 +178,14 @@ def check_finite(name: str, value: Tensor) -> None:
     if value.is_meta:
         raise ValueError(f"{name} must hold values, got a tensor on the meta device")
     if not is_finite(value):
-        bad = int(value.isfinite().logical_not().sum())
-        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {value.numel()} values")
+        bad, first = 0, -1
+        for number, tile in enumerate(value.split(_ROWS_ADDED) if value.dim() > 0 else [value[None]]):
+            wrong = tile.isfinite().logical_not()  # of a tile, since a pool may be larger than memory
+            bad += int(wrong.sum())
+            if first < 0 and bad > 0:
+                first = number * _ROWS_ADDED + int(wrong.reshape(len(wrong), -1).any(1).int().argmax())
+        place = f", the first in row {first}" if value.dim() == 2 else ""
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {value.numel()} values{place}")
 
 
 def check_overflow(name: str, *results: Tensor) -> None:
@@ -204,16 +218,38 @@ def check_distinct(name: str, indices: Tensor) -> None:
         raise ValueError(f"{name} must not hold duplicates, got {int(values[counts.argmax()])} more than once")
 
 
-def as_labels(name: str, labels: object, device: torch.device) -> Tensor:
-    """Return integer labels as an int64 tensor on ``device``; floats and booleans are refused.
+def as_labels(name: str, labels: object, device: torch.device, *, rows: bool = False) -> Tensor:
+    """Return integers of any type as an int64 tensor on ``device``; floats and booleans are refused.
+
+    Args:
+        name: name of the argument, for errors.
+        labels: a tensor, an array, or a list, tuple or range of integers.
+        device: where they must be; a list is put there.
+        rows: whether they are row numbers, for which a mask is a common mistake.
 
     Raises:
-        TypeError: not a tensor or an array of integers.
+        TypeError: not a tensor, an array or a list of integers.
         ValueError: on another device.
     """
+    if isinstance(labels, (list, tuple, range)):
+        return torch.tensor([_as_integer(name, value) for value in labels], dtype=torch.int64, device=device)
     labels = as_dense(name, labels)
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        raise TypeError(f"{name} must hold integers, got {labels.dtype}")
+        mask = rows and labels.dtype == torch.bool
+        hint = ": of a mask pass mask.nonzero()[:, 0], or numpy.flatnonzero(mask)" if mask else ""
+        raise TypeError(f"{name} must hold integers, got {labels.dtype}{hint}")
     if labels.device != device:
         raise ValueError(f"{name} must be on {device}, got {labels.device}")
     return labels.to(torch.int64)
+
+
+def _as_integer(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool:
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must hold integers, got a list with {type(value).__name__}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must hold integers of 64 bits, got {number}")
+    return number

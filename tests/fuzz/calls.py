@@ -81,7 +81,12 @@ def _of_selector(selector: SequentialSelector) -> object:
         questions = bits(copied.ask(left)) if left else None
     except (ValueError, ArithmeticError) as error:  # the posterior is damaged
         questions = str(error)
-    return [bits(state[name]) for name in sorted(state)], bits(selector._initial), bits(selector._asked), questions
+    return (
+        [bits(state[name]) for name in sorted(state)],
+        bits(selector._initial),
+        bits(selector._progress.asked),
+        questions,
+    )
 
 
 def _bytes_of(value: Tensor) -> list[int]:

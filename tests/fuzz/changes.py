@@ -176,6 +176,7 @@ def labels(y: Tensor, n_classes: int, *, optional: bool = False) -> Argument:
     def change(choose: Choose, good: Tensor) -> Changed:
         options = {
             **not_here(good),
+            "a list": (SAME if good.dim() == 1 else REFUSED, good.tolist),
             **in_arrays(choose, good),
             **shapes_of(good, keep=False),
             "another kind": (
@@ -199,7 +200,7 @@ def labels(y: Tensor, n_classes: int, *, optional: bool = False) -> Argument:
 
 
 def rows(indices: Tensor, size: int, *, optional: bool = True) -> Argument:
-    """Distinct rows of a pool, int64 [K]."""
+    """Distinct rows of a pool: integers [K] of any type, or int64 [M, b] where they are not ``optional``."""
 
     def change(choose: Choose, good: Tensor) -> Changed:
         shapes = shapes_of(good, keep=True)
@@ -207,12 +208,11 @@ def rows(indices: Tensor, size: int, *, optional: bool = True) -> Argument:
             shapes.pop(width, None)
         options = {
             **not_here(good),
+            "a list": (SAME if optional else REFUSED, good.tolist),
             **in_arrays(choose, good),
             **shapes,
-            "another kind": (
-                REFUSED,
-                lambda: good.to(one_of(choose, torch.int32, torch.float64, torch.bool)),
-            ),
+            "another kind": (REFUSED, lambda: good.to(one_of(choose, torch.float64, torch.bool))),
+            "narrower": (SAME if optional else REFUSED, lambda: good.to(torch.int32)),
             "no row": (
                 REFUSED,
                 lambda: entry(choose, good, choose(outside(size))),

@@ -63,12 +63,22 @@ def annotators() -> values.Table:
 
 
 def rows(good: Tensor, name: str) -> values.Table:
+    kinds = {
+        "float": Bad(good.double(), TypeError, r"must hold integers, got torch\.float64"),
+        "bool": Bad(good > 0, TypeError, r"must hold integers, got torch\.bool: of a mask pass mask\.nonzero"),
+        "meta": Bad(good.to("meta"), ValueError, "must be on cpu, got meta"),
+    }
+    if name == "batches":
+        kinds = {
+            "float": Bad(good.double(), TypeError, r"must be torch\.int64, got torch\.float64"),
+            "int32": Bad(good.int(), TypeError, r"must be torch\.int64, got torch\.int32"),
+            "bool": Bad(good > 0, TypeError, r"must be torch\.int64, got torch\.bool"),
+            "meta": Bad(good.to("meta"), ValueError, "must be on cpu like pool, got meta"),
+        }
+    accepted = () if name == "batches" else ("None", "list")
     return {
-        **{words: bad for words, bad in values.not_dense(good).items() if words != "None" or name == "batches"},
-        "float": Bad(good.double(), TypeError, r"must be torch\.int64, got torch\.float64"),
-        "int32": Bad(good.int(), TypeError, r"must be torch\.int64, got torch\.int32"),
-        "bool": Bad(good > 0, TypeError, r"must be torch\.int64, got torch\.bool"),
-        "meta": Bad(good.to("meta"), ValueError, "must be on cpu like pool, got meta"),
+        **{words: bad for words, bad in values.not_dense(good).items() if words not in accepted},
+        **kinds,
         "negative": Bad(put(good, -1), ValueError, rf"must lie in \[0, {N}\), one of the rows of pool, got -1"),
         "N": Bad(put(good, N), ValueError, rf"must lie in \[0, {N}\), one of the rows of pool, got {N}"),
         "twice": Bad(put(good, int(good.view(-1)[1])), ValueError, "must not hold (duplicates|a row twice)"),

@@ -26,9 +26,12 @@ class Restartable(SequentialSelector):
     def again(self, convert: Callable[[object], Any]) -> "Restartable":
         made = Restartable(**{name: convert(value) for name, value in self._arguments.items()})
         made.load_state_dict(self.state_dict())
-        if self._asked is not None:
-            made.ask(len(self._asked))
+        if self._progress.asked is not None:
+            made.ask(len(self._progress.asked))
         return made
+
+    def _check_pool(self, numbers: object) -> None:
+        """The same rows in float64 are another pool, and the reference here; tests/selection/test_another_pool.py."""
 
 
 def _selector(choose: Choose, p: Small) -> Restartable:
@@ -102,6 +105,7 @@ def _rows(good: Any, size: int, told: set[int]) -> Argument:
             "a matrix": (REFUSED, lambda: good[None]),
             "None": (REFUSED, lambda: None),
             **changes.not_here(good),
+            "a list": (SAME, good.tolist),
             **{words: value for words, value in changes.in_arrays(choose, good).items() if "0-d" not in words},
             "0-d of floats": (REFUSED, lambda: np.array(0.0)),
             "0-d of objects": (REFUSED, lambda: np.array(0, dtype=object)),
@@ -181,7 +185,7 @@ def _load(choose: Choose, p: Small) -> Arguments:
 def _other_state(choose: Choose, good: dict[str, Any], p: Small) -> Changed:
     name = evenly(choose, ("rows", "labels", "events"))
     vector = good[name]
-    wrong = evenly(choose, (None, 1.0, "x", [None], vector.tolist(), vector.double(), vector > 0, vector.to("meta")))
+    wrong = evenly(choose, (None, 1.0, "x", [None], vector.double(), vector > 0, vector.to("meta")))
     bad_seed = evenly(choose, (None, -1, 1.0, "1", True, torch.tensor(1.0), torch.tensor([1, 2]), 2**64))
     options: Options = {
         "no dict": (REFUSED, lambda: evenly(choose, (None, [], "x", 1, torch.zeros(3), sorted(good.items())))),
@@ -192,6 +196,7 @@ def _other_state(choose: Choose, good: dict[str, Any], p: Small) -> Changed:
         "one more": (REFUSED, lambda: good | {name: torch.cat([vector, vector.new_zeros(1)])}),
         "the same": (SAME, lambda: {key: value.clone() for key, value in good.items()}),
         "in narrower integers": (SAME, lambda: good | {name: vector.to(torch.int32)}),
+        "in lists": (SAME, lambda: good | {name: vector.tolist()}),
         "in arrays": (SAME, lambda: good | {name: vector.numpy().copy()}),
         "the same seed as an int": (SAME, lambda: good | {"seed": int(good["seed"])}),
     }
@@ -213,7 +218,7 @@ def _left(selector: Restartable) -> tuple[object, ...]:
     state = selector.state_dict()
     left = len(selector._pool) - len(selector._closed())
     question = selector.ask() if left else torch.zeros(0, dtype=torch.int64, device="cpu")
-    return selector.posterior, [state[name] for name in sorted(state)], question
+    return selector.posterior, [state[name] for name in sorted(state) if name != "pool"], question
 
 
 def _called(name: str) -> Callable[..., object]:

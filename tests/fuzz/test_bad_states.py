@@ -188,7 +188,9 @@ PAIR = torch.tensor([1, 2])
         (lambda s: s.ask(1.0), TypeError, "n must be an integer, got float"),
         (lambda s: s.ask(True), TypeError, "n must be an integer, got bool"),
         (lambda s: s.tell(None, 0), TypeError, "indices must be an integer, got NoneType"),
-        (lambda s: s.tell([1], [0]), TypeError, "indices must be an integer, got list"),
+        (lambda s: s.tell([1, 2.0], [0, 1]), TypeError, "indices must hold integers, got a list with float"),
+        (lambda s: s.tell([1, 2], [0, "a"]), TypeError, "labels must hold names of classes or their numbers"),
+        (lambda s: s.tell({1}, {0}), TypeError, "indices must be a torch"),
         (lambda s: s.tell(True, 0), TypeError, "indices must be an integer, got bool"),
         (lambda s: s.tell(torch.tensor([True]), 0), TypeError, "indices must hold integers, got torch.bool"),
         (lambda s: s.tell(PAIR[:0], PAIR[:0]), ValueError, "indices must hold at least one row, got none"),
@@ -205,9 +207,9 @@ PAIR = torch.tensor([1, 2])
         (lambda s: s.load_state_dict(None), TypeError, "state must be a dict, got NoneType"),
         (lambda s: s.load_state_dict({}), KeyError, "'state must hold rows, labels, events"),
         (
-            lambda s: s.load_state_dict({**SELECTOR_STATE, "rows": [1, 2]}),
+            lambda s: s.load_state_dict({**SELECTOR_STATE, "rows": [1.0, 2.0]}),
             TypeError,
-            r"state\['rows'\] must be a torch",
+            r"state\['rows'\] must hold integers",
         ),
         (
             lambda s: s.load_state_dict({**SELECTOR_STATE, "seed": torch.tensor(-1)}),

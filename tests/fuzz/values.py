@@ -95,7 +95,8 @@ def no_rows(x: Tensor) -> Table:
 def labels(y: Tensor, n_classes: int) -> Table:
     allowed = rf"must lie in \[0, {n_classes}\), one of the {n_classes} classes, got"
     return {
-        **not_dense(y),
+        **{words: bad for words, bad in not_dense(y).items() if words != "list"},
+        "a list of floats": Bad(y.double().tolist(), TypeError, "must hold integers, got a list with float"),
         "meta": Bad(y.to("meta"), ValueError, "must be on cpu, got meta"),
         "float": Bad(y.double(), TypeError, r"must hold integers, got torch\.float64"),
         "NaN": Bad(torch.full(y.shape, math.nan), TypeError, "must hold integers"),

@@ -203,7 +203,7 @@ FAULTS = (
     ),
     _selection(  # the scorer stays in the selector while a call changes it
         "selection/sequential_selector.py",
-        "self._progress = _Progress(events, seed, None)",
+        "self._progress = _Progress(events, seed, None, asked)",
         "",
         "selection/test_interrupted_selector.py",
     ),

@@ -20,7 +20,6 @@ from tests.draws import Draw
 
 N, D, C = 60, 12, 4
 SAYS = "of all variance, so that the others hardly count: pass standardize='columns'"
-SETS = sorted(Path("/work/shared/data").glob("*.npz"))
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -325,16 +324,6 @@ ORDINARY: dict[str, Callable[[Draw], Tensor]] = {
 @pytest.mark.parametrize("name", ORDINARY)
 def test_ordinary_features_give_no_warning(draw: Draw, name: str) -> None:
     assert uneven_columns(ORDINARY[name](draw)) == ""
-
-
-@pytest.mark.parametrize("path", SETS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("rows", [10, 50, 1000, None])
-def test_features_of_encoders_give_no_warning(path: Path, rows: int | None) -> None:
-    with np.load(path) as arrays:
-        matrices = [arrays[name] for name in arrays.files if arrays[name].ndim == 2]
-    for matrix in matrices:
-        for start in range(0, 500, 50) if rows in (10, 50) else (0,):
-            assert uneven_columns(torch.from_numpy(matrix[start:][:rows]).float()) == ""
 
 
 # The warning about the edge of the grid

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lapal_ext.cli.arguments import positive_number, whole_number
 from lapal_ext.cli.errors import CommandError
-from lapal_ext.cli.select.label_file import LabelFile, Line
+from lapal_ext.cli.select.label_file import SUFFIXES, LabelFile, Line
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     matrix = ".npy or .safetensors"
     add("--pool", required=True, type=Path, metavar="FILE", help=f"features to choose among, [N, D], {matrix}")
     add("--features", required=True, type=Path, metavar="FILE", help=f"labelled features, [L, D], {matrix}")
-    add("--labels", required=True, type=Path, metavar="FILE", help="their labels, [L], integers, .npy")
+    add(
+        "--labels",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="their labels, [L], integers, or names in --classes, .npy",
+    )
     add("--out", required=True, type=Path, metavar="FILE.csv", help="the label file; answers in it are absorbed")
     add("--head", type=Path, metavar="FILE", help="trained layer: weight [C, D] and bias [C], .safetensors")
     add(
@@ -79,6 +85,10 @@ def _run(options: argparse.Namespace) -> None:
     for name, path in (("--out", options.out), ("--save", options.save)):  # before the work starts
         if path is not None and not path.parent.is_dir():
             raise CommandError(f"{name} must lie in an existing folder, got {path}")
+    if options.out.suffix.lower() not in SUFFIXES:
+        raise CommandError(
+            f"--out must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {options.out}"
+        )
     try:
         with started_by_torchrun(alone=options.alone) as group:
             if not options.interactive:

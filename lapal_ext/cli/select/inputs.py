@@ -4,12 +4,14 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.select.label_file import COMMANDS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
@@ -27,15 +29,16 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
     if not options.labels.is_file():
         raise CommandError(f"--labels must be an existing file, got {options.labels}")
     array = load_npy(options.labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
+    named = array.dtype.kind == "U" and options.classes is not None
+    if array.ndim != 1 or not (named or array.dtype.kind in "iu"):
         raise CommandError(
             f"--labels must be a vector of integers, the numbers of classes, got {array.dtype} {list(array.shape)}: "
-            "--classes takes their names"
+            f"{_way_out(array)}"
         )
-    highest = int(array.max()) if len(array) else 0
+    highest = int(array.max()) if len(array) and not named else 0
     if highest >= _MOST_CLASSES:
         raise CommandError(f"--labels must be numbers of classes, below {_MOST_CLASSES}, got {highest}")
-    labels = torch.from_numpy(array.astype(np.int64))
+    labels = torch.from_numpy(np.zeros(len(array), np.int64) if named else array.astype(np.int64))
     if options.classes is None:
         return labels, [str(number) for number in range(max(highest + 1, 2))]
     if options.classes.isascii() and options.classes.isdigit():
@@ -55,7 +58,32 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
             raise CommandError(f"{options.classes} must not call a class {name!r}, which is a command")
         if name.isdigit() and name != str(number):
             raise CommandError(f"{options.classes} must not call class {number} {name!r}, the number of another class")
+    if named:
+        labels = torch.from_numpy(_numbers_of(array.tolist(), names, options.labels))
     return labels, names
+
+
+def _numbers_of(labels: Sequence[str], names: Sequence[str], path: Path) -> "NDArray[np.int64]":
+    import numpy as np
+
+    numbers = {name: number for number, name in enumerate(names)}
+    for row, label in enumerate(labels):
+        if label not in numbers:
+            raise CommandError(f"{path} must hold names that --classes has, got {label!r} in row {row}")
+    return np.array([numbers[label] for label in labels], np.int64)
+
+
+def _way_out(array: "NDArray[Any]") -> str:
+    """What to save in place of an array that holds no labels."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        return "save labels[:, 0]"
+    if array.ndim != 1:
+        return "save one label per row of --features, labels.argmax(1) where they are one-hot"
+    if array.dtype.kind in "fb":
+        return "save labels.astype(numpy.int64)"
+    if array.dtype.kind in "US":
+        return "give --classes a file with the names in the order of their numbers, and save names as str"
+    return "save the numbers of the classes"
 
 
 def check_texts(path: Path, n_rows: int) -> None:

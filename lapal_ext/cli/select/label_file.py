@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 COLUMNS = ("row", "utility", "label")
 SKIP, UNDO, QUIT = "skip", "undo", "quit"
 COMMANDS = (SKIP, UNDO, QUIT)  # what may be typed in place of a label; no class may have such a name
-_NUMBER = re.compile(r"[0-9]{1,9}")
-_CLASS = re.compile(r"([0-9]{1,9})(\.0+)?")  # spreadsheets turn integers into floats in columns with gaps
+SUFFIXES = (".csv", ".tsv", ".txt")
+_NUMBER = re.compile(r"([0-9]{1,9})(\.0+)?")  # spreadsheets turn integers into floats in columns with gaps
 
 
 class Line(NamedTuple):
@@ -178,9 +178,11 @@ class LabelFile:
             self.lines.append(line)
 
     def _line(self, cells: Mapping[str, str], pool_rows: int, place: str) -> Line:
-        row = cells["row"].strip()
-        if not _NUMBER.fullmatch(row) or int(row) >= pool_rows:
-            raise CommandError(f"{place}: row must be a whole number in [0, {pool_rows}), got {row!r}")
+        number = _NUMBER.fullmatch(cells["row"].strip())
+        row = int(number[1]) if number else pool_rows
+        if row >= pool_rows:
+            given = cells["row"].strip()
+            raise CommandError(f"{place}: row must be a whole number in [0, {pool_rows}), got {given!r}")
         text = cells["label"].strip()
         label = class_number(text, self._class_names)
         skipped = label is None and text.lower() == SKIP
@@ -188,7 +190,7 @@ class LabelFile:
             allowed = describe_classes(self._class_names)
             raise CommandError(f"{place}: label must be {allowed}, {SKIP} or nothing, got {text!r}")
         others = {name: value for name, value in cells.items() if name not in COLUMNS}
-        return Line(int(row), cells.get("utility", ""), label, skipped, others)
+        return Line(row, cells.get("utility", ""), label, skipped, others)
 
 
 def class_number(text: str, class_names: Sequence[str]) -> int | None:
@@ -201,7 +203,7 @@ def class_number(text: str, class_names: Sequence[str]) -> int | None:
     alike = [number for number, name in enumerate(class_names) if name.casefold() == text.casefold()]
     if len(alike) == 1:
         return alike[0]
-    number = _CLASS.fullmatch(text)
+    number = _NUMBER.fullmatch(text)
     return int(number[1]) if number and int(number[1]) < len(class_names) else None
 
 
