@@ -139,7 +139,7 @@ def _as_targets(targets: object, rows: int, place: str) -> Tensor:  # [rows] int
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "fiub":
         targets = view("labels", targets)
     if isinstance(targets, list) and targets and all(type(label) is int for label in targets):
-        targets = torch.tensor(targets)
+        targets = torch.tensor(targets, device="cpu")
     if not isinstance(targets, Tensor):
         texts = isinstance(targets, (list, tuple, np.ndarray)) and len(targets) and isinstance(targets[0], str)
         number = "number the classes first (class_names.index(label), or numpy.unique with return_inverse), or "
@@ -162,7 +162,7 @@ def _as_ids(ids: object, rows: int, place: str) -> Ids:
         if all(isinstance(value, str) for value in listed):
             ids = tuple(map(str, listed))
         elif all(type(value) is int for value in listed):
-            ids = torch.tensor(listed)
+            ids = torch.tensor(listed, device="cpu")
     if isinstance(ids, Tensor) and ids.shape == (rows,) and not (ids.is_floating_point() or ids.is_complex()):
         if ids.dtype != torch.bool:
             return as_labels("ids", ids.detach().cpu(), torch.device("cpu"))

@@ -91,7 +91,7 @@ def _columns(data: Any) -> Sequence[Any]:
 
 
 def _of_arrays(arrays: Sequence[Any]) -> str | None:
-    values = [torch.as_tensor(array) for array in arrays]
+    values = [array if isinstance(array, Tensor) else torch.as_tensor(array, device="cpu") for array in arrays]
     row_bytes = sum(value.element_size() * value.shape[1:].numel() for value in values)
     numbers = _spread(len(values[0]), max(_ITEMS, min(COMPARED, _ARRAY_BYTES // max(1, row_bytes))))
     return _joined([_digits([value[number] for value in values]) for number in numbers])
@@ -110,7 +110,7 @@ def _of_items(items: Any, loader: "DataLoader[Any] | None") -> str | None:
             "multiprocessing_context": loader.multiprocessing_context,
             "worker_init_fn": loader.worker_init_fn,
         }
-    generator = torch.Generator()
+    generator = torch.Generator(device="cpu")
     generator.seed()
     numbered = _Numbered(items, _spread(len(items), _ITEMS))
     reader: DataLoader[Any] = DataLoader(numbered, batch_size=None, generator=generator, collate_fn=_digits, **options)

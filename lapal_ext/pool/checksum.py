@@ -57,7 +57,8 @@ class PoolChecksum(NamedTuple):
     def as_tensor(self) -> Tensor:  # [5] int64
         """All of it as numbers, for a state dict."""
         dtypes = [str(dtype).removeprefix("torch.") for dtype in STORAGE_DTYPES]
-        return torch.tensor([self.rows, self.columns, dtypes.index(self.dtype), self.content, self.order])
+        numbers = [self.rows, self.columns, dtypes.index(self.dtype), self.content, self.order]
+        return torch.tensor(numbers, device="cpu")
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> "PoolChecksum":
@@ -81,13 +82,14 @@ def checksum(
     ranks = Ranks() if ranks is None else ranks
     shard = Shard(ranks, [0, len(features)]) if shard is None else shard
     total, count = shard.total, min(shard.total, COMPARED)
-    numbers = torch.tensor([place * (total - 1) // max(1, count - 1) for place in range(count)], dtype=torch.int64)
-    digests = torch.zeros(count, dtype=torch.int64)
+    spread = [place * (total - 1) // max(1, count - 1) for place in range(count)]
+    numbers = torch.tensor(spread, dtype=torch.int64, device="cpu")
+    digests = torch.zeros(count, dtype=torch.int64, device="cpu")
     here = (numbers >= shard.numbers.start) & (numbers < shard.numbers.stop)
     places = here.nonzero()[:, 0]
     if len(places) > 0:
         own = features.detach()[(numbers[places] - shard.numbers.start).to(features.device)].cpu()
-        digests[places] = torch.tensor(row_digests(own))
+        digests[places] = torch.tensor(row_digests(own), device="cpu")
     digests = ranks.add(digests)
     content = int(digests.sum()) & _MASK
     order = int.from_bytes(hashlib.sha256(digests.numpy().tobytes()).digest()[:8], "little") & _MASK

@@ -255,7 +255,6 @@ def _forward(_: Choose, p: Small) -> Arguments:
                 options[words] = (EITHER, options[words][1])
             elif words.startswith("an array"):  # a module takes tensors
                 options[words] = (REFUSED, options[words][1])
-        options.pop("a vector")
         return pick(choose, options)
 
     return {"posterior": Argument(p.posterior, _in_other_dtype), "features": Argument(p.x, change)}

@@ -22,7 +22,7 @@ import lapal_ext
 # Without typiclust and probcover, which need scikit-learn, an extra.
 ACQUISITIONS = (
     "margin", "entropy", "least_confident", "variance", "gradient_norm", "bald", "badge", "bait",
-    "bait_forward_backward", "coreset", "random",
+    "bait_forward_backward", "coreset", "random", "uherding", "maxherding",
 )  # fmt: skip
 LINKS = {"bald": ("plugin", "mean_field", "mc")}
 
@@ -60,6 +60,8 @@ def picks():
 
     few = lapal_ext.select_batch(model, pool, batch_size=8, memory=4096)
     found["margin, logits in tiles"] = few.indices.tolist()
+    few = lapal_ext.select_batch(model, pool, batch_size=8, labelled=labelled, memory=4096)
+    found["uherding, no kernel values in memory"] = few.indices.tolist()
 
     selector = lapal_ext.SequentialSelector(model, pool)
     for _ in range(5):

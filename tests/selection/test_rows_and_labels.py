@@ -216,6 +216,7 @@ def test_the_first_bad_row_of_many() -> None:
         SequentialSelector(problem.posterior, pool)
 
 
+@pytest.mark.filterwarnings("ignore:optimize_prior_precision found the best value")
 @pytest.mark.parametrize("n_rows", [2, 3, 4, 5, 6])
 def test_the_default_search_works_with_few_rows(problem: Problem, n_rows: int) -> None:
     x, y = problem.pool[:n_rows], problem.labels[:n_rows]
