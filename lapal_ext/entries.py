@@ -1,4 +1,7 @@
-"""What surrounds the body of every public function: no ``torch.autocast``, and warnings that point to its caller."""
+"""What surrounds the body of public functions: modes of torch that they leave, and warnings that point to their caller.
+
+``entry`` is for all of them. ``outside_inference_mode`` is for those that make tensors which outlive the call.
+"""
 
 import functools
 import inspect
@@ -43,6 +46,25 @@ def _outside_autocast(function: T) -> T:
         if not torch._C._is_any_autocast_enabled():
             return function(*args, **kwargs)
         with torch._C._DisableAutocast():  # of all devices, and of those within
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def outside_inference_mode(function: T) -> T:
+    """Run a function outside of ``torch.inference_mode``, so that the tensors that it makes are ordinary ones.
+
+    A tensor that is made in this mode can never be changed in place or take part in autograd outside of it. Models,
+    selectors and pools live longer than the mode in which a caller happens to make or change them.
+
+    Where the mode is off, this is one test of a flag. Where it is on, gradients stay off as they are in it.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.no_grad():
             return function(*args, **kwargs)
 
     return call  # type: ignore[return-value]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lapal_ext.atomic_file import replace_file
+from lapal_ext.entries import outside_inference_mode
 from lapal_ext.errors import StorageError
 from lapal_ext.features.data_checksum import DataChecksum
 from lapal_ext.features.growing_file import RowFile, check_format, partial_path
-from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.pool.feature_files import load_npy, map_file
 
 Origin = Mapping[str, str | int | None]

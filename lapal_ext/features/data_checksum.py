@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from lapal_ext.entries import outside_inference_mode
 from lapal_ext.features.sources import is_labelled_pair
-from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.pool.checksum import COMPARED
 
 _ITEMS = 32

@@ -3,7 +3,6 @@
 import inspect
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lapal_ext.entries import outside_inference_mode, warn
 from lapal_ext.errors import StorageError
 from lapal_ext.features.batches import Batch, Ids, read_batches
 from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
@@ -19,7 +19,6 @@ from lapal_ext.features.heads import check_pooled, find_head
 from lapal_ext.features.layers import catch, channels_first, check_take, is_pointwise, layer_name
 from lapal_ext.features.pooling import POOLS, as_rows
 from lapal_ext.features.sources import Data, check_order, count_rows
-from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.selection.progress import progress_bar
 from lapal_ext.validation.scalars import check_choice, check_device, check_flag, check_integer, check_path
 from lapal_ext.validation.tensors import STORAGE_DTYPES, is_finite
@@ -157,7 +156,7 @@ def extract(
                 head = find_head(model, forward, pooled=pool is not None)
                 store.layer, check = head.name, head.pooled
                 if head.caution is not None:
-                    warnings.warn(head.caution, UserWarning, stacklevel=3)  # above the frame of no_grad
+                    warn(head.caution, UserWarning)
             module = model.get_submodule(store.layer)
             seen = catch(module, store.layer, take, forward)
             caught = as_rows(seen.value, seen.what, batch.rows, pool, read.mask, channels_first=channels_first(module))

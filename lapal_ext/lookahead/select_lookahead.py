@@ -8,8 +8,7 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import ACQUISITIONS
-from lapal_ext.entries import entry
-from lapal_ext.inference_mode import outside_inference_mode
+from lapal_ext.entries import entry, outside_inference_mode
 from lapal_ext.lookahead.evaluation import check_evaluation
 from lapal_ext.lookahead.look_ahead import look_ahead
 from lapal_ext.lookahead.proposals import PROPOSALS, propose_by_acquisition

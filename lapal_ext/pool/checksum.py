@@ -89,14 +89,14 @@ def checksum(
     places = here.nonzero()[:, 0]
     if len(places) > 0:
         own = features.detach()[(numbers[places] - shard.numbers.start).to(features.device)].cpu()
-        digests[places] = torch.tensor(row_digests(own), device="cpu")
+        digests[places] = torch.tensor(_row_digests(own), device="cpu")
     digests = ranks.add(digests)
     content = int(digests.sum()) & _MASK
     order = int.from_bytes(hashlib.sha256(digests.numpy().tobytes()).digest()[:8], "little") & _MASK
     return PoolChecksum(total, features.shape[1], str(features.dtype).removeprefix("torch."), content, order)
 
 
-def row_digests(
+def _row_digests(
     rows: Tensor,  # [n, ...] on the CPU
 ) -> list[int]:
     """63 bits of a hash of every row; equal rows have equal numbers, and others practically never."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext.inference_mode import outside_inference_mode
+from lapal_ext.entries import outside_inference_mode
 from lapal_ext.pool.checksum import PoolChecksum, checksum
 from lapal_ext.pool.feature_files import Features, as_tensor
 from lapal_ext.pool.sharding import Ranks, Shard, common_layout

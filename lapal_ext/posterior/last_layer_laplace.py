@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lapal_ext import ops
-from lapal_ext.entries import entry, warn
+from lapal_ext.entries import entry, outside_inference_mode, warn
 from lapal_ext.errors import StorageError
-from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.likelihood import CURVATURES, STEPS, curvature_weight
 from lapal_ext.posterior import prior_search
 from lapal_ext.posterior.arguments import (
@@ -150,6 +149,7 @@ class LastLayerLaplace(nn.Module):
     # Construction
 
     @classmethod
+    @outside_inference_mode
     def from_linear(
         cls,
         head: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d,
@@ -203,6 +203,7 @@ class LastLayerLaplace(nn.Module):
         return posterior.fit(features)
 
     @classmethod
+    @outside_inference_mode
     def fit_map(
         cls,
         features: Array,  # [N, D]
@@ -258,6 +259,7 @@ class LastLayerLaplace(nn.Module):
         return posterior.fit(data.features)
 
     @classmethod
+    @outside_inference_mode
     def untrained(
         cls,
         features: Array,  # [N, D]
@@ -360,9 +362,6 @@ class LastLayerLaplace(nn.Module):
             self.
         """
         features = check_features(self, features)
-        for name, buffer in self.named_buffers():
-            if buffer.is_inference():  # set by a constructor that was called in torch.inference_mode
-                self._buffers[name] = buffer.clone()
         self._set_precision(precision_matrix(self._tiles(features), self.mean, self.prior_precision, self.curvature))
         self.fitted, self.fitted_rows, self.absorbed_labels = True, features.shape[0], 0
         return self

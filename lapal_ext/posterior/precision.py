@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
-from lapal_ext.entries import entry
+from lapal_ext.entries import entry, outside_inference_mode
 from lapal_ext.errors import NotPSDError
-from lapal_ext.inference_mode import outside_inference_mode
 from lapal_ext.likelihood import curvature_weight
 
 

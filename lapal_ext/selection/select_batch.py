@@ -19,8 +19,7 @@ from lapal_ext.acquisition.registry import (
 )
 from lapal_ext.acquisition.scorer import check_utilities
 from lapal_ext.acquisition.spec import KERNEL_MEMORY, Setting
-from lapal_ext.entries import entry
-from lapal_ext.inference_mode import outside_inference_mode
+from lapal_ext.entries import entry, outside_inference_mode
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.pool.sharding import Ranks

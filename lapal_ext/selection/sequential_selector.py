@@ -18,8 +18,7 @@ from lapal_ext.acquisition.registry import (
 )
 from lapal_ext.acquisition.scorer import Scorer, check_utilities
 from lapal_ext.acquisition.spec import Setting
-from lapal_ext.entries import entry
-from lapal_ext.inference_mode import outside_inference_mode
+from lapal_ext.entries import entry, outside_inference_mode
 from lapal_ext.pool.checksum import PoolChecksum
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
