@@ -22,9 +22,9 @@ class KernelRows:
         directions_of: the directions [k, D + 1] of rows [k], by their local numbers.
         n_rows: number of rows in this process.
         references: directions of the references, [E, D + 1].
-        are_rows: whether the references are the rows in this process, in their order: half of the products is enough.
         squared_bandwidth: h^2 > 0.
         memory: bytes for kernel values.
+        are_rows: whether the references are the rows in this process, in their order: half of the products is enough.
     """
 
     def __init__(

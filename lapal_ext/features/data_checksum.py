@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lapal_ext.entries import outside_inference_mode
 from lapal_ext.features.sources import is_labelled_pair
-from lapal_ext.pool.checksum import COMPARED
+from lapal_ext.pool.checksum import COMPARED, spread
 
 _ITEMS = 32
 _ARRAY_BYTES = 1 << 24
@@ -59,7 +59,7 @@ class DataChecksum:
         columns = _columns(self._data)
         if columns or not isinstance(self._data, (list, tuple)):  # of batches, whose rows are not known
             rows = len(columns[0]) if columns else len(getattr(self._data, "dataset", self._data))
-            numbers = _spread(rows, count)
+            numbers = spread(rows, count)
             count = sum(number < done for number in numbers)
         return len(one) == len(other) and one[: _DIGITS * count] == other[: _DIGITS * count]
 
@@ -93,7 +93,7 @@ def _columns(data: Any) -> Sequence[Any]:
 def _of_arrays(arrays: Sequence[Any]) -> str | None:
     values = [array if isinstance(array, Tensor) else torch.as_tensor(array, device="cpu") for array in arrays]
     row_bytes = sum(value.element_size() * value.shape[1:].numel() for value in values)
-    numbers = _spread(len(values[0]), max(_ITEMS, min(COMPARED, _ARRAY_BYTES // max(1, row_bytes))))
+    numbers = spread(len(values[0]), max(_ITEMS, min(COMPARED, _ARRAY_BYTES // max(1, row_bytes))))
     return _joined([_digits([value[number] for value in values]) for number in numbers])
 
 
@@ -112,7 +112,7 @@ def _of_items(items: Any, loader: "DataLoader[Any] | None") -> str | None:
         }
     generator = torch.Generator(device="cpu")
     generator.seed()
-    numbered = _Numbered(items, _spread(len(items), _ITEMS))
+    numbered = _Numbered(items, spread(len(items), _ITEMS))
     reader: DataLoader[Any] = DataLoader(numbered, batch_size=None, generator=generator, collate_fn=_digits, **options)
     with _other_draws():
         parts = list(reader)
@@ -185,12 +185,6 @@ def _add(digest: hashlib.blake2b, value: Any) -> None:
         digest.update(array.tobytes())
     else:
         raise TypeError
-
-
-def _spread(total: int, most: int) -> list[int]:
-    """At most so many of ``range(total)``, evenly spread, with the first and the last."""
-    count = min(total, most)
-    return [place * (total - 1) // max(1, count - 1) for place in range(count)]
 
 
 @contextmanager

@@ -73,6 +73,12 @@ class PoolChecksum(NamedTuple):
         return cls(rows, columns, str(STORAGE_DTYPES[dtype]).removeprefix("torch."), content, order)
 
 
+def spread(total: int, most: int) -> list[int]:
+    """At most so many of ``range(total)``, evenly spread, with the first and the last."""
+    count = min(total, most)
+    return [place * (total - 1) // max(1, count - 1) for place in range(count)]
+
+
 def checksum(
     features: Tensor,  # [n, D], the rows in this process
     shard: Shard | None = None,  # of all rows, candidates or not; by default this process has all
@@ -81,10 +87,9 @@ def checksum(
     """Checksum of the rows of all ranks; the same on each."""
     ranks = Ranks() if ranks is None else ranks
     shard = Shard(ranks, [0, len(features)]) if shard is None else shard
-    total, count = shard.total, min(shard.total, COMPARED)
-    spread = [place * (total - 1) // max(1, count - 1) for place in range(count)]
-    numbers = torch.tensor(spread, dtype=torch.int64, device="cpu")
-    digests = torch.zeros(count, dtype=torch.int64, device="cpu")
+    total = shard.total
+    numbers = torch.tensor(spread(total, COMPARED), dtype=torch.int64, device="cpu")
+    digests = torch.zeros(len(numbers), dtype=torch.int64, device="cpu")
     here = (numbers >= shard.numbers.start) & (numbers < shard.numbers.stop)
     places = here.nonzero()[:, 0]
     if len(places) > 0:

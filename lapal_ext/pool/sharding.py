@@ -219,7 +219,7 @@ class Shard:
     ) -> tuple[Tensor, Tensor]:  # [1] int64, [1]
         """The lowest pick with at least the share ``tie`` of the largest utility of all shards, and its utility.
 
-        ``rows`` holds every row of this process that may be it. With several ranks, each sends two numbers, twice.
+        ``rows`` holds every row of this process that may be it. With several ranks, each sends one number, then two.
         """
         if self.is_whole:
             first = (utilities >= tie * utilities.amax()).int().argmax()[None]
