@@ -3,6 +3,7 @@
 import reprlib
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,21 +136,92 @@ class LabelledFeatures(NamedTuple):
     features: Tensor  # [N, D] raw
     labels: Tensor  # [N] int64
     num_classes: int
+    weights: Tensor | None = None  # trust in every row, [N]; None is one
 
     def only(self, rows: Tensor) -> "LabelledFeatures":
         """The rows where a bool [N] is True."""
-        return self._replace(features=self.features[rows], labels=self.labels[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        return self._replace(features=self.features[rows], labels=self.labels[rows], weights=weights)
 
 
 def check_labelled(
-    features: Array, targets: Labels, num_classes: int, class_names: tuple[str, ...] | None = None
+    features: Array,
+    targets: Labels,
+    num_classes: int,
+    class_names: tuple[str, ...] | None = None,
+    weights: Array | None = None,
 ) -> LabelledFeatures:
     """Return the training data of a layer, or raise a typed error."""
     num_classes = check_integer("num_classes", num_classes, at_least=2)
     features = check_first_features(features)
     numbers = class_numbers("targets", targets, class_names)
     labels = _as_targets("targets", numbers, features.shape[0], num_classes, features.device)
-    return LabelledFeatures(features, labels, num_classes)
+    trust = None if weights is None else check_trust("weights", weights, features)
+    return LabelledFeatures(features, labels, num_classes, trust)
+
+
+def check_trust(
+    name: str,
+    value: object,
+    features: Tensor,  # [N, D]
+) -> Tensor:  # [N]
+    """Return one number >= 0 per row of ``features`` or raise a typed error.
+
+    Numbers of any floating-point or integer dtype are taken; the result has the dtype of the features, or float32 if
+    that is half precision.
+    """
+    values = as_dense(name, value).detach()
+    count = features.shape[0]
+    if values.dtype == torch.bool or values.dtype.is_complex:
+        raise TypeError(f"{name} must be real numbers, got {values.dtype}")
+    if values.shape != (count,):
+        raise ValueError(f"{name} must have shape ({count},), one number per row, got {shape_text(values.shape)}")
+    if values.device != features.device:
+        raise ValueError(f"{name} must be on {features.device} like features, got {values.device}")
+    trust = values.to(torch.promote_types(features.dtype, torch.float32))
+    check_finite(name, trust)
+    if count and float(trust.min()) < 0.0:
+        row = int(trust.argmin())
+        raise ValueError(f"{name} must be at least 0, got {float(trust[row]):g} in row {row}")
+    return trust
+
+
+class Run(NamedTuple):
+    """Neighbouring rows with the same trust."""
+
+    rows: slice
+    gamma: float
+
+
+def check_gamma(
+    value: object,
+    features: Tensor,  # [N, D]
+) -> list[Run]:
+    """Return ``gamma``, a number or one per row, as runs of equal numbers, or raise a typed error."""
+    count = features.shape[0]
+    if not isinstance(value, (Tensor, np.ndarray)) or value.ndim == 0:
+        return [Run(slice(0, count), check_number("gamma", value, at_least=0.0))]
+    values, counts = check_trust("gamma", value, features).unique_consecutive(return_counts=True)
+    stops = counts.cumsum(0).tolist()
+    starts = [0, *stops][:-1]
+    runs = [Run(slice(*ends), gamma) for *ends, gamma in zip(starts, stops, values.tolist(), strict=True)]
+    return runs or [Run(slice(0, 0), 0.0)]
+
+
+def trust_of(
+    runs: list[Run],
+    like: Tensor,  # [N, D]
+) -> Tensor:  # [N]
+    """The trust of every row, in the dtype of ``like``."""
+    trust = like.new_empty(like.shape[0])
+    for rows, gamma in runs:
+        trust[rows] = gamma
+    return trust
+
+
+def check_tolerance(value: object) -> float:
+    """Return a change of probabilities, or raise a typed error."""
+    return check_number("tolerance", value, at_least=0.0)
 
 
 def check_first_features(features: Array) -> Tensor:  # [N, D]

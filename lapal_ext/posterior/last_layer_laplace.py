@@ -17,8 +17,10 @@ from lapal_ext.likelihood import CURVATURES, STEPS, curvature_weight
 from lapal_ext.posterior import prior_search
 from lapal_ext.posterior.arguments import (
     MEAN,
+    LabelledFeatures,
     check_features,
     check_first_features,
+    check_gamma,
     check_labelled,
     check_layer,
     check_module_input,
@@ -26,12 +28,14 @@ from lapal_ext.posterior.arguments import (
     check_prior_precisions,
     check_standardize,
     check_targets,
+    check_tolerance,
     require_fitted,
+    trust_of,
 )
 from lapal_ext.posterior.class_names import check_class_names, check_new_name, first_names
 from lapal_ext.posterior.export import write_linear
 from lapal_ext.posterior.head import HeadLayer, read_head
-from lapal_ext.posterior.map_fit import map_weights_from
+from lapal_ext.posterior.map_fit import TOLERANCE, map_weights_from
 from lapal_ext.posterior.precision import PendingPrecision, add_observations, inverse, precision_matrix
 from lapal_ext.posterior.standardization import COLUMNS, Standardization, Standardize, uneven_columns
 from lapal_ext.posterior.standardization import standardize as _standardize
@@ -46,7 +50,6 @@ from lapal_ext.validation.scalars import (
     check_flag,
     check_generator,
     check_integer,
-    check_number,
 )
 from lapal_ext.validation.tensors import (
     COMPUTE_DTYPES,
@@ -214,11 +217,16 @@ class LastLayerLaplace(nn.Module):
         fit_bias: bool = True,
         standardize: Standardize = True,
         class_names: Iterable[str] | None = None,
+        *,
+        start: "LastLayerLaplace | None" = None,
+        weights: Array | None = None,  # [N]
+        tolerance: float = TOLERANCE,
     ) -> Self:
         """Fit the layer, then its covariance.
 
-        Minimises sum_n cross_entropy(W phi_n, y_n) + lambda / 2 |W|^2, bias included, to convergence by a
-        trust-region Newton method.
+        Minimises sum_n t_n cross_entropy(W phi_n, y_n) + lambda / 2 |W|^2, bias included, by L-BFGS with a curvature
+        for each class; features that are scaled so badly that float32 does not resolve them are left to Newton's method
+        in float64.
 
         Args:
             features: [N, D], N >= 1.
@@ -231,6 +239,11 @@ class LastLayerLaplace(nn.Module):
                 True has one scale for all columns, which keeps their relative sizes, as an encoder has learned them.
                 ``columns`` has one for each, for columns in different units.
             class_names: one per class, distinct, or None.
+            start: a posterior for the same features, at whose mean the fit begins, as after a few new labels. Classes
+                that it does not have begin at the mean of those that it has. None begins at zero.
+            weights: trust t >= 0 in every row, [N]; 0 leaves a row out of the fit and of the covariance. None is one.
+            tolerance: the largest change of any probability of the rows that may be still to come when the fit ends, as
+                estimated by that of the last step; 0 goes on to the limit of float64.
 
         Warns:
             UserWarning: a few columns carry more than half of all variance.
@@ -239,7 +252,7 @@ class LastLayerLaplace(nn.Module):
         names = class_names
         if names is not None:
             names = check_class_names(names, check_integer("num_classes", num_classes, at_least=2))
-        data = check_labelled(features, targets, num_classes, names)
+        data = check_labelled(features, targets, num_classes, names, weights)
         bias = data.features.new_zeros(data.num_classes) if check_flag("fit_bias", fit_bias) else None
         weight = data.features.new_zeros(data.num_classes, data.features.shape[1])
         kind = check_standardize(standardize)
@@ -249,6 +262,8 @@ class LastLayerLaplace(nn.Module):
             posterior.prior_precision,
             fit_bias=fit_bias,
             standardize=kind,
+            start=None if start is None else _start_of(start, data),
+            tolerance=check_tolerance(tolerance),
         )
         if text := _uneven(data.features, kind):
             warn(text, UserWarning)
@@ -256,7 +271,7 @@ class LastLayerLaplace(nn.Module):
             warn(warning_text, RuntimeWarning)
         posterior.mean = fit.weight.to(data.features.dtype)
         posterior.centre, posterior.scale = standardization.centre, standardization.scale
-        return posterior.fit(data.features)
+        return posterior._fit_covariance(data.features, data.weights)
 
     @classmethod
     @outside_inference_mode
@@ -361,10 +376,65 @@ class LastLayerLaplace(nn.Module):
         Returns:
             self.
         """
-        features = check_features(self, features)
-        self._set_precision(precision_matrix(self._tiles(features), self.mean, self.prior_precision, self.curvature))
+        return self._fit_covariance(check_features(self, features), None)
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def _fit_covariance(
+        self,
+        features: Tensor,  # [N, D]
+        weights: Tensor | None,  # [N]
+    ) -> Self:
+        self._set_precision(
+            precision_matrix(self._tiles(features), self.mean, self.prior_precision, self.curvature, weights)
+        )
         self.fitted, self.fitted_rows, self.absorbed_labels = True, features.shape[0], 0
         return self
+
+    @outside_inference_mode
+    def refit(
+        self,
+        features: Array,  # [N, D]
+        targets: Labels,  # [N]
+        *,
+        weights: Array | None = None,  # [N]
+        tolerance: float = TOLERANCE,
+    ) -> Self:
+        """Fit a new posterior to all labels, beginning at the mean of this one, which is not modified.
+
+        It has the prior precision, curvature, bias, kind of standardising and class names of this one, and as many
+        classes, also those that ``add_class`` has added. Begun where updates ended, a fit takes a third to a half of
+        the passes over the features that it takes from nothing.
+
+        Args:
+            features: of all labelled rows, [N, D], N >= 1, not only of new ones.
+            targets: labels in [0, C), or names in ``class_names``, [N].
+            weights: as for ``fit_map``.
+            tolerance: as for ``fit_map``.
+
+        Returns:
+            The new posterior.
+
+        Raises:
+            ValueError, TypeError: an argument is invalid, or overflows.
+
+        Warns:
+            RuntimeWarning: the fit has not converged.
+        """
+        features = check_features(self, features, nonempty=True)
+        return type(self).fit_map(
+            features,
+            targets,
+            self.num_classes,
+            self.prior_precision,
+            self.curvature,
+            self.has_bias,
+            self.standardization.kind,
+            self.class_names,
+            start=self,
+            weights=weights,
+            tolerance=tolerance,
+        )
 
     @outside_inference_mode
     @torch.no_grad()
@@ -415,7 +485,7 @@ class LastLayerLaplace(nn.Module):
         features: Array,  # [N, D]
         targets: Labels,  # [N]
         step: str = "line_search",
-        gamma: float = 1.0,
+        gamma: float | Array = 1.0,  # [] or [N]
     ) -> Self:
         """Absorb labels in place, in order; after an error the posterior is unchanged.
 
@@ -425,7 +495,8 @@ class LastLayerLaplace(nn.Module):
             step: ``line_search`` (needs no tuning) and ``newton`` (the paper's) absorb one label after another in
                 closed form, see ``likelihood.step_length``. ``joint`` finds the mode of all labels together by a small
                 fit. For many labels at once it is closer to a refit; it costs a few D^3.
-            gamma: trust in the new labels, >= 0; 1 is Bayes.
+            gamma: trust in the new labels, >= 0, a number or one per row; 1 is Bayes. It scales how far a label moves
+                the mean; the covariance does not depend on it.
 
         Returns:
             self.
@@ -448,7 +519,7 @@ class LastLayerLaplace(nn.Module):
         features: Array,  # [N, D]
         targets: Labels,  # [N]
         step: str = "line_search",
-        gamma: float = 1.0,
+        gamma: float | Array = 1.0,  # [] or [N]
     ) -> Self:
         """Return a new posterior that has absorbed the labels; this one is not modified. See ``update``.
 
@@ -462,24 +533,27 @@ class LastLayerLaplace(nn.Module):
 
     @outside_inference_mode
     @torch.no_grad()
-    def _absorb(self, features: Array, targets: Labels, step: str, gamma: float) -> str:
+    def _absorb(self, features: Array, targets: Labels, step: str, gamma: float | Array) -> str:
         """Absorb labels in place; return the text of a warning, or an empty string."""
         require_fitted(self.fitted)
         features = check_features(self, features)
         count = features.shape[0]
         labels = check_targets(self, targets, count)
         check_choice("step", step, UPDATE_STEPS)
-        gamma = check_number("gamma", gamma, at_least=0.0)
+        runs = check_gamma(gamma, features)
         x = self.standardization.standardized(features)
         warning_text = ""
-        if step == _JOINT and gamma > 0.0 and count > 0:
-            warning_text = self._absorb_jointly(x, labels, gamma)
+        if step == _JOINT and count > 0 and any(run.gamma > 0.0 for run in runs):
+            warning_text = self._absorb_jointly(x, labels, trust_of(runs, x))
         else:
             # Without labels or with gamma = 0 the mean does not move, and all steps are the same.
-            rule = UpdateRule(gamma, STEPS[0] if step == _JOINT else step, self.curvature)
-            before = self.covariance
-            mean, covariance, weights = absorb(self.mean, before, x, labels, rule)
-            self._precision.add(x, weights, before, covariance)
+            before, gained = self.covariance, []
+            mean, covariance = self.mean, before
+            for rows, trust in runs:
+                rule = UpdateRule(trust, STEPS[0] if step == _JOINT else step, self.curvature)
+                mean, covariance, weights = absorb(mean, covariance, x[rows], labels[rows], rule)
+                gained.append(weights)
+            self._precision.add(x, gained[0] if len(gained) == 1 else torch.cat(gained), before, covariance)
             self._buffers.update(mean=mean, covariance=covariance)  # torch's __setattr__ takes 3 us for each
         self.absorbed_labels += count
         return warning_text
@@ -488,7 +562,7 @@ class LastLayerLaplace(nn.Module):
         self,
         x: Tensor,  # [n, D], standardised
         labels: Tensor,  # [n]
-        gamma: float,
+        gamma: Tensor,  # [n]
     ) -> str:
         fit = map_weights_from(self.mean, self.covariance, x, labels, gamma)
         mean, x64 = fit.weight.to(self.mean.dtype), x.double()
@@ -880,6 +954,25 @@ class LastLayerLaplace(nn.Module):
 def _uneven(features: Tensor, standardize: Standardize) -> str:
     """The text of a warning about features that need a scale for each column, or an empty string."""
     return "" if standardize == COLUMNS else uneven_columns(features.detach())
+
+
+def _start_of(start: object, data: LabelledFeatures) -> tuple[Tensor, Tensor]:  # [C, D], [C]
+    """Weights and offsets of ``start`` for raw features, or a typed error unless it fits the data."""
+    if not isinstance(start, LastLayerLaplace):
+        raise TypeError(f"start must be a LastLayerLaplace, got {type(start).__name__}")
+    n_features, n_classes = data.features.shape[1], data.num_classes
+    if start.num_features != n_features or start.num_classes > n_classes:
+        raise ValueError(
+            f"start must have {n_features} features and at most {n_classes} classes, got {start.num_features} and "
+            f"{start.num_classes}"
+        )
+    if start.mean.device != data.features.device:
+        raise ValueError(f"start must be on {data.features.device} like features, got {start.mean.device}")
+    check_finite("start", start.mean)
+    missing = n_classes - start.num_classes
+    mean = torch.cat([start.mean, start.mean.mean(0, keepdim=True).expand(missing, -1)])
+    weights, offsets = start.standardization.raw(mean)
+    return weights.to(data.features.dtype), offsets.to(data.features.dtype)
 
 
 def check_posterior(posterior: object) -> None:

@@ -134,13 +134,19 @@ def precision_matrix(
     weight: Tensor,  # [C, D]
     prior_precision: float,
     curvature: str,
+    trust: Tensor | None = None,  # [N]
 ) -> Tensor:  # [D, D]
-    """Posterior precision prior_precision I + sum_n s_n phi_n phi_n^T at the weights given, in float64."""
+    """Posterior precision prior_precision I + sum_n t_n s_n phi_n phi_n^T at the weights given, in float64."""
     mean = weight.double()
     precision = prior_precision * torch.eye(mean.shape[1], dtype=mean.dtype, device=mean.device)
+    start = 0
     for tile in tiles:
         x = tile.double()
-        precision = add_observations(precision, x, curvature_weight(x @ mean.T, curvature))
+        curvatures = curvature_weight(x @ mean.T, curvature)
+        if trust is not None:
+            curvatures = curvatures * trust[start : start + len(x)]
+            start += len(x)
+        precision = add_observations(precision, x, curvatures)
     return precision
 
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from lapal_ext.likelihood import curvature_weight
 from lapal_ext.posterior.arguments import LabelledFeatures, check_prior_precisions
-from lapal_ext.posterior.map_fit import Fit, map_weights
+from lapal_ext.posterior.map_fit import TOLERANCE, map_weights
 from lapal_ext.posterior.precision import add_observations
+from lapal_ext.posterior.softmax_fit.objective import Fit
 from lapal_ext.posterior.standardization import Standardization, Standardize, fit_standardization
 from lapal_ext.validation.arrays import Array
 from lapal_ext.validation.scalars import check_generator, check_integer
@@ -54,11 +55,31 @@ def fit_layer(
     *,
     fit_bias: bool,
     standardize: Standardize,
+    start: tuple[Tensor, Tensor] | None = None,  # [C, D], [C]
+    tolerance: float = TOLERANCE,
 ) -> tuple[Fit, Standardization]:
-    """Return the MAP weights [C, D] or [C, D + 1] of standardised features, and the standardisation."""
+    """Return the MAP weights [C, D] or [C, D + 1] of standardised features, and the standardisation.
+
+    Args:
+        data: the training data.
+        prior_precision: lambda > 0.
+        fit_bias: whether the last column of the weights is a bias.
+        standardize: as for ``fit_standardization``.
+        start: weights and offsets for raw features at which the fit begins; None is zero.
+        tolerance: as for ``map_weights``.
+    """
     standardization = fit_standardization(data.features, has_bias=fit_bias, standardize=standardize)
     x = standardization.standardized(data.features)
-    return map_weights(x, data.labels, data.num_classes, prior_precision), standardization
+    fit = map_weights(
+        x,
+        data.labels,
+        data.num_classes,
+        prior_precision,
+        trust=data.weights,
+        start=None if start is None else standardization.of_raw(*start),
+        tolerance=tolerance,
+    )
+    return fit, standardization
 
 
 def best_prior_precision(
@@ -108,13 +129,16 @@ def held_out_losses(
 ) -> Tensor:  # [P] float64
     """Negative log-likelihood of every fold under the weights fitted to the others, summed over all rows."""
     losses = torch.zeros(len(prior_precisions), dtype=torch.float64, device="cpu")
-    for place, prior_precision in enumerate(prior_precisions):
-        for number in fold.unique().tolist():
-            out = fold == number
+    for number in fold.unique().tolist():
+        out = fold == number
+        start: tuple[Tensor, Tensor] | None = None
+        # From the strongest prior to the weakest, each fit begins where the last one ended.
+        for place in sorted(range(len(prior_precisions)), key=lambda place: -prior_precisions[place]):
             fit, standardization = fit_layer(
-                data.only(~out), prior_precision, fit_bias=fit_bias, standardize=standardize
+                data.only(~out), prior_precisions[place], fit_bias=fit_bias, standardize=standardize, start=start
             )
-            weights, offsets = standardization.raw(fit.weight.to(data.features.dtype))
+            start = standardization.raw(fit.weight.to(data.features.dtype))
+            weights, offsets = start
             logits = torch.addmm(offsets, data.features[out], weights.T).double()
             check_overflow("features", logits)
             losses[place] += torch.nn.functional.cross_entropy(logits, data.labels[out], reduction="sum").item()

@@ -32,6 +32,13 @@ class Standardization(NamedTuple):
     scale: Tensor  # [] or [D]
     has_bias: bool
 
+    @property
+    def kind(self) -> Standardize:
+        """The ``standardize`` of ``fit_standardization`` that gives such a centre and scale."""
+        if self.scale.dim() == 1:
+            return COLUMNS
+        return float(self.scale) != 1.0 or bool(self.centre.any())
+
     def standardized(
         self,
         features: Tensor,  # [N, D] raw

@@ -6,7 +6,7 @@ import torch
 
 from tests.draws import Arguments, Draw
 
-SIZES = {"N": 13, "E": 11, "D": 7, "C": 5, "b": 4, "M": 3, "S": 6, "B": 2}
+SIZES = {"N": 13, "E": 11, "D": 7, "C": 5, "b": 4, "M": 3, "S": 6, "B": 2, "H": 2}
 
 
 def _with(make: Callable[..., Arguments], **choices: object) -> Callable[..., Arguments]:
@@ -157,6 +157,26 @@ def _kernel_coverage(draw: Draw, M: int, E: int, D: int, **_: int) -> Arguments:
     }
 
 
+def _softmax_gradient(draw: Draw, N: int, D: int, C: int, H: int, **_: int) -> Arguments:
+    return {
+        "features": draw.normal(N, D),
+        "logits": draw.normal(C, N),
+        "targets": draw.integers(C, N),
+        "trust": draw.uniform(N),
+        "directions": draw.normal(H, C, N),
+    }
+
+
+def _directional_derivatives(draw: Draw, N: int, C: int, **_: int) -> Arguments:
+    return {
+        "logits": draw.normal(C, N),
+        "direction": draw.normal(C, N),
+        "targets": draw.integers(C, N),
+        "trust": draw.uniform(N),
+        "step": 0.7,
+    }
+
+
 _PLUGIN = {"triangle": None, "beta": None, "variance": None}
 
 # op -> variant -> function of (draw, **sizes). The first variant passes every optional argument.
@@ -198,6 +218,8 @@ EXAMPLES: dict[str, dict[str, Callable[..., Arguments]]] = {
     "badge_step_": {"all": _with(_badge_step_)},
     "coverage_gain": {"all": _with(_coverage_gain)},
     "kernel_coverage": {"all": _with(_kernel_coverage)},
+    "softmax_gradient": {"all": _with(_softmax_gradient)},
+    "directional_derivatives": {"all": _with(_directional_derivatives)},
 }
 
 

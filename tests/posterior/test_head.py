@@ -349,9 +349,9 @@ def test_print_shows_sizes_and_state() -> None:
 
 def test_the_class_has_documented_names_alone() -> None:
     methods = {
-        "from_linear", "fit_map", "untrained", "optimize_prior_precision", "fit", "add_class", "update", "condition_on",
-        "refresh", "drift", "predict_logits", "predict_latent", "predict_proba", "log_marginal_likelihood",
-        "to_linear", "clone", "save", "load",
+        "from_linear", "fit_map", "refit", "untrained", "optimize_prior_precision", "fit", "add_class", "update",
+        "condition_on", "refresh", "drift", "predict_logits", "predict_latent", "predict_proba",
+        "log_marginal_likelihood", "to_linear", "clone", "save", "load",
     }  # fmt: skip
     properties = {"precision", "standardization", "num_classes", "num_features", "class_names"}
     names = {name for name in dir(LastLayerLaplace) if not name.startswith("_") and name not in dir(nn.Module)}

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from lapal_ext import LastLayerLaplace, NotPSDError
 from lapal_ext.likelihood import curvature_weight
-from lapal_ext.posterior import map_fit
+from lapal_ext.posterior.softmax_fit import quasi_newton, trust_region
 from tests.draws import Draw
 from tests.problems import make_problem
 
@@ -59,7 +59,7 @@ def test_the_objective_is_below_that_of_one_label_after_another() -> None:
 def test_from_the_prior_it_is_the_fit(draw: Draw) -> None:
     x, y = draw.normal(40, 6), draw.integers(3, 40)
     prior = LastLayerLaplace(torch.zeros(3, 6, dtype=torch.float64), prior_precision=2.0).fit(x[:0])
-    fitted = LastLayerLaplace.fit_map(x, y, 3, 2.0, fit_bias=False, standardize=False)
+    fitted = LastLayerLaplace.fit_map(x, y, 3, 2.0, fit_bias=False, standardize=False, tolerance=0.0)
     joint = prior.update(x, y, step="joint")
     torch.testing.assert_close(joint.mean, fitted.mean, rtol=0.0, atol=1e-6)
     torch.testing.assert_close(joint.covariance, fitted.covariance, rtol=0.0, atol=1e-6)
@@ -112,7 +112,8 @@ def test_a_broken_posterior_stays_as_it_is(broken, error: type[Exception], words
 
 def test_an_update_that_is_stopped_warns_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     base, pool, labels, _, _ = make_problem()
-    monkeypatch.setattr(map_fit, "_MAX_STEPS", 1)
+    monkeypatch.setattr(quasi_newton, "_MOST_ITERATIONS", 1)
+    monkeypatch.setattr(trust_region, "_MOST_STEPS", 1)
     with pytest.warns(RuntimeWarning, match="update stopped with a gradient of") as caught:
         base.update(pool[NEW], labels[NEW], step="joint")
     assert caught[0].filename == __file__

@@ -6,9 +6,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lapal_ext import LastLayerLaplace
-from lapal_ext.posterior import map_fit
-from lapal_ext.posterior.map_fit import _Objective, map_weights
+from lapal_ext import LastLayerLaplace, ops
+from lapal_ext.posterior.map_fit import TOLERANCE, map_weights
+from lapal_ext.posterior.softmax_fit import quasi_newton, trust_region
 from tests.draws import Draw
 
 
@@ -67,16 +67,19 @@ def test_the_same_minimum_as_scikit_learn(draw: Draw) -> None:
     torch.testing.assert_close(map_weights(x, y, 7, 0.3).weight, torch.from_numpy(peer.coef_), rtol=1e-5, atol=1e-6)
 
 
-def test_steps_are_found_in_float64_where_float32_does_not_help(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = 1e6 * (draw.normal(30, 200) + 100.0), draw.integers(2, 30)
-    assert map_weights(x, y, 2, 65.0).warning_text("it") == ""
-    curvature = _Objective.curvature
-    monkeypatch.setattr(_Objective, "curvature", lambda self, _: curvature(self, torch.float32))
-    assert map_weights(x, y, 2, 65.0).warning_text("it").startswith("it stopped with a gradient of")
+@pytest.mark.parametrize("tolerance", [0.0, TOLERANCE])
+def test_float64_goes_on_where_float32_does_not_resolve_the_features(
+    tolerance: float, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = 1e6 * (draw.normal(30, 200).float() + 100.0), draw.integers(2, 30)
+    assert map_weights(x, y, 2, 65.0, tolerance=tolerance).warning_text("it") == ""
+    monkeypatch.setattr(trust_region, "_MOST_STEPS", 0)
+    assert map_weights(x, y, 2, 65.0, tolerance=tolerance).warning_text("it").startswith("it stopped with a gradient")
 
 
 def test_a_fit_that_is_stopped_warns_the_caller(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(map_fit, "_MAX_STEPS", 2)
+    monkeypatch.setattr(quasi_newton, "_MOST_ITERATIONS", 2)
+    monkeypatch.setattr(trust_region, "_MOST_STEPS", 2)
     with pytest.warns(RuntimeWarning, match="fit_map stopped with a gradient of") as caught:
         LastLayerLaplace.fit_map(draw.normal(60, 8), draw.integers(4, 60), 4)
     assert caught[0].filename == __file__
@@ -86,3 +89,66 @@ def test_a_fit_that_is_stopped_warns_the_caller(draw: Draw, monkeypatch: pytest.
 def test_features_that_overflow_are_refused(size: float, draw: Draw) -> None:
     with pytest.raises(ValueError, match="features or prior_precision must be smaller"):
         map_weights(size * draw.normal(20, 3).clamp(-1, 1), draw.integers(3, 20), 3, 1.0)
+
+
+def problem(draw: Draw, kind: str, n: int = 200) -> tuple[Tensor, Tensor, int]:
+    """Features in float32 of a kind that solvers find hard, labels, and the number of classes."""
+    x = draw.normal(n, 12)
+    if kind == "columns of any size":
+        x = x * 10.0 ** (8 * draw.uniform(12) - 4)
+    elif kind == "copies":
+        x = x[draw.integers(20, n)]
+    elif kind == "far from zero":
+        x = x + 1e3
+    elif kind == "nearly equal columns":
+        x = x[:, :1] + 1e-3 * x
+    y = (x @ draw.normal(12, 5)).argmax(1) if kind == "separable" else draw.integers(5, n)
+    return x.float(), y, 6  # one class without a row
+
+
+KINDS = ["plain", "separable", "columns of any size", "copies", "far from zero", "nearly equal columns"]
+
+
+@pytest.mark.parametrize("prior_precision", [1e-4, 1.0, 100.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_probability_is_far_from_the_converged_one(kind: str, prior_precision: float, draw: Draw) -> None:
+    """The tolerance is an estimate, of which ten times is allowed."""
+    x, y, n_classes = problem(draw, kind)
+    exact = map_weights(x.double(), y, n_classes, prior_precision).weight
+    trust = 2 * draw.uniform(len(x))
+    for start in (None, 0.9 * exact + 0.01):  # another row for all classes changes nothing
+        fit = map_weights(x, y, n_classes, prior_precision, start=start, tolerance=TOLERANCE)
+        error = (x.double() @ fit.weight.T).softmax(1) - (x.double() @ exact.T).softmax(1)
+        assert fit.converged
+        assert float(error.abs().max()) <= 10 * TOLERANCE
+    weighted = map_weights(x, y, n_classes, prior_precision, trust=trust, tolerance=TOLERANCE)
+    exact = map_weights(x.double(), y, n_classes, prior_precision, trust=trust).weight
+    error = (x.double() @ weighted.weight.T).softmax(1) - (x.double() @ exact.T).softmax(1)
+    assert float(error.abs().max()) <= 10 * TOLERANCE
+
+
+def test_trust_is_a_number_of_copies(draw: Draw) -> None:
+    x, y = draw.normal(40, 6), draw.integers(3, 40)
+    copies = draw.integers(4, 40)  # also none
+    weighted = map_weights(x, y, 3, 2.0, trust=copies.double()).weight
+    repeated = map_weights(x.repeat_interleave(copies, 0), y.repeat_interleave(copies), 3, 2.0).weight
+    torch.testing.assert_close(weighted, repeated, rtol=1e-6, atol=1e-8)
+
+
+def test_a_good_start_saves_passes(draw: Draw) -> None:
+    x = draw.normal(600, 30)
+    y = (x @ draw.normal(30, 6)).argmax(1)
+    passes = {"zero": 0, "nearly": 0}
+
+    def counting(where: str) -> dict[str, object]:
+        def gradient(*args: Tensor) -> tuple[Tensor, ...]:
+            passes[where] += 1
+            return ops.softmax_gradient.reference(*args)
+
+        return {"softmax_gradient": gradient}
+
+    nearly = map_weights(x[:590], y[:590], 6, 0.1, tolerance=1e-6).weight
+    for where, start in {"zero": None, "nearly": nearly}.items():
+        with ops.replace_ops(counting(where)):
+            map_weights(x, y, 6, 0.1, start=start, tolerance=TOLERANCE)
+    assert 0 < passes["nearly"] < 0.7 * passes["zero"]
