@@ -12,7 +12,7 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/pool/products.h"
+#include "cpu/pool/row_sums.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
 #include "torch/dispatch.h"
