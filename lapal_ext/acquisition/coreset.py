@@ -23,13 +23,12 @@ class CoresetScorer(PosteriorScorer):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        mean, standardization = setting.posterior.mean, setting.posterior.standardization
-        self._origin = standardization.centre
-        self._scale = standardization.scale.expand_as(self._origin).contiguous()
-        self._nearest = mean.new_full((len(self._pool),), torch.inf)  # [N], squared
+        standardization = setting.posterior.standardization
+        self._scale = standardization.scale.expand_as(standardization.centre).contiguous()
+        self._nearest = self._scale.new_full((len(self._pool),), torch.inf)  # [N], squared
         self._has_centre = len(labelled_features(setting)) > 0
         if setting.labelled is not None:
-            self._add_centres(setting.labelled.to(mean.dtype), self._nearest, torch.ones_like(self._taken))
+            self._add_centres(setting.labelled.to(self._scale.dtype), self._nearest, torch.ones_like(self._taken))
 
     def absorb(self, picks: Tensor, labels: Tensor) -> None:
         """See ``Scorer``."""
@@ -44,7 +43,8 @@ class CoresetScorer(PosteriorScorer):
         squares: list[Tensor] = []
         for number in range(count):
             if number == 0 and not self._has_centre:
-                row, square = self._add_centres(self._mean_of_pool(), nearest.clone(), self._taken)
+                mean = self._pool.mean().to(nearest.dtype)[None]
+                row, square = self._add_centres(mean, nearest.clone(), self._taken)
             else:
                 row, square = self._add_centres(centres, nearest, self._taken)
             pick, square = self._pool.shard.best_of_candidates(row, square, self._taken)
@@ -60,10 +60,6 @@ class CoresetScorer(PosteriorScorer):
         taken: Tensor,  # [N] bool, the pick is set in place
     ) -> tuple[Tensor, Tensor]:  # [] int64, []
         return ops.nearest_distance_.unchecked(self._pool.storage, centres, self._scale, nearest, taken)
-
-    def _mean_of_pool(self) -> Tensor:  # [1, D] raw features
-        standardized = self._pool.mean()[:, : len(self._scale)]
-        return (standardized / self._scale + self._origin).to(self._scale.dtype)
 
 
 SPEC = Spec(CoresetScorer, batch_targets=None)

@@ -54,9 +54,7 @@ def test_pool_may_be_stored_in_another_precision(pool_dtype: torch.dtype, dtype:
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 @pytest.mark.parametrize("D", [3, 67, 260])
-def test_a_centre_and_its_copies_have_distance_zero(
-    offset: float, D: int, dtype: torch.dtype, device: str, draw: Draw
-) -> None:
+def test_a_centre_and_its_copies_have_distance_zero(offset: float, D: int, dtype: torch.dtype, device: str) -> None:
     """Features far from the origin lose nothing: they are subtracted before they are squared."""
     args = example("nearest_distance_", N=40, D=D, L=5)
     args["pool"] += offset

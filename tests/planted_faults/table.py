@@ -211,8 +211,8 @@ FAULTS = (
     ),
     _selection(
         "acquisition/coreset.py",
-        "self._mean_of_pool(), nearest.clone()",
-        "self._mean_of_pool(), nearest",
+        "self._add_centres(mean, nearest.clone(), self._taken)",
+        "self._add_centres(mean, nearest, self._taken)",
         "acquisition/test_coreset.py",
     ),
     _selection(

@@ -18,6 +18,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "cpu/pool/rows.h"
@@ -80,7 +81,10 @@ LAPAL_HD Best nearest_tile(const Pass<T, S>& pass, int64_t start, int64_t rows, 
     from[i * pass.nearest_stride] = scratch[i];
   }
   Best best;
-  pass.taken.update_best(scratch, start, int(rows), best);
+  for (int64_t i = 0; i < rows; i += kLanes<T>) {
+    const int valid = int(std::min<int64_t>(kLanes<T>, rows - i));
+    pass.taken.update_best(scratch + i, start + i, valid, best);
+  }
   return best;
 }
 

@@ -73,6 +73,16 @@ struct TakenRows {
 
   template <class T>
   LAPAL_HD void update_best(const T* utilities, int64_t first, int valid, Best& best) const {
+    if (valid == kLanes<T> && best.index >= 0) {
+      int wins = 0;  // most blocks have no better row, free or taken
+#pragma omp simd reduction(| : wins)
+      for (int lane = 0; lane < kLanes<T>; ++lane) {
+        wins |= !(utilities[lane] <= T(best.utility));
+      }
+      if (!wins) {
+        return;
+      }
+    }
     for (int lane = 0; lane < valid; ++lane) {
       if (!rows[(first + lane) * stride]) {
         best.update(first + lane, double(utilities[lane]));
