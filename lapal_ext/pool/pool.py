@@ -25,7 +25,6 @@ from lapal_ext.validation.tensors import (
     check_tensors,
 )
 
-
 _SUMMED_ROWS = 512  # rows that are held in float64 at a time, in the second-level cache
 
 
