@@ -4,8 +4,8 @@ A rate is measured whenever it is used: other load may slow the machine for minu
 beside a call timed at the same moment. Every rate is that of one thread, by the fastest of many calls.
 
 - copy bandwidth out of cache: ``copy_`` of 300 MB;
-- read bandwidth out of cache: a sum over 300 MB, by one, two, four or eight streams of addresses, whichever is fastest
-  (``probe.cpp``), because a single one waits for memory most of the time. Without a compiler, ``sum``, which is one;
+- read bandwidth out of cache: a sum over 300 MB, by torch, or by one, two, four or eight streams of addresses
+  (``probe.cpp``), whichever is fastest, because a single stream may wait for memory most of the time;
 - multiply-adds in registers and exponentials in the first-level cache: ``probe.cpp``. The exponential is the kernels'
   own, so the limit shows what is lost around it, not whether a faster exponential exists. Without a compiler, sgemm and
   ``torch.exp`` in cache are measured instead; kernels may be faster than those;
@@ -61,12 +61,11 @@ def copied() -> float:
 def read() -> float:
     """Seconds for one byte."""
     (source, _), code = _out_of_cache(), _probe()
-    if code is None:
-        return fastest(source.sum, _BUDGET) / (4 * len(source))
-    return min(
-        fastest(functools.partial(code.read_memory, source.data_ptr(), len(source), streams), _BUDGET)
-        for streams in _STREAMS
-    ) / (4 * len(source))
+    times = [fastest(source.sum, _BUDGET)]
+    if code is not None:
+        calls = (functools.partial(code.read_memory, source.data_ptr(), len(source), count) for count in _STREAMS)
+        times += [fastest(call, _BUDGET) for call in calls]
+    return min(times) / (4 * len(source))
 
 
 def flop() -> float:
@@ -127,10 +126,8 @@ def _probe() -> ctypes.CDLL | None:
             return None
         code = ctypes.CDLL(str(library))
         code.multiply_add.argtypes, code.multiply_add.restype = [ctypes.c_long], ctypes.c_float
-        code.read_memory.argtypes, code.read_memory.restype = (
-            [ctypes.c_void_p, ctypes.c_long, ctypes.c_int],
-            ctypes.c_float,
-        )
+        code.read_memory.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
+        code.read_memory.restype = ctypes.c_float
         code.exponential.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_long]
         code.exponential.restype = ctypes.c_float
         return code
