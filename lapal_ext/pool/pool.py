@@ -223,8 +223,12 @@ class Pool:
 
     def norms(self) -> Tensor:  # [N]
         """Norm |phi| of every standardised row."""
-        result = self._mean.new_empty(len(self))
-        for rows, x in self.standardized_tiles():
-            result[rows] = x.norm(dim=1)
+        centre, scale, has_bias = self._standardization
+        squares = centre.new_full((len(self),), torch.inf)
+        every_row = torch.ones_like(squares, dtype=torch.bool)
+        ops.nearest_distance_.unchecked(
+            self.storage, centre[None], scale.expand_as(centre).contiguous(), squares, every_row
+        )
+        result = (squares + 1.0 if has_bias else squares).sqrt()
         check_overflow("pool", result)
         return result

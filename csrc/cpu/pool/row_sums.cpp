@@ -137,7 +137,7 @@ LAPAL_HD void sum_rows(const PoolRows<S>& pool, int64_t start, int64_t rows, con
       }
     }
   };
-  constexpr int kRowsAtOnce = kAvx512 && kSums == 1 && std::is_floating_point_v<S> ? kStreams : 1;
+  constexpr int kRowsAtOnce = kAvx512 && std::is_floating_point_v<S> ? kStreams / kSums : 1;
   for (int64_t i = 0; i < part; ++i) {
     LAPAL_UNROLL
     for (int stream = 0; stream < kStreams; stream += kRowsAtOnce) {

@@ -47,6 +47,14 @@ LAPAL_HD void load_lanes(const T* from, int64_t stride, int valid, T* to) {
 
 template <class T>
 LAPAL_HD void store_lanes(const T* from, int64_t stride, int valid, T* to) {
+  constexpr int kL = kLanes<T>;
+  if (valid == kL && stride == 1) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      to[lane] = from[lane];
+    }
+    return;
+  }
   for (int lane = 0; lane < valid; ++lane) {
     to[lane * stride] = from[lane];
   }
