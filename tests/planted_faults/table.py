@@ -150,6 +150,7 @@ FAULTS = (
         "q += shrunk * (shrunk * fisher_norm - rows.along_w[n]);",
     ),
     _cuda("badge_step_", "const T computed = norms - T(2) * product;", "const T computed = norms + T(2) * product;"),
+    _cuda("nearest_distance_", "- points[i]) * factors[i];", "- points[i]);"),
     _cuda("update_coefficients", "sums.second += k == target ? 0.0 : term;", "sums.second += term;"),
     _cuda("kernel_coverage", "if (col < n_references) {", "if (col <= n_references) {"),
     _cuda(
