@@ -69,6 +69,11 @@ LAPAL_AVX512 inline void avx512_widen(const S* from, Vector& to) {
   }
 }
 
+#else
+
+template <int kCount>
+void f16c_widen(const F16cBits* from, float* to);  // never called: no kernel reads F16cBits
+
 #endif
 
 }  // namespace lapal_ext
