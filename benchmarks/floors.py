@@ -35,6 +35,7 @@ FLOORS: dict[str, tuple[dict[str, int], float]] = {
     "selection_step_": ({"N": 20_000, "D": 64, "C": 10}, 1.5),
     "bait_step_": ({"N": 20_000, "D": 64}, 1.2),
     "badge_step_": ({"N": 20_000, "D": 64, "C": 10}, 1.2),
+    "nearest_distance_": ({"N": 20_000, "D": 64, "L": 1}, 1.2),
     "coverage_gain": ({"M": 1000, "E": 2000}, 1.5),
     "kernel_coverage": ({"M": 500, "E": 2000, "D": 128}, 0.5),  # its reference calls a BLAS, as for inner_products
 }

@@ -76,11 +76,12 @@ def kernels() -> list[Kernel]:
     found.append(of_op("mc_predictive", "fma + exp", Work(fmas=10 * points, exps=points), N=2000, S=1000, C=10))
     half = "fma, half of Σ"
     found += [of_op("predictive_variance", half, Work(fmas=10_000 * D**2 / 2), N=10_000, D=D) for D in (384, 768)]
-    for storage, width in ((torch.float32, 4), (torch.bfloat16, 2)):
-        work = Work(bytes_read=200_000 * 384 * width)
+    for storage in (torch.float32, torch.bfloat16, torch.float16):
+        work = Work(bytes_read=200_000 * 384 * storage.itemsize)
         found.append(of_op("selection_step_", "read", work, storage, N=200_000, D=384, C=10))
         found.append(of_op("bait_step_", "read", work, storage, N=200_000, D=384))
         found.append(of_op("badge_step_", "read", work, storage, N=200_000, D=384, C=10))
+        found.append(of_op("nearest_distance_", "read", work, storage, N=200_000, D=384, L=1))
     pairs = 10_000**2
     found.append(of_op("coverage_gain", "read", Work(bytes_read=pairs * 4), M=10_000, E=10_000))
     work = Work(fmas=pairs * 384, exps=pairs)

@@ -1,5 +1,9 @@
-// Measures two rates that no torch call shows: multiply-adds in registers, and exponentials in the first-level cache.
+// Measures three rates that no torch call shows: multiply-adds in registers, exponentials in the first-level cache, and
+// reading memory by one or several streams of addresses.
 // rates.py compiles this file as the kernels are compiled, and the same clones run.
+#include <cstring>
+#include <type_traits>
+
 #include "cpu/avx512/softmax.h"
 #include "cpu/simd/lanes.h"
 
@@ -33,6 +37,57 @@ LAPAL_HD float multiply_add_in_chains(long rounds) {
   }
   return total[0];
 }
+
+constexpr int kTurn = 192;             // numbers that a stream reads before the next stream has its turn
+constexpr long kPiece = 640L * kTurn;  // numbers that the streams share, half a megabyte
+constexpr int kNumbers = 64 / sizeof(float);
+
+// A sum over data, kStreams parts of each piece in turn. Numbers after the last whole piece are not read.
+template <int kStreams>
+LAPAL_HD float sum_in_streams(const float* data, long size) {
+  using Vector = VectorOf<float, 64>::Type;
+  Vector sums[4] = {};
+  for (const float* piece = data; piece + kPiece <= data + size; piece += kPiece) {
+    for (long turn = 0; turn < kPiece / kStreams; turn += kTurn) {
+      LAPAL_UNROLL
+      for (int stream = 0; stream < kStreams; ++stream) {
+        const float* from = piece + stream * (kPiece / kStreams) + turn;
+        LAPAL_UNROLL
+        for (int i = 0; i < kTurn; i += kNumbers) {
+          Vector values;
+          std::memcpy(&values, from + i, sizeof(values));
+          sums[i / kNumbers % 4] += values;
+        }
+      }
+    }
+  }
+  const Vector total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  return total[0];
+}
+
+template <class Body>
+LAPAL_HD float with_streams(int n_streams, Body&& body) {
+  switch (n_streams) {
+    case 1:
+      return body(std::integral_constant<int, 1>{});
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 4:
+      return body(std::integral_constant<int, 4>{});
+    default:
+      return body(std::integral_constant<int, 8>{});
+  }
+}
+
+#define LAPAL_READ_KERNEL(clones, name)                                               \
+  clones float name(const float* data, long size, int n_streams) {                    \
+    return with_streams(n_streams, [&](auto streams) __attribute__((always_inline)) { \
+      return sum_in_streams<decltype(streams)::value>(data, size);                    \
+    });                                                                               \
+  }
+LAPAL_READ_KERNEL(LAPAL_AVX512, avx512_read)
+LAPAL_READ_KERNEL(LAPAL_NOT_AVX512, portable_read)
+#undef LAPAL_READ_KERNEL
 
 LAPAL_AVX512 float avx512_multiply_add(long rounds) {
   return multiply_add_in_chains<64>(rounds);
@@ -72,6 +127,10 @@ LAPAL_AVX512 float avx512_exponential_kernel(const float* values, long size, lon
 
 extern "C" float multiply_add(long rounds) {  // rounds * kChains * 16 multiply-adds
   return has_avx512() ? avx512_multiply_add(rounds) : portable_multiply_add(rounds);
+}
+
+extern "C" float read_memory(const float* data, long size, int n_streams) {  // 1, 2, 4 or 8 streams
+  return has_avx512() ? avx512_read(data, size, n_streams) : portable_read(data, size, n_streams);
 }
 
 extern "C" float exponential(const float* values, long size, long rounds) {  // rounds * size, a multiple of the lanes

@@ -3,7 +3,9 @@
 A rate is measured whenever it is used: other load may slow the machine for minutes, so a limit means something only
 beside a call timed at the same moment. Every rate is that of one thread, by the fastest of many calls.
 
-- copy and read bandwidth, out of cache: ``copy_`` and ``sum`` of 300 MB;
+- copy bandwidth out of cache: ``copy_`` of 300 MB;
+- read bandwidth out of cache: a sum over 300 MB, by torch, or by one, two, four or eight streams of addresses
+  (``probe.cpp``), whichever is fastest, because a single stream may wait for memory most of the time;
 - multiply-adds in registers and exponentials in the first-level cache: ``probe.cpp``. The exponential is the kernels'
   own, so the limit shows what is lost around it, not whether a faster exponential exists. Without a compiler, sgemm and
   ``torch.exp`` in cache are measured instead; kernels may be faster than those;
@@ -28,6 +30,7 @@ from benchmarks.harness.timing import fastest, wall_seconds
 
 _HERE = Path(__file__).parent
 _BUDGET = 0.1  # seconds per rate
+_STREAMS = (1, 2, 4, 8)
 
 
 class Work(NamedTuple):
@@ -57,8 +60,12 @@ def copied() -> float:
 
 def read() -> float:
     """Seconds for one byte."""
-    source, _ = _out_of_cache()
-    return fastest(source.sum, _BUDGET) / (4 * len(source))
+    (source, _), code = _out_of_cache(), _probe()
+    times = [fastest(source.sum, _BUDGET)]
+    if code is not None:
+        calls = (functools.partial(code.read_memory, source.data_ptr(), len(source), count) for count in _STREAMS)
+        times += [fastest(call, _BUDGET) for call in calls]
+    return min(times) / (4 * len(source))
 
 
 def flop() -> float:
@@ -102,7 +109,7 @@ def gain() -> float:
 
 @functools.cache
 def _out_of_cache() -> tuple[Tensor, Tensor]:
-    source = torch.randn(75_000_000)
+    source = torch.randn(75_079_680)  # a whole number of pieces of probe.cpp
     return source, torch.empty_like(source)
 
 
@@ -119,6 +126,8 @@ def _probe() -> ctypes.CDLL | None:
             return None
         code = ctypes.CDLL(str(library))
         code.multiply_add.argtypes, code.multiply_add.restype = [ctypes.c_long], ctypes.c_float
+        code.read_memory.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int]
+        code.read_memory.restype = ctypes.c_float
         code.exponential.argtypes = [ctypes.c_void_p, ctypes.c_long, ctypes.c_long]
         code.exponential.restype = ctypes.c_float
         return code

@@ -12,6 +12,7 @@ from lapal_ext.ops.kernel_coverage import kernel_coverage
 from lapal_ext.ops.loading import backend, build_info
 from lapal_ext.ops.lookahead_loss import lookahead_loss
 from lapal_ext.ops.mc_predictive import mc_predictive
+from lapal_ext.ops.nearest_distance_ import nearest_distance_
 from lapal_ext.ops.predictive import predictive
 from lapal_ext.ops.predictive_variance import predictive_variance
 from lapal_ext.ops.rank_n_update import rank_n_update
@@ -36,6 +37,7 @@ __all__ = [
     "kernel_coverage",
     "lookahead_loss",
     "mc_predictive",
+    "nearest_distance_",
     "predictive",
     "predictive_variance",
     "rank_n_update",

@@ -1,4 +1,4 @@
-"""Products of the rows of a pool with one vector, equal to the bit for equal rows at any position."""
+"""Products of the rows of a pool with one vector, and distances to one point: equal bits for equal rows, anywhere."""
 
 import torch
 from torch import Tensor
@@ -19,4 +19,18 @@ def dot_rows(
     for start in range(0, pool.shape[0], _TILE_ROWS):
         rows = slice(start, start + _TILE_ROWS)
         torch.sum((pool[rows].to(vector.dtype) * vector).contiguous(), dim=1, out=result[rows])
+    return result
+
+
+def square_distances(
+    pool: Tensor,  # [N, D], of any storage dtype
+    point: Tensor,  # [D]
+    scale: Tensor,  # [D]
+) -> Tensor:  # [N]
+    """Squared distances with every feature scaled, in the dtype of ``point``; zero for a copy of the point."""
+    result = point.new_empty(pool.shape[0])
+    for start in range(0, pool.shape[0], _TILE_ROWS):
+        rows = slice(start, start + _TILE_ROWS)
+        gaps = ((pool[rows].to(point.dtype) - point) * scale).contiguous()
+        torch.sum(gaps.square_(), dim=1, out=result[rows])
     return result

@@ -25,6 +25,8 @@ from lapal_ext.validation.tensors import (
     check_tensors,
 )
 
+_SUMMED_ROWS = 512  # rows that are held in float64 at a time, in the second-level cache
+
 
 class Pool:
     """A feature matrix in its own storage dtype, standardised by one posterior when it is read.
@@ -212,17 +214,21 @@ class Pool:
         check_overflow("pool", logits)
         return logits.T, variance
 
-    def mean(self) -> Tensor:  # [1, D] or [1, D + 1], float64
-        """Average of the standardised rows of all ranks; zero if there are none."""
-        total = self._mean.new_zeros(1, self._mean.shape[1], dtype=torch.float64)
-        for _, x in self.standardized_tiles():
-            total += x.double().sum(0)
+    def mean(self) -> Tensor:  # [D], float64
+        """Average of the raw rows of all ranks; zero if there are none."""
+        total = self._mean.new_zeros(self.storage.shape[1], dtype=torch.float64)
+        for rows in row_tiles(len(self), _SUMMED_ROWS):
+            total += self.storage[rows].double().sum(0)
         return self.shard.add(total) / max(1, self.shard.total)
 
     def norms(self) -> Tensor:  # [N]
         """Norm |phi| of every standardised row."""
-        result = self._mean.new_empty(len(self))
-        for rows, x in self.standardized_tiles():
-            result[rows] = x.norm(dim=1)
+        centre, scale, has_bias = self._standardization
+        squares = centre.new_full((len(self),), torch.inf)
+        every_row = torch.ones_like(squares, dtype=torch.bool)
+        ops.nearest_distance_.unchecked(
+            self.storage, centre[None], scale.expand_as(centre).contiguous(), squares, every_row
+        )
+        result = (squares + 1.0 if has_bias else squares).sqrt()
         check_overflow("pool", result)
         return result

@@ -27,9 +27,9 @@ SIZES: dict[str, dict[str, int]] = {
     "many rows of many classes": {"N": 400, "C": 40},
     "many features": {"D": 161, "B": 5, "N": 9},
     "aligned rows": {"D": 264, "B": 2, "N": 21},
-    "one": dict.fromkeys("NEDbMSB", 1),
+    "one": dict.fromkeys("NEDbMSBL", 1),
     "no rows": {"N": 0, "M": 0, "B": 0},
-    "no points": {"E": 0},
+    "no points": {"E": 0, "L": 0},
 }
 # For ops that have all of its letters: 300 hypotheses of one label after the other would take minutes.
 _ALL_LETTERS = {"many rows and points"}

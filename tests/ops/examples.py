@@ -6,7 +6,7 @@ import torch
 
 from tests.draws import Arguments, Draw
 
-SIZES = {"N": 13, "E": 11, "D": 7, "C": 5, "b": 4, "M": 3, "S": 6, "B": 2, "H": 2}
+SIZES = {"N": 13, "E": 11, "D": 7, "C": 5, "b": 4, "M": 3, "S": 6, "B": 2, "H": 2, "L": 9}
 
 
 def _with(make: Callable[..., Arguments], **choices: object) -> Callable[..., Arguments]:
@@ -142,6 +142,16 @@ def _badge_step_(draw: Draw, N: int, D: int, C: int, **_: int) -> Arguments:
     }
 
 
+def _nearest_distance_(draw: Draw, N: int, D: int, L: int, **_: int) -> Arguments:
+    return {
+        "pool": draw.normal(N, D),
+        "centres": draw.normal(L, D),
+        "scale": 0.5 + draw.uniform(D),
+        "nearest": 2 * D * draw.uniform(N),
+        "taken": draw.uniform(N) < 0.3,
+    }
+
+
 def _coverage_gain(draw: Draw, M: int, E: int, **_: int) -> Arguments:
     return {"kernel": draw.uniform(M, E), "weight": draw.uniform(E), "covered": draw.uniform(E) / 2}
 
@@ -216,6 +226,7 @@ EXAMPLES: dict[str, dict[str, Callable[..., Arguments]]] = {
     },
     "bait_step_": {"all": _with(_bait_step_)},
     "badge_step_": {"all": _with(_badge_step_)},
+    "nearest_distance_": {"all": _with(_nearest_distance_)},
     "coverage_gain": {"all": _with(_coverage_gain)},
     "kernel_coverage": {"all": _with(_kernel_coverage)},
     "softmax_gradient": {"all": _with(_softmax_gradient)},

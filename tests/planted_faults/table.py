@@ -101,6 +101,7 @@ FAULTS = (
     _op("mc_predictive", "variance.clamp(min=0.0).sqrt()[:, None]", "variance.clamp(min=0.0)[:, None]"),
     _op("bait_step_", "fisher_norm - 2.0 * along_w", "fisher_norm - along_w"),
     _op("badge_step_", "running > threshold * running[-1]", "running >= threshold * running[-1]"),
+    _op("nearest_distance_", "square_distances(pool, centre, scale)", "square_distances(pool, centre, scale.square())"),
     _op("best_row", ".logical_and_(~taken)", ""),
     # Kernels for the CPU.
     _cpu("rank_one_update", "out[j] = row[j] - shrinkage * product;", "out[j] = row[j] + shrinkage * product;"),
@@ -119,6 +120,7 @@ FAULTS = (
         "const T term = exp_nonpositive(block[k * kL + lane] * link[lane] - best[lane]);",
     ),
     _cpu("bait_step_", "h[lane] -= shrunk * along_u[lane];", "h[lane] += shrunk * along_u[lane];"),
+    _cpu("nearest_distance_", "lower_to<1>(pass, l, start, rows, squares, scratch);", ""),
     _cpu("badge_step_", "const T computed = norms - T(2) * product;", "const T computed = norms - product;"),
     _cpu(
         "update_coefficients", "const double scale = 1.0 + weight * variance;", "const double scale = 1.0 + variance;"
@@ -148,6 +150,7 @@ FAULTS = (
         "q += shrunk * (shrunk * fisher_norm - rows.along_w[n]);",
     ),
     _cuda("badge_step_", "const T computed = norms - T(2) * product;", "const T computed = norms + T(2) * product;"),
+    _cuda("nearest_distance_", "- points[i]) * factors[i];", "- points[i]);"),
     _cuda("update_coefficients", "sums.second += k == target ? 0.0 : term;", "sums.second += term;"),
     _cuda("kernel_coverage", "if (col < n_references) {", "if (col <= n_references) {"),
     _cuda(
@@ -207,7 +210,12 @@ FAULTS = (
         "",
         "selection/test_interrupted_selector.py",
     ),
-    _selection("acquisition/coreset.py", "if number > 0:", "if number > 1:", "acquisition/test_coreset.py"),
+    _selection(
+        "acquisition/coreset.py",
+        "self._add_centres(mean, nearest.clone(), self._taken)",
+        "self._add_centres(mean, nearest, self._taken)",
+        "acquisition/test_coreset.py",
+    ),
     _selection(
         "acquisition/bald.py",
         "0.5 * ((v * others).log1p().sum(1) + spread.log1p())",

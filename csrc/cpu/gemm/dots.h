@@ -1,11 +1,13 @@
-// Dot products of rows with vectors. The order of the sums depends on the length only.
+// Sums over the features of a row, such as dot products. The order of the sums depends on the length only.
 //
-// Features are in lanes. Equal rows have equal products, at any address and for any number of vectors, so duplicates
+// Features are in lanes. Equal rows have equal sums, at any address and for any number of vectors, so duplicates
 // tie exactly and no result depends on tiles or threads.
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
+#include "cpu/simd/half_lanes.h"
 #include "cpu/simd/lanes.h"
 #include "shared/half_precision.h"
 
@@ -47,29 +49,37 @@ LAPAL_HD T fold(const T* values) {
 
 constexpr int kParts = 4;  // running sums of a product, so that additions do not wait for each other
 
-// One step of dots(): register kPart of the chunk.
-template <int kPart, int kVectors, class From, class T>
-LAPAL_HD void add_products(const From* row, const T* const (&vectors)[kVectors], int64_t i,
-                           T (*sums)[kParts][kLanes<T>]) {
+// One step of sum_terms(): register kPart of the chunk.
+template <int kPart, int kSums, class From, class Term, class T>
+LAPAL_HD void add_terms(const From* row, const Term& term, int64_t i, T (*sums)[kParts][kLanes<T>]) {
   constexpr int kL = kLanes<T>;
-  LAPAL_UNROLL
-  for (int k = 0; k < kVectors; ++k) {
-    const T* vector = vectors[k] + i;
+  const auto add = [&](const auto* values) __attribute__((always_inline)) {
+    LAPAL_UNROLL
+    for (int k = 0; k < kSums; ++k) {
 #pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      sums[k][kPart][lane] += widen<T>(row[i + lane]) * vector[lane];
+      for (int lane = 0; lane < kL; ++lane) {
+        term.add(k, i + lane, widen<T>(values[lane]), sums[k][kPart][lane]);
+      }
     }
+  };
+  if constexpr (std::is_same_v<From, F16cBits>) {
+    float wide[kL];
+    f16c_widen<kL>(row + i, wide);
+    add(wide);
+  } else {
+    add(row + i);
   }
 }
 
-// products[k] = row . vector_k, in an order that depends on `size` only. The row may be stored in half precision: it is
-// converted exactly, once for all vectors.
-template <int kVectors, class From, class T>
-LAPAL_HD void dots(const From* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
+// results[k] = sum over i of the term that row[i] adds to sum k, in an order that depends on `size` only.
+// term.add(k, i, value, sum) adds it. The row may be stored in half precision: it is converted exactly, once for all
+// sums.
+template <int kSums, class From, class Term, class T>
+LAPAL_HD void sum_terms(const From* row, int64_t size, const Term& term, T (&results)[kSums]) {
   constexpr int kL = kLanes<T>;
-  alignas(kBlockBytes) T sums[kVectors][kParts][kL];
+  alignas(kBlockBytes) T sums[kSums][kParts][kL];
   LAPAL_UNROLL
-  for (int k = 0; k < kVectors; ++k) {  // an initialiser would compile to a call that clears memory
+  for (int k = 0; k < kSums; ++k) {  // an initialiser would compile to a call that clears memory
     LAPAL_UNROLL
     for (int part = 0; part < kParts; ++part) {
 #pragma omp simd
@@ -80,16 +90,16 @@ LAPAL_HD void dots(const From* row, const T* const (&vectors)[kVectors], int64_t
   }
   int64_t i = 0;
   for (; i + kParts * kL <= size; i += kParts * kL) {
-    add_products<0>(row, vectors, i, sums);
-    add_products<1>(row, vectors, i + kL, sums);
-    add_products<2>(row, vectors, i + 2 * kL, sums);
-    add_products<3>(row, vectors, i + 3 * kL, sums);
+    add_terms<0, kSums>(row, term, i, sums);
+    add_terms<1, kSums>(row, term, i + kL, sums);
+    add_terms<2, kSums>(row, term, i + 2 * kL, sums);
+    add_terms<3, kSums>(row, term, i + 3 * kL, sums);
   }
   for (; i + kL <= size; i += kL) {
-    add_products<0>(row, vectors, i, sums);
+    add_terms<0, kSums>(row, term, i, sums);
   }
   LAPAL_UNROLL
-  for (int k = 0; k < kVectors; ++k) {
+  for (int k = 0; k < kSums; ++k) {
     alignas(kBlockBytes) T sum[kL];
 #pragma omp simd
     for (int lane = 0; lane < kL; ++lane) {
@@ -97,10 +107,45 @@ LAPAL_HD void dots(const From* row, const T* const (&vectors)[kVectors], int64_t
     }
     T total = fold(sum);
     for (int64_t last = i; last < size; ++last) {
-      total += widen<T>(row[last]) * vectors[k][last];
+      term.add(k, last, widen<T>(row[last]), total);
     }
-    products[k] = total;
+    results[k] = total;
   }
+}
+
+// One number, or as many as a compiler vector has, at any alignment.
+template <class T>
+LAPAL_HD void load_values(const T* from, T& to) {
+  to = *from;
+}
+
+template <class T, class Vector>
+LAPAL_HD void load_values(const T* from, Vector& to) {
+  std::memcpy(&to, from, sizeof(to));
+}
+
+// The terms of products with kVectors vectors. V is T, or a compiler vector of it.
+template <int kVectors, class T>
+struct ProductTerms {
+  const T* vectors[kVectors];
+
+  template <class V>
+  LAPAL_HD void add(int k, int64_t i, const V& values, V& sum) const {
+    V factors;
+    load_values(vectors[k] + i, factors);
+    sum += values * factors;
+  }
+};
+
+// products[k] = row . vector_k, in the order of sum_terms().
+template <int kVectors, class From, class T>
+LAPAL_HD void dots(const From* row, const T* const (&vectors)[kVectors], int64_t size, T (&products)[kVectors]) {
+  ProductTerms<kVectors, T> term;
+  LAPAL_UNROLL
+  for (int k = 0; k < kVectors; ++k) {
+    term.vectors[k] = vectors[k];
+  }
+  sum_terms(row, size, term, products);
 }
 
 // a . b, in the order of dots().

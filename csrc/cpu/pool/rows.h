@@ -12,7 +12,7 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/pool/products.h"
+#include "cpu/pool/row_sums.h"
 #include "cpu/simd/lanes.h"
 #include "cpu/simd/scratch.h"
 #include "torch/dispatch.h"
@@ -47,6 +47,14 @@ LAPAL_HD void load_lanes(const T* from, int64_t stride, int valid, T* to) {
 
 template <class T>
 LAPAL_HD void store_lanes(const T* from, int64_t stride, int valid, T* to) {
+  constexpr int kL = kLanes<T>;
+  if (valid == kL && stride == 1) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      to[lane] = from[lane];
+    }
+    return;
+  }
   for (int lane = 0; lane < valid; ++lane) {
     to[lane * stride] = from[lane];
   }
@@ -73,6 +81,16 @@ struct TakenRows {
 
   template <class T>
   LAPAL_HD void update_best(const T* utilities, int64_t first, int valid, Best& best) const {
+    if (valid == kLanes<T> && best.index >= 0) {
+      int wins = 0;  // most blocks have no better row, free or taken
+#pragma omp simd reduction(| : wins)
+      for (int lane = 0; lane < kLanes<T>; ++lane) {
+        wins |= !(utilities[lane] <= T(best.utility));
+      }
+      if (!wins) {
+        return;
+      }
+    }
     for (int lane = 0; lane < valid; ++lane) {
       if (!rows[(first + lane) * stride]) {
         best.update(first + lane, double(utilities[lane]));

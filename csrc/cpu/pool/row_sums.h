@@ -1,4 +1,4 @@
-// Dot products of the rows of a pool with one vector or two, for every selection step.
+// Sums over the features of every row of a pool, for the selection steps: dot products, and squared distances.
 #pragma once
 
 #include <cstdint>
@@ -37,5 +37,13 @@ struct Direction {
 template <int kDirections, class T, class S>
 void multiply_rows(const PoolRows<S>& pool, int64_t start, int64_t rows, const Direction<T> (&directions)[kDirections],
                    T* products, int64_t stride);
+
+constexpr int kPointsAtOnce = 4;  // they share the loads of a row, and their sums fill half of the registers of AVX-512
+
+// squares[k][i] = sum_j ((row_i[j] - points_k[j]) scale[j])^2 for `rows` rows from `start`; kPoints is 1 or
+// kPointsAtOnce. A row that equals a point has distance zero.
+template <int kPoints, class T, class S>
+void square_distances(const PoolRows<S>& pool, int64_t start, int64_t rows, const T* const (&points)[kPoints],
+                      const T* scale, T* squares, int64_t stride);
 
 }  // namespace lapal_ext
