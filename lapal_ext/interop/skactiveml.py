@@ -94,8 +94,8 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
             ``return_utilities`` also [batch_size, N] or [batch_size, n_candidates]: row t has the utilities at pick t,
             NaN for samples that could not be picked. ``margin``, ``entropy``, ``least_confident``, ``variance``,
             ``gradient_norm``, ``bald``, ``power_margin``, ``random`` and callables score every sample, which takes one
-            more evaluation of the pool per pick. The others compare batches or distances, not single samples: their row t only has the
-            utility of pick t.
+            more evaluation of the pool per pick. The others compare batches or distances, not single samples: their row
+            t only has the utility of pick t.
 
         Raises:
             TypeError, ValueError: an argument or a parameter is invalid.
