@@ -100,8 +100,8 @@ def select_batch(
             may be picked.
         memory: bytes that the logits of the pool may take, unlimited by default. If [N, C] logits take more, utilities
             compute them for every pick again, in tiles of rows, O(N D C), with equal results up to rounding. ``bald``
-            and ``badge`` do not support this. ``uherding`` and ``maxherding`` keep no logits, and use as many bytes for
-            kernel values, 64 MiB by default.
+            and ``badge`` do not support this. ``uherding``, ``maxherding`` and ``probcover`` keep no logits, and use
+            as many bytes for kernel values or for pairs of near rows, 64 MiB by default.
         group: a process group of ``torch.distributed`` that shares the pool; each process has some of the rows, or
             none. All processes call this with the same arguments, except that ``pool``, and ``targets`` if it holds
             labels, are those of the calling process. Row numbers in ``candidates``, ``exclude`` and the result count
