@@ -89,6 +89,14 @@ class CloseRows:
 
     def error(
         self,
+        first: Tensor,  # [k] int64
+        second: Tensor,  # [k] int64
+    ) -> Tensor:  # [k] float64
+        """Bound of the error of squared distances between rows of the pool."""
+        return self._error(self._norms[first], self._norms[second])
+
+    def _error(
+        self,
         norms: Tensor,  # [...] float64
         others: Tensor,  # [...] float64
     ) -> Tensor:  # [...] float64
@@ -130,7 +138,7 @@ class CloseRows:
         nothing = self._norms.new_empty(0)
         empty = Pairs(nothing.long(), nothing.long(), nothing)
         first, second, squares = (torch.cat(values) for values in zip(empty, *pairs, strict=True))
-        unsure = (squares - squared).abs() <= self.error(self._norms[first], self._norms[second])
+        unsure = (squares - squared).abs() <= self.error(first, second)
         squares[unsure] = self.exact(first[unsure], second[unsure])
         return Pairs(first, second, squares).where(squares < squared)
 
@@ -151,7 +159,7 @@ class CloseRows:
         for rows, group in self._prepared():
             for part, block in points:
                 products = self._products(group, block).masked_fill_(labels[rows, None] == labels[part], -torch.inf)
-                squares = self._factor * products.amax(1).double() + self.error(group.norms, block.norms.amax())
+                squares = self._factor * products.amax(1).double() + self._error(group.norms, block.norms.amax())
                 bounds[rows] = torch.minimum(bounds[rows], squares)
         nearest = everything[bounds <= bounds.sort().values[int(share * len(bounds))]]
         group = self.prepare(self._pool.standardized_here(nearest))
@@ -201,7 +209,7 @@ class CloseRows:
 
     def _closer(self, left: Points, right: Points, squared: float) -> Pairs:
         products = self._products(left, right)
-        band = float(self.error(left.norms.amax(), right.norms.amax()))
+        band = float(self._error(left.norms.amax(), right.norms.amax()))
         i, j = _above(products, (squared + band) / self._factor)
         squares = self._factor * products[i, j].double()
         unsure = ((squares - squared).abs() <= band).nonzero()[:, 0]

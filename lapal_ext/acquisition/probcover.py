@@ -15,7 +15,7 @@ from lapal_ext.pool.pool import Pool
 from lapal_ext.rules import EXACT_LINKS
 
 _PURITY = 0.95  # share of the balls that hold a single pseudo-label, which defines the radius
-_SAMPLE = 16  # one in so many rows gives an upper bound of the radius
+_SAMPLE = 32  # one in so many rows gives an upper bound of the radius
 _BYTES_OF_PAIR = 96  # while the graph is made
 
 
@@ -41,7 +41,7 @@ class ProbCoverScorer(PosteriorScorer):
         known, memory = labelled_features(setting), setting.kernel_memory / 2
         close = CloseRows(self._pool, known, memory)
         room = int(memory / _BYTES_OF_PAIR)
-        squared, pairs = _pure_radius(self._pool, close, self._posterior.num_classes, setting.seed, room)
+        squared, pairs = pure_radius(self._pool, close, self._posterior.num_classes, setting.seed, room)
         self._graph = BallGraph(self._pool, close, squared, pairs)
         self._covered = torch.zeros_like(self._taken)
         self._degree = self._graph.degrees()
@@ -77,7 +77,7 @@ class ProbCoverScorer(PosteriorScorer):
         covered |= rows
 
 
-def _pure_radius(
+def pure_radius(
     pool: Pool, close: CloseRows, n_clusters: int, seed: int, room: int
 ) -> tuple[float, list[Pairs] | None]:
     """The square of the largest radius with which a share ``_PURITY`` of all balls is pure, and pairs of rows.
@@ -86,7 +86,7 @@ def _pure_radius(
     not; None if they are more than ``room``.
 
     A sample of the rows gives an upper bound of the radius. One pass finds all pairs within the bound. Those of rows in
-    different clusters give the radius itself.
+    different clusters give the radius itself; where their errors matter, their distances are computed in float64.
     """
     everything = torch.arange(len(pool), device=pool.storage.device)
     if len(pool) == 0:
@@ -99,19 +99,53 @@ def _pure_radius(
     impure = int((1.0 - _PURITY) * len(pool))
     nearest = close.near_another_label(clusters, sample, 1.0 - _PURITY)
     kept: list[Pairs] | None = []
-    count = 0
-    for pairs in close.in_pool(float(nearest.sort().values[impure])):
-        mixed = pairs.where(clusters[pairs.first] != clusters[pairs.second])
-        squares = close.exact(mixed.first, mixed.second)
-        for rows in (mixed.first, mixed.second):
-            nearest.scatter_reduce_(0, rows, squares, "amin")
+    mixed: list[Pairs] = []
+    count = n_mixed = 0
+    for pairs in close.in_pool(_smallest(nearest, impure)):
+        mixed.append(pairs.where(clusters[pairs.first] != clusters[pairs.second]))
+        n_mixed += len(mixed[-1].squares)
+        if n_mixed > len(pool):  # most of them are no longer candidates
+            mixed = [_candidates(close, mixed, nearest, impure)]
+            n_mixed = 0
         count += len(pairs.squares)
         if count > room:
             kept = None
         elif kept is not None:
             kept.append(pairs)
+    last = _candidates(close, mixed, nearest, impure)
+    _lower(nearest, last, close.exact(last.first, last.second))
     # A ball is open, and one pair has exactly this distance: rounding must not put it inside.
-    return (math.sqrt(float(nearest.sort().values[impure])) * (1.0 - 1e-9)) ** 2, kept
+    return (math.sqrt(_smallest(nearest, impure)) * (1.0 - 1e-9)) ** 2, kept
+
+
+def _candidates(
+    close: CloseRows,
+    mixed: list[Pairs],  # of rows in different clusters
+    nearest: Tensor,  # [N] float64, lowered to upper bounds from the pairs
+    impure: int,
+) -> Pairs:
+    """The pairs that may give one of the smallest distances."""
+    pairs = Pairs(*(torch.cat(values) for values in zip(*mixed, strict=True)))
+    error = close.error(pairs.first, pairs.second)
+    _lower(nearest, pairs, pairs.squares + error)
+    return pairs.where(pairs.squares - error <= _smallest(nearest, impure))
+
+
+def _lower(
+    nearest: Tensor,  # [N] float64, changed in place
+    pairs: Pairs,  # [k]
+    squares: Tensor,  # [k] float64
+) -> None:
+    for rows in (pairs.first, pairs.second):
+        nearest.scatter_reduce_(0, rows, squares, "amin")
+
+
+def _smallest(
+    values: Tensor,  # [N]
+    place: int,
+) -> float:
+    """The number at a place of the ascending order."""
+    return float(values.kthvalue(place + 1).values)
 
 
 SPEC = Spec(ProbCoverScorer, drawing_links=EXACT_LINKS, needs_all_rows=True, batch_targets=None)
