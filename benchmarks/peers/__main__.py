@@ -1,6 +1,6 @@
 """Print the table of the peers: ``python -m benchmarks.peers``. Needs ``pip install -e ".[test,peers]"``.
 
-Takes about four minutes, in one thread. A peer that is not installed is a row that says so. Memory is measured on Linux.
+Takes about four minutes, in one thread. A peer that is not installed is a row that says so.
 """
 
 import argparse

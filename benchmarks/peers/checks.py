@@ -62,7 +62,10 @@ def kernel_coverage(task: Task, ours: Tensor, theirs: Tensor) -> str:
 
 
 def gradient_potential(task: Task, ours: Tensor, theirs: Tensor) -> str:
-    """The objective of k-means++: the mean squared distance of gradient embeddings to the nearest pick. Both draw."""
+    """The objective of k-means++: the mean squared distance of gradient embeddings to the nearest pick.
+
+    Both draw. From seed to seed it varies by some 5 %, and that of scikit-activeml is larger.
+    """
     p = (task.pool @ task.posterior.mean.T).softmax(1)
     gradient = torch.nn.functional.one_hot(p.argmax(1), p.shape[1]) - p
     squares = gradient.square().sum(1) * task.pool.square().sum(1)
@@ -71,7 +74,7 @@ def gradient_potential(task: Task, ours: Tensor, theirs: Tensor) -> str:
         products = (gradient @ gradient[picks].T) * (task.pool @ task.pool[picks].T)
         return float((squares[:, None] + squares[picks] - 2.0 * products).clamp(min=0.0).amin(1).mean())
 
-    return _equal("k-means++ objective", potential(ours), potential(theirs), 0.05)
+    return _equal("k-means++ objective", potential(ours), potential(theirs), 0.25)
 
 
 def fisher_trace(task: Task, ours: Tensor, theirs: Tensor) -> str:
@@ -85,6 +88,15 @@ def fisher_trace(task: Task, ours: Tensor, theirs: Tensor) -> str:
         return float(torch.linalg.solve(precision, fisher).trace())
 
     return _equal("tr(A⁻¹F)", trace(ours), trace(theirs), 1e-3)
+
+
+def expected_losses(task: Task, ours: Tensor, theirs: Tensor) -> str:  # noqa: ARG001 the signature of all checks
+    """The losses of all candidates, and how they vary. Theirs are those of fits, ours of updates."""
+    difference = float((ours.double() / theirs - 1.0).abs().amax())
+    correlation = float(torch.corrcoef(torch.stack([ours.double(), theirs]))[0, 1])
+    assert difference <= 2e-3, f"the expected losses differ by {100 * difference:.2g} %"
+    assert correlation >= 0.5, f"the expected losses have a correlation of {correlation:.2g}"
+    return f"losses within {difference:.1g}, correlation {correlation:.2f}"
 
 
 def probabilities(task: Task, ours: Tensor, theirs: Tensor) -> str:  # noqa: ARG001 the signature of all checks

@@ -4,10 +4,13 @@ import importlib
 import multiprocessing
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from benchmarks.harness.turns import Turns
 
@@ -125,7 +128,9 @@ def _answer(function: Callable[[], Any]) -> Any:
     """The result of a function in a forked process. Raises ChildProcessError with the text of an exception."""
     receiver, sender = _FORK.Pipe(duplex=False)
     process = _FORK.Process(target=_send, args=(function, sender))
-    process.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads of this process wait, and hold no lock
+        process.start()
     sender.close()
     try:
         error, value = receiver.recv()
@@ -138,6 +143,7 @@ def _answer(function: Callable[[], Any]) -> Any:
 
 
 def _send(function: Callable[[], Any], sender: Connection) -> None:
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
     try:
         answer = ("", function())
     except ModuleNotFoundError as error:

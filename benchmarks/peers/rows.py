@@ -8,9 +8,9 @@ from torch import Tensor
 from benchmarks.peers import checks
 from benchmarks.peers.comparison import Peer, Row
 from benchmarks.peers.settings import noise, seeded
-from benchmarks.peers.task import FitTask, Task, fit_tasks, make_task
+from benchmarks.peers.task import N_CANDIDATES, N_POINTS, FitTask, Task, fit_tasks, make_task
 from benchmarks.workloads.problems import PRIOR_PRECISION
-from lapal_ext import LastLayerLaplace, ops, select_batch
+from lapal_ext import LastLayerLaplace, expected_error_reduction, ops, select_batch
 
 
 def rows() -> Iterator[Row]:
@@ -40,6 +40,9 @@ def rows() -> Iterator[Row]:
     ])  # fmt: skip
     yield Row("BALD, 128 samples, top-b", size, make_task, _bald, checks.same_rows, [
         Peer("batchbald_redux", "batchbald_redux", "bald"),
+    ])  # fmt: skip
+    yield Row("expected error reduction, 1,000 points", "20", make_task, _expected_error, checks.expected_losses, [
+        Peer("scikit-activeml, refits", active, "expected_error"),
     ])  # fmt: skip
     yield Row("mean-field predictive", "10,000", make_task, _predict, checks.probabilities, [
         Peer("laplace-torch `diag`", laplace, "diag"),
@@ -84,6 +87,13 @@ def _bald(task: Task) -> Callable[[], Tensor]:
         return (torch.special.entr(mean).sum(1) - entropy).topk(task.batch_size).indices
 
     return call
+
+
+def _expected_error(task: Task) -> Callable[[], Tensor]:
+    candidates, points = task.pool[:N_CANDIDATES], task.pool[N_CANDIDATES : N_CANDIDATES + N_POINTS]
+    return lambda: expected_error_reduction(
+        task.posterior, candidates, points, "expected_cross_entropy", step="line_search"
+    )
 
 
 def _predict(task: Task) -> Callable[[], Tensor]:

@@ -13,6 +13,7 @@ from benchmarks.workloads.problems import PRIOR_PRECISION, make_problem
 from lapal_ext import LastLayerLaplace
 
 N_FEATURES, N_CLASSES, N_LABELLED = 384, 10, 200
+N_CANDIDATES, N_POINTS = 20, 1000  # of expected error reduction: the first rows of the pool, and those after them
 FOLDER_OF_DATA = "LAPAL_EXT_DATA"
 
 
