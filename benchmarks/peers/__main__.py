@@ -4,6 +4,7 @@ Takes about four minutes, in one thread. A peer that is not installed is a row t
 """
 
 import argparse
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.peers.rows import rows
 from lapal_ext import ops
 
 _PACKAGES = ("scikit-activeml", "bmdal_reg", "laplace-torch", "batchbald_redux", "scikit-learn", "torch")
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 _PROCESSORS = Path("/proc/cpuinfo")
 
 
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("-k", dest="select", default="", metavar="TEXT", help="only rows whose work has this text")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.update(_ONE_THREAD)  # for libraries that are loaded later
     kernels = ops.build_info()
     print(f"{_processor()}; {kernels['instruction_set'] if kernels['native'] else 'no kernels'}; one thread, processor")
     print(f"time, medians; {', '.join(f'{name} {_version(name)}' for name in _PACKAGES)}.\n\n{HEAD}", flush=True)

@@ -50,7 +50,7 @@ def _first_centres(
 ) -> Tensor:  # [K] int64
     """Greedy k-means++: of 2 + log K points drawn by their squared distance, the one that lowers its sum most.
 
-    O(N D log K) per centre. scikit-learn's own takes four times as long, as it computes float32 distances in float64.
+    O(N D log K) per centre. scikit-learn's own computes distances between float32 points in float64.
 
     Source: Arthur and Vassilvitskii (2007), "k-means++: The Advantages of Careful Seeding", section 7.
     """
