@@ -55,6 +55,10 @@ class Turns:
             statistics.median(block) / native for block, native in zip(blocks, beside, strict=True)
         )
 
+    def seconds(self) -> float:
+        """The median of the native arm's calls."""
+        return statistics.median(time for turn in self._turns for time in turn)
+
     def probed(self) -> float | None:
         """The median of what was probed."""
         return statistics.median(self._probed) if self._probed else None

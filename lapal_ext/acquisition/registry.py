@@ -13,6 +13,7 @@ from lapal_ext.acquisition import (
     coreset,
     custom,
     herding,
+    power_margin,
     probcover,
     random,
     typiclust,
@@ -45,6 +46,7 @@ STRATEGIES: dict[str, Spec] = {
     "probcover": probcover.SPEC,
     "uherding": herding.UHERDING_SPEC,
     "maxherding": herding.MAXHERDING_SPEC,
+    "power_margin": power_margin.SPEC,
     "random": random.SPEC,
 }
 ACQUISITIONS = tuple(STRATEGIES)

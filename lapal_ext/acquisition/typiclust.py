@@ -6,7 +6,6 @@ from torch import Tensor
 from lapal_ext.acquisition.clustering import cluster
 from lapal_ext.acquisition.distances import TILE, labelled_features, squared_distances
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
-from lapal_ext.acquisition.scorer import best_first
 from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.rules import EXACT_LINKS
 
@@ -50,45 +49,48 @@ class TypiClustScorer(PosteriorScorer):
         clusters = cluster(points, n_clusters, self._seed, needed_by="acquisition 'typiclust'")
         sizes = clusters.bincount(minlength=n_clusters).tolist()
         known = torch.cat([clusters[n_rows:], clusters[self._absorbed]]).bincount(minlength=n_clusters).tolist()
-        rows = clusters[:n_rows]
-        typicality: dict[int, Tensor] = {}
+        free = clusters[:n_rows][~self._taken].bincount(minlength=n_clusters).tolist()
+        typicality: dict[int, tuple[Tensor, Tensor]] = {}
         picks, utilities = [], []
         for _ in range(count):
-            left = rows[~self._taken].unique().tolist()
+            left = [c for c in range(n_clusters) if free[c] > 0]
             chosen = min(left, key=lambda c: (sizes[c] <= _SMALL, known[c], -sizes[c], c))
             if chosen not in typicality:
                 typicality[chosen] = self._typicality(points, clusters == chosen)
-            pick, utility = best_first(typicality[chosen], self._taken | (rows != chosen), 1, self._pool.shard)
-            self._taken[pick] = True
+            rows, values = typicality[chosen]
+            values = values.masked_fill(self._taken[rows], -torch.inf)
+            place = (values == values.amax()).nonzero()[0]  # the lowest
+            self._taken[rows[place]] = True
             known[chosen] += 1
-            picks.append(pick)
-            utilities.append(utility)
+            free[chosen] -= 1
+            picks.append(rows[place])
+            utilities.append(values[place])
         return torch.cat(picks), torch.cat(utilities)
 
     def _typicality(
         self,
         points: Tensor,  # [N + L, D]
         members: Tensor,  # [N + L] bool
-    ) -> Tensor:  # [N]
-        """Minus the mean distance to the nearest members, for the members in the pool; minus infinity elsewhere.
+    ) -> tuple[Tensor, Tensor]:  # [k] int64, [k]
+        """The members in the pool, and minus their mean distance to the nearest members.
 
         A matrix product finds the neighbours; their distances are summed in one order, so that copies tie.
         """
         numbers = members.nonzero()[:, 0]
+        rows = numbers[numbers < len(self._pool)]
         inside = points[numbers].double()
         k = min(_NEIGHBOURS, len(numbers) - 1)
-        result = points.new_full((len(points),), -torch.inf)
+        result = points.new_zeros(len(rows))
         if k == 0:
-            result[numbers] = 0.0
-            return result[: len(self._pool)]
+            return rows, result
         size = max(1, TILE // max(len(numbers), k * points.shape[1]))
-        for block in torch.arange(len(numbers), device=points.device).split(size):
+        for block in torch.arange(len(rows), device=points.device).split(size):
             squares = squared_distances(inside[block], inside)
             squares[torch.arange(len(block), device=points.device), block] = torch.inf
             nearest = squares.topk(k, dim=1, largest=False).indices
             distances = (inside[nearest] - inside[block, None]).square().sum(2).sqrt()
-            result[numbers[block]] = -distances.sort(dim=1).values.mean(1).to(points.dtype)
-        return result[: len(self._pool)]
+            result[block] = -distances.sort(dim=1).values.mean(1).to(points.dtype)
+        return rows, result
 
 
 SPEC = Spec(TypiClustScorer, drawing_links=EXACT_LINKS, needs_all_rows=True, batch_targets=None)

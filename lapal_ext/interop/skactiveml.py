@@ -36,7 +36,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
     Args:
         acquisition: as in ``select_batch``: ``uherding``, ``maxherding``, ``margin``, ``entropy``, ``least_confident``,
             ``variance``, ``gradient_norm``, ``bald``, ``badge``, ``bait``, ``bait_forward_backward``, ``typiclust``,
-            ``coreset``, ``probcover``, ``random``, or a callable (posterior, pool) -> utilities.
+            ``coreset``, ``probcover``, ``power_margin``, ``random``, or a callable (posterior, pool) -> utilities.
         targets: ``predicted`` absorbs every pick with its predicted label before the next pick; None picks the batch at
             once under the current model; ``auto`` is what suits the acquisition, as in ``select_batch``.
         link: the predictive that the acquisition uses, ``plugin`` or ``mean_field``.
@@ -93,9 +93,9 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
             Indices int64 [batch_size] in pick order, of X or, where candidates are features, of ``candidates``. With
             ``return_utilities`` also [batch_size, N] or [batch_size, n_candidates]: row t has the utilities at pick t,
             NaN for samples that could not be picked. ``margin``, ``entropy``, ``least_confident``, ``variance``,
-            ``gradient_norm``, ``bald``, ``random`` and callables score every sample, which takes one more evaluation of
-            the pool per pick. The others compare batches or distances, not single samples: their row t only has the
-            utility of pick t.
+            ``gradient_norm``, ``bald``, ``power_margin``, ``random`` and callables score every sample, which takes one
+            more evaluation of the pool per pick. The others compare batches or distances, not single samples: their row
+            t only has the utility of pick t.
 
         Raises:
             TypeError, ValueError: an argument or a parameter is invalid.

@@ -153,7 +153,7 @@ class Pool:
 
     def standardized_here(
         self,
-        rows: Tensor,  # [k] int64
+        rows: Tensor | slice,  # [k] int64
     ) -> Tensor:  # [k, D] or [k, D + 1]
         """Standardised features of candidates in this process, by their numbers here."""
         return self._standardization.standardized(self.storage[rows])

@@ -71,7 +71,7 @@ def select_batch(
         batch_size: rows to pick, at most N.
         acquisition: ``margin``, ``entropy``, ``least_confident``, ``variance`` or ``gradient_norm``, with the formulas
             of ``utilities``; ``uherding``, ``maxherding``, ``bald``, ``badge``, ``bait``, ``bait_forward_backward``,
-            ``typiclust``, ``coreset`` or ``probcover``, with formula and source in their modules in
+            ``typiclust``, ``coreset``, ``probcover`` or ``power_margin``, with formula and source in their modules in
             ``lapal_ext.acquisition``; ``random``; or a callable (posterior, pool) -> utilities [N], higher is better.
             By default ``uherding`` if ``labelled`` is given, else ``margin``.
         targets: the labels to absorb. ``auto`` absorbs predicted labels for utilities, ``bald`` and callables, and none
@@ -89,8 +89,8 @@ def select_batch(
         candidates: the rows that may be picked, distinct integers [K]; all by default. The acquisition then uses only
             these rows, in ascending order. Draw a random subset once per batch, for any ``update_every``.
         generator: for ``sampled``, and for the acquisitions that draw: ``random``, ``badge``, ``typiclust``,
-            ``probcover``, ``bald`` with ``mc``, and a sample of ``references``. A selection takes one number from it as
-            their seed.
+            ``probcover``, ``power_margin``, ``bald`` with ``mc``, and a sample of ``references``. A selection takes one
+            number from it as their seed.
         progress: show a progress bar (needs rich).
         labelled: features of the rows that have labels, [L, D], which the posterior does not keep. ``uherding``,
             ``maxherding``, ``typiclust``, ``coreset`` and ``probcover`` avoid rows near them; the others do not use
@@ -100,8 +100,8 @@ def select_batch(
             may be picked.
         memory: bytes that the logits of the pool may take, unlimited by default. If [N, C] logits take more, utilities
             compute them for every pick again, in tiles of rows, O(N D C), with equal results up to rounding. ``bald``
-            and ``badge`` do not support this. ``uherding`` and ``maxherding`` keep no logits, and use as many bytes for
-            kernel values, 64 MiB by default.
+            and ``badge`` do not support this. ``uherding``, ``maxherding`` and ``probcover`` keep no logits, and use
+            as many bytes for kernel values or for pairs of near rows, 64 MiB by default.
         group: a process group of ``torch.distributed`` that shares the pool; each process has some of the rows, or
             none. All processes call this with the same arguments, except that ``pool``, and ``targets`` if it holds
             labels, are those of the calling process. Row numbers in ``candidates``, ``exclude`` and the result count

@@ -22,7 +22,7 @@ import lapal_ext
 # Without typiclust and probcover, which need scikit-learn, an extra.
 ACQUISITIONS = (
     "margin", "entropy", "least_confident", "variance", "gradient_norm", "bald", "badge", "bait",
-    "bait_forward_backward", "coreset", "random", "uherding", "maxherding",
+    "bait_forward_backward", "coreset", "power_margin", "random", "uherding", "maxherding",
 )  # fmt: skip
 LINKS = {"bald": ("plugin", "mean_field", "mc")}
 
