@@ -275,15 +275,15 @@ FAULTS = (
     ),
     # The command.
     _command("select/label_file.py", "if self._on_disk() != self._content:", "if False:", "cli/select"),
-    _command("select/label_file.py", "if line.row in seen:", "if False:", "cli/select"),
+    _command("select/label_file.py", "if key in seen:", "if False:", "cli/select"),
     _command("select/label_file.py", 'lineterminator="\\n"', 'lineterminator="\\r\\n"', "cli/select"),
-    _command("select/terminal.py", "selector.undo()\n", "", "cli/select/test_terminal.py"),
+    _command("select/questions.py", "self._selector.undo()\n", "pass\n", "cli/select/test_terminal.py"),
     _command(
         "select/terminal.py",
         "        file.write([*given, *unanswered.values()])\n",
         "    file.write([*given, *unanswered.values()])\n",
         "cli/select/test_terminal.py",
     ),
-    _command("select/inputs.py", "if n_lines != n_rows:", "if n_lines < n_rows:", "cli/select"),
-    _command("select/inputs.py", "if len(set(names)) < len(names):", "if False:", "cli/select"),
+    _command("items.py", "if n_lines != n_rows:", "if n_lines < n_rows:", "cli/select"),
+    _command("select/classes.py", "if name in self.names:", "if False:", "cli/select"),
 )

@@ -1,0 +1,51 @@
+"""The likeliest classes of every row of a pool, tile by tile, for pools whose probabilities do not fit into memory."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lapal_ext.pool.feature_files import Features, as_tensor
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
+from lapal_ext.tiles import row_tiles
+from lapal_ext.validation.scalars import check_integer
+
+
+class TopClasses(NamedTuple):
+    """The likeliest classes of some rows, best first."""
+
+    rows: slice
+    classes: Tensor  # [n, count] int64
+    probabilities: Tensor  # [n, count]
+
+
+@torch.no_grad()
+def top_classes(
+    posterior: LastLayerLaplace,
+    pool: Features,  # [N, D]
+    count: int = 2,
+    link: str = "plugin",
+) -> Iterator[TopClasses]:
+    """Yield the ``count`` likeliest classes of every row, for tiles of rows in order.
+
+    Args:
+        posterior: its ``predict_proba`` gives the probabilities.
+        pool: features; a file is mapped, and a tile at a time is converted to the dtype of the posterior.
+        count: at most the number of classes.
+        link: as for ``predict_proba``.
+
+    Raises:
+        ValueError, TypeError: an argument is invalid; the message of a value that is not finite has its row in the
+            pool.
+    """
+    check_posterior(posterior)
+    count = check_integer("count", count, at_least=1, at_most=posterior.num_classes, limit="the number of classes")
+    features = as_tensor("pool", pool)
+    for rows in row_tiles(len(features)):
+        tile = features[rows].to(posterior.mean.dtype)
+        bad = tile.isfinite().all(1).logical_not().nonzero()
+        if len(bad) > 0:
+            raise ValueError(f"pool must be finite, got NaN or infinity in row {rows.start + int(bad[0])}")
+        best = posterior.predict_proba(tile, link).topk(count, dim=1)
+        yield TopClasses(rows, best.indices, best.values)
