@@ -10,6 +10,7 @@ from lapal_ext.pool.feature_files import Features, as_tensor
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
 from lapal_ext.tiles import row_tiles
 from lapal_ext.validation.scalars import check_integer
+from lapal_ext.validation.tensors import ShapeSpec, check_dense, check_tensors
 
 
 class TopClasses(NamedTuple):
@@ -41,7 +42,8 @@ def top_classes(
     """
     check_posterior(posterior)
     count = check_integer("count", count, at_least=1, at_most=posterior.num_classes, limit="the number of classes")
-    features = as_tensor("pool", pool)
+    features = check_dense("pool", as_tensor("pool", pool))
+    check_tensors({"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))}, {"pool": features})
     for rows in row_tiles(len(features)):
         tile = features[rows].to(posterior.mean.dtype)
         bad = tile.isfinite().all(1).logical_not().nonzero()

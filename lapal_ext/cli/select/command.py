@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from lapal_ext.cli.arguments import positive_number, whole_number
-from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import add_options
 from lapal_ext.cli.select.label_file import SUFFIXES
 
@@ -89,7 +89,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _run(options: argparse.Namespace) -> None:
     from lapal_ext.cli.select.torchrun import started_by_torchrun
-    from lapal_ext.errors import NotPSDError, RankError
 
     for name, path in (("--out", options.out), ("--save", options.save)):  # before the work starts
         if path is not None and not path.parent.is_dir():
@@ -99,21 +98,14 @@ def _run(options: argparse.Namespace) -> None:
             f"--out must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {options.out}: "
             f"type --out {options.out.with_suffix('.csv')}"
         )
-    try:
-        with started_by_torchrun(alone=options.alone) as group:
-            if not options.interactive:
-                from lapal_ext.cli.select.batch import choose
+    with explained(), started_by_torchrun(alone=options.alone) as group:
+        if not options.interactive:
+            from lapal_ext.cli.select.batch import choose
 
-                choose(options, group)
-            elif group is None:
-                from lapal_ext.cli.select.terminal import interview
+            choose(options, group)
+        elif group is None:
+            from lapal_ext.cli.select.terminal import interview
 
-                interview(options)
-            else:
-                raise CommandError("--interactive asks one person: start it without torchrun")
-    except FileNotFoundError as error:
-        raise CommandError(str(error)) from error
-    except OSError as error:
-        raise CommandError(f"cannot read {error.filename}: {error.strerror}") from error
-    except (NotPSDError, RankError, ValueError, TypeError, ImportError) as error:
-        raise CommandError(str(error)) from error
+            interview(options)
+        else:
+            raise CommandError("--interactive asks one person: start it without torchrun")
