@@ -39,9 +39,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _run(options: argparse.Namespace) -> None:
     from lapal_ext.atomic_file import replace_file
+    from lapal_ext.cli.saved_model import load_model
     from lapal_ext.pool.feature_files import map_file
     from lapal_ext.pool.top_classes import top_classes
-    from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
     from lapal_ext.selection.progress import progress_bar
 
     if options.out.suffix.lower() != ".csv":
@@ -53,7 +53,8 @@ def _run(options: argparse.Namespace) -> None:
     with explained():
         if not options.model.is_file():
             raise CommandError(f"--model must be an existing file, got {options.model}")
-        model, pool = LastLayerLaplace.load(options.model), map_file("--pool", options.pool)
+        model, temperature = load_model(options.model)
+        pool = map_file("--pool", options.pool)
         items = read_items(options, len(pool), _COLUMNS)
         names = model.class_names or tuple(map(str, range(model.num_classes)))
         shown = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
@@ -63,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
                 writer = csv.writer(file, lineterminator="\n")
                 ids = [] if items.ids is None else [ID]
                 writer.writerow([_COLUMNS[0], *ids, *_COLUMNS[1:], *items.columns])
-                for rows, classes, probabilities in top_classes(model, pool):
+                for rows, classes, probabilities in top_classes(model, pool, temperature=temperature or 1.0):
                     for row, (first, second), share in zip(
                         range(rows.start, rows.stop), classes.tolist(), probabilities[:, 0].tolist(), strict=True
                     ):
@@ -76,3 +77,5 @@ def _run(options: argparse.Namespace) -> None:
         with progress_bar("predicting", len(pool), shown=shown) as advance:
             replace_file(options.out, fill)
     print(f"Classes of {len(pool)} rows are in {options.out}.")
+    if temperature is None:
+        print("Their probabilities are those of the model alone: only --save of lapal-ext select calibrates them.")

@@ -9,7 +9,7 @@ from torch import Tensor
 from lapal_ext.pool.feature_files import Features, as_tensor
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
 from lapal_ext.tiles import row_tiles
-from lapal_ext.validation.scalars import check_integer
+from lapal_ext.validation.scalars import check_integer, check_number
 from lapal_ext.validation.tensors import ShapeSpec, check_dense, check_tensors
 
 
@@ -26,15 +26,15 @@ def top_classes(
     posterior: LastLayerLaplace,
     pool: Features,  # [N, D]
     count: int = 2,
-    link: str = "plugin",
+    temperature: float = 1.0,
 ) -> Iterator[TopClasses]:
     """Yield the ``count`` likeliest classes of every row, for tiles of rows in order.
 
     Args:
-        posterior: its ``predict_proba`` gives the probabilities.
+        posterior: a model; its probabilities are softmax(z / T) of its logits z.
         pool: features; a file is mapped, and a tile at a time is converted to the dtype of the posterior.
         count: at most the number of classes.
-        link: as for ``predict_proba``.
+        temperature: T > 0, as ``posterior.calibration.fit_temperature`` finds it; 1 gives ``link="plugin"``.
 
     Raises:
         ValueError, TypeError: an argument is invalid; the message of a value that is not finite has its row in the
@@ -42,6 +42,7 @@ def top_classes(
     """
     check_posterior(posterior)
     count = check_integer("count", count, at_least=1, at_most=posterior.num_classes, limit="the number of classes")
+    temperature = check_number("temperature", temperature, above=0.0)
     features = check_dense("pool", as_tensor("pool", pool))
     check_tensors({"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))}, {"pool": features})
     for rows in row_tiles(len(features)):
@@ -49,5 +50,5 @@ def top_classes(
         bad = tile.isfinite().all(1).logical_not().nonzero()
         if len(bad) > 0:
             raise ValueError(f"pool must be finite, got NaN or infinity in row {rows.start + int(bad[0])}")
-        best = posterior.predict_proba(tile, link).topk(count, dim=1)
+        best = (posterior.predict_logits(tile) / temperature).softmax(1).topk(count, dim=1)
         yield TopClasses(rows, best.indices, best.values)

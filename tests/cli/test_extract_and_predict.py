@@ -10,6 +10,7 @@ import torch
 
 from lapal_ext import LastLayerLaplace
 from lapal_ext.cli import main
+from lapal_ext.cli.saved_model import save_model
 
 ENCODER = """
 import torch
@@ -131,12 +132,24 @@ class TestPredict:
             assert line == {**expected, "probability": f"{best.values[row, 0]:.4f}"}
         assert row == 49
 
+    def test_the_temperature_of_the_model_is_used_and_no_other(self, capsys):
+        save_model(self.model, 0.5, Path("m"))
+        assert self.predict() == 0
+        sharp = (2.0 * self.model.predict_logits(self.pool.half())).softmax(1).amax(1)
+        assert [float(line["probability"]) for line in read("labels.csv")] == pytest.approx(sharp.tolist(), abs=1e-4)
+        assert "calibrates" not in capsys.readouterr().out
+        self.model.add_class("dog").save("m")  # as if the process was killed before the temperature was written
+        assert self.predict() == 0
+        plain = self.model.predict_proba(self.pool.half(), "plugin").amax(1)
+        assert [float(line["probability"]) for line in read("labels.csv")] == pytest.approx(plain.tolist(), abs=1e-4)
+        assert "only --save of lapal-ext select calibrates them" in capsys.readouterr().out
+
     def test_the_file_is_replaced_as_a_whole(self, monkeypatch):
         assert self.predict() == 0
         before = Path("labels.csv").read_bytes()
 
-        def tiles(*arguments):
-            yield from list(top_classes(*arguments))
+        def tiles(*arguments, **options):
+            yield from list(top_classes(*arguments, **options))
             raise KeyboardInterrupt
 
         from lapal_ext.pool import top_classes as module

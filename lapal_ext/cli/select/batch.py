@@ -4,12 +4,13 @@ import argparse
 import importlib.util
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from lapal_ext.cli.items import Items, read_items
+from lapal_ext.cli.saved_model import save_model
 from lapal_ext.cli.select.classes import Classes, closest
 from lapal_ext.cli.select.label_file import RESERVED, LabelFile, Line
 from lapal_ext.cli.select.pool_record import PoolRecord
@@ -99,17 +100,20 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         return
     file.write([*lines, *added])
     _report(options, file, start, len(lines), number)
-    save_model(options, answered, start.classes)
+    given = features[_places(lines, waits=False)]
+    save(options, answered, start.classes, lambda: start.temperature(given, labels))
 
 
-def save_model(options: argparse.Namespace, model: LastLayerLaplace, classes: Classes) -> None:
-    """Write the model to ``--save``."""
+def save(
+    options: argparse.Namespace, model: LastLayerLaplace, classes: Classes, temperature: Callable[[], float]
+) -> None:
+    """Write the model and its temperature to ``--save``."""
     if options.save is None:
         return
     if len(classes) < model.num_classes:
         print(f"{options.save} is not written: a model needs answers of at least two classes.")
         return
-    model.save(options.save)
+    save_model(model, temperature(), options.save)
     print(f"The model with all answers is in {options.save}.")
 
 

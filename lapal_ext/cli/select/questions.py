@@ -11,6 +11,8 @@ from lapal_ext.cli.select.start import Start
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.selection.sequential_selector import SequentialSelector
 
+_GROWTH = 1.2  # of the labels, after which the temperature is fitted again
+
 
 class Questions:
     """Which row to ask for, given the answers so far.
@@ -25,12 +27,22 @@ class Questions:
     def __init__(self, options: argparse.Namespace, start: Start, pool: Tensor, answers: Sequence[Line]) -> None:
         self._options, self._start, self._pool = options, start, pool
         self._again: int | None = None  # the row whose answer was taken back, which is asked for next
+        self._calibrated: tuple[int, float] | None = None  # number of labels, temperature
         self._begin(answers)
 
     @property
     def model(self) -> LastLayerLaplace:
         """The model with all answers."""
         return self._selector.posterior
+
+    def temperature(self, answers: Sequence[Line], *, anew: bool = False) -> float:
+        """That of the model's probabilities; fitted again when a fifth of the answers has come since, or ``anew``."""
+        given = [line for line in answers if line.label is not None]
+        count = self._start.features.shape[0] + len(given)
+        if anew or self._calibrated is None or count >= _GROWTH * self._calibrated[0]:
+            features = self._pool[[line.row for line in given]].to(self.model.mean.dtype)
+            self._calibrated = (count, self._start.temperature(features, _labels(given)))
+        return self._calibrated[1]
 
     def ask(self) -> int:
         """The next row to ask for."""

@@ -11,6 +11,7 @@ from lapal_ext.cli.select.inputs import read_head, read_labels
 from lapal_ext.pool.checksum import spread
 from lapal_ext.pool.feature_files import map_file
 from lapal_ext.pool.sharding import Shard
+from lapal_ext.posterior.calibration import fit_temperature
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
 _STANDARDISING = 10_000  # rows of the pool that give the centre and the scale where no row has a label
@@ -98,6 +99,23 @@ class Start:
         if labels:
             step = "joint" if self.without_labels else "line_search"
             model.update(features, torch.tensor(labels, device="cpu"), step)
+
+    def temperature(
+        self,
+        features: Tensor,  # [k, D]
+        labels: Sequence[int],  # [k]
+    ) -> float:
+        """The temperature of the probabilities of a model with these answers; 1 around a layer of ``--head``."""
+        if self._options.head is not None:
+            return 1.0
+        answers = torch.tensor(labels, dtype=torch.int64, device="cpu")
+        if self._labels is not None:
+            features, answers = torch.cat([self.features, features]), torch.cat([self._labels, answers])
+        count = max(_LEAST_CLASSES, len(self.classes))
+        prior = LastLayerLaplace.untrained(
+            self._sample if self._labels is None else self.features, count, self._options.prior_precision
+        )
+        return fit_temperature(prior, features, answers)
 
     def acquisition(self, labels: Iterable[int]) -> str:
         """The strategy after these answers."""

@@ -7,8 +7,7 @@ import sys
 from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
-from lapal_ext.cli.items import Items
-from lapal_ext.cli.select.batch import open_label_file, save_model, tell_changes
+from lapal_ext.cli.select.batch import open_label_file, save, tell_changes
 from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes
 from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
 from lapal_ext.cli.select.label_file import Line
@@ -48,7 +47,12 @@ def interview(options: argparse.Namespace) -> None:
     while asked < number:
         row = questions.ask()
         taught = not start.without_labels or any(line.label is not None for line in given)
-        reply = _Question(f"{asked + 1}/{number}", row, questions, pool, start.classes, items, taught=taught).reply()
+        logits = None
+        if taught:
+            model = questions.model
+            logits = model.predict_logits(pool[row : row + 1].to(model.mean.dtype))[0] / questions.temperature(given)
+        heading = f"[{asked + 1}/{number}] {safe(items.name(row))}"
+        reply = _Question(heading, logits, start.classes, items.shown(row)).reply()
         if reply == QUIT:
             break
         if reply == UNDO:
@@ -78,7 +82,7 @@ def interview(options: argparse.Namespace) -> None:
         print(f"{len(given)} answers in {file.path}. The same command goes on from there.")
     if text := start.progress([line.label for line in given if line.label is not None]):
         print("\n".join(wrapped(text)))
-    save_model(options, questions.model, start.classes)
+    save(options, questions.model, start.classes, lambda: questions.temperature(given, anew=True))
 
 
 def _introduce(classes: Classes) -> None:
@@ -102,30 +106,23 @@ class _Question:
 
     def __init__(
         self,
-        place: str,
-        row: int,
-        questions: Questions,
-        pool: Tensor,  # [N, D]
+        heading: str,
+        logits: Tensor | None,  # [C], None before the first answer
         classes: Classes,
-        items: Items,
-        *,
-        taught: bool,
+        shown: str,
     ) -> None:
         self._classes = classes
         self._guess: int | None = None
-        heading = f"[{place}] {safe(items.name(row))}"
-        if taught:
-            model = questions.model
-            probabilities = model.predict_proba(pool[row : row + 1].to(model.mean.dtype))[0, : len(classes)]
-            likely = probabilities.topk(min(_LIKELY, len(classes)))
+        if logits is not None:
+            likely = logits.softmax(0)[: len(classes)].topk(min(_LIKELY, len(classes)))
             self._guess = int(likely.indices[0])
             guesses = ", ".join(
                 f"{safe(classes.names[number])} {100 * share:.0f} %"
                 for number, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
             )
             heading += f"; the model says {guesses}"
-        shown, self._hidden = cut(item_lines(items.shown(row)), MORE)
-        self._text = "\n".join([*wrapped(heading), *shown])
+        lines, self._hidden = cut(item_lines(shown), MORE)
+        self._text = "\n".join([*wrapped(heading), *lines])
         self._prompt = "label: " if self._guess is None else f"label [{safe(classes.names[self._guess])}]: "
         self._unknown = ""  # the last answer that is no class
 
