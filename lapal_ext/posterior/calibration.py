@@ -13,7 +13,8 @@ from lapal_ext.validation.scalars import check_generator
 _FOLDS = 10
 _MOST_ROWS = 1000  # with more labels, a sample of them gives the temperature
 _LEAST_ROWS = 20  # fewer held-out rows say too little
-_BOUNDS = (0.25, 4.0)  # of T: where all held-out rows are right, the best T is zero
+_BELIEVED = 15.0  # rows by which T = 1 counts, as if the model were right about its own probabilities
+_BOUNDS = (0.25, 4.0)  # of T
 _HALVINGS = 40  # of the interval of log T
 
 
@@ -27,9 +28,11 @@ def fit_temperature(
 ) -> float:
     """Return the temperature T with which softmax(z / T) predicts held-out labels best.
 
-    The model is fitted anew without each tenth of the labels, and T minimises the negative log-likelihood of the rows
-    that were left out. Rows whose class has no other label count for nothing: no model without them can be right. With
-    one label for most classes, few rows are left, and the probabilities come out too high.
+    The model is fitted anew without each tenth of the labels, and T minimises the negative log-likelihood of the n rows
+    that were left out. Rows whose class has no other label count for nothing: no model without them can be right. Since
+    few rows say little, the plugin probabilities at T = 1 count as 15 more rows:
+
+        T = argmin - sum_i log softmax(z_i / T)_{y_i} - 15 / n sum_i sum_k softmax(z_i)_k log softmax(z_i / T)_k
 
     Args:
         prior: the model before all labels, as ``LastLayerLaplace.untrained`` makes it; not modified.
@@ -82,12 +85,13 @@ def _best_temperature(
     logits: Tensor,  # [n, C] float64
     labels: Tensor,  # [n] int64
 ) -> float:
-    """The minimiser of the negative log-likelihood, which is convex in 1 / T, by bisection of its slope."""
-    given = logits.gather(1, labels[:, None])[:, 0]
+    """The minimiser, by bisection of the slope: the objective is convex in 1 / T."""
+    share = _BELIEVED / len(labels)
+    given = logits.gather(1, labels[:, None])[:, 0] + share * (logits.softmax(1) * logits).sum(1)
     low, high = _BOUNDS
     for _ in range(_HALVINGS):
         middle = (low * high) ** 0.5
         expected = ((logits / middle).softmax(1) * logits).sum(1)
         # The derivative with respect to 1 / T is positive where the probabilities are too high.
-        low, high = (middle, high) if float((expected - given).sum()) > 0.0 else (low, middle)
+        low, high = (middle, high) if float(((1.0 + share) * expected - given).sum()) > 0.0 else (low, middle)
     return float((low * high) ** 0.5)
