@@ -120,11 +120,11 @@ def save(
 def tell_changes(file: LabelFile, classes: Classes, *, grows: bool) -> None:
     """Print which rows of the label file are gone from the pool, and which classes may be slips."""
     if file.gone:
-        answers = [line for line in file.gone if line.label is not None]
+        answers = sum(line.label is not None for line in file.gone)
         names = ", ".join(line.name for line in file.gone[:_NAMED]) + (", …" if len(file.gone) > _NAMED else "")
         print(
-            f"Not in the pool any more: {len(file.gone)} rows of {file.path} ({names}). They stay in the file; "
-            f"{len(answers)} of them have labels, which the model does not get."
+            f"Rows of {file.path} that are gone from the pool: {len(file.gone)} ({names}). They stay in the file; "
+            f"the model does not get their labels, of which there are {answers}."
         )
     if not grows or classes.are_numbers:
         return

@@ -32,7 +32,10 @@ def width() -> int:
 
 def wrapped(text: str, indent: str = "") -> list[str]:
     """Lines of one safe text within the width of the terminal."""
-    return textwrap.wrap(text, width(), initial_indent=indent, subsequent_indent=indent) or [indent.rstrip()]
+    lines = textwrap.wrap(
+        text, width(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )  # options have hyphens
+    return lines or [indent.rstrip()]
 
 
 def in_columns(labels: Iterable[str]) -> list[str]:

@@ -117,7 +117,7 @@ class _Question:
             likely = logits.softmax(0)[: len(classes)].topk(min(_LIKELY, len(classes)))
             self._guess = int(likely.indices[0])
             guesses = ", ".join(
-                f"{safe(classes.names[number])} {100 * share:.0f} %"
+                f"{safe(classes.names[number])} {100 * share:.0f}%"
                 for number, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
             )
             heading += f"; the model says {guesses}"

@@ -67,7 +67,7 @@ def test_answers_follow_their_ids_through_another_order_and_size(begun, dropped,
     capsys.readouterr()
     assert select("--items", "items.csv", "--save", "model") == 0
     out = capsys.readouterr().out
-    assert f"Not in the pool any more: 1 rows of out.csv ({gone}). They stay in the file; 1 of them have labels" in out
+    assert f"Rows of out.csv that are gone from the pool: 1 ({gone}). They stay in the file; the model does" in out
     assert "Answers absorbed: 3. Rows chosen: 4." in out
     after = by_name()
     assert len(after) == 8
