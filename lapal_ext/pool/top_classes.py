@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from lapal_ext.entries import entry
 from lapal_ext.pool.feature_files import Features, as_tensor
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
 from lapal_ext.tiles import row_tiles
@@ -21,14 +21,14 @@ class TopClasses(NamedTuple):
     probabilities: Tensor  # [n, count]
 
 
-@torch.no_grad()
+@entry
 def top_classes(
     posterior: LastLayerLaplace,
     pool: Features,  # [N, D]
     count: int = 2,
     temperature: float = 1.0,
 ) -> Iterator[TopClasses]:
-    """Yield the ``count`` likeliest classes of every row, for tiles of rows in order.
+    """Return the ``count`` likeliest classes of every row, computed for a tile of rows at a time, in order.
 
     Args:
         posterior: a model; its probabilities are softmax(z / T) of its logits z.
@@ -45,6 +45,15 @@ def top_classes(
     temperature = check_number("temperature", temperature, above=0.0)
     features = check_dense("pool", as_tensor("pool", pool))
     check_tensors({"pool": ShapeSpec("storage", ("N", str(posterior.num_features)))}, {"pool": features})
+    return _tiles(posterior, features, count, temperature)
+
+
+def _tiles(
+    posterior: LastLayerLaplace,
+    features: Tensor,  # [N, D]
+    count: int,
+    temperature: float,
+) -> Iterator[TopClasses]:
     for rows in row_tiles(len(features)):
         tile = features[rows].to(posterior.mean.dtype)
         bad = tile.isfinite().all(1).logical_not().nonzero()

@@ -34,6 +34,6 @@ def test_errors_name_the_argument_and_the_row_of_the_pool(model, monkeypatch):
     with pytest.raises(ValueError, match="pool must be finite, got NaN or infinity in row 70"):
         list(top_classes(model, pool))
     with pytest.raises(ValueError, match=r"pool must have shape \(N, 5\), got \(80, 4\)"):
-        list(top_classes(model, pool[:, :4]))
+        top_classes(model, pool[:, :4])
     with pytest.raises(ValueError, match=r"count must be at most 4 \(the number of classes\), got 5"):
-        list(top_classes(model, pool, 5))
+        top_classes(model, pool, 5)

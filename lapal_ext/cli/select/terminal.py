@@ -123,8 +123,12 @@ class _Question:
             heading += f"; the model says {guesses}"
         lines, self._hidden = cut(item_lines(shown), MORE)
         self._text = "\n".join([*wrapped(heading), *lines])
-        self._prompt = "label: " if self._guess is None else f"label [{safe(classes.names[self._guess])}]: "
         self._unknown = ""  # the last answer that is no class
+
+    @property
+    def _prompt(self) -> str:
+        """What Enter means is in brackets."""
+        return "label: " if self._guess is None else f"label [{safe(self._classes.names[self._guess])}]: "
 
     def reply(self) -> str:
         """The number of a class or one of ``COMMANDS``; the end of the input and Ctrl-C mean quit."""
@@ -135,7 +139,6 @@ class _Question:
             except (EOFError, KeyboardInterrupt):
                 print()
                 return QUIT
-            question = self._prompt
             if text == MORE:
                 print("\n".join(self._hidden) or "There is no more to see.")
                 self._hidden = []
@@ -145,6 +148,7 @@ class _Question:
                 return text.lower()
             elif (label := self._label(text)) is not None:
                 return str(label)
+            question = self._prompt
 
     def _label(self, text: str) -> int | None:
         """The class that is meant, or None after a message."""
@@ -154,12 +158,14 @@ class _Question:
         label = self._classes.beginning_with(text) if label is None else label
         if label is not None:
             return label
-        meant = self._classes.close_to(text)
-        hint = "" if meant is None or not text else f" Did you mean {safe(meant)}?"
+        if text and self._classes.grows and (text == self._unknown or not self._classes.names):
+            return self._added(text)
+        self._unknown = text
+        hint = ""
+        if text and (meant := self._classes.close_to(text)) is not None:
+            hint = f" Did you mean {safe(meant)}? Then press Enter."
+            self._guess = self._classes.names.index(meant)
         if text and self._classes.grows:
-            if text == self._unknown or (not self._classes.names and not hint):
-                return self._added(text)
-            self._unknown = text
             self._say(f"{safe(text)} is no class so far.{hint} Type it again to add it.")
         else:
             self._say(f"A label is {safe(self._classes.allowed())}; or type {', '.join(COMMANDS)}.{hint}")

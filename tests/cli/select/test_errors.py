@@ -43,6 +43,11 @@ class TestErrors:
         assert select() == 1
         assert "out.csv, line 2: byte 0xff is no UTF-8: save it as UTF-8" in capsys.readouterr().err
 
+    def test_a_label_file_in_utf16_is_an_error(self, capsys):
+        Path("out.csv").write_text("row,label\n1,ant\n", encoding="utf-16")
+        assert select() == 1
+        assert "out.csv is in UTF-16: save it as UTF-8 (a spreadsheet: Save as, CSV UTF-8)" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

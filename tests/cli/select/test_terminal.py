@@ -175,7 +175,7 @@ class TestFromNoLabel:
         answer("--save model", "games", "gmaes", "gmaes", "undo", "net", "net", "ga", "2", "1")
         assert [line["label"] for line in lines()] == ["games", "net", "games", "net"]
         out = " ".join(capsys.readouterr().out.split())
-        assert "gmaes is no class so far. Did you mean games? Type it again to add it." in out
+        assert "gmaes is no class so far. Did you mean games? Then press Enter. Type it again to add it." in out
         assert LastLayerLaplace.load("model").class_names == ("games", "net")
 
     def test_enter_takes_the_first_guess_once_there_is_one(self, answer):
@@ -184,6 +184,12 @@ class TestFromNoLabel:
         assert [line["label"] for line in lines()] == ["bee", guess[1], "skip", "cat"]
         assert guess[1] == guess[2]
         assert questions[0].endswith("label: ")
+
+    def test_enter_after_a_slip_takes_the_class_that_was_meant(self, answer):
+        Path("names.txt").write_text("games\nnet\nmail\n")
+        questions = answer("--classes names.txt", "net", "gmaes", "", "nte", "mail")
+        assert [line["label"] for line in lines()] == ["net", "games", "mail"]
+        assert questions[2] == "label [games]: "
 
     def test_text_is_cut_and_no_control_character_reaches_the_terminal(self, answer, capsys):
         evil = "\x1b]0;title\x07\u202eabc\x9b31m"
