@@ -93,7 +93,8 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
             guesses = [""] * number
             if not start.without_labels or labels:
                 classes = answered.predict_logits(pool.raw(result.indices)).argmax(1)
-                guesses = [start.classes.names[guess] for guess in classes.tolist()]
+                known = start.classes.names  # a model has two classes or more, though one alone may have a name
+                guesses = [known[guess] if guess < len(known) else "" for guess in classes.tolist()]
         for row, utility, name, guess in zip(picks, result.utilities.tolist(), names, guesses, strict=True):
             added.append(Line(row, f"{utility:.6g}", others=items.cells(row), name=name, suggested=guess))
     if ranks.rank > 0:

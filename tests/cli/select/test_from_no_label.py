@@ -172,3 +172,12 @@ def test_labels_may_be_names_or_lines_of_text(data):
         Path("out.csv").unlink()
         assert select(*labels, file) == 0
         assert picked() == expected
+
+
+def test_a_class_that_nobody_has_named_is_not_suggested(capsys):
+    assert select("--number", 1) == 0
+    fill("games")
+    assert select("--number", ROWS, "--save", "model") == 0  # the model needs a second class, which has no name
+    assert {line["suggested"] for line in lines()[1:]} == {"games", ""}
+    assert "model is not written: a model needs answers of at least two classes" in capsys.readouterr().out
+    assert not Path("model").exists()
