@@ -36,8 +36,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "select",
         help="choose which rows of a pool to label next, or ask for their labels one by one",
         description=(
-            "Choose the rows of a pool that are best to label next, and absorb the answers. Nothing needs to have a\n"
-            "label before the first run."
+            "Choose the rows of a pool that are best to label next, and absorb the answers. Nothing\n"
+            "needs to have a label before the first run."
         ),
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
