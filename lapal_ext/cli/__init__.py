@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 
 import lapal_ext
-from lapal_ext.cli import demo, doctor, experiment, report
+from lapal_ext.cli import demo, doctor, experiment, extract, predict, report
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.select import command as select
 
-_COMMANDS = (select, demo, experiment, report, doctor)
+_COMMANDS = (extract, select, predict, demo, experiment, report, doctor)
 _FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130
 
 

@@ -1,13 +1,10 @@
 """``lapal-ext doctor``: print what is installed, which kernels run, what is missing and how to get it."""
 
+import argparse
 import os
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import argparse
 
 _OF_DEVELOPERS = ("test", "lint")  # extras that users do not need
 _OPTIONAL = re.compile(r"""^([\w.-]+)[^;]*; extra == ["'](\w+)["']$""")  # of a requirement in the metadata
@@ -21,6 +18,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "doctor",
         help="print what is installed, which kernels run, what is missing and how to get it",
         description="Print versions, the kernels of each device, and what is missing.",
+        epilog="example:\n  lapal-ext doctor",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=lambda _: print("\n".join(report())))
 

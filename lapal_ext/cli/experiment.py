@@ -41,7 +41,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=lambda _: parser.error("name an experiment: " + ", ".join(_KINDS)))
     kinds = parser.add_subparsers(title="experiments", metavar="experiment")
     for kind, title in _KINDS.items():
-        _add_kind(kinds.add_parser(kind, help=title, description=f"{title[0].upper()}{title[1:]}."), kind)
+        one = kinds.add_parser(
+            kind,
+            help=title,
+            description=f"{title[0].upper()}{title[1:]}.",
+            epilog=f"example:\n  lapal-ext experiment {kind} --data digits --out results --seeds 2",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_kind(one, kind)
 
 
 def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:

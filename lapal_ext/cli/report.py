@@ -13,7 +13,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "report",
         help="make tables and figures of a finished experiment",
         description="Write report.md and its figures into the folder of an experiment, and print their names.",
-        epilog="example:\n  lapal-ext report results --reference margin",
+        epilog=(
+            "example, with an experiment of a minute first:\n"
+            "  lapal-ext experiment active-learning --data digits --seeds 2 --out results\n"
+            "  lapal-ext report results"
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the folder that the experiment has as --out")

@@ -88,23 +88,32 @@ def checksum(
     ranks = Ranks() if ranks is None else ranks
     shard = Shard(ranks, [0, len(features)]) if shard is None else shard
     total = shard.total
-    numbers = torch.tensor(spread(total, COMPARED), dtype=torch.int64, device="cpu")
-    digests = torch.zeros(len(numbers), dtype=torch.int64, device="cpu")
-    here = (numbers >= shard.numbers.start) & (numbers < shard.numbers.stop)
-    places = here.nonzero()[:, 0]
-    if len(places) > 0:
-        own = features.detach()[(numbers[places] - shard.numbers.start).to(features.device)].cpu()
-        digests[places] = torch.tensor(_row_digests(own), device="cpu")
-    digests = ranks.add(digests)
+    digests = row_digests(features, spread(total, COMPARED), shard, ranks)
     content = int(digests.sum()) & _MASK
     order = int.from_bytes(hashlib.sha256(digests.numpy().tobytes()).digest()[:8], "little") & _MASK
     return PoolChecksum(total, features.shape[1], str(features.dtype).removeprefix("torch."), content, order)
 
 
-def _row_digests(
+def row_digests(
+    features: Tensor,  # [n, D], the rows in this process
+    rows: Sequence[int],  # [k], of the rows of all ranks
+    shard: Shard,  # of all rows
+    ranks: Ranks,
+) -> Tensor:  # [k] int64
+    """63 bits of a hash of each of these rows, the same on every rank; other rows practically never have equal ones."""
+    numbers = torch.tensor(rows, dtype=torch.int64, device="cpu")
+    digests = torch.zeros(len(numbers), dtype=torch.int64, device="cpu")
+    here = (numbers >= shard.numbers.start) & (numbers < shard.numbers.stop)
+    places = here.nonzero()[:, 0]
+    if len(places) > 0:
+        own = features.detach()[(numbers[places] - shard.numbers.start).to(features.device)].cpu()
+        digests[places] = torch.tensor(_digests(own), device="cpu")
+    return ranks.add(digests)
+
+
+def _digests(
     rows: Tensor,  # [n, ...] on the CPU
 ) -> list[int]:
-    """63 bits of a hash of every row; equal rows have equal numbers, and others practically never."""
     if len(rows) == 0:
         return []
     content = rows.detach().contiguous().view(len(rows), -1).view(torch.uint8).numpy().tobytes()

@@ -11,6 +11,7 @@ not detected. Where that matters, keep a checksum beside the file.
 import errno
 import json
 import os
+import re
 import tokenize
 import warnings
 from collections.abc import Callable
@@ -29,9 +30,12 @@ from lapal_ext.validation.scalars import check_path
 from lapal_ext.validation.tensors import STORAGE_DTYPES, shape_text, way_out
 
 Features: TypeAlias = Array | str | os.PathLike[str]
-"""A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), or a .npy or .safetensors file."""
+"""A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), a .npy or .safetensors file, or a folder of such."""
 
 _MATRIX = "features"  # name of the matrix in a safetensors file that holds several tensors
+_SUFFIXES = (".npy", ".safetensors")
+_NO_FEATURES = ".targets.npy"  # the labels that ``features.extract`` writes beside features
+_DIGITS = re.compile(r"([0-9]+)")
 _CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 # The errors that NumPy raises for damaged headers.
 NPY_DAMAGE = (ValueError, EOFError, SyntaxError, TypeError, KeyError, OverflowError, MemoryError, tokenize.TokenError)
@@ -60,7 +64,13 @@ def as_tensor(name: str, value: object) -> Tensor:
 
 
 def map_file(name: str, path: Path) -> Tensor:
-    """Map a .npy or .safetensors file; see ``as_tensor``."""
+    """Map a .npy or .safetensors file; see ``as_tensor``.
+
+    The files of a folder, in the order of the numbers in their names, are the parts of one matrix. Several of them are
+    copied into memory, and their order is that of the rows.
+    """
+    if path.is_dir():
+        return _joined(name, path)
     if not path.is_file():
         raise FileNotFoundError(f"{name} must be an existing file, got {path}")
     match path.suffix:
@@ -81,6 +91,21 @@ def map_file(name: str, path: Path) -> Tensor:
     if not features.is_contiguous():
         raise StorageError(f"{path} holds its matrix by columns (Fortran order): save numpy.ascontiguousarray of it")
     return features
+
+
+def _joined(name: str, folder: Path) -> Tensor:
+    paths = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and not path.name.endswith(_NO_FEATURES)]
+    if not paths:
+        raise FileNotFoundError(f"{name} must be a file, or a folder of .npy or .safetensors files, got {folder}")
+    paths.sort(key=lambda path: [int(part) if part.isdigit() else part for part in _DIGITS.split(path.name)])
+    parts = [map_file(name, path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if (part.dtype, part.shape[1]) != (parts[0].dtype, parts[0].shape[1]):
+            raise StorageError(
+                f"{path} must have {parts[0].shape[1]} columns of {parts[0].dtype} like {paths[0]}, got "
+                f"{part.shape[1]} of {part.dtype}"
+            )
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """Checks of the arguments of a posterior: layers, features, labels and prior precisions."""
 
 import reprlib
-from typing import NamedTuple, Protocol
+from collections.abc import Sized
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -142,6 +143,22 @@ class LabelledFeatures(NamedTuple):
         """The rows where a bool [N] is True."""
         weights = None if self.weights is None else self.weights[rows]
         return self._replace(features=self.features[rows], labels=self.labels[rows], weights=weights)
+
+
+def check_class_count(num_classes: object, class_names: object) -> Any:
+    """Return ``num_classes``, or the number of names where it is None; ``check_labelled`` checks its value.
+
+    Raises:
+        TypeError: neither is given.
+    """
+    if num_classes is not None:
+        return num_classes
+    if isinstance(class_names, Sized) and not isinstance(class_names, str):
+        return len(class_names)
+    raise TypeError(
+        "num_classes must be the number of classes, since labels need not have all of them: pass num_classes=10, for "
+        "example, or a list of class_names"
+    )
 
 
 def check_labelled(

@@ -18,6 +18,7 @@ from lapal_ext.posterior import prior_search
 from lapal_ext.posterior.arguments import (
     MEAN,
     LabelledFeatures,
+    check_class_count,
     check_features,
     check_first_features,
     check_gamma,
@@ -211,7 +212,7 @@ class LastLayerLaplace(nn.Module):
         cls,
         features: Array,  # [N, D]
         targets: Labels,  # [N]
-        num_classes: int,
+        num_classes: int | None = None,
         prior_precision: float = 10.0,
         curvature: str = "categorical",
         fit_bias: bool = True,
@@ -231,7 +232,7 @@ class LastLayerLaplace(nn.Module):
         Args:
             features: [N, D], N >= 1.
             targets: labels in [0, num_classes), or names in ``class_names``, [N]; classes may be missing.
-            num_classes: C >= 2.
+            num_classes: C >= 2; needed unless ``class_names`` are given.
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
             fit_bias: whether the layer has a bias.
@@ -249,6 +250,7 @@ class LastLayerLaplace(nn.Module):
             UserWarning: a few columns carry more than half of all variance.
             RuntimeWarning: the fit has not converged.
         """
+        num_classes = check_class_count(num_classes, class_names)
         names = class_names
         if names is not None:
             names = check_class_names(names, check_integer("num_classes", num_classes, at_least=2))

@@ -138,6 +138,10 @@ def select_batch(
             candidates = as_labels("candidates", candidates, rows.storage.device, rows=True)
         excluded = _excluded(rows, exclude)
         limit = rows.shard.total - len(excluded)
+        if limit == 0:
+            raise ValueError(
+                f"no row is left to pick: pool has {rows.size} rows, of which candidates and exclude leave none"
+            )
         batch_size = check_integer(
             "batch_size", batch_size, at_least=1, at_most=limit, limit="the rows that may be picked"
         )

@@ -130,6 +130,11 @@ class SequentialSelector:
             ValueError: fewer than ``n`` rows are left, or the acquisition returned NaN.
         """
         left = len(self._pool) - len(self._closed())
+        if left == 0:
+            raise ValueError(
+                f"no row is left to ask for: all {len(self._pool)} have a label or are skipped; undo() takes the last "
+                "one back"
+            )
         n = check_integer("n", n, at_least=1, at_most=left, limit="the rows that are left")
         picks = self._progress.asked
         if picks is None or len(picks) != n:

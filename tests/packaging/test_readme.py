@@ -248,6 +248,8 @@ class TestBlocks:
         assert len(rows_of("to_label.csv")) == 21
         assert len(rows_of("answers.csv")) == 4
         assert rows_of("shared.csv") == rows_of("alone.csv")
+        assert len(rows_of("labels.csv")) == IMAGES + 1
+        assert len(rows_of("by_letters.csv")) == 5
 
 
 class TestCommands:

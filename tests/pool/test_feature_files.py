@@ -300,3 +300,14 @@ class TestErrors:
         pool[ROWS - 1, 3] = float("nan")
         with pytest.raises(ValueError, match="pool must be finite"):
             select_batch(posterior, write("npy", pool, tmp_path), 1)
+
+
+def test_a_folder_of_parts_is_one_matrix_in_the_order_of_their_numbers(tmp_path):
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    for number, part in ((10, rows[4:]), (9, rows[:4])):
+        np.save(tmp_path / f"part{number}.npy", part)
+    assert as_tensor("pool", tmp_path).numpy().tolist() == rows.tolist()
+    np.save(tmp_path / "part11.npy", rows.astype(np.float16))
+    message = r"part11\.npy must have 2 columns of torch\.float32 like .*part9\.npy, got 2 of torch\.float16"
+    with pytest.raises(StorageError, match=message):
+        as_tensor("pool", tmp_path)

@@ -146,6 +146,13 @@ def test_fit_map_predicts_classes_without_labels(draw: Draw) -> None:
     assert posterior.predict_proba(draw.normal(4, 5)).shape == (4, 8)
 
 
+def test_fit_map_needs_the_number_of_classes_or_their_names(draw: Draw) -> None:
+    x, y = draw.normal(3, 5), torch.tensor([0, 0, 2])
+    with pytest.raises(TypeError, match=r"num_classes must be the number of classes.* pass num_classes=10"):
+        LastLayerLaplace.fit_map(x, y)
+    assert LastLayerLaplace.fit_map(x, y, class_names=list("abcd")).num_classes == 4
+
+
 def test_constant_features_have_scale_one() -> None:
     posterior = LastLayerLaplace.fit_map(torch.full((4, 3), 2.0), torch.tensor([0, 1, 0, 1]), num_classes=2)
     assert float(posterior.scale) == 1.0

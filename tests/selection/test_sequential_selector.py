@@ -116,7 +116,7 @@ def test_candidates_keep_their_row_numbers(problem: Problem) -> None:
     selector = SequentialSelector(problem.posterior, problem.pool, candidates=candidates)
     rows = answer(selector, problem, 4)
     assert sorted(rows) == [10, 20, 30, 50]
-    with pytest.raises(ValueError, match="the rows that are left"):
+    with pytest.raises(ValueError, match="no row is left to ask for: all 4 have a label or are skipped"):
         selector.ask()
     with pytest.raises(ValueError, match="indices must be candidates"):
         selector.tell(11, 0)

@@ -1,66 +1,102 @@
-"""Input files of ``lapal-ext select`` besides the pool: labels, names of classes, texts, a trained layer."""
+"""Input files of ``lapal-ext select`` besides the pool: labels, names of classes, a trained layer."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from lapal_ext.cli.errors import CommandError
-from lapal_ext.cli.select.label_file import COMMANDS
+from lapal_ext.cli.select.classes import MOST, Classes, closest, whole_number
+from lapal_ext.cli.text_files import read_lines
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
-_MOST_CLASSES = 1_000_000
-
-
-def read_labels(options: argparse.Namespace) -> "tuple[Tensor, list[str]]":
-    """Labels [L] and the names of the classes; without a file of names these are their numbers."""
+def read_labels(options: argparse.Namespace) -> "tuple[Tensor | None, Classes]":
+    """Labels [L], or None without ``--labels``; and the classes, which are numbers without names."""
     import numpy as np
     import torch
 
-    from lapal_ext.pool.feature_files import load_npy
-
-    if not options.labels.is_file():
-        raise CommandError(f"--labels must be an existing file, got {options.labels}")
-    array = load_npy(options.labels)
-    named = array.dtype.kind == "U" and options.classes is not None
+    declared = _declared(options)
+    if options.labels is None:
+        return None, Classes([], grows=True) if declared is None else declared
+    array = _read_array(options.labels)
+    named = array.dtype.kind == "U" and array.ndim == 1
     if array.ndim != 1 or not (named or array.dtype.kind in "iu"):
         raise CommandError(
             f"--labels must be a vector of integers, the numbers of classes, got {array.dtype} {list(array.shape)}: "
             f"{_way_out(array)}"
         )
-    highest = int(array.max()) if len(array) and not named else 0
-    if highest >= _MOST_CLASSES:
-        raise CommandError(f"--labels must be numbers of classes, below {_MOST_CLASSES}, got {highest}")
-    labels = torch.from_numpy(np.zeros(len(array), np.int64) if named else array.astype(np.int64))
-    if options.classes is None:
-        return labels, [str(number) for number in range(max(highest + 1, 2))]
-    if options.classes.isascii() and options.classes.isdigit():
-        count = int(options.classes) if len(options.classes) < 10 else _MOST_CLASSES + 1
-        if count > _MOST_CLASSES:
-            raise CommandError(f"--classes must be at most {_MOST_CLASSES}, got {options.classes}")
-        return labels, [str(number) for number in range(count)]
-    try:
-        names = Path(options.classes).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--classes must be a number or a file of names, got {options.classes!r}") from error
-    names = [name.strip() for name in names if name.strip()]
-    if len(set(names)) < len(names):
-        raise CommandError(f"{options.classes} must hold a different name for each class")
-    for number, name in enumerate(names):
-        if name.lower() in COMMANDS:
-            raise CommandError(f"{options.classes} must not call a class {name!r}, which is a command")
-        if name.isdigit() and name != str(number):
-            raise CommandError(f"{options.classes} must not call class {number} {name!r}, the number of another class")
     if named:
-        labels = torch.from_numpy(_numbers_of(array.tolist(), names, options.labels))
-    return labels, names
+        names = array.tolist()
+        classes = declared
+        if classes is None:
+            if all(map(str.isdigit, names)):
+                raise CommandError(
+                    f"{options.labels} holds numbers as str: convert them with labels.astype(int), or pass --classes "
+                    "with their names"
+                )
+            classes = Classes(sorted(set(names)), grows=options.new_classes, source=options.labels)
+            if len(classes) < 2:
+                raise CommandError(f"{options.labels} must hold labels of at least 2 classes, or pass --classes")
+        return torch.from_numpy(_numbers_of(names, classes.names, options.labels)), classes
+    highest = int(array.max()) if len(array) else 0
+    if highest >= MOST:
+        raise CommandError(f"--labels must be numbers of classes, below {MOST}, got {highest}")
+    labels = torch.from_numpy(array.astype(np.int64))
+    if declared is None:
+        declared = Classes(map(str, range(max(highest + 1, 2))), grows=options.new_classes)
+    return labels, declared
+
+
+def _declared(options: argparse.Namespace) -> Classes | None:
+    """The classes of ``--classes``."""
+    if options.classes is None:
+        return None
+    if options.classes.isascii() and options.classes.isdigit():
+        count = int(options.classes) if len(options.classes) < 10 else MOST + 1
+        if not 2 <= count <= MOST:
+            bound = f"at most {MOST}" if count > MOST else "at least 2"
+            raise CommandError(f"--classes must be {bound}, got {options.classes}")
+        return Classes(map(str, range(count)), grows=options.new_classes)
+    path = Path(options.classes)
+    if not path.is_file():
+        raise CommandError(f"--classes must be a number or a file of names, got {options.classes!r}")
+    try:
+        names = [name.strip() for name in read_lines("--classes", path) if name.strip()]
+    except CommandError as error:
+        raise CommandError(f"--classes must be a number or a file of names: {error}") from error
+    if len(names) < 2 and not options.new_classes:
+        raise CommandError(f"{path} must hold the names of at least 2 classes, one per line, got {len(names)}")
+    return Classes(names, grows=options.new_classes, source=path)
+
+
+def _read_array(path: Path) -> "NDArray[Any]":
+    """The array of a .npy file, or the lines of a .txt file: numbers if all of them are, else names."""
+    import numpy as np
+
+    from lapal_ext.pool.feature_files import load_npy
+
+    if not path.is_file():
+        raise CommandError(f"--labels must be an existing file, got {path}")
+    if path.suffix in (".npy", ".npz"):
+        return load_npy(path)
+    if path.suffix != ".txt":
+        raise CommandError(
+            f"--labels must be a .npy file, or a .txt file with one label per line and nothing else, got {path}: save "
+            "its column of labels as labels.txt, without a title"
+        )
+    lines = [line.strip() for line in read_lines("--labels", path)]
+    for number, line in enumerate(lines, 1):
+        if not line:
+            raise CommandError(
+                f"{path}, line {number}: must hold a label, since each line is that of one row of --features"
+            )
+    numbers = [whole_number(line) for line in lines]
+    return np.array(lines if None in numbers else numbers)
 
 
 def _numbers_of(labels: Sequence[str], names: Sequence[str], path: Path) -> "NDArray[np.int64]":
@@ -69,7 +105,9 @@ def _numbers_of(labels: Sequence[str], names: Sequence[str], path: Path) -> "NDA
     numbers = {name: number for number, name in enumerate(names)}
     for row, label in enumerate(labels):
         if label not in numbers:
-            raise CommandError(f"{path} must hold names that --classes has, got {label!r} in row {row}")
+            meant = closest(label, names)
+            hint = "" if meant is None else f": did you mean {meant}?"
+            raise CommandError(f"{path} must hold names that --classes has, got {label!r} in row {row}{hint}")
     return np.array([numbers[label] for label in labels], np.int64)
 
 
@@ -86,47 +124,8 @@ def _way_out(array: "NDArray[Any]") -> str:
     return "save the numbers of the classes"
 
 
-def check_texts(path: Path, n_rows: int) -> None:
-    """Raise CommandError unless a file of texts has one line for each row of the pool."""
-    with _opened(path) as file:
-        n_lines = sum(1 for _ in file)
-    if n_lines != n_rows:
-        raise CommandError(f"--texts must have one line for each of the {n_rows} rows of the pool, got {n_lines}")
-
-
-def texts_of(path: Path, rows: Sequence[int]) -> list[str]:
-    """Lines of a file of texts, in the order of the rows."""
-    wanted = set(rows)
-    with _opened(path) as file:
-        lines = {row: line.rstrip("\n") for row, line in enumerate(file) if row in wanted}
-    return [lines.get(row, "") for row in rows]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            yield file
-    except OSError as error:
-        raise CommandError(f"cannot read {path}: {error.strerror}") from error
-
-
-def make_posterior(
-    options: argparse.Namespace,
-    features: "Tensor",  # [L, D]
-    labels: "Tensor",  # [L] int64
-    class_names: Sequence[str],
-) -> "LastLayerLaplace":
-    """The posterior of the labelled rows, with the layer of ``--head`` if it is given."""
-    from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
-
-    if options.head is None:
-        return LastLayerLaplace.fit_map(features, labels, len(class_names), options.prior_precision)
-    head = _head(options.head, len(class_names)).to(features.dtype)
-    return LastLayerLaplace.from_linear(head, features, options.prior_precision, standardize=True)
-
-
-def _head(path: Path, n_classes: int) -> "nn.Linear":
+def read_head(path: Path, n_classes: int) -> "nn.Linear":
+    """The trained layer of ``--head``."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file

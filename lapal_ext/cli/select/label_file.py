@@ -1,33 +1,30 @@
 """The label file: the rows that ``lapal-ext select`` chooses, and the answers of annotators.
 
-A CSV file with the columns ``row`` (of the pool, from zero), ``utility`` (when it was picked) and ``label``: the number
-or the name of a class, ``skip``, or nothing if there is no answer yet. Spreadsheets read and write it, with commas,
-semicolons or tabs. Further columns are kept.
-
-Rows are numbers, so the answers belong to one pool, in one order. The file ``out.csv.pool.json`` beside ``out.csv``
-holds the checksum of this pool (``pool/checksum.py`` says what it compares). It is a file of its own because people
-edit, sort and filter the label file with programs that would show, change or drop a line or column of that kind.
+A CSV file with the columns ``row`` (of the pool, from zero), ``id`` if rows have ids, ``utility`` (when it was picked),
+``suggested`` (the class that the model expected then, which is no answer) and ``label``: the number or the name of a
+class, ``skip``, or nothing if there is no answer yet. Spreadsheets read and write it, with commas, semicolons or tabs.
+Further columns are kept. Without the column ``suggested``, nothing is suggested.
 """
 
 import csv
 import io
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.items import ID
+from lapal_ext.cli.select.classes import SKIP, Classes, whole_number
+from lapal_ext.cli.select.pool_record import PoolRecord
+from lapal_ext.cli.text_files import Table, parse_table
+from lapal_ext.pool.row_ids import RowIds
 
-if TYPE_CHECKING:
-    from lapal_ext.pool.checksum import PoolChecksum
-
-COLUMNS = ("row", "utility", "label")
-SKIP, UNDO, QUIT = "skip", "undo", "quit"
-COMMANDS = (SKIP, UNDO, QUIT)  # what may be typed in place of a label; no class may have such a name
+ROW, UTILITY, SUGGESTED, LABEL = "row", "utility", "suggested", "label"
+COLUMNS = (ROW, UTILITY, SUGGESTED, LABEL)
+RESERVED = (*COLUMNS, "")  # columns that a table of items must not have
 SUFFIXES = (".csv", ".tsv", ".txt")
-_NUMBER = re.compile(r"([0-9]{1,9})(\.0+)?")  # spreadsheets turn integers into floats in columns with gaps
+_GONE = -1
 
 
 class Line(NamedTuple):
@@ -38,6 +35,8 @@ class Line(NamedTuple):
     label: int | None = None  # None if the row is skipped or has no answer
     skipped: bool = False
     others: Mapping[str, str] = {}  # further columns
+    name: str = ""  # the id of the row, if rows have ids
+    suggested: str = ""
 
     @property
     def waits(self) -> bool:
@@ -51,30 +50,41 @@ class LabelFile:
     Args:
         path: of the file; one that does not exist counts as empty.
         pool_rows: N; rows must lie in [0, N).
-        class_names: names that a label may have besides its number.
-        pool: checksum of the pool, which is compared with the one beside the file, and written there; None if it is
-            not known.
+        classes: what a label may be. A name that it does not have is added to it, if it grows.
+        record: recognises the pool; None if that is not known.
+        ids: of the rows of the pool; lines are then known by their ids, whatever their row numbers were.
+
+    Attributes:
+        pool_rows: N.
+        lines: of rows of the pool.
+        gone: lines of ids that the pool does not have. They stay in the file.
 
     Raises:
         CommandError: a line is invalid; the message has its number. Or the file belongs to another pool.
     """
 
     def __init__(
-        self, path: Path, pool_rows: int, class_names: Sequence[str], pool: "PoolChecksum | None" = None
+        self,
+        path: Path,
+        pool_rows: int,
+        classes: Classes,
+        record: PoolRecord | None = None,
+        ids: RowIds | None = None,
     ) -> None:
-        self.path = path
-        self._class_names = class_names
-        self._content = self._on_disk()
-        self._columns, self._delimiter, self._encoding = list(COLUMNS), ",", "utf-8"
+        self.path, self.pool_rows = path, pool_rows
         self.lines: list[Line] = []
-        self._pool = pool
+        self.gone: list[Line] = []
+        self._classes, self._record, self._ids = classes, record, ids
+        self._content = self._on_disk()
+        self._columns = [name for name in (ROW, ID, UTILITY, SUGGESTED, LABEL) if name != ID or ids is not None]
+        self._delimiter, self._encoding = ",", "utf-8"
         if self._content is not None:
-            if len(self._content.strip().splitlines()) > 1:
-                self._check_pool()
-            self._parse(self._content, pool_rows)
+            table = parse_table(self._content, path)
+            self._columns, self._delimiter, self._encoding = list(table.columns), table.delimiter, table.encoding
+            self._parse(table)
 
     def write(self, lines: Sequence[Line]) -> None:
-        """Replace the lines of the file; after an error it is unchanged.
+        """Replace the lines of rows of the pool; after an error the file is unchanged.
 
         Raises:
             CommandError: the file cannot be written, or was changed since it was read.
@@ -83,56 +93,30 @@ class LabelFile:
             raise CommandError(
                 f"{self.path} was changed by another program meanwhile and is not overwritten: run the command again"
             )
-        columns = list(dict.fromkeys([*self._columns, *COLUMNS, *(name for line in lines for name in line.others)]))
-
-        def fill(scratch: Path) -> None:
-            with scratch.open("w", newline="", encoding=self._encoding) as file:
-                writer = csv.DictWriter(  # one character at the end of a line, for text editors
-                    file, columns, restval="", delimiter=self._delimiter, lineterminator="\n"
-                )
-                writer.writeheader()
-                for line in lines:
-                    label = SKIP if line.skipped else "" if line.label is None else self._class_names[line.label]
-                    writer.writerow({"row": line.row, "utility": line.utility, "label": label, **line.others})
-
+        content = self._text([*lines, *self.gone]).encode(self._encoding)
         try:
-            self._record_pool()  # first: answers without a checksum would be accepted for any pool
-            replace_file(self.path, fill)
+            if self._record is not None:
+                self._record.write()  # first: answers without a record would be accepted for any pool
+            if content != self._content:
+                replace_file(self.path, lambda scratch: scratch.write_bytes(content))
         except OSError as error:
             raise CommandError(f"cannot write {self.path}: {error.strerror}") from error
-        self._content = self._on_disk()
+        self._content = content
         self.lines = list(lines)
 
-    @property
-    def _record(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.pool.json")
-
-    def _check_pool(self) -> None:
-        """Raise CommandError if a checksum beside the file says that its rows are those of another pool."""
-        if self._pool is None or not self._record.exists():
-            return
-        from lapal_ext.pool.checksum import PoolChecksum
-
-        go_on = f"To use the answers in {self.path} with this pool all the same, delete {self._record}."
-        try:
-            saved = PoolChecksum(**json.loads(self._record.read_bytes()))
-            difference = saved.difference(self._pool)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CommandError(f"{self._record} is damaged, or no checksum of a pool. {go_on}") from error
-        except OSError as error:
-            raise CommandError(f"cannot read {self._record}: {error.strerror}") from error
-        if difference is not None:
-            raise CommandError(
-                f"{self.path} was begun with another pool: --pool {difference}, so that its row numbers mean other "
-                f"rows. Pass the pool that it was begun with, in the same order, or another --out. {go_on}"
-            )
-
-    def _record_pool(self) -> None:
-        if self._pool is None:
-            return
-        text = json.dumps(self._pool._asdict(), indent=1) + "\n"
-        if not self._record.exists() or self._record.read_text(encoding="utf-8", errors="replace") != text:
-            replace_file(self._record, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    def _text(self, lines: Sequence[Line]) -> str:
+        needed = [ROW, UTILITY, LABEL] if self._ids is None else [ROW, ID, UTILITY, LABEL]
+        columns = list(dict.fromkeys([*self._columns, *needed, *(name for line in lines for name in line.others)]))
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(  # one character at the end of a line, for text editors
+            file, columns, restval="", extrasaction="ignore", delimiter=self._delimiter, lineterminator="\n"
+        )
+        writer.writeheader()
+        for line in lines:
+            label = SKIP if line.skipped else "" if line.label is None else self._classes.names[line.label]
+            cells = {ROW: "" if line.row == _GONE else line.row, UTILITY: line.utility, SUGGESTED: line.suggested}
+            writer.writerow({**line.others, **cells, LABEL: label} | ({ID: line.name} if line.name else {}))
+        return file.getvalue()
 
     def _on_disk(self) -> bytes | None:
         try:
@@ -142,73 +126,70 @@ class LabelFile:
         except OSError as error:
             raise CommandError(f"cannot read {self.path}: {error.strerror}") from error
 
-    def _parse(self, content: bytes, pool_rows: int) -> None:
-        if content.startswith(b"\xef\xbb\xbf"):
-            self._encoding = "utf-8-sig"  # with the byte order mark by which Excel recognises UTF-8
-        try:
-            # A carriage return within a cell would not be quoted when it is written again.
-            text = content.decode(self._encoding).replace("\r\n", "\n").replace("\r", "\n")
-        except UnicodeDecodeError as error:
-            raise CommandError(f"{self.path} is no CSV file in UTF-8: {error}") from error
-        first = text.partition("\n")[0]
-        self._delimiter = next((mark for mark in ",;\t" if mark in first), ",")
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True)
-        try:
-            self._columns = [name.strip() for name in reader.fieldnames or ()]
-            numbered = [(reader.line_num, values) for values in reader]
-        except csv.Error as error:
-            raise CommandError(f"{self.path}, after line {reader.line_num}: {error}") from error
-        for name in ("row", "label"):
-            if name not in self._columns:
-                raise CommandError(f"{self.path} must have a column called {name}, got {', '.join(self._columns)}")
-        if len(set(self._columns)) < len(self._columns):
-            raise CommandError(f"{self.path} must have columns of different names, got {', '.join(self._columns)}")
-        seen: set[int] = set()
-        for number, values in numbered:
+    def _parse(self, table: Table) -> None:
+        by_id = self._ids is not None and ID in table.columns
+        if not by_id and self._record is not None and table.rows:
+            self._record.check_rows()
+        for name in (ID if by_id else ROW, LABEL):
+            if name not in table.columns:
+                got = ", ".join(table.columns) or "nothing"
+                raise CommandError(f"{self.path} must have a column called {name}, got {got}")
+        seen: dict[int | str, int] = {}
+        for number, cells in table.rows:
             place = f"{self.path}, line {number}"
-            if None in values:  # the key of cells beyond the last column in csv
-                raise CommandError(f"{place} has more cells than the first line has columns")
-            cells = {name: values[raw] or "" for name, raw in zip(self._columns, reader.fieldnames or (), strict=True)}
-            if not any(cells.values()):
-                continue
-            line = self._line(cells, pool_rows, place)
-            if line.row in seen:
-                raise CommandError(f"{place}: row {line.row} occurs twice")
-            seen.add(line.row)
-            self.lines.append(line)
+            line = self._line(cells, place, by_id=by_id)
+            key = line.name if line.row == _GONE else line.row
+            if key in seen:
+                what = f"id {line.name!r}" if by_id else f"row {line.row}"
+                raise CommandError(f"{place}: {what} occurs twice, first in line {seen[key]}")
+            seen[key] = number
+            (self.gone if line.row == _GONE else self.lines).append(line)
+        if self._record is not None and self._ids is not None:
+            rows = {line.name: line.row for line in self.lines}
+            if by_id:
+                self._record.check_ids(rows, self._ids.source)
+            else:
+                self._record.note(rows)
 
-    def _line(self, cells: Mapping[str, str], pool_rows: int, place: str) -> Line:
-        number = _NUMBER.fullmatch(cells["row"].strip())
-        row = int(number[1]) if number else pool_rows
-        if row >= pool_rows:
-            given = cells["row"].strip()
-            raise CommandError(f"{place}: row must be a whole number in [0, {pool_rows}), got {given!r}")
-        text = cells["label"].strip()
-        label = class_number(text, self._class_names)
-        skipped = label is None and text.lower() == SKIP
-        if text and label is None and not skipped:
-            allowed = describe_classes(self._class_names)
-            raise CommandError(f"{place}: label must be {allowed}, {SKIP} or nothing, got {text!r}")
-        others = {name: value for name, value in cells.items() if name not in COLUMNS}
-        return Line(row, cells.get("utility", ""), label, skipped, others)
+    def _line(self, cells: Mapping[str, str], place: str, *, by_id: bool) -> Line:
+        name = cells[ID].strip() if by_id else ""
+        row = self._row_of(name, place) if by_id else _row_number(cells[ROW], self.pool_rows, place)
+        if self._ids is not None and row != _GONE:
+            name = self._ids.ids[row]
+        label, skipped = self._answer(cells[LABEL].strip(), place)
+        mine = COLUMNS if self._ids is None else (*COLUMNS, ID)
+        others = {column: value for column, value in cells.items() if column not in mine}
+        return Line(row, cells.get(UTILITY, ""), label, skipped, others, name, cells.get(SUGGESTED, ""))
+
+    def _row_of(self, name: str, place: str) -> int:
+        assert self._ids is not None
+        if not name:
+            raise CommandError(f"{place}: id must be one of those in {self._ids.source}, got nothing")
+        row = self._ids.row_of(name)
+        return _GONE if row is None else row
+
+    def _answer(self, text: str, place: str) -> tuple[int | None, bool]:
+        """The label, and whether the row is skipped."""
+        if not text:
+            return None, False
+        try:
+            label = self._classes.number_in_file(text)
+            if label is not None or text.lower() == SKIP:
+                return label, label is None
+            if self._classes.grows:
+                return self._classes.add(text), False
+        except CommandError as error:
+            raise CommandError(f"{place}: {error}") from error
+        meant = self._classes.close_to(text)
+        hint = "" if meant is None else f": did you mean {meant}?"
+        further = "" if whole_number(text) is not None else " (--new-classes makes it a class)"
+        raise CommandError(
+            f"{place}: label must be {self._classes.allowed()}, {SKIP} or nothing, got {text!r}{hint}{further}"
+        )
 
 
-def class_number(text: str, class_names: Sequence[str]) -> int | None:
-    """The class with this name or number, or None if there is none.
-
-    Spreadsheets capitalise cells, so without an exact match a single name that only differs in case is accepted.
-    """
-    if text in class_names:
-        return class_names.index(text)
-    alike = [number for number, name in enumerate(class_names) if name.casefold() == text.casefold()]
-    if len(alike) == 1:
-        return alike[0]
-    number = _NUMBER.fullmatch(text)
-    return int(number[1]) if number and int(number[1]) < len(class_names) else None
-
-
-def describe_classes(class_names: Sequence[str]) -> str:
-    """The labels that may be typed, for messages."""
-    numbers = f"a number from 0 to {len(class_names) - 1}"
-    named = [name for number, name in enumerate(class_names) if name != str(number)]
-    return f"{numbers} or a name ({', '.join(named[:5])}{', …' if len(named) > 5 else ''})" if named else numbers
+def _row_number(cell: str, pool_rows: int, place: str) -> int:
+    row = whole_number(cell.strip())
+    if row is None or row >= pool_rows:
+        raise CommandError(f"{place}: row must be a whole number in [0, {pool_rows}), got {cell.strip()!r}")
+    return row

@@ -1,124 +1,183 @@
 """Asking an annotator for labels on the terminal: the model absorbs each answer before the next question."""
 
+import argparse
 import io
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor
 
-from lapal_ext.cli.select.inputs import texts_of
-from lapal_ext.cli.select.label_file import (
-    COMMANDS,
-    QUIT,
-    SKIP,
-    UNDO,
-    LabelFile,
-    Line,
-    class_number,
-    describe_classes,
-)
-from lapal_ext.selection.sequential_selector import SequentialSelector
+from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.select.batch import open_label_file, save, tell_changes
+from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes
+from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
+from lapal_ext.cli.select.label_file import Line
+from lapal_ext.cli.select.questions import Questions
+from lapal_ext.cli.select.start import Start
+from lapal_ext.pool.feature_files import map_file
+from lapal_ext.pool.sharding import Ranks, Shard
 
 _LIKELY = 3  # classes that a question names with their probabilities
 
 
-def interview(
-    selector: SequentialSelector,
-    pool: Tensor,  # [N, D]
-    file: LabelFile,
-    number: int,
-    class_names: Sequence[str],
-    texts: Path | None,
-) -> None:
-    """Ask until there are ``number`` more answers, and write the label file after each.
+def interview(options: argparse.Namespace) -> None:
+    """Ask until there are ``--number`` more answers, and write the label file after each.
 
-    Args:
-        selector: without any labels so far.
-        pool: its features.
-        file: its answers are absorbed first. Answers are written before rows without an answer, in their order.
-        number: answers to ask for; fewer if the pool has fewer rows left.
-        class_names: one per class.
-        texts: file whose lines describe the rows of the pool.
+    The answers in the file are absorbed first. Answers are written before rows without an answer, in their order.
 
     Raises:
         CommandError: a file cannot be read or written.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # an invalid byte makes an invalid label, not an error
+    ranks, pool = Ranks(), map_file("--pool", options.pool)
+    shard = Shard(ranks, [0, len(pool)])
+    start = Start(options, pool, shard)
+    grows = start.classes.grows
+    file, record, items = open_label_file(options, pool, shard, ranks, start.classes)
+    tell_changes(file, start.classes, grows=grows)
+    if options.classes_complete:
+        start.classes.grows = False
     given = [line for line in file.lines if not line.waits]
     unanswered = {line.row: line for line in file.lines if line.waits}
-    for line in given:
-        _tell(selector, line)
+    questions = Questions(options, start, pool, given)
     if given:
         print(f"Going on from {len(given)} answers in {file.path}.")
-    print(f"A label is {describe_classes(class_names)}. You may also type {', '.join(COMMANDS)}.")
-    asked, number = 0, min(number, len(pool) - len(given))
+    _introduce(start.classes)
+    asked, number = 0, min(options.number, len(pool) - len(given))
     while asked < number:
-        row = int(selector.ask())
-        reply = _reply(_question(f"{asked + 1}/{number}", row, selector, pool, class_names, texts), class_names)
+        row = questions.ask()
+        taught = not start.without_labels or any(line.label is not None for line in given)
+        logits = None
+        if taught:
+            model = questions.model
+            logits = model.predict_logits(pool[row : row + 1].to(model.mean.dtype))[0] / questions.temperature(given)
+        heading = f"[{asked + 1}/{number}] {safe(items.name(row))}"
+        reply = _Question(heading, logits, start.classes, items.shown(row)).reply()
         if reply == QUIT:
             break
         if reply == UNDO:
             if not given:
                 print("There is nothing to undo.")
                 continue
-            selector.undo()
             undone = given.pop()
             unanswered[undone.row] = undone._replace(label=None, skipped=False)
+            if start.classes.grows:
+                start.classes.drop_unused(line.label for line in given if line.label is not None)
+            questions.take_back(given, undone.row)
             asked = max(0, asked - 1)
-            print(f"Took back the answer for row {undone.row}.")
+            print(f"Took back the answer for {safe(items.name(undone.row))}.")
         else:
-            line = unanswered.pop(row, Line(row))
-            line = line._replace(skipped=True) if reply == SKIP else line._replace(label=int(reply))
-            _tell(selector, line)
-            given.append(line)
+            line = unanswered.pop(row, None)
+            if line is None:
+                name = "" if items.ids is None else items.ids.ids[row]
+                line = Line(row, others=items.cells(row), name=name)
+                record.note({name: row})
+            given.append(line._replace(skipped=True) if reply == SKIP else line._replace(label=int(reply)))
+            questions.add(given)
             asked += 1
         file.write([*given, *unanswered.values()])
     if len(given) == len(pool):
-        print("Every row of the pool is answered.")
+        print(f"Every row of the pool is answered, in {file.path}.")
     elif given:
         print(f"{len(given)} answers in {file.path}. The same command goes on from there.")
+    if text := start.progress([line.label for line in given if line.label is not None]):
+        print("\n".join(wrapped(text)))
+    save(options, questions.model, start.classes, lambda: questions.temperature(given, anew=True))
 
 
-def _tell(selector: SequentialSelector, line: Line) -> None:
-    if line.label is None:
-        selector.skip(line.row)
+def _introduce(classes: Classes) -> None:
+    if not classes.names:
+        print("\n".join(wrapped("Type the name of a class, or its number if classes have no names.")))
+    elif classes.are_numbers:
+        print(f"A label is {classes.allowed()}.")
     else:
-        selector.tell(line.row, line.label)
+        print("\n".join(_class_lines(classes)))
+        print("\n".join(wrapped("Type a number, a name or the beginning of one; Enter takes the first guess.")))
+    keys = f"You may also type {', '.join(COMMANDS)}, or {LIST} for all classes."
+    print("\n".join(wrapped(keys)))
 
 
-def _question(
-    place: str,
-    row: int,
-    selector: SequentialSelector,
-    pool: Tensor,  # [N, D]
-    class_names: Sequence[str],
-    texts: Path | None,
-) -> str:
-    posterior = selector.posterior
-    probabilities = posterior.predict_proba(pool[row : row + 1].to(posterior.mean.dtype))[0]
-    likely = probabilities.topk(min(_LIKELY, len(class_names)))
-    guesses = ", ".join(
-        f"{class_names[number]} {100 * share:.0f} %"
-        for number, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-    )
-    shown = "" if texts is None else f"  {texts_of(texts, [row])[0]}\n"
-    return f"[{place}] row {row}; the model says {guesses}\n{shown}label: "
+def _class_lines(classes: Classes) -> list[str]:
+    return in_columns(f"{number} {safe(name)}" for number, name in enumerate(classes.names))
 
 
-def _reply(question: str, class_names: Sequence[str]) -> str:
-    """The number of a class or one of ``COMMANDS``; the end of the input and Ctrl-C mean quit."""
-    while True:
-        try:
-            text = input(question).strip()
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return QUIT
-        label = class_number(text, class_names)
+class _Question:
+    """One question, which is asked until there is an answer to it."""
+
+    def __init__(
+        self,
+        heading: str,
+        logits: Tensor | None,  # [C], None before the first answer
+        classes: Classes,
+        shown: str,
+    ) -> None:
+        self._classes = classes
+        self._guess: int | None = None
+        if logits is not None:
+            likely = logits.softmax(0)[: len(classes)].topk(min(_LIKELY, len(classes)))
+            self._guess = int(likely.indices[0])
+            guesses = ", ".join(
+                f"{safe(classes.names[number])} {100 * share:.0f}%"
+                for number, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+            )
+            heading += f"; the model says {guesses}"
+        lines, self._hidden = cut(item_lines(shown), MORE)
+        self._text = "\n".join([*wrapped(heading), *lines])
+        self._unknown = ""  # the last answer that is no class
+
+    @property
+    def _prompt(self) -> str:
+        """What Enter means is in brackets."""
+        return "label: " if self._guess is None else f"label [{safe(self._classes.names[self._guess])}]: "
+
+    def reply(self) -> str:
+        """The number of a class or one of ``COMMANDS``; the end of the input and Ctrl-C mean quit."""
+        question = f"{self._text}\n{self._prompt}"
+        while True:
+            try:
+                text = input(question).strip()
+            except (EOFError, KeyboardInterrupt):
+                print()
+                return QUIT
+            if text == MORE:
+                print("\n".join(self._hidden) or "There is no more to see.")
+                self._hidden = []
+            elif text == LIST:
+                print("\n".join(_class_lines(self._classes)) or "There is no class yet.")
+            elif text.lower() in COMMANDS and self._classes.number_of(text) is None:
+                return text.lower()
+            elif (label := self._label(text)) is not None:
+                return str(label)
+            question = self._prompt
+
+    def _label(self, text: str) -> int | None:
+        """The class that is meant, or None after a message."""
+        if not text and self._guess is not None:
+            return self._guess
+        label = self._classes.number_of(text)
+        label = self._classes.beginning_with(text) if label is None else label
         if label is not None:
-            return str(label)
-        if text.lower() in COMMANDS:
-            return text.lower()
-        print(f"A label is {describe_classes(class_names)}; or type {', '.join(COMMANDS)}.")
-        question = "label: "
+            return label
+        if text and self._classes.grows and (text == self._unknown or not self._classes.names):
+            return self._added(text)
+        self._unknown = text
+        hint = ""
+        if text and (meant := self._classes.close_to(text)) is not None:
+            hint = f" Did you mean {safe(meant)}? Then press Enter."
+            self._guess = self._classes.names.index(meant)
+        if text and self._classes.grows:
+            self._say(f"{safe(text)} is no class so far.{hint} Type it again to add it.")
+        else:
+            self._say(f"A label is {safe(self._classes.allowed())}; or type {', '.join(COMMANDS)}.{hint}")
+        return None
+
+    def _added(self, text: str) -> int | None:
+        try:
+            return self._classes.add(text)
+        except CommandError as error:
+            self._say(safe(f"{error}."))
+            return None
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print("\n".join(wrapped(text)))

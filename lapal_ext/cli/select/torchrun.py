@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.pool.feature_files import map_file
-from lapal_ext.pool.sharding import Ranks, common_layout
+from lapal_ext.pool.sharding import Ranks, Shard, common_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +40,8 @@ def started_by_torchrun(*, alone: bool) -> "Iterator[ProcessGroup | None]":
     os._exit(0)
 
 
-def map_shard(name: str, path: Path, ranks: Ranks) -> Tensor:  # [n, D]
-    """The rows of this process: its own file, or its part of the common one.
+def map_shard(name: str, path: Path, ranks: Ranks) -> tuple[Tensor, Shard]:  # [n, D]
+    """The rows of this process, from its own file or a part of the common one, and how the rows are distributed.
 
     Raises:
         CommandError: there are more files than processes.
@@ -57,7 +57,8 @@ def map_shard(name: str, path: Path, ranks: Ranks) -> Tensor:  # [n, D]
         rows = map_file(name, path)
         bounds = [len(rows) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1)]
         features = rows[slice(*bounds)]
-    return common_layout(ranks, features)[0]
+    features, bounds = common_layout(ranks, features)
+    return features, Shard(ranks, bounds)
 
 
 def _file_of(path: Path, rank: int) -> Path:

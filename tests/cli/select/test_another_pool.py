@@ -64,7 +64,7 @@ def test_the_way_to_go_on_that_the_error_names():
     reverse()
     assert select("--number", 2) == 1
     RECORD.unlink()
-    assert select("--number", 2) == 0
+    assert select("--number", 2, "--more") == 0
     assert len(lines()) == 6
     reverse()
     assert select("--number", 2) == 1  # it is written again
@@ -87,7 +87,7 @@ def test_a_label_file_that_is_begun_anew_takes_any_pool():
     Path("out.csv").unlink()
     reverse()
     assert select("--number", 2) == 0
-    assert select("--number", 2) == 0
+    assert select("--number", 2, "--more") == 0
     assert len(lines()) == 4
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_record_is_an_error(content, capsys):
 
 def test_an_interrupted_first_run_leaves_no_answers_without_a_record(monkeypatch):
     """The record is on disk before the label file is."""
-    from lapal_ext.cli.select import label_file
+    from lapal_ext.cli.select import label_file, pool_record
 
     written: list[str] = []
     replace = label_file.replace_file
@@ -110,7 +110,8 @@ def test_an_interrupted_first_run_leaves_no_answers_without_a_record(monkeypatch
         written.append(path.name)
         replace(path, write)
 
-    monkeypatch.setattr(label_file, "replace_file", note)
+    for module in (label_file, pool_record):
+        monkeypatch.setattr(module, "replace_file", note)
     assert select("--number", 2) == 0
-    assert select("--number", 2) == 0
+    assert select("--number", 2, "--more") == 0
     assert written == ["out.csv.pool.json", "out.csv", "out.csv"]

@@ -41,7 +41,12 @@ class TestErrors:
     def test_a_label_file_that_is_not_utf8_is_an_error(self, capsys):
         Path("out.csv").write_bytes(b"row,label\n1,\xff\xfe\n")
         assert select() == 1
-        assert "no CSV file in UTF-8" in capsys.readouterr().err
+        assert "out.csv, line 2: byte 0xff is no UTF-8: save it as UTF-8" in capsys.readouterr().err
+
+    def test_a_label_file_in_utf16_is_an_error(self, capsys):
+        Path("out.csv").write_text("row,label\n1,ant\n", encoding="utf-16")
+        assert select() == 1
+        assert "out.csv is in UTF-16: save it as UTF-8 (a spreadsheet: Save as, CSV UTF-8)" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -60,7 +65,9 @@ class TestErrors:
             (("--pool", "zip.npy"), "zip.npy holds several arrays"),
             (("--features", "integers.safetensors"), "integers.safetensors must hold float32, float64"),
             (("--classes", "99999999999999999999"), "--classes must be at most 1000000"),
-            (("--labels", "names.txt"), "names.txt is damaged, or no .npy file"),
+            (("--labels", "names.txt"), "--labels must hold one label for each of 30 features, got 3"),
+            (("--labels", "labels.csv"), "--labels must be an existing file, got labels.csv"),
+            (("--labels", "out.py"), "or a .txt file with one label per line and nothing else, got out.py"),
             (("--classes", "two"), "--classes must be a number or a file of names, got 'two'"),
             (("--classes", "2"), "targets must lie in [0, 2)"),
             (("--classes", "pool.npy"), "--classes must be a number or a file of names"),
@@ -73,6 +80,7 @@ class TestErrors:
         np.savez("several.npz", a=np.zeros(2), b=np.zeros(2))
         Path("several.npy").write_bytes(Path("several.npz").read_bytes())
         Path("zip.npy").write_bytes(b"PK\x03\x04" + bytes(60))
+        Path("out.py").touch()
         np.save("short.npy", np.zeros(LABELLED - 1, np.int64))
         np.save("huge.npy", np.full(LABELLED, 2**32 - 1, np.uint32))
         save_file({"features": torch.zeros(LABELLED, FEATURES, dtype=torch.int8)}, "integers.safetensors")

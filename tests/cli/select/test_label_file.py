@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.select.classes import Classes
 from lapal_ext.cli.select.label_file import LabelFile, Line
 from tests.cli.select.problem import CLASSES, FEATURES, NAMES, ROWS, fill, fitted, lines, select
 
@@ -33,7 +34,7 @@ class TestLabelFile:
         select("--number", 4)
         first = [int(line["row"]) for line in lines()]
         fill("bee", "2", "skip")
-        assert select("--number", 3) == 0
+        assert select("--number", 3, "--more") == 0
         table = lines()
         assert [int(line["row"]) for line in table[:4]] == first
         assert [line["label"] for line in table] == ["bee", "cat", "skip", "", "", "", ""]
@@ -49,21 +50,24 @@ class TestLabelFile:
 
     def test_further_columns_and_a_byte_order_mark_survive(self):
         Path("out.csv").write_text("\ufeffnote,row,label\nlook again,7,bee\n,3,\n", encoding="utf-8")
-        assert select("--number", 1) == 0
+        assert select("--number", 1, "--more") == 0
         table = lines()
         assert [line["note"] for line in table] == ["look again", "", ""]
         assert [line["row"] for line in table[:2]] == ["7", "3"]
 
     def test_no_row_is_chosen_twice_until_the_pool_is_empty(self, capsys):
         for _ in range(4):
-            assert select("--number", ROWS // 4) == 0
+            assert select("--number", ROWS // 4, "--more") == 0
         assert sorted(int(line["row"]) for line in lines()) == list(range(ROWS))
-        assert select("--number", 1) == 1
-        assert "every row of the pool is in out.csv already" in capsys.readouterr().err
+        before = Path("out.csv").read_bytes()
+        capsys.readouterr()
+        assert select("--number", 1, "--more") == 0
+        assert f"Rows of out.csv that still wait for a label: {ROWS}." in capsys.readouterr().out
+        assert Path("out.csv").read_bytes() == before
 
     def test_a_number_beyond_the_pool_adds_all_rows_that_are_left(self):
         assert select("--number", ROWS - 3) == 0
-        assert select("--number", 10) == 0
+        assert select("--number", 10, "--more") == 0
         assert len(lines()) == ROWS
 
     @pytest.mark.parametrize("acquisition", ["margin", "coreset"])
@@ -71,7 +75,7 @@ class TestLabelFile:
         pool = np.load("pool.npy")[:15]
         np.save("pool.npy", np.concatenate([pool, pool]))
         for _ in range(2):
-            assert select("--number", 4, "--acquisition", acquisition) == 0
+            assert select("--number", 4, "--acquisition", acquisition, "--more") == 0
         twice = [line["row"] for line in lines()]
         Path("out.csv").unlink()
         assert select("--number", 8, "--acquisition", acquisition) == 0
@@ -111,8 +115,8 @@ class TestEditedFiles:
     def test_dialects_of_spreadsheets_are_read_and_kept(self, content):
         Path("out.csv").write_bytes(content.encode())
         for number in (1, 2):  # what was written is read again
-            assert select("--number", 1) == 0
-            file = LabelFile(Path("out.csv"), ROWS, NAMES)
+            assert select("--number", 1, "--more") == 0
+            file = LabelFile(Path("out.csv"), ROWS, Classes(NAMES))
             assert len(file.lines) == 2 + number
             assert file.lines[0] == Line(7, "", 1, False, {"note": "a, b"})
             assert file.lines[1].waits
@@ -122,8 +126,8 @@ class TestEditedFiles:
     def test_a_carriage_return_within_a_cell_becomes_a_newline(self):
         Path("out.csv").write_bytes(b'row,label,note\n1,ant,"a\rb"\n')
         for _ in range(2):
-            assert select("--number", 1) == 0
-        assert LabelFile(Path("out.csv"), ROWS, NAMES).lines[0].others == {"note": "a\nb"}
+            assert select("--number", 1, "--more") == 0
+        assert LabelFile(Path("out.csv"), ROWS, Classes(NAMES)).lines[0].others == {"note": "a\nb"}
 
     def test_skip_may_have_capitals(self):
         Path("out.csv").write_text("row,label\n1,Skip\n")
@@ -132,7 +136,7 @@ class TestEditedFiles:
 
     def test_a_file_that_another_program_has_changed_is_not_overwritten(self):
         select("--number", 2)
-        file = LabelFile(Path("out.csv"), ROWS, NAMES)
+        file = LabelFile(Path("out.csv"), ROWS, Classes(NAMES))
         fill("ant")
         changed = Path("out.csv").read_text()
         with pytest.raises(CommandError, match=r"out\.csv was changed by another program meanwhile"):
@@ -160,7 +164,7 @@ class TestEditedFiles:
         assert select("--number", 4, "--texts", "texts.txt") == 0
         assert [line["text"] for line in lines()] == [f"text of row {line['row']}" for line in lines()]
         fill("ant", "skip")
-        assert select("--number", 2) == 0  # the column stays, and is empty for new rows
+        assert select("--number", 2, "--more") == 0  # the column stays, and is empty for new rows
         assert [bool(line["text"]) for line in lines()] == [True] * 4 + [False] * 2
 
     @pytest.mark.parametrize("mode", [[], ["--interactive"]])

@@ -1,13 +1,16 @@
 """Questions on the terminal, and runs that continue where an earlier one stopped."""
 
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from lapal_ext import SequentialSelector
+from lapal_ext import LastLayerLaplace, SequentialSelector
+from lapal_ext.cli import main
 from tests.cli.select.problem import fitted, lines, select
 from tests.fuzz.processes import HANGS
 
@@ -71,9 +74,10 @@ class TestInteractive:
         assert table == {rows[0]: "cat", rows[1]: ""}
 
     def test_an_answer_that_is_no_label_is_asked_for_again(self, answer, capsys):
-        answer("dog", "3", "-1", "", "bee")
+        answer("dog", "3", "-1", "x", "bee")
         assert [line["label"] for line in lines()] == ["bee"]
-        assert capsys.readouterr().out.count("A label is a number from 0 to 2 or a name (ant, bee, cat); or type") == 4
+        shown = " ".join(capsys.readouterr().out.split())
+        assert shown.count("A label is a number from 0 to 2 or a name (ant, bee, cat); or type") == 4
 
     def test_it_ends_after_the_given_number_of_answers(self, answer, capsys):
         assert len(answer(*["ant"] * 6)) == 6
@@ -98,7 +102,7 @@ class TestInteractive:
         process.stdin.write(b"ant\nbee\n")
         process.stdin.flush()
         asked = b""
-        while asked.count(b"label: ") < 3:  # the command waits for the third answer
+        while asked.count(b"]: ") < 3:  # the command waits for the third answer
             byte = process.stdout.read(1)
             assert byte, asked
             asked += byte
@@ -108,3 +112,94 @@ class TestInteractive:
         rows = self.expected(data, [0, 1])
         assert [(int(line["row"]), line["label"]) for line in lines()] == list(zip(rows, ["ant", "bee"], strict=True))
         assert not list(Path().glob(".*out.csv"))
+
+
+class TestFromNoLabel:
+    """Questions without --features and --labels."""
+
+    @pytest.fixture
+    def answer(self, monkeypatch):
+        """A function that runs the command with options and given answers, then the end of the input."""
+
+        def type_in(options: str, *texts: str) -> list[str]:
+            questions: list[str] = []
+            given = iter(texts)
+
+            def read(question: str) -> str:
+                questions.append(question)
+                try:
+                    return next(given)
+                except StopIteration:
+                    raise EOFError from None
+
+            monkeypatch.setenv("COLUMNS", "60")
+            monkeypatch.setattr("builtins.input", read)
+            command = f"select --pool pool.npy --out out.csv --interactive {options}"
+            assert main(command.split()) == 0
+            return questions
+
+        return type_in
+
+    def test_the_strategy_changes_when_every_class_has_an_answer(self, data, answer):
+        pool = data[0]
+        questions = answer("--classes names.txt --save model", "ant", "bee", "ant", "skip", "cat", "bee", "undo", "ant")
+        prior = LastLayerLaplace.untrained(pool, 3, class_names=["ant", "bee", "cat"])
+        selector = SequentialSelector(prior, pool, "maxherding", labelled=pool[:0].float())
+        asked = []
+        for label in ("ant", "bee", "ant", None, "cat"):
+            asked.append(int(selector.ask()))
+            if label is None:
+                selector.skip(asked[-1])
+            else:
+                selector.tell(asked[-1], label)
+        rows = [row for place, row in enumerate(asked) if place != 3]
+        fitted = prior.condition_on(pool[rows], [0, 1, 0, 2], "joint")
+        second = SequentialSelector(fitted, pool, "uherding", labelled=pool[rows].float())
+        second.skip(asked)
+        asked.append(int(second.ask()))
+        assert [int(line["row"]) for line in lines()] == asked
+        assert [line["label"] for line in lines()] == ["ant", "bee", "ant", "skip", "cat", "ant"]
+        assert f"row {asked[-1]};" in questions[-2]
+        second.tell(asked[-1], "ant")
+        torch.testing.assert_close(LastLayerLaplace.load("model").mean, second.posterior.mean)
+
+    def test_undo_across_the_change_asks_for_the_same_row_again(self, answer):
+        questions = answer("--classes names.txt", "ant", "bee", "cat", "undo", "undo", "cat", "bee")
+        rows = [re.search(r"row (\d+)", question)[1] for question in questions]
+        assert rows[3] not in rows[:3]
+        assert rows[4:6] == [rows[2], rows[1]]
+        assert [line["label"] for line in lines()][:3] == ["ant", "cat", "bee"]
+        assert [line["row"] for line in lines()][:2] == rows[:2]
+
+    def test_new_classes_are_typed_twice_and_undo_removes_them(self, answer, capsys):
+        answer("--save model", "games", "gmaes", "gmaes", "undo", "net", "net", "ga", "2", "1")
+        assert [line["label"] for line in lines()] == ["games", "net", "games", "net"]
+        out = " ".join(capsys.readouterr().out.split())
+        assert "gmaes is no class so far. Did you mean games? Then press Enter. Type it again to add it." in out
+        assert LastLayerLaplace.load("model").class_names == ("games", "net")
+
+    def test_enter_takes_the_first_guess_once_there_is_one(self, answer):
+        questions = answer("--classes names.txt", "", "bee", "", "skip", "c")
+        guess = re.search(r"; the model says (\w+) .*\nlabel \[(\w+)\]: $", questions[2])
+        assert [line["label"] for line in lines()] == ["bee", guess[1], "skip", "cat"]
+        assert guess[1] == guess[2]
+        assert questions[0].endswith("label: ")
+
+    def test_enter_after_a_slip_takes_the_class_that_was_meant(self, answer):
+        Path("names.txt").write_text("games\nnet\nmail\n")
+        questions = answer("--classes names.txt", "net", "gmaes", "", "nte", "mail")
+        assert [line["label"] for line in lines()] == ["net", "games", "mail"]
+        assert questions[2] == "label [games]: "
+
+    def test_text_is_cut_and_no_control_character_reaches_the_terminal(self, answer, capsys):
+        evil = "\x1b]0;title\x07\u202eabc\x9b31m"
+        Path("names.txt").write_text(f"ant\n{evil}\ncat\n")
+        Path("texts.txt").write_text("\n".join([f"{evil} 一 👩\u200d🔬 " + "word " * 300 + "end"] * 80))
+        questions = answer("--classes names.txt --texts texts.txt", "+", "?", "1", "nonsense", "0")
+        shown = "\n".join([*questions, capsys.readouterr().out])
+        assert not set(shown) & set("\x1b\x07\x9b\u202e")
+        assert "👩\u200d🔬" in shown
+        assert "more lines: + shows them" in questions[0]
+        assert "end" not in questions[0]
+        assert "end" in shown
+        assert max(shown.split("\n"), key=len)[60:] == ""

@@ -41,8 +41,8 @@ def test_several_processes_write_the_label_file_of_one() -> None:
 
     fill(*(NAMES[int(line["row"]) % 3] for line in lines()[:3]), "skip")
     Path("shared.csv").write_bytes(Path("out.csv").read_bytes())
-    assert select("--number", 5) == 0
-    done = torchrun("pool.npy", "shared.csv", "--number", "5")
+    assert select("--number", 5, "--more") == 0
+    done = torchrun("pool.npy", "shared.csv", "--number", "5", "--more")
     assert done.returncode == 0, done.stderr
     assert Path("shared.csv").read_bytes() == Path("out.csv").read_bytes()
     assert len(lines()) == 10

@@ -1,0 +1,72 @@
+"""Probabilities against accuracy: ``python -m benchmarks.calibration FILE.npz … --labels 50 100 200``.
+
+A pool of 2,500 rows is labelled from nothing: maxherding for the first C / 2 rows, at least 20, then uherding in
+batches of C / 4, at least 10. At each number of labels, the mean of the highest probability on the test rows minus the
+accuracy is printed, in points: above zero a model promises too much. Averages over seeds, with their standard
+deviation.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext.posterior.calibration import fit_temperature
+from lapal_ext.study.feature_file import FeatureSet, load_features
+
+_POOL, _REFERENCES = 2500, 1500
+_START, _BATCH = 20, 10
+
+
+def gaps(data: FeatureSet, counts: list[int], seed: int) -> list[list[float]]:
+    """For each number of labels: accuracy; gap of plugin, mean field and temperature; the temperature."""
+    generator = torch.Generator().manual_seed(seed)
+    classes = data.num_classes
+    kept = torch.randperm(len(data.train.targets), generator=generator)[:_POOL]
+    pool, labels = data.train.features[kept], data.train.targets[kept]
+    prior = LastLayerLaplace.untrained(pool, classes)
+    rows = select_batch(prior, pool, max(_START, classes // 2), "maxherding", generator=generator).indices
+    found = []
+    for count in counts:
+        while len(rows) < count:
+            model = prior.condition_on(pool[rows], labels[rows], "joint")
+            size = min(max(_BATCH, classes // 4), count - len(rows))
+            known = pool[rows]
+            batch = select_batch(
+                model, pool, size, labelled=known, exclude=rows, references=_REFERENCES, generator=generator
+            )
+            rows = torch.cat([rows, batch.indices])
+        model = prior.condition_on(pool[rows], labels[rows], "joint")
+        logits = model.predict_logits(data.test.features)
+        accuracy = float((logits.argmax(1) == data.test.targets).double().mean())
+        temperature = fit_temperature(prior, pool[rows], labels[rows])
+        probabilities = [
+            logits.softmax(1),
+            model.predict_proba(data.test.features),
+            (logits / temperature).softmax(1),
+        ]
+        tops = [float(one.amax(1).double().mean()) for one in probabilities]
+        found.append([100 * accuracy, *(100 * (top - accuracy) for top in tops), temperature])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="feature files of lapal_ext.study")
+    parser.add_argument("--labels", nargs="+", type=int, default=[50, 100, 200])
+    parser.add_argument("--seeds", type=int, default=6)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| data | labels | accuracy | plugin | mean field | temperature | T |\n|---|---:|---:|---:|---:|---:|---:|")
+    for file in options.files:
+        data = load_features(file)
+        runs = np.array([gaps(data, options.labels, seed) for seed in range(options.seeds)])
+        for count, mean, spread in zip(options.labels, runs.mean(0), runs.std(0), strict=True):
+            cells = " | ".join(f"{mean[k]:+.1f} ± {spread[k]:.1f}" for k in (1, 2, 3))
+            print(f"| {file.stem} | {count} | {mean[0]:.1f} % | {cells} | {mean[4]:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

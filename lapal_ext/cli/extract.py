@@ -1,0 +1,157 @@
+"""``lapal-ext extract``: from a folder or a table of texts or images to the features of a pool."""
+
+import argparse
+import csv
+import importlib.util
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lapal_ext.cli.arguments import whole_number
+from lapal_ext.cli.errors import CommandError, explained
+from lapal_ext.cli.items import ID, PATH, TEXT, read_table
+from lapal_ext.cli.text_files import read_lines
+
+_EXAMPLE = """\
+example (the first line makes an encoder and two texts):
+  printf 'import torch\\ndef letters():\\n  return torch.nn.Identity(), lambda texts: torch.tensor([[float(t.count(c)) for c in "aeinorst"] for t in texts])\\n' > encoder.py && printf 'id,text\\na,one text\\nb,another\\n' > items.csv
+  lapal-ext extract --model encoder:letters --items items.csv --out pool.npy
+
+--model is one of
+  timm:NAME        an image model of timm, such as timm:vit_small_patch16_224.dino
+  hf:NAME          a model of transformers, or the folder of one; its tokens are averaged
+  module:function  a function of yours, without arguments, that returns a torch module and a
+                   function; this one makes a batch for the module of a list of texts or paths
+
+The ids and items go to pool.npy.items.csv, which lapal-ext select takes as --items. An interrupted
+run goes on where it stopped."""  # noqa: E501 a line that is copied
+
+
+class _List(NamedTuple):
+    """What is to be encoded."""
+
+    ids: list[str]
+    values: list[str]  # texts, or paths of images
+    columns: Mapping[str, Sequence[str]]  # for people: the texts, or the paths as they are given, and further columns
+    kind: str  # as in ``load_encoder``
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "extract",
+        help="turn texts or images into features, with an encoder that is on this machine",
+        description="Run an encoder over items, and write their features and ids.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="the encoder, see below")
+    add(
+        "--items",
+        required=True,
+        type=Path,
+        metavar="FOLDER|FILE.csv",
+        help="a folder of images or of .txt files, or a table with the columns id, and text or path",
+    )
+    add("--out", required=True, type=Path, metavar="FILE.npy", help="the features; .npy or .safetensors")
+    add("--batch-size", type=whole_number(1), default=64, metavar="N", help="items at a time (default: %(default)s)")
+    add("--device", metavar="NAME", help="where the encoder runs, such as cuda (default: cpu)")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    with explained():
+        _extract(options)
+
+
+def _extract(options: argparse.Namespace) -> None:
+    from torch.utils.data import DataLoader
+
+    from lapal_ext.atomic_file import replace_file
+    from lapal_ext.features import extract
+    from lapal_ext.features.encoders import load_encoder
+
+    if options.out.suffix not in (".npy", ".safetensors") or not options.out.parent.is_dir():
+        raise CommandError(f"--out must be a .npy or .safetensors file in an existing folder, got {options.out}")
+    items = _folder(options.items) if options.items.is_dir() else _table(options.items)
+    record = options.out.with_name(f"{options.out.name}.items.csv")
+    content = _as_table(items)
+    if (
+        record.exists()
+        and options.out.with_name(f"{options.out.name}.json").exists()
+        and record.read_bytes() != content
+    ):
+        raise CommandError(
+            f"{options.out} was begun with other items, or in another order, which {record} lists: choose another "
+            f"--out, or delete {options.out} and the files whose names begin with it"
+        )
+    sys.path.insert(0, "")  # an installed command does not import from the current folder otherwise
+    try:
+        encoder = load_encoder(options.model, items.kind)
+    finally:
+        sys.path.remove("")
+    replace_file(record, lambda scratch: scratch.write_bytes(content))
+    data: Any = items.values  # a list is a dataset too
+    loader: DataLoader[str] = DataLoader(data, options.batch_size, shuffle=False, collate_fn=encoder.prepare)
+    features = extract(
+        encoder.model,
+        loader,
+        take=encoder.take,
+        pool=encoder.pool,
+        path=options.out,
+        device=options.device,
+        progress=sys.stderr.isatty() and importlib.util.find_spec("rich") is not None,
+    ).features
+    print(f"Features of {len(features)} {items.kind}, {features.shape[1]} numbers each, are in {options.out}.")
+    print(f"To choose what to label: lapal-ext select --pool {options.out} --items {record} --out to_label.csv")
+
+
+def _folder(folder: Path) -> _List:
+    """All files of a folder and the folders in it, in the order of their names; an id is the path within the folder."""
+    from lapal_ext.features.encoders import IMAGES, TEXTS
+
+    found = (path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    if not paths:
+        raise CommandError(f"--items must hold files, got the empty folder {folder}")
+    ids = [path.relative_to(folder).as_posix() for path in paths]
+    texts = [path.suffix == ".txt" for path in paths]
+    if all(texts):
+        contents = ["\n".join(read_lines("--items", path)) for path in paths]
+        return _List(ids, contents, {TEXT: contents}, TEXTS)
+    if any(texts):
+        other = paths[texts.index(False)]
+        raise CommandError(f"--items must hold images alone, or .txt files alone, got {other} beside .txt files")
+    names = list(map(str, paths))
+    return _List(ids, names, {PATH: names}, IMAGES)
+
+
+def _table(path: Path) -> _List:
+    from lapal_ext.features.encoders import IMAGES, TEXTS
+
+    items = read_table(path, None)
+    assert items.ids is not None
+    if len(items.ids) == 0:
+        raise CommandError(f"{path} must have a line for each item below its first one, got none")
+    ids = list(items.ids.ids)
+    if TEXT in items.columns:
+        return _List(ids, list(items.columns[TEXT]), items.columns, TEXTS)
+    if PATH not in items.columns:
+        raise CommandError(f"{path}, line 1: must have a column called {TEXT} or {PATH}")
+    given = list(items.columns[PATH])
+    files = [name if Path(name).exists() else str(path.parent / name) for name in given]
+    for row, file in enumerate(files):
+        if not Path(file).is_file():
+            raise CommandError(f"{path}: item {ids[row]!r} must have the path of a file, got {given[row]!r}")
+    return _List(ids, files, items.columns, IMAGES)
+
+
+def _as_table(items: _List) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([ID, *items.columns])
+    writer.writerows(zip(items.ids, *items.columns.values(), strict=True))
+    return file.getvalue().encode()

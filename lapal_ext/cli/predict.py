@@ -1,0 +1,81 @@
+"""``lapal-ext predict``: the class of every row of a pool, by a model that ``lapal-ext select --save`` has written."""
+
+import argparse
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+from lapal_ext.cli.errors import CommandError, explained
+from lapal_ext.cli.items import ID, add_options, read_items
+
+_COLUMNS = ("row", "class", "probability", "second_class")
+_EXAMPLE = """\
+example (the first two lines make a model, the third one uses it):
+  python -c "import numpy as np; np.save('x.npy', np.random.rand(500, 16).astype('f4'))"
+  python -c "import numpy as np, lapal_ext as l; x = np.load('x.npy'); l.LastLayerLaplace.fit_map(x, (x[:, 0] > .5) * 1, 2).save('m')"
+  lapal-ext predict --model m --pool x.npy --out labels.csv"""  # noqa: E501 lines that are copied
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare the subcommand."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="write the class of every row of a pool, by a saved model",
+        description=(
+            "Write a CSV file with the likeliest class of every row, its probability and the second\n"
+            "likeliest class. The pool is read a tile at a time, and may be larger than memory."
+        ),
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, type=Path, metavar="FILE", help="what --save of lapal-ext select has written")
+    add("--pool", required=True, type=Path, metavar="FILE", help="features [N, D], or a folder of parts")
+    add("--out", required=True, type=Path, metavar="FILE.csv", help="the file to write, replaced as a whole")
+    add_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from lapal_ext.atomic_file import replace_file
+    from lapal_ext.cli.saved_model import load_model
+    from lapal_ext.pool.feature_files import map_file
+    from lapal_ext.pool.top_classes import top_classes
+    from lapal_ext.selection.progress import progress_bar
+
+    if options.out.suffix.lower() != ".csv":
+        raise CommandError(
+            f"--out must be a .csv file, got {options.out}: type --out {options.out.with_suffix('.csv')}"
+        )
+    if not options.out.parent.is_dir():
+        raise CommandError(f"--out must lie in an existing folder, got {options.out}")
+    with explained():
+        if not options.model.is_file():
+            raise CommandError(f"--model must be an existing file, got {options.model}")
+        model, temperature = load_model(options.model)
+        pool = map_file("--pool", options.pool)
+        items = read_items(options, len(pool), _COLUMNS)
+        names = model.class_names or tuple(map(str, range(model.num_classes)))
+        shown = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
+
+        def fill(scratch: Path) -> None:
+            with scratch.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                ids = [] if items.ids is None else [ID]
+                writer.writerow([_COLUMNS[0], *ids, *_COLUMNS[1:], *items.columns])
+                for rows, classes, probabilities in top_classes(model, pool, temperature=temperature or 1.0):
+                    for row, (first, second), share in zip(
+                        range(rows.start, rows.stop), classes.tolist(), probabilities[:, 0].tolist(), strict=True
+                    ):
+                        name = [] if items.ids is None else [items.ids.ids[row]]
+                        writer.writerow(
+                            [row, *name, names[first], f"{share:.4f}", names[second], *items.cells(row).values()]
+                        )
+                    advance(rows.stop - rows.start)
+
+        with progress_bar("predicting", len(pool), shown=shown) as advance:
+            replace_file(options.out, fill)
+    print(f"Classes of {len(pool)} rows are in {options.out}.")
+    if temperature is None:
+        print("Their probabilities are those of the model alone: only --save of lapal-ext select calibrates them.")

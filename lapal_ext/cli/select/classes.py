@@ -1,0 +1,142 @@
+"""The classes of ``lapal-ext select``: numbered names, from a file or as they occur in the answers."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+from lapal_ext.cli.errors import CommandError
+
+SKIP, UNDO, QUIT = "skip", "undo", "quit"
+COMMANDS = (SKIP, UNDO, QUIT)  # what may be typed in place of a label; no class may have such a name
+MORE, LIST = "+", "?"  # keys of the terminal
+MOST = 1_000_000
+_MOST_UNDECLARED = 1000  # one more class takes memory for one more row of weights, and a number may be a slip
+_NUMBER = re.compile(r"([0-9]{1,9})(\.0+)?")  # spreadsheets turn integers into floats in columns with gaps
+_SHOWN = 5  # names that a message lists
+_ALIKE = 0.6  # similarity from which a name is suggested for another one
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a cell holds, or None if it holds something else."""
+    number = _NUMBER.fullmatch(text)
+    return int(number[1]) if number else None
+
+
+class Classes:
+    """Names of classes in the order of their numbers; a number is its own name where there are no others.
+
+    Args:
+        names: of the classes, distinct.
+        grows: whether a name that occurs in the answers adds a class.
+        source: the file of the names, for errors.
+
+    Raises:
+        CommandError: names cannot be told apart from each other, from numbers or from commands.
+    """
+
+    def __init__(self, names: Iterable[str], *, grows: bool = False, source: object = "--classes") -> None:
+        self.names: list[str] = []
+        self.grows = grows
+        for number, name in enumerate(names):
+            if name in self.names:
+                raise CommandError(f"{source} must hold a different name for each class, got {name!r} twice")
+            if name.lower() in COMMANDS or name in (MORE, LIST):
+                raise CommandError(f"{source} must not call a class {name!r}, which is a command")
+            if name.isdigit() and name != str(number):
+                raise CommandError(f"{source} must not call class {number} {name!r}, the number of another class")
+            self.names.append(name)
+        self.declared = len(self.names)  # the numbers of further classes depend on the order of the answers
+
+    def __len__(self) -> int:
+        """Number of classes so far."""
+        return len(self.names)
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether no class has a name besides its number."""
+        return all(name == str(number) for number, name in enumerate(self.names))
+
+    def number_of(self, text: str) -> int | None:
+        """The class with this name or number, or None if there is none.
+
+        Spreadsheets capitalise cells, so without an exact match a single name that only differs in case is accepted.
+        """
+        if text in self.names:
+            return self.names.index(text)
+        alike = [number for number, name in enumerate(self.names) if name.casefold() == text.casefold()]
+        if len(alike) == 1:
+            return alike[0]
+        number = whole_number(text)
+        return number if number is not None and number < len(self.names) else None
+
+    def number_in_file(self, text: str) -> int | None:
+        """``number_of`` for a file, where the answers may be sorted: only names mean classes that answers have added.
+
+        Raises:
+            CommandError: the number of such a class.
+        """
+        number = self.number_of(text)
+        if (
+            number is None
+            or number < self.declared
+            or self.are_numbers
+            or self.names[number].casefold() == text.casefold()
+        ):
+            return number
+        raise CommandError(f"label must be the name of its class, since classes have no fixed numbers, got {text!r}")
+
+    def beginning_with(self, text: str) -> int | None:
+        """The only class whose name begins with a text, whatever its case."""
+        found = [number for number, name in enumerate(self.names) if name.casefold().startswith(text.casefold())]
+        return found[0] if text and len(found) == 1 else None
+
+    def add(self, text: str) -> int:
+        """Add the class that an answer names, and return its number.
+
+        Raises:
+            CommandError: it is no name for a class; the text follows the place of the answer.
+        """
+        number = whole_number(text)
+        if self.names and self.are_numbers != (number is not None):
+            kind = "numbers" if self.are_numbers else "names"
+            raise CommandError(f"labels must be all numbers or all names, got {text!r} where others are {kind}")
+        if number is None:
+            if not text.isprintable():
+                raise CommandError(f"a class must have a name that can be printed, got {text!r}")
+            self.names.append(text)
+            return len(self.names) - 1
+        if number >= _MOST_UNDECLARED:
+            raise CommandError(
+                f"label must be below {_MOST_UNDECLARED}, got {number}: pass --classes N for more classes"
+            )
+        self.names += map(str, range(len(self.names), number + 1))
+        return number
+
+    def drop_unused(self, labels: Iterable[int]) -> None:
+        """Remove the last classes that answers have added, as far as none of these labels is one of them."""
+        del self.names[max([self.declared - 1, *labels]) + 1 :]
+
+    def allowed(self) -> str:
+        """The labels that may be typed, for messages."""
+        if not self.names:
+            return "the name or the number of a class"
+        numbers = f"a number from 0 to {len(self.names) - 1}"
+        if self.are_numbers:
+            return numbers
+        names = f"{', '.join(self.names[:_SHOWN])}{', …' if len(self.names) > _SHOWN else ''}"
+        return f"{numbers} or a name ({names})"
+
+    def close_to(self, text: str) -> str | None:
+        """The name that was probably meant, or None."""
+        return closest(text, self.names)
+
+    def model_names(self) -> tuple[str, ...] | None:
+        """Names for a posterior; None where they are its numbers."""
+        return None if self.are_numbers else tuple(self.names)
+
+
+def closest(text: str, names: Sequence[str], cutoff: float = _ALIKE) -> str | None:
+    """The name that is most like a text, whatever its case; None if none is alike."""
+    folded = {name.casefold(): name for name in names}
+    found = difflib.get_close_matches(text.casefold(), folded, 1, cutoff)
+    return folded[found[0]] if found else None

@@ -1,0 +1,103 @@
+"""The selector behind questions on the terminal; it is made again where answers change its strategy or the classes."""
+
+import argparse
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lapal_ext.cli.select.batch import limit_of, seeded
+from lapal_ext.cli.select.label_file import Line
+from lapal_ext.cli.select.start import Start
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.selection.sequential_selector import SequentialSelector
+
+_GROWTH = 1.2  # of the labels, after which the temperature is fitted again
+
+
+class Questions:
+    """Which row to ask for, given the answers so far.
+
+    Args:
+        options: of the command.
+        start: the model before all answers.
+        pool: features, [N, D].
+        answers: those so far, in order.
+    """
+
+    def __init__(self, options: argparse.Namespace, start: Start, pool: Tensor, answers: Sequence[Line]) -> None:
+        self._options, self._start, self._pool = options, start, pool
+        self._again: int | None = None  # the row whose answer was taken back, which is asked for next
+        self._calibrated: tuple[int, float] | None = None  # number of labels, temperature
+        self._begin(answers)
+
+    @property
+    def model(self) -> LastLayerLaplace:
+        """The model with all answers."""
+        return self._selector.posterior
+
+    def temperature(self, answers: Sequence[Line], *, anew: bool = False) -> float:
+        """That of the model's probabilities; fitted again when a fifth of the answers has come since, or ``anew``."""
+        given = [line for line in answers if line.label is not None]
+        count = self._start.features.shape[0] + len(given)
+        if anew or self._calibrated is None or count >= _GROWTH * self._calibrated[0]:
+            features = self._pool[[line.row for line in given]].to(self.model.mean.dtype)
+            self._calibrated = (count, self._start.temperature(features, _labels(given)))
+        return self._calibrated[1]
+
+    def ask(self) -> int:
+        """The next row to ask for."""
+        return int(self._selector.ask()) if self._again is None else self._again
+
+    def add(self, answers: Sequence[Line]) -> None:
+        """Absorb the last of these answers."""
+        self._again = None
+        if self._stage(answers) != self._stage_now:
+            self._begin(answers)
+        else:
+            self._tell(answers[-1])
+
+    def take_back(self, answers: Sequence[Line], row: int) -> None:
+        """Go back to these answers, which are all but the last one, for ``row``."""
+        if self._told > 0 and self._stage(answers) == self._stage_now:
+            self._selector.undo()
+            self._told -= 1
+        else:
+            self._begin(answers)
+        self._again = row
+
+    def _stage(self, answers: Sequence[Line]) -> tuple[str, int]:
+        """What a selector cannot change: its strategy and the number of classes."""
+        return self._start.acquisition(_labels(answers)), len(self._start.classes)
+
+    def _begin(self, answers: Sequence[Line]) -> None:
+        self._stage_now = self._stage(answers)
+        self._told = 0
+        model, labelled = self._start.model(), self._start.features
+        if self._start.without_labels:
+            labelled = self._pool[[line.row for line in answers if line.label is not None]].to(model.mean.dtype)
+            self._start.absorb(model, labelled, _labels(answers))
+        self._selector = SequentialSelector(
+            model,
+            self._pool,
+            self._stage_now[0],
+            generator=seeded(self._options),
+            labelled=labelled,
+            memory=limit_of(self._options),
+        )
+        if self._start.without_labels:
+            if answers:
+                self._selector.skip([line.row for line in answers])
+        else:
+            for line in answers:
+                self._tell(line)
+
+    def _tell(self, line: Line) -> None:
+        if line.label is None:
+            self._selector.skip(line.row)
+        else:
+            self._selector.tell(line.row, line.label)
+        self._told += 1
+
+
+def _labels(answers: Sequence[Line]) -> list[int]:
+    return [line.label for line in answers if line.label is not None]
