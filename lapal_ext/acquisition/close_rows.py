@@ -62,7 +62,7 @@ class CloseRows:
     """
 
     def __init__(self, pool: Pool, others: Tensor, memory: float) -> None:
-        self._pool, self._centre = pool, pool.mean()
+        self._pool, self._centre = pool, pool.standardized_mean()
         norms = torch.cat([pool.norms(), others.norm(dim=1)])
         largest = float(norms.amax()) + float(self._centre.norm()) if len(norms) > 0 else 0.0
         self._scale = 2.0 ** max(-126, math.floor(math.log2(largest)) - 1) if largest > 0.0 else 1.0

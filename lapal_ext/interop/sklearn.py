@@ -1,6 +1,6 @@
 """A scikit-learn classifier that absorbs further labels in closed form."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from typing_extensions import Self
 from lapal_ext.entries import entry
 from lapal_ext.likelihood import mean_field
 from lapal_ext.posterior.last_layer_laplace import UPDATE_STEPS, LastLayerLaplace
+from lapal_ext.posterior.map_fit import TOLERANCE
 from lapal_ext.posterior.standardization import Standardize
 from lapal_ext.rules import check_link
 from lapal_ext.validation.scalars import check_choice, check_number
@@ -19,8 +20,9 @@ from lapal_ext.validation.scalars import check_choice, check_number
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.preprocessing import LabelEncoder
+    from sklearn.utils.class_weight import compute_class_weight
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 except ImportError as error:
     raise ImportError(
         f'lapal_ext.interop.sklearn needs scikit-learn 1.6 or newer: pip install "lapal_ext[sklearn]" ({error})'
@@ -47,6 +49,9 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         fit_bias: whether there is a bias.
         standardize: centre X and scale it by one number, so that ``prior_precision`` means the same on every data set;
             ``columns`` scales each column by itself, for columns in different units.
+        class_weight: by which the weight of every row of a class is multiplied: a dictionary, ``balanced``, or None for
+            one. ``balanced`` is for ``fit`` only, since it needs the counts of all classes.
+        tolerance: of the fit, see ``LastLayerLaplace.fit_map``.
         link: ``mean_field``, probabilities averaged over the posterior, or ``plugin``, those of its mean.
 
     Attributes:
@@ -73,6 +78,8 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         fit_bias: bool = True,
         standardize: Standardize = True,
         link: str = "mean_field",
+        class_weight: Mapping[Any, float] | str | None = None,
+        tolerance: float = TOLERANCE,
     ) -> None:
         self.prior_precision = prior_precision
         self.curvature = curvature
@@ -81,13 +88,16 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.fit_bias = fit_bias
         self.standardize = standardize
         self.link = link
+        self.class_weight = class_weight
+        self.tolerance = tolerance
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the classifier from scratch.
 
         Args:
             X: features [N, D], finite; no sparse matrix.
             y: labels [N] of any type that can be sorted, of at least two classes.
+            sample_weight: how often each row counts, >= 0, [N]; None is one.
 
         Returns:
             self.
@@ -99,26 +109,31 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             features, y = self._check_labelled(X, y, dtype=DTYPES, reset=True)
             encoder = LabelEncoder()
             labels = encoder.fit_transform(y)
-            self._fit(features, labels, encoder.classes_, "y")
+            weights = self._weights(features, labels, encoder.classes_, sample_weight)
+            self._fit(features, labels, encoder.classes_, "y", weights)
         return self
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Absorb labels, in order; an error changes nothing. The first call of an unfitted classifier is a fit.
+
+        A later call may bring a class that is new: it is added (``LastLayerLaplace.add_class``) before its first label.
 
         Args:
             X: features [N, D], finite; no sparse matrix.
-            y: labels [N], each one of the classes.
+            y: labels [N].
             classes: labels of all classes, also of those that are not in y. They are required in the first call of an
-                unfitted classifier; later calls may repeat them.
+                unfitted classifier. A later call may repeat them, with new ones among them; without it the labels of y
+                say which classes are new.
+            sample_weight: trust in every label, >= 0, [N], by which ``gamma`` is multiplied; None is one.
 
         Returns:
             self.
 
         Raises:
-            ValueError: an argument is invalid, for example a label that is not a class.
+            ValueError: an argument is invalid, for example a label that is not one of ``classes``.
         """
         with self._all_or_nothing():
-            self._partial_fit(X, y, classes)
+            self._partial_fit(X, y, classes, sample_weight)
         return self
 
     def decision_function(self, X: Any) -> NDArray[Any]:
@@ -146,6 +161,18 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         probabilities: NDArray[Any] = self._logits(X).softmax(1).numpy()
         return probabilities
 
+    def predict_log_proba(self, X: Any) -> NDArray[Any]:
+        """Logarithms of ``predict_proba``, finite where a probability is too small for its dtype.
+
+        Args:
+            X: features [N, D].
+
+        Returns:
+            [N, C], in the order of ``classes_``.
+        """
+        log_probabilities: NDArray[Any] = self._logits(X).log_softmax(1).numpy()
+        return log_probabilities
+
     def predict(self, X: Any) -> NDArray[Any]:
         """Likeliest class of every row.
 
@@ -169,25 +196,55 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             return self.posterior_.predict_logits(features)
         return mean_field(*self.posterior_.predict_latent(features), link.kappa)
 
-    def _partial_fit(self, X: Any, y: Any, classes: Any) -> None:
+    def _partial_fit(self, X: Any, y: Any, classes: Any, sample_weight: Any) -> None:
         first = not hasattr(self, "posterior_")
         if classes is None and first:
             raise ValueError("classes must be passed on the first call to partial_fit.")
+        if isinstance(self.class_weight, str):
+            raise ValueError(f"class_weight must be a dictionary or None for partial_fit, got {self.class_weight!r}")
         dtype = DTYPES if first else self.posterior_.mean.numpy().dtype
         features, y = self._check_labelled(X, y, dtype=dtype, reset=first)
-        encoder = LabelEncoder().fit(self.classes_ if classes is None else classes)
-        if not first and not np.array_equal(encoder.classes_, self.classes_):
+        if classes is None:
+            known, new = self.classes_.tolist()[0], y.tolist()[:1]
+            if new and isinstance(new[0], str) != isinstance(known, str):
+                raise ValueError(f"y must hold labels of the kind of {known!r}, got {new[0]!r}")
+            classes = np.concatenate([self.classes_, y])
+        encoder = LabelEncoder().fit(classes)
+        if not first and not np.isin(self.classes_, encoder.classes_).all():
             raise ValueError(
-                f"classes must be {self.classes_.tolist()} as in the first fit, got {encoder.classes_.tolist()}"
+                f"classes must hold {self.classes_.tolist()} as in the first fit, got {encoder.classes_.tolist()}"
             )
         labels = encoder.transform(y)
+        weights = self._weights(features, labels, encoder.classes_, sample_weight)
         if first:
-            self._fit(features, labels, encoder.classes_, "classes")
-        else:
-            self._check_parameters()
-            self.posterior_.update(features, labels, self.step, self.gamma)
+            self._fit(features, labels, encoder.classes_, "classes", weights)
+            return
+        self._check_parameters()
+        gamma = self.gamma if weights is None else self.gamma * weights
+        posterior = self._with_classes(encoder.classes_)
+        self.posterior_ = posterior.condition_on(features, labels, self.step, gamma)
+        self.classes_ = encoder.classes_
 
-    def _fit(self, features: NDArray[Any], labels: NDArray[Any], classes: NDArray[Any], name: str) -> None:
+    def _with_classes(self, classes: NDArray[Any]) -> LastLayerLaplace:
+        """The posterior with new classes, all in the order of ``classes``."""
+        if len(classes) == len(self.classes_):
+            return self.posterior_
+        posterior = self.posterior_.clone()
+        known = [int(place) for place in np.searchsorted(classes, self.classes_)]
+        added = [place for place in range(len(classes)) if place not in set(known)]
+        for _ in added:
+            posterior.add_class()
+        posterior.mean = posterior.mean[np.argsort([*known, *added])]
+        return posterior
+
+    def _fit(
+        self,
+        features: NDArray[Any],
+        labels: NDArray[Any],
+        classes: NDArray[Any],
+        name: str,
+        weights: NDArray[Any] | None,
+    ) -> None:
         self._check_parameters()
         if len(classes) < 2:
             raise ValueError(f"{name} must hold at least two classes, got one class: {classes.tolist()[0]!r}")
@@ -199,8 +256,24 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             self.curvature,
             self.fit_bias,
             self.standardize,
+            weights=weights,
+            tolerance=self.tolerance,
         )
         self.classes_ = classes
+
+    def _weights(
+        self, features: NDArray[Any], labels: NDArray[Any], classes: NDArray[Any], sample_weight: Any
+    ) -> NDArray[Any] | None:
+        """The weight of every row, or None if all are one."""
+        if sample_weight is None and self.class_weight is None:
+            return None
+        weights: NDArray[Any] = _check_sample_weight(
+            sample_weight, features, dtype=features.dtype, ensure_non_negative=True
+        )
+        if self.class_weight is not None:
+            of_classes = compute_class_weight(self.class_weight, classes=classes, y=classes[labels])
+            weights = weights * of_classes[labels].astype(weights.dtype)
+        return weights
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

@@ -221,6 +221,10 @@ class Pool:
             total += self.storage[rows].double().sum(0)
         return self.shard.add(total) / max(1, self.shard.total)
 
+    def standardized_mean(self) -> Tensor:  # [1, D] or [1, D + 1], float64
+        """The average row, standardised."""
+        return self._standardization.standardized(self.mean()[None]).double()
+
     def norms(self) -> Tensor:  # [N]
         """Norm |phi| of every standardised row."""
         centre, scale, has_bias = self._standardization

@@ -174,6 +174,8 @@ def check_labelled(
     numbers = class_numbers("targets", targets, class_names)
     labels = _as_targets("targets", numbers, features.shape[0], num_classes, features.device)
     trust = None if weights is None else check_trust("weights", weights, features)
+    if trust is not None and float(trust.max()) == 0.0:
+        raise ValueError("weights must be above 0 for at least one row")
     return LabelledFeatures(features, labels, num_classes, trust)
 
 

@@ -242,7 +242,7 @@ class LastLayerLaplace(nn.Module):
             class_names: one per class, distinct, or None.
             start: a posterior for the same features, at whose mean the fit begins, as after a few new labels. Classes
                 that it does not have begin at the mean of those that it has. None begins at zero.
-            weights: trust t >= 0 in every row, [N]; 0 leaves a row out of the fit and of the covariance. None is one.
+            weights: trust t >= 0 in every row, [N], which then counts as often; 0 leaves a row out. None is one.
             tolerance: the largest change of any probability of the rows that may be still to come when the fit ends, as
                 estimated by that of the last step; 0 goes on to the limit of float64.
 

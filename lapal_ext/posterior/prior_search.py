@@ -68,7 +68,9 @@ def fit_layer(
         start: weights and offsets for raw features at which the fit begins; None is zero.
         tolerance: as for ``map_weights``.
     """
-    standardization = fit_standardization(data.features, has_bias=fit_bias, standardize=standardize)
+    standardization = fit_standardization(
+        data.features, has_bias=fit_bias, standardize=standardize, weights=data.weights
+    )
     x = standardization.standardized(data.features)
     fit = map_weights(
         x,

@@ -89,6 +89,7 @@ def fit_standardization(
     *,
     has_bias: bool,
     standardize: Standardize = True,
+    weights: Tensor | None = None,  # [N]
 ) -> Standardization:
     """Centre and scale with which these features have mean zero and mean square one.
 
@@ -100,6 +101,8 @@ def fit_standardization(
     With ``columns`` each column has mean zero and mean square one, or without a bias mean square one. A column that is
     constant gets the scale that it has with True, since these rows do not tell its size. False changes nothing.
 
+    With ``weights`` a row counts as often as its weight says.
+
     Raises:
         ValueError: the features overflow.
     """
@@ -109,20 +112,26 @@ def fit_standardization(
         return Standardization(
             features.new_zeros(n_features, dtype=dtype), features.new_ones((), dtype=dtype), has_bias
         )
+    share = features.new_full((n_rows,), 1.0 / n_rows, dtype=torch.float64)
+    if weights is not None:
+        share = weights.double() / weights.double().sum()
     tiles = list(row_tiles(n_rows))
-    centre = sum((features[tile].double().sum(0) for tile in tiles), features.new_zeros(n_features).double()) / n_rows
-    squares = sum(((features[tile].double() - centre).square().sum() for tile in tiles), centre.new_zeros(()))
-    deviation = (squares / (n_rows * n_features)).sqrt()
+    centre = sum((share[tile] @ features[tile].double() for tile in tiles), share.new_zeros(n_features))
+    square = sum(
+        (share[tile] @ (features[tile].double() - centre).square().mean(1) for tile in tiles), share.new_zeros(())
+    )
+    deviation = square.sqrt()
     scale = torch.where(deviation > 0, deviation.reciprocal(), 1.0).to(dtype)
     check_overflow("features", deviation, scale)
     if standardize == COLUMNS:
-        scale = _scale_of_columns(features, centre, scale, has_bias=has_bias)
+        scale = _scale_of_columns(features, share, centre, scale, has_bias=has_bias)
     centre = centre.to(dtype)
     return Standardization(centre if has_bias else torch.zeros_like(centre), scale, has_bias)
 
 
 def _scale_of_columns(
     features: Tensor,  # [N, D] raw
+    share: Tensor,  # of each row, [N] float64
     centre: Tensor,  # [D] float64
     scale: Tensor,  # [], for columns that are constant
     *,
@@ -131,8 +140,8 @@ def _scale_of_columns(
     origin = centre if has_bias else torch.zeros_like(centre)
     squares = torch.zeros_like(centre)
     for tile in row_tiles(len(features)):
-        squares += (features[tile].double() - origin).square().sum(0)
-    deviation = (squares / len(features)).sqrt()
+        squares += share[tile] @ (features[tile].double() - origin).square()
+    deviation = squares.sqrt()
     constant = deviation <= _RESOLVED * torch.finfo(features.dtype).eps * origin.abs()
     result = torch.where(constant, scale.double(), deviation.reciprocal()).to(scale.dtype)
     check_overflow("features", deviation, result)

@@ -25,13 +25,21 @@ from tests.problems import Problem, make_problem
 NAMES = np.array(["cat", "dog", "eel", "fox"])
 
 
-# None of scikit-learn's checks is expected to fail.
+def what_cannot_be(estimator: LaplaceClassifier) -> dict[str, str]:
+    """The checks of scikit-learn that are expected to fail."""
+    if estimator.fit_bias:
+        return {}
+    return {"check_class_weight_classifiers": "without a bias, no weights give all rows of uncentred data to one class"}
+
+
+# One check compares fits with weights and with copies of rows to 1e-7, which the default tolerance does not reach.
 @parametrize_with_checks(
     [
-        LaplaceClassifier(),
-        LaplaceClassifier(link="plugin", step="newton", curvature="gaussian"),
-        LaplaceClassifier(fit_bias=False, standardize=False, prior_precision=1.0),
-    ]
+        LaplaceClassifier(tolerance=0.0),
+        LaplaceClassifier(link="plugin", step="newton", curvature="gaussian", tolerance=0.0),
+        LaplaceClassifier(fit_bias=False, standardize=False, prior_precision=1.0, tolerance=0.0),
+    ],
+    expected_failed_checks=what_cannot_be,
 )
 def test_checks_of_scikit_learn(estimator: LaplaceClassifier, check: Any) -> None:
     check(estimator)
@@ -128,6 +136,64 @@ class TestTypes:
             LaplaceClassifier().fit(csr_matrix(X), y)
 
 
+class TestWeights:
+    def test_a_weight_is_a_number_of_copies(self, data: Any) -> None:
+        X, y = data
+        copies = np.arange(len(X)) % 3
+        weighted = LaplaceClassifier(tolerance=0.0).fit(X, y, sample_weight=copies)
+        repeated = LaplaceClassifier(tolerance=0.0).fit(X.repeat(copies, 0), y.repeat(copies))
+        np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-6)
+        assert weighted.score(X, y, sample_weight=copies) == repeated.score(X.repeat(copies, 0), y.repeat(copies))
+
+    def test_class_weights_multiply_those_of_the_rows(self, data: Any) -> None:
+        X, y = data
+        weights = np.where(y == "eel", 3.0, 1.0)
+        by_class = LaplaceClassifier(class_weight={"eel": 3.0}).fit(X, y, sample_weight=np.full(len(X), 2.0))
+        by_row = LaplaceClassifier().fit(X, y, sample_weight=2.0 * weights)
+        np.testing.assert_allclose(by_class.predict_proba(X), by_row.predict_proba(X), rtol=1e-12)
+        by_class.partial_fit(X[:9], y[:9])
+        by_row.partial_fit(X[:9], y[:9], sample_weight=weights[:9])
+        np.testing.assert_allclose(by_class.predict_proba(X), by_row.predict_proba(X), rtol=1e-12)
+
+    def test_balanced_classes_count_alike(self, data: Any) -> None:
+        X, y = data
+        counts = {name: float(np.sum(y == name)) for name in NAMES}
+        weights = np.array([len(y) / (4 * counts[name]) for name in y])
+        balanced = LaplaceClassifier(class_weight="balanced").fit(X, y)
+        by_row = LaplaceClassifier().fit(X, y, sample_weight=weights)
+        np.testing.assert_allclose(balanced.predict_proba(X), by_row.predict_proba(X), rtol=1e-12)
+
+    def test_weights_of_partial_fit_are_gamma(self, problem: Problem, data: Any) -> None:
+        X, y = data
+        weights = np.linspace(0.0, 2.0, 10)
+        classifier = LaplaceClassifier(gamma=0.5, tolerance=0.0).fit(X, y)
+        posterior = LastLayerLaplace.fit_map(problem.pool, problem.labels, 4, tolerance=0.0)
+        posterior.update(problem.pool[:10], problem.labels[:10], gamma=torch.from_numpy(0.5 * weights))
+        classifier.partial_fit(X[:10], y[:10], sample_weight=weights)
+        assert torch.equal(classifier.posterior_.mean, posterior.mean)
+
+
+class TestNewClasses:
+    @pytest.mark.parametrize("classes", [None, [*NAMES, "bee", "owl"]])
+    def test_a_label_of_a_new_class_adds_it(self, data: Any, classes: list[str] | None) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X, y)
+        before = classifier.predict_proba(X)
+        classifier.partial_fit(X[:2], ["owl", "bee"], classes)
+        assert classifier.classes_.tolist() == ["bee", "cat", "dog", "eel", "fox", "owl"]
+        after = classifier.predict_proba(X)
+        known = after[:, 1:5] / after[:, 1:5].sum(1, keepdims=True)
+        assert np.abs(known - before).max() < 0.2  # the odds of the others are nearly those of before
+        assert after[0, 5] > after[2:, 5].mean()
+
+
+def test_logarithms_of_probabilities_are_finite(data: Any) -> None:
+    X, y = data
+    classifier = LaplaceClassifier(link="plugin").fit(X, y)
+    np.testing.assert_allclose(np.exp(classifier.predict_log_proba(X)), classifier.predict_proba(X), rtol=1e-12)
+    assert np.isfinite(classifier.predict_log_proba(1e6 * X)).all()
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("parameter", "error"),
@@ -156,15 +222,32 @@ class TestErrors:
             with pytest.raises(ValueError, match=f"^{next(iter(parameter))} must be "):
                 call()
 
-    @pytest.mark.parametrize("new", [["cat", "owl"], [0, 1]])
-    def test_a_new_class_changes_nothing(self, data: Any, new: list[Any]) -> None:
+    def test_labels_of_another_kind_and_fewer_classes_change_nothing(self, data: Any) -> None:
         X, y = data
         classifier = LaplaceClassifier().fit(X, y)
         before = classifier.predict_proba(X)
+        with pytest.raises(ValueError, match=r"^y must hold labels of the kind of 'cat', got 0"):
+            classifier.partial_fit(X[:2], [0, 1])
+        with pytest.raises(ValueError, match=r"^classes must hold .*'fox'.* as in the first fit, got .*'owl'"):
+            classifier.partial_fit(X[:2], y[:2], classes=["cat", "dog", "eel", "owl"])
         with pytest.raises(ValueError, match=r"^y contains previously unseen labels"):
-            classifier.partial_fit(X[:2], new)
-        with pytest.raises(ValueError, match=r"^classes must be .*'fox'.* as in the first fit, got .*'owl'"):
-            classifier.partial_fit(X[:2], y[:2], classes=[*NAMES, "owl"])
+            classifier.partial_fit(X[:2], ["cat", "owl"], classes=NAMES)
+        np.testing.assert_array_equal(classifier.predict_proba(X), before)
+
+    def test_balanced_weights_are_for_fit(self, data: Any) -> None:
+        X, y = data
+        classifier = LaplaceClassifier(class_weight="balanced").fit(X, y)
+        with pytest.raises(ValueError, match=r"^class_weight must be a dictionary or None for partial_fit, got 'bal"):
+            classifier.partial_fit(X[:2], y[:2])
+
+    @pytest.mark.parametrize("weights", [np.ones(3), np.full(60, -1.0), np.full(60, np.nan)])
+    def test_bad_weights_change_nothing(self, data: Any, weights: NDArray[Any]) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X, y)
+        before = classifier.predict_proba(X)
+        for call in (classifier.fit, classifier.partial_fit):
+            with pytest.raises(ValueError, match="sample_weight"):
+                call(X, y, sample_weight=weights)
         np.testing.assert_array_equal(classifier.predict_proba(X), before)
 
     def test_one_class_is_refused(self, data: Any) -> None:

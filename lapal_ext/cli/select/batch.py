@@ -62,7 +62,7 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         rows = torch.tensor([line.row for line in lines], dtype=torch.int64, device="cpu")
         features = pool.raw(rows)
         labels = [line.label for line in lines if line.label is not None]
-        start.absorb(model, features[_places(lines, waits=False)], labels)
+        model = start.with_answers(model, features[_places(lines, waits=False)], labels)
         _equalize(model, ranks)
         answered = model.clone()
         waiting = _places(lines, waits=True)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lapal_ext.cli.select.batch import limit_of, seeded
@@ -72,24 +73,19 @@ class Questions:
     def _begin(self, answers: Sequence[Line]) -> None:
         self._stage_now = self._stage(answers)
         self._told = 0
-        model, labelled = self._start.model(), self._start.features
-        if self._start.without_labels:
-            labelled = self._pool[[line.row for line in answers if line.label is not None]].to(model.mean.dtype)
-            self._start.absorb(model, labelled, _labels(answers))
+        model = self._start.model()
+        given = self._pool[[line.row for line in answers if line.label is not None]].to(model.mean.dtype)
+        model = self._start.with_answers(model, given, _labels(answers))
         self._selector = SequentialSelector(
             model,
             self._pool,
             self._stage_now[0],
             generator=seeded(self._options),
-            labelled=labelled,
+            labelled=torch.cat([self._start.features, given]),
             memory=limit_of(self._options),
         )
-        if self._start.without_labels:
-            if answers:
-                self._selector.skip([line.row for line in answers])
-        else:
-            for line in answers:
-                self._tell(line)
+        if answers:
+            self._selector.skip([line.row for line in answers])
 
     def _tell(self, line: Line) -> None:
         if line.label is None:

@@ -85,20 +85,25 @@ class Start:
             model.add_class(None if names is None else name)
         return model
 
-    def absorb(
+    def with_answers(
         self,
         model: LastLayerLaplace,
         features: Tensor,  # [k, D]
         labels: Sequence[int],  # [k]
-    ) -> None:
-        """Update the model with answers.
+    ) -> LastLayerLaplace:
+        """The model fitted to all labels, with these answers among them.
 
-        The mode of all answers and the prior is what a fit to these answers gives, so a model without other labels
-        takes them at once.
+        Without other labels, the mode of all answers and the prior is that fit, standardised by the pool. A layer of
+        ``--head`` is updated: its training rows may be many more than those that are given.
         """
-        if labels:
-            step = "joint" if self.without_labels else "line_search"
-            model.update(features, torch.tensor(labels, device="cpu"), step)
+        if not labels:
+            return model
+        answers = torch.tensor(labels, device="cpu")
+        if self._labels is None:
+            return model.condition_on(features, answers, "joint")
+        if self._options.head is not None:
+            return model.condition_on(features, answers)
+        return model.refit(torch.cat([self.features, features]), torch.cat([self._labels, answers]))
 
     def temperature(
         self,

@@ -175,15 +175,17 @@ class TestEditedFiles:
         message = f"--texts must have one line for each of the {ROWS} rows of the pool, got {count}"
         assert message in capsys.readouterr().err
 
-    def test_save_writes_the_model_updated_with_the_answers(self, data):
-        pool, *_ = data
+    def test_save_writes_the_model_refitted_with_the_answers(self, data):
+        pool, features, targets = data
         assert select("--number", 4) == 0
         fill("ant", "BEE", "skip")
         told = [line for line in lines() if line["label"] not in ("", "skip")]
         assert select("--number", 1, "--save", "model.safetensors") == 0
-        expected = fitted(data)
-        expected.update(pool[[int(line["row"]) for line in told]].float(), torch.tensor([0, 1]))
-        assert LastLayerLaplace.load("model.safetensors").mean.equal(expected.mean)
+        new = pool[[int(line["row"]) for line in told]].float()
+        every = torch.cat([features, new]), torch.cat([targets, torch.tensor([0, 1])])
+        saved = LastLayerLaplace.load("model.safetensors")
+        assert saved.mean.equal(fitted(data).refit(*every).mean)
+        assert saved.fitted_rows == len(every[0])
 
     def test_class_names_may_differ_by_capitals_alone(self):
         Path("names.txt").write_text("Ant\nant\ncat\n")
