@@ -111,7 +111,8 @@ class ClassCurvature:
         factor, info = torch.linalg.cholesky_ex(matrix)
         condition = float(factor.diagonal().max() / factor.diagonal().min()) ** 2
         self.usable = int(info) == 0 and condition <= _RESOLVED / torch.finfo(x.dtype).eps
-        self._inverse = torch.cholesky_inverse(factor)
+        if self.usable:
+            self._inverse = torch.cholesky_inverse(factor)
         return condition
 
 
