@@ -117,9 +117,10 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> En
         gradient.add_(weight, alpha=prior_precision)
         if iteration in measured:
             curvature.measure(logits.softmax(0))
-            inverse_hessian.renew()
         if not curvature.usable:
             break
+        if iteration in measured:
+            inverse_hessian.renew()
         direction = inverse_hessian.times(gradient, moved).neg_()
         along = ops.inner_products.unchecked(direction, points)  # [C, N]
         length, rate = _search(objective, logits, along, weight, direction)
