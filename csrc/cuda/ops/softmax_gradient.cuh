@@ -123,22 +123,26 @@ struct Product {
   }
 };
 
-// Adds the sums of a run to those of the part. Each number in memory belongs to one thread.
+// Adds the sums of a run to those of the part, or writes them. `to` is the first number of the tile, which has
+// `features` and `lines` of the results. Each number in memory belongs to one thread.
 template <class T>
-__device__ __forceinline__ void add_run(const Product<T>& product, int64_t part, int64_t first_feature,
-                                        int64_t first_line, bool is_first, const typename ProductTile<T>::Sums& sums) {
+__device__ __forceinline__ void add_run(const typename ProductTile<T>::Sums& sums, bool is_first, int features,
+                                        int lines, int64_t n_features, double* to) {
   using Tile = ProductTile<T>;
-  const int64_t n_features = product.features.n_rows, n_lines = product.factors.n_rows;
 #pragma unroll
   for (int j = 0; j < Tile::kThreadCols; ++j) {
-    const int64_t line = first_line + Tile::col(j);
-    double* to = product.partial_sums + (part * n_lines + line) * n_features;
+    const int line = Tile::col(j);
 #pragma unroll
     for (int i = 0; i < kThreadRows; ++i) {
-      const int64_t feature = first_feature + Tile::row(i);
-      if (line < n_lines && feature < n_features) {
+      const int feature = Tile::row(i);
+      if (line < lines && feature < features) {
+        double* number = to + line * n_features + feature;
         const double sum = double(sums[i][j]);
-        to[feature] = is_first ? sum : to[feature] + sum;
+        if (is_first) {
+          *number = sum;
+        } else {
+          *number += sum;
+        }
       }
     }
   }
@@ -158,11 +162,15 @@ __global__ void __launch_bounds__(kProductBlock) product_kernel(Product<T> produ
     const int64_t first_feature = tile % feature_tiles * kProductRows;
     const int64_t first_line = tile / feature_tiles * Tile::kCols;
     const int64_t start = product.parts.start(part), end = product.parts.end(part);
+    const int64_t n_features = product.features.n_rows, n_lines = product.factors.n_rows;
+    const int features = int(n_features - first_feature < kProductRows ? n_features - first_feature : kProductRows);
+    const int lines = int(n_lines - first_line < Tile::kCols ? n_lines - first_line : Tile::kCols);
+    double* to = product.partial_sums + (part * n_lines + first_line) * n_features + first_feature;
     for (int64_t run = start; run < end; run += kRunRows) {
       typename Tile::Sums sums = {};
       add_products(Features(product.features, first_feature), Factors(product.factors, first_line), run,
                    run + kRunRows < end ? run + kRunRows : end, feature_memory, factor_memory, sums);
-      add_run(product, part, first_feature, first_line, run == start, sums);
+      add_run<T>(sums, run == start, features, lines, n_features, to);
     }
   }
 }
