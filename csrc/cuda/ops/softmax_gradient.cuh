@@ -7,21 +7,22 @@
 //         -> float64, [C, D], [H, C, D].
 //
 // Three launches. In the first, a thread takes a row (class_lines.cuh) and writes the factors of x_n, a line of N
-// numbers for each class of the gradient and of each direction; a block adds the losses of its rows. A target out of
+// numbers for each class of the gradient and of each direction. A block adds the losses of its rows. A target out of
 // range makes its factors and its loss NaN.
 //
 // The second multiplies the lines with the features. A block takes a part of the rows (evaluation_tiles.cuh) and a tile
-// of kProductRows features x kCols lines, whose products are in registers (product_tile.cuh). There the features are
-// the rows of the tile: a layer often has fewer classes than kCols. kRunRows rows of x are summed in T, and a part in
-// float64 in the workspace. If N is not a multiple of kProductDepth, zeros are added in front. Neighbouring blocks have
-// the same part, so the blocks that run at once read it from cache.
+// of kProductRows features x kCols lines, whose products are in registers (product_tile.cuh). The features are the
+// rows of that tile and the lines its columns, because a layer often has few classes. kRunRows rows of x are summed in
+// T, and the runs of a part in float64 in the workspace. If N is not a multiple of kProductDepth, zeros are added in
+// front. Neighbouring blocks have the same part, so the blocks that run at once read it from cache.
 //
 // The third adds the parts of every result, and the losses, in order. So the order of a sum depends on the sizes only.
 //
-// Workspace: (1 + H) C N numbers; 8 bytes per kLineBlock rows; a float64 number per result and part, at most 64 MiB if
+// Workspace: (1 + H) C N numbers; 8 bytes per kLineBlock rows; a float64 number per result and part, at most 32 MiB if
 // there are several parts.
 //
-// Limit: arithmetic, (1 + H) N C D multiply-adds and 2 (1 + H) N C exponentials; for few classes N kCols D.
+// Limit: arithmetic, (1 + H) N C D multiply-adds with whole tiles of lines and features, and 2 (1 + H) N C
+// exponentials.
 #pragma once
 
 #include "cuda/shared/class_lines.cuh"
@@ -32,7 +33,7 @@ namespace lapal_ext {
 
 constexpr int64_t kRunRows = 128;                 // of x that are summed in T
 constexpr int64_t kLeastPartRows = 2 * kRunRows;  // of a part
-constexpr int64_t kWantedPairs = 512;             // of parts and tiles: three for each multiprocessor
+constexpr int64_t kWantedPairs = 512;             // of parts and tiles; twice the blocks that run at once on an H100
 
 template <class T>
 struct Lines {
@@ -123,8 +124,8 @@ struct Product {
   }
 };
 
-// Adds the sums of a run to those of the part, or writes them. `to` is the first number of the tile, which has
-// `features` and `lines` of the results. Each number in memory belongs to one thread.
+// Writes the sums of the first run of a part, and adds those of the others. `to` is the first number of a tile with
+// `features` x `lines` results. Each number in memory belongs to one thread.
 template <class T>
 __device__ __forceinline__ void add_run(const typename ProductTile<T>::Sums& sums, bool is_first, int features,
                                         int lines, int64_t n_features, double* to) {
