@@ -14,7 +14,7 @@ from benchmarks.workloads.problems import PRIOR_PRECISION
 _PEERS = ("scikit-learn", "same objective", "same start")
 _ARMS = (*_PEERS, "torch", "native", ONE_THREAD)
 _TARGETS = {"fit": {"scikit-learn": 2.5}, "refit": {"scikit-learn": 8.0}}
-_ROUNDS = 5
+_LARGE, _FEW = 2000, 3  # rows, from which on an arm takes seconds, and rounds of such an arm
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,6 @@ def bench_w9_fit(time_workload: TimeWorkload, chosen: FitSet, kind: str) -> None
         targets=_TARGETS[kind],
         # The weights are not compared: arms that end at a tolerance differ by more than rounding.
         incomparable={*_PEERS, "torch", ONE_THREAD},
-        rounds=dict.fromkeys(_ARMS, _ROUNDS),
+        rounds=dict.fromkeys(_ARMS, _FEW) if len(x) > _LARGE else {},
         note=check_fits(chosen),
     )
