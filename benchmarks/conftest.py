@@ -108,6 +108,8 @@ def time_op(benchmark: Any, arm: str, device: torch.device, request: pytest.Fixt
 
         native, reference = (_as_tuple(function(**fresh())) for function in functions.values())
         for value, expected in zip(native, reference, strict=True):
+            if expected.numel() == 0:  # Hessian products of no direction
+                continue
             size = float(expected.double().abs().max())  # double, because results may be boolean
             torch.testing.assert_close(value, expected, rtol=_AGREEMENT, atol=_AGREEMENT * size)
         benchmark.group = request.node.name.replace(f"{arm}-", "").replace(f"[{arm}]", "")

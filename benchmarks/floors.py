@@ -38,6 +38,8 @@ FLOORS: dict[str, tuple[dict[str, int], float]] = {
     "nearest_distance_": ({"N": 20_000, "D": 64, "L": 1}, 1.2),
     "coverage_gain": ({"M": 1000, "E": 2000}, 1.5),
     "kernel_coverage": ({"M": 500, "E": 2000, "D": 128}, 0.5),  # its reference calls a BLAS, as for inner_products
+    "softmax_gradient": ({"N": 4000, "D": 128, "C": 10, "H": 1}, 0.7),  # so does this one
+    "directional_derivatives": ({"N": 20_000, "C": 10}, 1.3),
 }
 
 

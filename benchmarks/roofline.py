@@ -86,6 +86,11 @@ def kernels() -> list[Kernel]:
     found.append(of_op("coverage_gain", "read", Work(bytes_read=pairs * 4), M=10_000, E=10_000))
     work = Work(fmas=pairs * 384, exps=pairs)
     found.append(of_op("kernel_coverage", "fma + exp", work, M=10_000, E=10_000, D=384))
+    for C in (10, 77):
+        points = 4000 * C
+        work = Work(fmas=points * 385, exps=points)
+        found.append(of_op("softmax_gradient", "fma + exp", work, N=4000, D=385, C=C, H=0))
+        found.append(of_op("directional_derivatives", "exp", Work(exps=points), N=4000, C=C))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The workloads W1 to W8: the whole call that a user makes, compared with what it replaces.
+"""The workloads W1 to W8: the whole call that a user makes, compared with what it replaces. W9 is in bench_fits.py.
 
 Every arm of a workload gets the same data and the same step rule, and is compared with the native one before it is
 timed. A target says how many times faster than an arm the native one must be.
@@ -186,7 +186,7 @@ def bench_w3_large_pool(time_workload: TimeWorkload, storage: str) -> None:
     )
 
 
-@arms("authors", "refit", "best torch", "torch", "native", ONE_THREAD)
+@arms("authors", "refit", "scikit-learn", "best torch", "torch", "native", ONE_THREAD)
 @sizes({"authors": 18, "best torch": 7, ONE_THREAD: 1.7}, {"authors": 35, "best torch": 2.5, ONE_THREAD: 1.7})
 def bench_w4_look_ahead(time_workload: TimeWorkload, n_features: int, n_classes: int, targets: dict) -> None:
     problem = make_problem(n_features, n_classes)
@@ -201,7 +201,11 @@ def bench_w4_look_ahead(time_workload: TimeWorkload, n_features: int, n_classes:
         )
 
     state = posterior.mean, posterior.covariance
-    labelled = problem.features, problem.targets, PRIOR_PRECISION
+    labelled = problem.features, problem.targets
+    refits = {
+        "refit": lambda x, y: refit.refit(posterior, x, y),
+        "scikit-learn": lambda x, y: refit.scikit_learn(x, y, PRIOR_PRECISION),
+    }
     moved = 300 * 10_000 * n_classes  # logits, each changed by ten columns
     time_workload(
         "W4 look-ahead, 300 batches × 10, E=10,000",
@@ -211,14 +215,17 @@ def bench_w4_look_ahead(time_workload: TimeWorkload, n_features: int, n_classes:
         arms={
             "authors": lambda n: lambda: authors.look_ahead(*state, pool, labels, batches[:n], *evaluation),
             "best torch": lambda n: lambda: best_torch.look_ahead(*state, pool, labels, batches[:n], *evaluation),
-            "refit": lambda n: lambda: refit.look_ahead(*labelled, pool, labels, batches[:n], *evaluation),
+            **{
+                arm: lambda n, fit=fit: lambda: refit.look_ahead(fit, *labelled, pool, labels, batches[:n], *evaluation)
+                for arm, fit in refits.items()
+            },
             **public_call(call),
         },
         targets=targets,
         work=Work(fmas=10_000 * (1000 + n_classes) * n_features + 10 * moved, exps=moved),
-        rounds={"authors": 3, "best torch": 5, "torch": 2, "refit": 1},
-        timed={"refit": 30},
-        incomparable={"refit"},
+        rounds={"authors": 3, "best torch": 5, "torch": 2, **dict.fromkeys(refits, 1)},
+        timed=dict.fromkeys(refits, 30),
+        incomparable=refits,
     )
 
 
@@ -303,7 +310,7 @@ def bench_w6_bait(time_workload: TimeWorkload) -> None:
     )
 
 
-@arms("authors", "refit", "torch", "native")
+@arms("authors", "refit", "scikit-learn", "torch", "native")
 @pytest.mark.parametrize("step", ["newton", "line_search"])
 def bench_w7_absorb(time_workload: TimeWorkload, step: str) -> None:
     problem = make_problem(384, 10)
@@ -311,7 +318,7 @@ def bench_w7_absorb(time_workload: TimeWorkload, step: str) -> None:
     everything = torch.cat([problem.features, x]), torch.cat([problem.targets, y])
 
     state = problem.posterior.mean, problem.posterior.covariance
-    refitted = refit.refit(*everything, PRIOR_PRECISION).float()
+    refitted = refit.refit(problem.posterior, *everything)
     updated = problem.posterior.condition_on(x, y, step=step).mean
     guesses = [(problem.eval_features @ mean.T).argmax(1) for mean in (updated, refitted, problem.posterior.mean)]
     agreement = [100 * float((guess == guesses[1]).float().mean()) for guess in (guesses[0], guesses[2])]
@@ -321,11 +328,12 @@ def bench_w7_absorb(time_workload: TimeWorkload, step: str) -> None:
         units=10,
         arms={
             "authors": lambda _: lambda: authors.update(*state, x, y, step)[0],
-            "refit": lambda _: lambda: refit.refit(*everything, PRIOR_PRECISION),
+            "refit": lambda _: lambda: refit.refit(problem.posterior, *everything),
+            "scikit-learn": lambda _: lambda: refit.scikit_learn(*everything, PRIOR_PRECISION),
             **public_call(lambda _: lambda: problem.posterior.condition_on(x, y, step=step).mean),
         },
-        targets={"refit": 8},
-        incomparable={"refit"},
+        targets={"scikit-learn": 8},
+        incomparable={"refit", "scikit-learn"},
         note=f"{agreement[0]:.1f} % of predictions equal the refit's ({agreement[1]:.1f} % before the update)",
     )
 

@@ -136,8 +136,8 @@ def test_trust_is_a_number_of_copies(draw: Draw) -> None:
 
 
 def test_a_good_start_saves_passes(draw: Draw) -> None:
-    x = draw.normal(600, 30)
-    y = (x @ draw.normal(30, 6)).argmax(1)
+    x = draw.normal(600, 20).float()
+    y = (x @ draw.normal(20, 4).float() + 3 * draw.normal(600, 4)).argmax(1)
     passes = {"zero": 0, "nearly": 0}
 
     def counting(where: str) -> dict[str, object]:
@@ -147,8 +147,8 @@ def test_a_good_start_saves_passes(draw: Draw) -> None:
 
         return {"softmax_gradient": gradient}
 
-    nearly = map_weights(x[:590], y[:590], 6, 0.1, tolerance=1e-6).weight
+    nearly = map_weights(x[:590], y[:590], 4, 10.0, tolerance=TOLERANCE).weight
     for where, start in {"zero": None, "nearly": nearly}.items():
         with ops.replace_ops(counting(where)):
-            map_weights(x, y, 6, 0.1, start=start, tolerance=TOLERANCE)
-    assert 0 < passes["nearly"] < 0.7 * passes["zero"]
+            map_weights(x, y, 4, 10.0, start=start, tolerance=TOLERANCE)
+    assert 0 < passes["nearly"] <= 0.8 * passes["zero"]

@@ -1,0 +1,169 @@
+"""The parts of the fit by L-BFGS: the curvature of each class, the memory of steps, the line search, and the end."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lapal_ext.posterior.map_fit import TOLERANCE, map_weights
+from lapal_ext.posterior.softmax_fit import class_curvature, quasi_newton
+from lapal_ext.posterior.softmax_fit.class_curvature import ClassCurvature
+from lapal_ext.posterior.softmax_fit.objective import Objective
+from tests.draws import Draw
+
+PRIOR = 0.7
+
+
+def make_objective(draw: Draw, n_rows: int = 30, n_features: int = 7, n_classes: int = 5) -> Objective:
+    x, trust = draw.normal(n_rows, n_features), 0.1 + 2 * draw.uniform(n_rows)
+    return Objective(x, draw.integers(n_classes, n_rows), trust, None, n_classes, PRIOR)
+
+
+def outer_products(weights: Tensor, features: Tensor) -> Tensor:  # [D, D]
+    return (features.T * weights) @ features
+
+
+def dense_blocks(objective: Objective, probabilities: Tensor, most_rows: int) -> list[Tensor]:  # C times [D, D]
+    """M of every class, as the module states it."""
+    x = objective.features
+    curvature = objective.trust * probabilities * (1.0 - probabilities)
+    order = curvature.argsort(0, descending=True)
+    others = curvature.gather(0, order[2:]).mean(0)
+    shared = PRIOR * torch.eye(x.shape[1], dtype=x.dtype) + outer_products(others, x)
+    blocks = []
+    for k in range(len(curvature)):
+        rows = (order[:2] == k).any(0).nonzero().flatten()
+        more = (curvature[k] - others)[rows]
+        kept = more.argsort(descending=True)[:most_rows]
+        blocks.append(shared + outer_products(more[kept], x[rows[kept]]))
+    return blocks
+
+
+def solved_densely(blocks: list[Tensor], gradients: Tensor) -> Tensor:  # [G, C, D]
+    result = torch.stack([g @ torch.linalg.inv(m) for m, g in zip(blocks, gradients.unbind(1), strict=True)], 1)
+    return result - result.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("most_rows", [30, 3])
+def test_the_measured_curvature_of_each_class(most_rows: int, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_curvature, "_ROWS_OF_CLASS", 100.0)
+    monkeypatch.setattr(class_curvature, "_MOST_ROWS", most_rows)
+    objective = make_objective(draw)
+    probabilities, gradients = (2 * draw.normal(5, 30)).softmax(0), draw.normal(3, 5, 7)
+    curvature = ClassCurvature(objective)
+    curvature.measure(probabilities)
+    assert curvature.usable
+    expected = solved_densely(dense_blocks(objective, probabilities, most_rows), gradients)
+    torch.testing.assert_close(curvature.solve(gradients), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_shared_curvature_is_the_mean_of_all_classes(draw: Draw) -> None:
+    objective = make_objective(draw)
+    probabilities, gradients = draw.normal(5, 30).softmax(0), draw.normal(3, 5, 7)
+    curvature = ClassCurvature(objective)
+    curvature.measure(probabilities)
+    curvature.share(probabilities)  # forgets what was measured
+    mean = (objective.trust * probabilities * (1.0 - probabilities)).mean(0)
+    block = PRIOR * torch.eye(7, dtype=torch.float64) + outer_products(mean, objective.features)
+    torch.testing.assert_close(curvature.solve(gradients), solved_densely(5 * [block], gradients))
+
+
+@pytest.mark.parametrize("method", ["share", "measure"])
+def test_features_that_float32_does_not_resolve_are_not_usable(method: str, draw: Draw) -> None:
+    plain = make_objective(draw)
+    sizes = torch.tensor([1e4, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    objective = plain._replace(features=plain.features.float() * sizes, trust=plain.trust.float())
+    probabilities = draw.normal(5, 30).softmax(0)
+    for given, usable in ((plain, True), (objective, False)):
+        curvature = ClassCurvature(given)
+        getattr(curvature, method)(probabilities.to(given.features.dtype))
+        assert curvature.usable is usable
+
+
+class Scaled:
+    """A curvature that is one number."""
+
+    def __init__(self, inverse: float) -> None:
+        self.inverse = inverse
+
+    def solve(self, gradients: Tensor) -> Tensor:
+        return self.inverse * gradients
+
+
+def test_the_memory_of_steps_satisfies_the_secant_equation(draw: Draw) -> None:
+    """H y = s for the last step s and its change y of the gradient, also after the curvature was measured again."""
+    curvature = Scaled(0.5)
+    inverse_hessian = quasi_newton._InverseHessian(curvature)
+    inverse_hessian.times(gradient := draw.normal(3, 4), None)
+    for _ in range(3):
+        moved = draw.normal(3, 4)
+        change = moved * (1.0 + draw.uniform(3, 4))
+        inverse_hessian.times(gradient := gradient + change, moved)
+    torch.testing.assert_close(inverse_hessian.times(change, None), moved)
+    curvature.inverse = 2.0
+    inverse_hessian.renew()
+    torch.testing.assert_close(inverse_hessian.times(change, None), moved)
+
+
+def test_a_step_of_negative_curvature_is_not_kept(draw: Draw) -> None:
+    """Rounding may give one where the gradient hardly changes. With it, the product need not be a descent direction."""
+    inverse_hessian = quasi_newton._InverseHessian(Scaled(0.5))
+    inverse_hessian.times(gradient := draw.normal(3, 4), None)
+    moved = draw.normal(3, 4)
+    gradient = gradient - moved
+    torch.testing.assert_close(inverse_hessian.times(gradient, moved), 0.5 * gradient)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_search_finds_the_minimum_along_a_direction(
+    size: float, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = make_objective(draw)
+    x = objective.features
+    weight = draw.normal(5, 7)
+
+    def value(w: Tensor) -> Tensor:
+        losses = cross_entropy(x @ w.T, objective.targets, reduction="none")
+        return (objective.trust * losses).sum() + 0.5 * PRIOR * w.square().sum()
+
+    direction = -size * torch.func.grad(value)(weight)
+    slope = torch.func.grad(lambda s: value(weight + s * direction))
+    low, high = torch.tensor(0.0).double(), torch.tensor(10.0 / size).double()
+    assert float(slope(high)) > 0.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if slope(middle) > 0.0 else (middle, high)
+    arguments = objective, (x @ weight.T).T.contiguous(), (x @ direction.T).T.contiguous(), weight, direction
+    rough, _ = quasi_newton._search(*arguments)
+    assert abs(rough - float(low)) <= 0.2 * float(low)
+    monkeypatch.setattr(quasi_newton, "_CLOSE", 1e-9)
+    length, rate = quasi_newton._search(*arguments)
+    assert length == pytest.approx(float(low), rel=1e-7)
+    p, v = (x @ (weight + low * direction).T).softmax(1), x @ direction.T
+    largest = float((p * (v - (p * v).sum(1, keepdim=True))).abs().max())
+    assert rate == pytest.approx(largest, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "still_to_come"),
+    [
+        ([1e-9, 1e-9], math.inf),  # two small steps say nothing
+        ([0.1, 0.1, 0.1], 0.1),
+        ([0.1, 0.1, 0.1, 1e-9], 0.05),  # small by chance
+        ([0.5**i for i in range(12)], 0.5**10),  # half of the largest of three steps
+        ([0.9**i for i in range(12)], 0.9**11 * 0.9 / 0.1 / 3),  # steps that shrink slowly add up
+        ([2.0**i for i in range(12)], 2.0**11 * 33),
+        ([0.1, 0.1, 0.1, 0.1, 0.1, 0.0, 0.0, 0.0], 0.0),
+    ],
+)
+def test_what_is_still_to_come(changes: list[float], still_to_come: float) -> None:
+    assert quasi_newton._still_to_come(changes) == pytest.approx(still_to_come)
+
+
+def test_a_row_added_to_all_classes_of_the_start_is_removed(draw: Draw) -> None:
+    """It changes no probability, so no step would remove it."""
+    x, y = draw.normal(60, 5).float(), draw.integers(3, 60)
+    weight = map_weights(x, y, 3, 1.0, start=torch.ones(3, 5), tolerance=TOLERANCE).weight
+    assert float(weight.sum(0).abs().max()) <= 1e-5
