@@ -35,12 +35,13 @@ def directional_derivatives(
     Returns:
         Three numbers in float64. O(N C). The order of their sums depends on N alone.
     """
-    p = (logits + step * direction).softmax(0)
-    # Relative to the target: a number that is added to all classes of a row changes nothing.
-    relative = direction - direction.gather(0, targets[None])
+    moved = logits + step * direction
+    p = moved.softmax(0)
+    # Relative to the winner: where it has nearly all probability, v and its mean are nearly the same number.
+    relative = direction - direction.gather(0, moved.argmax(0)[None])
     mean = (p * relative).sum(0)
     rates = p * (relative - mean)
-    first = (trust * mean).double().sum()
-    second = (trust * (rates * relative).sum(0)).double().sum()
+    first = (trust * (mean - relative.gather(0, targets[None])[0])).double().sum()
+    second = (trust * (rates * (relative - mean)).sum(0)).double().sum()
     largest = rates.abs().amax().double() if rates.numel() else torch.zeros_like(first)
     return first, second, largest

@@ -45,6 +45,9 @@ def softmax_gradient(
     loss = -(trust * log_p.gather(0, targets[None])[0]).double().sum()
     gap = p * trust
     gap.scatter_add_(0, targets[None], -trust[None])
-    moved = trust * p * (directions - (p * directions).sum(1, keepdim=True))
+    # Relative to the winner: where it has nearly all probability, v and its mean are nearly the same number.
+    winner = logits.argmax(0)[None, None].expand(directions.shape[0], 1, -1)
+    relative = directions - directions.gather(1, winner)
+    moved = trust * p * (relative - (p * relative).sum(1, keepdim=True))
     gradient, products = gap @ features, moved @ features
     return loss, gradient.contiguous(), products.contiguous()

@@ -405,8 +405,8 @@ class LastLayerLaplace(nn.Module):
         """Fit a new posterior to all labels, beginning at the mean of this one, which is not modified.
 
         It has the prior precision, curvature, bias, kind of standardising and class names of this one, and as many
-        classes, also those that ``add_class`` has added. Begun where updates ended, a fit takes a third to a half of
-        the passes over the features that it takes from nothing.
+        classes, also those that ``add_class`` has added. Begun where updates ended, a fit takes half to four fifths
+        of the passes over the features that it takes from nothing.
 
         Args:
             features: of all labelled rows, [N, D], N >= 1, not only of new ones.

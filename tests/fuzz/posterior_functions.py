@@ -88,7 +88,7 @@ def _labelled(choose: Choose, p: Small) -> Arguments:
     }
 
 
-def _fit_map(choose: Choose, p: Small) -> Arguments:
+def _of_classes(choose: Choose, p: Small) -> Arguments:
     return _labelled(choose, p) | {
         "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True),
         "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
@@ -96,8 +96,15 @@ def _fit_map(choose: Choose, p: Small) -> Arguments:
     }
 
 
+def _fit_map(choose: Choose, p: Small) -> Arguments:
+    arguments = _of_classes(choose, p)
+    # Names say how many classes there are.
+    named = arguments["class_names"].good is not None
+    return arguments | {"num_classes": changes.integer(p.n_classes, 2, optional=named)}
+
+
 def _untrained(choose: Choose, p: Small) -> Arguments:
-    arguments = _fit_map(choose, p)
+    arguments = _of_classes(choose, p)
     del arguments["targets"]
     return arguments
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -59,7 +60,7 @@ UPDATE = {
     "features": {**values.features_of(X), **values.overflowing(X)},
     "targets": values.labels(Y, 4),
     "step": values.choices_not_none(),
-    "gamma": values.numbers(),
+    "gamma": values.numbers() | {"ndarray": Bad(np.array([1.0, 2.0]), ValueError, "must have shape")},
 }
 PREDICT = {"features": {**values.features_of(X), **values.overflowing(X)}}
 LABELLED = {"posterior": MODEL, "features": X, "targets": Y, "step": "line_search", "gamma": 1.0}

@@ -7,8 +7,8 @@
 // Shapes: logits z [C, N], direction v [C, N], targets y [N], trust t [N] -> three numbers in double.
 //
 // Layout: rows are in lanes, a tile of rows at a time (cpu/passes/class_lines.h). The exponentials of a tile stay in
-// second-level cache between the passes. v is taken relative to that of the target, so that a number added to all
-// classes of a row does not cancel.
+// second-level cache between the passes. v is taken relative to that of the winner: where it has nearly all
+// probability, v and its mean are nearly the same number.
 //
 // Parallel over tiles. Each tile has its sums, which are added in order, so the result is the same for any number of
 // threads.
@@ -64,11 +64,13 @@ LAPAL_HD TileSums derivatives_of_tile(const Line<T>& line, int64_t start, T* exp
       line.n_classes, count,
       [=](int64_t k, int64_t i) { return logits[k * n_rows + i] + step * direction[k * n_rows + i]; }, exponentials,
       kLineRows);
+  alignas(kBlockBytes) T origin[kLineRows];
   alignas(kBlockBytes) T target[kLineRows];
   alignas(kBlockBytes) T mean[kLineRows];
   alignas(kBlockBytes) T square[kLineRows];
   alignas(kBlockBytes) T largest[kLineRows];
   for (int64_t i = 0; i < count; ++i) {
+    origin[i] = direction[softmax.winner[i] * n_rows + i];
     target[i] = direction[line.targets[start + i] * n_rows + i];
   }
 #pragma omp simd
@@ -79,7 +81,7 @@ LAPAL_HD TileSums derivatives_of_tile(const Line<T>& line, int64_t start, T* exp
     const T *v = direction + k * n_rows, *e = exponentials + k * kLineRows;
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
-      mean[i] += e[i] * (v[i] - target[i]);
+      mean[i] += e[i] * (v[i] - origin[i]);
     }
   }
 #pragma omp simd
@@ -90,7 +92,7 @@ LAPAL_HD TileSums derivatives_of_tile(const Line<T>& line, int64_t start, T* exp
     const T *v = direction + k * n_rows, *e = exponentials + k * kLineRows;
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
-      const T deviation = (v[i] - target[i]) - mean[i];
+      const T deviation = (v[i] - origin[i]) - mean[i];
       const T rate = e[i] * softmax.inverse[i] * deviation;
       square[i] += rate * deviation;
       largest[i] = larger(largest[i], rate < T(0) ? -rate : rate);
@@ -99,7 +101,7 @@ LAPAL_HD TileSums derivatives_of_tile(const Line<T>& line, int64_t start, T* exp
   TileSums sums{0.0, 0.0, 0.0};
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    mean[i] *= trust[i];
+    mean[i] = trust[i] * (mean[i] - (target[i] - origin[i]));
     square[i] *= trust[i];
   }
   sums.first = sum_of_line(mean, count);

@@ -73,17 +73,18 @@ LAPAL_HD double factors_of_tile(const Rows<T>& rows, int64_t start) {
   for (int64_t h = 0; h < rows.n_directions; ++h) {
     const T* direction = rows.directions + h * n_classes * n_rows + start;
     T* product = factors + (1 + h) * n_classes * stride;
-    alignas(kBlockBytes) T target[kLineRows];
+    // Relative to the winner: where it has nearly all probability, v and its mean are nearly the same number.
+    alignas(kBlockBytes) T origin[kLineRows];
     alignas(kBlockBytes) T mean[kLineRows];
     for (int64_t i = 0; i < count; ++i) {
-      target[i] = direction[rows.targets[start + i] * n_rows + i];
+      origin[i] = direction[softmax.winner[i] * n_rows + i];
       mean[i] = T(0);
     }
     for (int64_t k = 0; k < n_classes; ++k) {
       const T *v = direction + k * n_rows, *e = factors + k * stride;
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) {
-        mean[i] += e[i] * softmax.inverse[i] * (v[i] - target[i]);
+        mean[i] += e[i] * softmax.inverse[i] * (v[i] - origin[i]);
       }
     }
     for (int64_t k = 0; k < n_classes; ++k) {
@@ -91,7 +92,7 @@ LAPAL_HD double factors_of_tile(const Rows<T>& rows, int64_t start) {
       T* to = product + k * stride;
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) {
-        to[i] = trust[i] * (e[i] * softmax.inverse[i]) * ((v[i] - target[i]) - mean[i]);
+        to[i] = trust[i] * (e[i] * softmax.inverse[i]) * ((v[i] - origin[i]) - mean[i]);
       }
     }
   }

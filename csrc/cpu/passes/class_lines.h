@@ -17,9 +17,10 @@ constexpr int64_t kLineRows = 256;  // rows of a tile
 // The softmax of the rows of a tile: p_k = exponential_k inverse, and what its derivatives need.
 template <class T>
 struct LineSoftmax {
-  alignas(kBlockBytes) T largest[kLineRows];  // logit
-  alignas(kBlockBytes) T rest[kLineRows];     // sum of the exponentials of all classes but the winner
-  alignas(kBlockBytes) T inverse[kLineRows];  // 1 / (1 + rest)
+  alignas(kBlockBytes) T largest[kLineRows];            // logit
+  alignas(kBlockBytes) T rest[kLineRows];               // sum of the exponentials of all classes but the winner
+  alignas(kBlockBytes) T inverse[kLineRows];            // 1 / (1 + rest)
+  alignas(kBlockBytes) LaneIndex<T> winner[kLineRows];  // the first class with the largest logit
 
   // Writes the exponentials of `count` rows, relative to the largest, to lines of `out`, `out_stride` apart.
   // line(k, i) is the logit of class k and row i. A NaN is in the sum of its row.
@@ -32,6 +33,7 @@ struct LineSoftmax {
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i) {
           largest[i] = to[i] = line(k, i);
+          winner[i] = 0;
           rest[i] = T(0);
           ties[i] = T(-1);
         }
@@ -40,6 +42,7 @@ struct LineSoftmax {
         for (int64_t i = 0; i < count; ++i) {
           const T logit = line(k, i);
           to[i] = logit;
+          winner[i] = logit > largest[i] ? LaneIndex<T>(k) : winner[i];
           largest[i] = logit > largest[i] ? logit : largest[i];
         }
       }
@@ -49,11 +52,11 @@ struct LineSoftmax {
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) {
         const T shifted = to[i] - largest[i];
-        const T winner = shifted >= T(0) ? T(1) : T(0);
+        const T wins = shifted >= T(0) ? T(1) : T(0);
         const T exponential = exp_nonpositive(shifted);
         to[i] = exponential;
-        rest[i] += exponential - winner;
-        ties[i] += winner;
+        rest[i] += exponential - wins;
+        ties[i] += wins;
       }
     }
 #pragma omp simd
