@@ -13,6 +13,7 @@ op = ops.softmax_gradient
 # Whole and broken panels of features, few last features, whole and broken groups of classes, several tiles of rows.
 SIZES = [
     {"N": 1, "D": 1, "C": 2, "H": 0},
+    {"N": 6, "D": 0, "C": 3, "H": 1},
     {"N": 257, "D": 33, "C": 10, "H": 1},
     {"N": 400, "D": 36, "C": 15, "H": 0},
     {"N": 900, "D": 64, "C": 130, "H": 1},

@@ -337,7 +337,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_gradient_cpu(const Tensor& features, 
   Tensor loss = torch::stable::new_zeros(logits, {}, ScalarType::Double);
   const std::vector<int64_t> sizes{call.n_classes, call.n_features};
   const std::vector<int64_t> sizes_of_products{call.n_directions, call.n_classes, call.n_features};
-  if (call.n_rows == 0 || call.n_features == 0) {
+  if (call.n_rows == 0) {
     return {loss, torch::stable::new_zeros(features, sizes), torch::stable::new_zeros(features, sizes_of_products)};
   }
   Tensor gradient = torch::stable::new_empty(features, sizes);
