@@ -1,5 +1,6 @@
 """Value, gradient and Hessian products of the cross-entropy of a linear softmax layer."""
 
+import torch
 from torch import Tensor
 
 from lapal_ext.ops.declare import define
@@ -40,11 +41,13 @@ def softmax_gradient(
         L in float64; its gradient [C, D]; and the Hessian products [H, C, D]. O((1 + H) N C D), with one read of the
         features. Sums over rows are in float64 within tiles of some hundred rows; their order depends on N alone.
     """
-    log_p = logits.log_softmax(0)
-    p = log_p.exp()
-    loss = -(trust * log_p.gather(0, targets[None])[0]).double().sum()
-    gap = p * trust
-    gap.scatter_add_(0, targets[None], -trust[None])
+    p = logits.softmax(0)
+    # 1 - p and -log p of the target as sums over the other classes, which do not cancel where p is nearly one.
+    label = logits.gather(0, targets[None])
+    others = logits.scatter(0, targets[None], -torch.inf).logsumexp(0) - label[0]
+    loss = (trust * others.logaddexp(torch.zeros_like(others))).double().sum()
+    wrong = p.scatter(0, targets[None], 0.0)
+    gap = trust * wrong.scatter(0, targets[None], -wrong.sum(0, keepdim=True))
     # Relative to the winner: where it has nearly all probability, v and its mean are nearly the same number.
     winner = logits.argmax(0)[None, None].expand(directions.shape[0], 1, -1)
     relative = directions - directions.gather(1, winner)
