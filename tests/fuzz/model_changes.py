@@ -156,7 +156,7 @@ def label_source(choose: Choose, y: Tensor, n_classes: int, *, asked: bool = Tru
     good = choose(st.sampled_from(["predicted", y] + [lambda row: int(y[row])] * asked))
 
     def change(choose: Choose, _: object) -> Changed:
-        wrong = [y.double(), y > 0, torch.cat([y, y]), y[None], y.to("meta"), y.tolist(), "bogus", 1, b"predicted"]
+        wrong = [y.double(), y > 0, torch.cat([y, y]), y[None], y.to("meta"), y.double().tolist(), "bogus", 1, b"predicted"]
         options: Options = {
             "no source": (REFUSED, lambda: choose(st.sampled_from(wrong))),
             "no class": (
