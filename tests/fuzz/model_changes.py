@@ -156,7 +156,8 @@ def label_source(choose: Choose, y: Tensor, n_classes: int, *, asked: bool = Tru
     good = choose(st.sampled_from(["predicted", y] + [lambda row: int(y[row])] * asked))
 
     def change(choose: Choose, _: object) -> Changed:
-        wrong = [y.double(), y > 0, torch.cat([y, y]), y[None], y.to("meta"), y.double().tolist(), "bogus", 1, b"predicted"]
+        numbers = y.double()
+        wrong = [numbers, numbers.tolist(), y > 0, torch.cat([y, y]), y[None], y.to("meta"), "bogus", 1, b"predicted"]
         options: Options = {
             "no source": (REFUSED, lambda: choose(st.sampled_from(wrong))),
             "no class": (
