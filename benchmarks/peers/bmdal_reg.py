@@ -15,7 +15,7 @@ from bmdal_reg.bmdal.feature_maps import IdentityFeatureMap, ProductFeatureMap
 from bmdal_reg.bmdal.features import Features
 from bmdal_reg.bmdal.selection import KmeansppSelectionMethod
 
-from benchmarks.peers.task import Task
+from benchmarks.peers.task import Task, gradients
 from benchmarks.workloads.problems import PRIOR_PRECISION
 from lapal_ext.likelihood import curvature_weight
 
@@ -42,11 +42,9 @@ def kmeanspp(task: Task) -> Callable[[], Tensor]:
     """k-means++ on gradient embeddings, as the product of two kernels, so that they are never formed."""
 
     def call() -> Tensor:
-        p = task.pool @ task.posterior.mean.T
-        p = p.softmax(1)
-        gradient = torch.nn.functional.one_hot(p.argmax(1), p.shape[1]) - p
+        gradient = gradients(task)
         data = ListFeatureData([TensorFeatureData(gradient), TensorFeatureData(task.pool)])
-        maps = ProductFeatureMap([IdentityFeatureMap(p.shape[1]), IdentityFeatureMap(task.pool.shape[1])])
+        maps = ProductFeatureMap([IdentityFeatureMap(gradient.shape[1]), IdentityFeatureMap(task.pool.shape[1])])
         features = Features(maps, data)
         method = KmeansppSelectionMethod(features, features, sel_with_train=False, verbosity=0)
         return method.select(task.batch_size)

@@ -3,12 +3,10 @@
 import torch
 from torch import Tensor
 
-from benchmarks.peers.settings import radius, squared_bandwidth
-from benchmarks.peers.task import FitTask, Task
-from benchmarks.workloads.problems import PRIOR_PRECISION
+from benchmarks.peers.settings import NEIGHBOURS, radius, squared_bandwidth
+from benchmarks.peers.task import Task, gradients
+from benchmarks.workloads.fits import FitProblem
 from lapal_ext.likelihood import curvature_weight
-
-_NEIGHBOURS = 20
 
 
 def same_rows(task: Task, ours: Tensor, theirs: Tensor) -> str:
@@ -41,12 +39,13 @@ def covered_rows(task: Task, ours: Tensor, theirs: Tensor) -> str:
 
 def typicality(task: Task, ours: Tensor, theirs: Tensor) -> str:
     """Mean distance of the picks to their nearest rows; k-means of both begins with different centres."""
+    assert len(ours.unique()) == len(theirs.unique()) == task.batch_size, "not as many different picks"
 
     def of(picks: Tensor) -> float:
         distances = torch.cdist(task.pool[picks], task.pool)
-        return float(distances.topk(_NEIGHBOURS + 1, dim=1, largest=False).values[:, 1:].mean())
+        return float(distances.topk(NEIGHBOURS + 1, dim=1, largest=False).values[:, 1:].mean())
 
-    return _equal("mean distance to the nearest rows", of(ours), of(theirs), 0.02)
+    return _equal("mean distance to the nearest rows", of(ours), of(theirs), 0.003)
 
 
 def kernel_coverage(task: Task, ours: Tensor, theirs: Tensor) -> str:
@@ -61,20 +60,18 @@ def kernel_coverage(task: Task, ours: Tensor, theirs: Tensor) -> str:
     return _equal("coverage", covered(ours), covered(theirs), 1e-4)
 
 
-def gradient_potential(task: Task, ours: Tensor, theirs: Tensor) -> str:
-    """The objective of k-means++: the mean squared distance of gradient embeddings to the nearest pick.
+def large_gradients(task: Task, ours: Tensor, theirs: Tensor) -> str:
+    """The mean squared norm of the gradient embeddings that were picked.
 
-    Both draw. From seed to seed it varies by some 5 %, and that of scikit-activeml is larger.
+    Embeddings are nearly orthogonal, so k-means++ draws a row in proportion to its squared norm, and the mean of the
+    picks is expected to be sum n^4 / sum n^2: 197 here. Draws of it have 178 to 209, and random rows 148 to 166.
     """
-    p = (task.pool @ task.posterior.mean.T).softmax(1)
-    gradient = torch.nn.functional.one_hot(p.argmax(1), p.shape[1]) - p
-    squares = gradient.square().sum(1) * task.pool.square().sum(1)
-
-    def potential(picks: Tensor) -> float:
-        products = (gradient @ gradient[picks].T) * (task.pool @ task.pool[picks].T)
-        return float((squares[:, None] + squares[picks] - 2.0 * products).clamp(min=0.0).amin(1).mean())
-
-    return _equal("k-means++ objective", potential(ours), potential(theirs), 0.25)
+    squares = gradients(task).square().sum(1) * task.pool.square().sum(1)
+    expected = float(squares.square().sum() / squares.sum())
+    means = [float(squares[picks].mean()) for picks in (ours, theirs)]
+    for whose, mean in zip(("ours", "theirs"), means, strict=True):
+        assert 0.88 * expected <= mean <= 1.25 * expected, f"the squared norm of {whose} is {mean:.0f} on average"
+    return f"mean squared norms {means[0]:.0f} and {means[1]:.0f}, {expected:.0f} expected"
 
 
 def fisher_trace(task: Task, ours: Tensor, theirs: Tensor) -> str:
@@ -96,7 +93,7 @@ def expected_losses(task: Task, ours: Tensor, theirs: Tensor) -> str:  # noqa: A
     correlation = float(torch.corrcoef(torch.stack([ours.double(), theirs]))[0, 1])
     assert difference <= 2e-3, f"the expected losses differ by {100 * difference:.2g} %"
     assert correlation >= 0.5, f"the expected losses have a correlation of {correlation:.2g}"
-    return f"losses within {difference:.1g}, correlation {correlation:.2f}"
+    return f"correlation of the losses {correlation:.2f}"
 
 
 def probabilities(task: Task, ours: Tensor, theirs: Tensor) -> str:  # noqa: ARG001 the signature of all checks
@@ -108,20 +105,13 @@ def probabilities(task: Task, ours: Tensor, theirs: Tensor) -> str:  # noqa: ARG
     return f"probabilities within {largest:.1g}, on average {mean:.1g}"
 
 
-def fit(task: FitTask, ours: Tensor, theirs: Tensor) -> str:
-    """The penalised loss, and the probabilities of the rows."""
-
-    def measure(weights: Tensor) -> tuple[float, Tensor]:
-        weights = weights.double()
-        logits = task.features.double() @ weights.T
-        loss = torch.nn.functional.cross_entropy(logits, task.targets, reduction="sum")
-        return float(loss + 0.5 * PRIOR_PRECISION * weights.square().sum()), logits.softmax(1)
-
-    (our_loss, our_p), (their_loss, their_p) = measure(ours), measure(theirs)
-    assert our_loss <= their_loss * (1.0 + 1e-5), f"the penalised loss is {our_loss:.6g}, theirs is {their_loss:.6g}"
-    largest = float((our_p - their_p).abs().amax())
+def fit(problem: FitProblem, ours: Tensor, theirs: Tensor) -> str:
+    """The objective, and the probabilities of the rows."""
+    our_loss, their_loss = problem.objective(ours), problem.objective(theirs)
+    assert our_loss <= their_loss * (1.0 + 1e-5), f"the objective is {our_loss:.6g}, theirs is {their_loss:.6g}"
+    largest = float((problem.probabilities(ours) - problem.probabilities(theirs)).abs().amax())
     assert largest <= 0.05, f"the probabilities differ by {largest:.2g} at most"
-    return f"probabilities within {largest:.1g}, ours at no larger loss"
+    return f"probabilities within {largest:.1g}, our objective no larger"
 
 
 def _equal(what: str, ours: float, theirs: float, tolerance: float) -> str:

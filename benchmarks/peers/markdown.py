@@ -12,17 +12,21 @@ HEAD = (
 
 
 def line(outcome: Outcome) -> str:
-    """One row. Where the peer is faster the factor is bold and below one; a gap has its reason in the last column."""
+    """One row. Where the peer is faster, by the figures that are shown, the factor is below one and bold.
+
+    A gap has its reason in the last column.
+    """
     names = [outcome.work, outcome.size, outcome.peer]
     if outcome.gap:
         return _joined([*names, *["–"] * 5, outcome.gap])
     mark = "" if outcome.part == 1.0 else "*"
-    factor = f"{outcome.ratio:.2g}×" if outcome.ratio < 99.5 else f"{outcome.ratio:.0f}×"
+    shown = float(f"{outcome.ratio:.2g}") if outcome.ratio < 99.5 else round(outcome.ratio)
+    factor = f"{shown:g}×"
     return _joined([
         *names,
         _milliseconds(outcome.ours),
         _milliseconds(outcome.theirs) + mark,
-        factor if outcome.ratio >= 1.0 else f"**{factor}, slower**",
+        f"**{factor}**" if shown < 1.0 else factor,
         _mib(outcome.memory),
         _mib(outcome.their_memory) + mark,
         outcome.agreement,

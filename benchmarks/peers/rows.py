@@ -1,5 +1,6 @@
 """The rows of the comparison: what is timed, by whom, and the check that all do the same work."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor
 from benchmarks.peers import checks
 from benchmarks.peers.comparison import Peer, Row
 from benchmarks.peers.settings import noise, seeded
-from benchmarks.peers.task import N_CANDIDATES, N_POINTS, FitTask, Task, fit_tasks, make_task
-from benchmarks.workloads.problems import PRIOR_PRECISION
-from lapal_ext import LastLayerLaplace, expected_error_reduction, ops, select_batch
+from benchmarks.peers.task import N_CANDIDATES, N_POINTS, Task, make_task
+from benchmarks.workloads.fits import FitProblem, fit_problem, fit_sets
+from lapal_ext import expected_error_reduction, ops, select_batch
+
+_MOST_FITTED = 5000  # rows; larger fits are in W9 of ``benchmarks.table``
 
 
 def rows() -> Iterator[Row]:
@@ -29,7 +32,7 @@ def rows() -> Iterator[Row]:
     yield Row("MaxHerding", "50 of 5,000", _half, _select("maxherding"), checks.kernel_coverage, [
         Peer("scikit-activeml", active, "max_herding"),
     ])  # fmt: skip
-    yield Row("BADGE", size, make_task, _select("badge"), checks.gradient_potential, [
+    yield Row("BADGE", size, make_task, _select("badge"), checks.large_gradients, [
         Peer("scikit-activeml", active, "badge"), Peer("bmdal_reg `kmeanspp`", bmdal, "kmeanspp"),
     ])  # fmt: skip
     yield Row("BAIT, binary Fisher", size, make_task, _select("bait"), checks.fisher_trace, [
@@ -49,10 +52,12 @@ def rows() -> Iterator[Row]:
         Peer("laplace-torch `kron`", laplace, "kron", part=0.1),
         Peer("laplace-torch `full`", laplace, "full", part=0.02),
     ])  # fmt: skip
-    for name, make in fit_tasks().items():
-        yield Row(f"`fit_map`, {name}", "4,000", make, _fit, checks.fit, [
-            Peer("scikit-learn", "scikit_learn", "logistic_regression"),
-        ])  # fmt: skip
+    for chosen in fit_sets():
+        if chosen.rows <= _MOST_FITTED:
+            make = functools.partial(fit_problem, chosen)
+            yield Row(f"`fit_map`, {chosen.name}", f"{chosen.rows:,}", make, _fit, checks.fit, [
+                Peer("scikit-learn", "scikit_learn", "logistic_regression"),
+            ])  # fmt: skip
 
 
 def _half() -> Task:
@@ -100,10 +105,5 @@ def _predict(task: Task) -> Callable[[], Tensor]:
     return lambda: task.posterior.predict_proba(task.pool, link="mean_field")
 
 
-def _fit(task: FitTask) -> Callable[[], Tensor]:
-    def call() -> Tensor:
-        return LastLayerLaplace.fit_map(
-            task.features, task.targets, task.n_classes, PRIOR_PRECISION, fit_bias=False, standardize=False
-        ).mean
-
-    return call
+def _fit(problem: FitProblem) -> Callable[[], Tensor]:
+    return lambda: problem.fit().mean

@@ -11,11 +11,9 @@ from skactiveml.pool import Badge, CoreSet, MaxHerding, MonteCarloEER, ProbCover
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from benchmarks.peers.settings import radius, squared_bandwidth
+from benchmarks.peers.settings import NEIGHBOURS, radius, squared_bandwidth
 from benchmarks.peers.task import N_CANDIDATES, N_CLASSES, N_POINTS, Task
 from benchmarks.workloads.problems import PRIOR_PRECISION
-
-_NEIGHBOURS = 20  # of TypiClust, the paper's number; its default is 5
 
 
 def core_set(task: Task) -> Callable[[], Tensor]:
@@ -29,7 +27,7 @@ def prob_cover(task: Task) -> Callable[[], Tensor]:
 
 
 def typi_clust(task: Task) -> Callable[[], Tensor]:
-    return _query(task, lambda: TypiClust(k=_NEIGHBOURS, random_state=0))
+    return _query(task, lambda: TypiClust(k=NEIGHBOURS, random_state=0))
 
 
 def max_herding(task: Task) -> Callable[[], Tensor]:

@@ -2,22 +2,13 @@
 
 from collections.abc import Callable
 
-import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from benchmarks.peers.task import FitTask
+from benchmarks.workloads import refit
+from benchmarks.workloads.fits import FitProblem
 from benchmarks.workloads.problems import PRIOR_PRECISION
 
-_ENOUGH = 10_000  # iterations: its default of 100 may end earlier
 
-
-def logistic_regression(task: FitTask) -> Callable[[], Tensor]:
-    """Weights [C, D]. At its own tolerance, 1e-4."""
-    features, targets = task.features.numpy(), task.targets.numpy()
-
-    def call() -> Tensor:
-        model = LogisticRegression(C=1.0 / PRIOR_PRECISION, fit_intercept=False, max_iter=_ENOUGH)
-        return torch.from_numpy(model.fit(features, targets).coef_)
-
-    return call
+def logistic_regression(problem: FitProblem) -> Callable[[], Tensor]:
+    """Weights [C, D + 1]. At its own tolerance, 1e-4."""
+    return lambda: refit.scikit_learn(problem.with_ones, problem.targets, PRIOR_PRECISION)

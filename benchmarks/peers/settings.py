@@ -12,6 +12,7 @@ from lapal_ext.acquisition.registry import choose_seed
 from lapal_ext.pool.pool import Pool
 from lapal_ext.rules import LINKS
 
+NEIGHBOURS = 20  # of TypiClust, the paper's number
 _SAMPLES = 128  # of the logits, for BALD
 
 

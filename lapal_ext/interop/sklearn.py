@@ -205,10 +205,11 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         dtype = DTYPES if first else self.posterior_.mean.numpy().dtype
         features, y = self._check_labelled(X, y, dtype=dtype, reset=first)
         if classes is None:
-            known, new = self.classes_.tolist()[0], y.tolist()[:1]
-            if new and isinstance(new[0], str) != isinstance(known, str):
-                raise ValueError(f"y must hold labels of the kind of {known!r}, got {new[0]!r}")
-            classes = np.concatenate([self.classes_, y])
+            new = y[~np.isin(y, self.classes_)]
+            known, first_new = self.classes_[:1].tolist(), new[:1].tolist()
+            if first_new and isinstance(first_new[0], str) != isinstance(known[0], str):
+                raise ValueError(f"y must hold labels of the kind of {known[0]!r}, got {first_new[0]!r}")
+            classes = np.concatenate([self.classes_, new]) if first_new else self.classes_  # which keeps its dtype
         encoder = LabelEncoder().fit(classes)
         if not first and not np.isin(self.classes_, encoder.classes_).all():
             raise ValueError(

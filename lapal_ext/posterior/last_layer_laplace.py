@@ -244,7 +244,7 @@ class LastLayerLaplace(nn.Module):
                 that it does not have begin at the mean of those that it has. None begins at zero.
             weights: trust t >= 0 in every row, [N], which then counts as often; 0 leaves a row out. None is one.
             tolerance: the largest change of any probability of the rows that may be still to come when the fit ends, as
-                estimated by that of the last step; 0 goes on to the limit of float64.
+                estimated from its last steps; 0 goes on to the limit of float64.
 
         Warns:
             UserWarning: a few columns carry more than half of all variance.
@@ -405,8 +405,8 @@ class LastLayerLaplace(nn.Module):
         """Fit a new posterior to all labels, beginning at the mean of this one, which is not modified.
 
         It has the prior precision, curvature, bias, kind of standardising and class names of this one, and as many
-        classes, also those that ``add_class`` has added. Begun where updates ended, a fit takes half to four fifths
-        of the passes over the features that it takes from nothing.
+        classes, also those that ``add_class`` has added. A fit that begins where updates ended takes fewer passes
+        over the features than one from nothing.
 
         Args:
             features: of all labelled rows, [N, D], N >= 1, not only of new ones.
@@ -549,13 +549,19 @@ class LastLayerLaplace(nn.Module):
             warning_text = self._absorb_jointly(x, labels, trust_of(runs, x))
         else:
             # Without labels or with gamma = 0 the mean does not move, and all steps are the same.
-            before, gained = self.covariance, []
-            mean, covariance = self.mean, before
-            for rows, trust in runs:
-                rule = UpdateRule(trust, STEPS[0] if step == _JOINT else step, self.curvature)
-                mean, covariance, weights = absorb(mean, covariance, x[rows], labels[rows], rule)
-                gained.append(weights)
-            self._precision.add(x, gained[0] if len(gained) == 1 else torch.cat(gained), before, covariance)
+            step = STEPS[0] if step == _JOINT else step
+            before = self.covariance
+            if len(runs) == 1:
+                rule = UpdateRule(runs[0].gamma, step, self.curvature)
+                mean, covariance, weights = absorb(self.mean, before, x, labels, rule)
+            else:
+                mean, covariance, gained = self.mean, before, []
+                for rows, trust in runs:
+                    rule = UpdateRule(trust, step, self.curvature)
+                    mean, covariance, weights = absorb(mean, covariance, x[rows], labels[rows], rule)
+                    gained.append(weights)
+                weights = torch.cat(gained)
+            self._precision.add(x, weights, before, covariance)
             self._buffers.update(mean=mean, covariance=covariance)  # torch's __setattr__ takes 3 us for each
         self.absorbed_labels += count
         return warning_text

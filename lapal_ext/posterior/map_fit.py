@@ -59,7 +59,8 @@ def map_weights_from(
 
     This is the mode of all labels together, in any order, with the current posterior as the prior. With Sigma = R R^T
     and W = M + V R^T it is a fit of V to the features X R, at a prior precision of one, with X M^T added to the logits.
-    O(D^3) and the products of the fit, 2 N C min(N, D) each.
+    O(D^3) and the products of the fit, 2 N C min(N, D) each. The fit is small, so it goes on as far as L-BFGS gets in
+    the dtype of the features.
 
     Args:
         mean: M, [C, D].
@@ -67,8 +68,6 @@ def map_weights_from(
         features: X, [N, D].
         targets: labels in [0, C), [N].
         gamma: trust in every label, >= 0, [N].
-
-    The fit goes on as far as L-BFGS gets in the dtype of the features: it is small.
 
     Raises:
         NotPSDError: the covariance is not positive definite.

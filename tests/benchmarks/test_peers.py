@@ -4,15 +4,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.peers import comparison
+from benchmarks.peers import checks, comparison
 from benchmarks.peers.comparison import Outcome, Peer, Row, measure
 from benchmarks.peers.markdown import HEAD, line
 from benchmarks.peers.rows import rows
+from benchmarks.peers.settings import seeded
+from benchmarks.peers.task import make_task
+from lapal_ext import select_batch
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, and memory is read from /proc")
 
@@ -72,27 +74,36 @@ def test_a_peer_that_agrees_has_times_and_memory(outcomes: dict[str, Outcome]) -
 
 def test_the_table_says_where_we_lose() -> None:
     slower = Outcome("work", "10", "peer", "", "equal", 0.5, 0.21, 0.42, 1.0, 2.0)
-    assert line(slower) == "| work | 10 | peer | 500 | 210 | **0.42×, slower** | 1 | 2 | equal |"
+    assert line(slower) == "| work | 10 | peer | 500 | 210 | **0.42×** | 1 | 2 | equal |"
+    assert "| 1× |" in line(slower._replace(ratio=0.996))
     part = slower._replace(ratio=123.4, part=0.1, ours=0.0123, memory=float("nan"))
     assert line(part) == "| work | 10 | peer | 12 | 210* | 123× | – | 2* | equal |"
     assert HEAD.splitlines()[0].count("|") == line(part).count("|")
 
 
-def test_every_row_has_peers_and_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    """Without the libraries: the rows themselves. Feature sets are those of the folder."""
+def test_every_row_has_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the libraries: the rows themselves."""
     monkeypatch.delenv("LAPAL_EXT_DATA", raising=False)
     usual = list(rows())
     assert len({row.work for row in usual}) == len(usual)
     assert all(row.peers for row in usual)
-    draws = torch.randn(30, 4, dtype=torch.float16)
-    arrays = {"x_train": draws.numpy(), "y_train": (torch.arange(30) % 3).numpy()}
-    np.savez(tmp_path / "mine.npz", **arrays)
-    monkeypatch.setenv("LAPAL_EXT_DATA", str(tmp_path))
-    row = next(row for row in rows() if row.work == "`fit_map`, mine")
+
+
+def test_a_fit_that_ends_higher_or_elsewhere_is_not_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LAPAL_EXT_DATA", raising=False)
+    row = next(row for row in rows() if row.work == "`fit_map`, digits")
     task = row.task()
-    assert task.n_classes == 3
-    torch.testing.assert_close(task.features.std(), torch.tensor(1.0))
     weights = row.ours(task)()
-    assert row.check(task, weights, weights).startswith("probabilities within 0")
-    with pytest.raises(AssertionError, match="the penalised loss is"):
-        row.check(task, weights + 0.1, weights)
+    assert row.check(task, weights, weights).startswith("probabilities within 0, our objective")
+    with pytest.raises(AssertionError, match="the objective is"):
+        row.check(task, weights + 0.1 * torch.randn(weights.shape), weights)
+    with pytest.raises(AssertionError, match="the probabilities differ"):
+        row.check(task, weights, 0.0 * weights)
+
+
+def test_random_rows_are_not_those_of_badge() -> None:
+    task = make_task(3000)
+    ours = select_batch(task.posterior, task.pool, 100, "badge", targets=None, generator=seeded()).indices
+    checks.large_gradients(task, ours, ours)
+    with pytest.raises(AssertionError, match="the squared norm of theirs"):
+        checks.large_gradients(task, ours, torch.arange(100))

@@ -234,6 +234,11 @@ class TestErrors:
             classifier.partial_fit(X[:2], ["cat", "owl"], classes=NAMES)
         np.testing.assert_array_equal(classifier.predict_proba(X), before)
 
+    def test_known_classes_keep_their_dtype(self, data: Any) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X, np.unique(y, return_inverse=True)[1])
+        assert classifier.partial_fit(X[:2], [0.0, 1.0]).classes_.dtype == np.int64
+
     def test_balanced_weights_are_for_fit(self, data: Any) -> None:
         X, y = data
         classifier = LaplaceClassifier(class_weight="balanced").fit(X, y)

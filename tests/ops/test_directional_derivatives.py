@@ -5,7 +5,6 @@ from torch.nn.functional import cross_entropy
 from lapal_ext import ops
 from tests.budget import assert_exact, assert_within_budget
 from tests.draws import Draw, cast
-from tests.native import require_native
 from tests.ops.examples import example
 
 op = ops.directional_derivatives
@@ -48,14 +47,3 @@ def test_not_a_number_reaches_every_result(dtype: torch.dtype, device: str) -> N
         args = cast(op, example("directional_derivatives"), dtype, device=device)
         args[name][1, 3] = float("nan")
         assert all(bool(result.isnan()) for result in op(**args))
-
-
-def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
-    require_native("directional_derivatives", "cpu")
-    args = cast(op, example("directional_derivatives", N=5000, C=40), dtype)
-    results = []
-    for count in (1, 3):
-        torch.set_num_threads(count)
-        results.append(op(**args))
-    torch.set_num_threads(1)
-    assert results[0] == results[1]

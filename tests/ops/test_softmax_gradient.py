@@ -6,7 +6,6 @@ from torch.nn.functional import cross_entropy
 from lapal_ext import ops
 from tests.budget import assert_exact, assert_within_budget
 from tests.draws import Draw, cast
-from tests.native import require_native
 from tests.ops.examples import example
 
 op = ops.softmax_gradient
@@ -77,16 +76,3 @@ def test_not_a_number_reaches_every_result(dtype: torch.dtype, device: str) -> N
     args = cast(op, example("softmax_gradient"), dtype, device=device)
     args["logits"][1, 3] = float("nan")
     assert all(bool(result.isnan().all()) for result in op(**args))
-
-
-@pytest.mark.parametrize("threads", [2, 3, 7])
-def test_any_number_of_threads_gives_the_same_bits(threads: int, dtype: torch.dtype) -> None:
-    require_native("softmax_gradient", "cpu")
-    args = cast(op, example("softmax_gradient", N=3000, D=100, C=40, H=1), dtype)
-    results = []
-    for count in (1, threads):
-        torch.set_num_threads(count)
-        results.append(op(**args))
-    torch.set_num_threads(1)
-    for ours, theirs in zip(*results, strict=True):
-        assert torch.equal(ours, theirs)

@@ -49,6 +49,10 @@ constexpr int64_t kBlockClasses = 8 * kAvx512Rows;  // lines of factors of one t
 constexpr int64_t kFewFeatures = 4;                 // of a last panel: up to here, dot products
 constexpr int kHeightStep = 4;                      // between the heights of tiles: 2, 6, 10 and 14 lines
 
+// Distance between the lines of sums of a block.
+template <class T>
+constexpr int64_t kSumsStride = kBlockPanels * kPanel<T>;
+
 template <class T>
 struct Rows {
   const T* logits;      // [C, N]
@@ -150,7 +154,7 @@ struct Memory {
   Memory()
       : panels(kBlockPanels * kPanel<T> * kDepth),
         group(kAvx512Rows * kGroupStride<T>),
-        sums(kBlockClasses * kBlockPanels * kPanel<T>) {}
+        sums(kBlockClasses * kSumsStride<T>) {}
   explicit operator bool() const {
     return panels && group && sums;
   }
@@ -180,9 +184,9 @@ LAPAL_HD void multiply_lines_of_block(const Product<T>& product, const Block& bl
     alignas(kBlockBytes) T tile[kRows * kPanel<T>];
     const T* panel = buffers.panels + (feature - block.first_feature) * block.depth;
     multiply_panel<kRows>(buffers.group, kGroupStride<T>, panel, block.depth, tile);
-    const int64_t place = (line - block.first_line) * (kBlockPanels * kPanel<T>)+feature - block.first_feature;
+    const int64_t place = (line - block.first_line) * kSumsStride<T> + feature - block.first_feature;
     for (int64_t r = 0; r < std::min<int64_t>(kRows, height); ++r) {
-      double* sums = buffers.sums + place + r * (kBlockPanels * kPanel<T>);
+      double* sums = buffers.sums + place + r * kSumsStride<T>;
 #pragma omp simd
       for (int j = 0; j < kPanel<T>; ++j) {
         sums[j] += double(tile[r * kPanel<T> + j]);
@@ -201,7 +205,7 @@ LAPAL_HD void multiply_few_features(const Product<T>& product, const Block& bloc
       buffers.panels[i] = from[i * features.feature_stride];
     }
     for (int64_t line = block.first_line; line < block.last_line; ++line) {
-      const int64_t place = (line - block.first_line) * (kBlockPanels * kPanel<T>)+feature - block.first_feature;
+      const int64_t place = (line - block.first_line) * kSumsStride<T> + feature - block.first_feature;
       const T* factors = product.factors.data + line * product.factors.row_stride + block.start;
       buffers.sums[place] += double(dot(factors, static_cast<const T*>(buffers.panels), block.depth));
     }
@@ -212,7 +216,7 @@ template <int kRows, class T>
 LAPAL_HD void multiply_block(const Product<T>& product, Block block, const Buffers<T>& buffers) {
   const int64_t width = block.last_feature - block.first_feature;
   for (int64_t line = 0; line < block.last_line - block.first_line; ++line) {
-    std::fill_n(buffers.sums + line * (kBlockPanels * kPanel<T>), round_up(width, kPanel<T>), 0.0);
+    std::fill_n(buffers.sums + line * kSumsStride<T>, round_up(width, kPanel<T>), 0.0);
   }
   for (block.start = 0; block.start < product.n_rows; block.start += kDepth) {
     block.depth = std::min(kDepth, product.n_rows - block.start);
@@ -230,7 +234,7 @@ LAPAL_HD void multiply_block(const Product<T>& product, Block block, const Buffe
     }
   }
   for (int64_t line = block.first_line; line < block.last_line; ++line) {
-    const double* sums = buffers.sums + (line - block.first_line) * (kBlockPanels * kPanel<T>);
+    const double* sums = buffers.sums + (line - block.first_line) * kSumsStride<T>;
     T* out = product.out(line) + block.first_feature;
     for (int64_t j = 0; j < width; ++j) {
       out[j] = T(sums[j]);

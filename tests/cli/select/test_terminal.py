@@ -15,23 +15,29 @@ from tests.cli.select.problem import fitted, lines, select
 from tests.fuzz.processes import HANGS
 
 
+def type_answers(monkeypatch: pytest.MonkeyPatch, texts: tuple[str, ...]) -> list[str]:
+    """Answer the coming questions with these texts, then with the end of the input; return the questions, as asked."""
+    questions: list[str] = []
+    given = iter(texts)
+
+    def read(question: str) -> str:
+        questions.append(question)
+        try:
+            return next(given)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+    return questions
+
+
 class TestInteractive:
     @pytest.fixture
     def answer(self, monkeypatch):
         """A function that runs the command with given answers, then the end of the input."""
 
         def type_in(*texts: str) -> list[str]:
-            questions: list[str] = []
-            given = iter(texts)
-
-            def read(question: str) -> str:
-                questions.append(question)
-                try:
-                    return next(given)
-                except StopIteration:
-                    raise EOFError from None
-
-            monkeypatch.setattr("builtins.input", read)
+            questions = type_answers(monkeypatch, texts)
             assert select("--interactive", "--number", 6, "--texts", "texts.txt") == 0
             return questions
 
@@ -122,18 +128,8 @@ class TestFromNoLabel:
         """A function that runs the command with options and given answers, then the end of the input."""
 
         def type_in(options: str, *texts: str) -> list[str]:
-            questions: list[str] = []
-            given = iter(texts)
-
-            def read(question: str) -> str:
-                questions.append(question)
-                try:
-                    return next(given)
-                except StopIteration:
-                    raise EOFError from None
-
             monkeypatch.setenv("COLUMNS", "60")
-            monkeypatch.setattr("builtins.input", read)
+            questions = type_answers(monkeypatch, texts)
             command = f"select --pool pool.npy --out out.csv --interactive {options}"
             assert main(command.split()) == 0
             return questions
