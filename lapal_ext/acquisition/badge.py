@@ -7,7 +7,7 @@ from lapal_ext import ops
 from lapal_ext.acquisition.latent_scorer import LatentScorer
 from lapal_ext.acquisition.scorer import best_first
 from lapal_ext.acquisition.spec import Setting, Spec
-from lapal_ext.rules import EXACT_LINKS
+from lapal_ext.rules import EXACT_LINKS, UpdateRule
 from lapal_ext.validation.tensors import check_overflow
 
 _SAME_POINT = 16.0  # as in badge_step_, eps of the norms: a smaller distance is rounding
@@ -37,9 +37,14 @@ class BadgeScorer(LatentScorer):
         self._squares = self._pool.norms().square()
         self._centres = self._taken.new_zeros(0, dtype=torch.int64)
 
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+    def restart(self) -> None:
         """See ``Scorer``."""
-        super().absorb(picks, labels)
+        super().restart()
+        self._centres = self._centres[:0]
+
+    def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels, rule)
         self._centres = torch.cat([self._centres, picks])
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:

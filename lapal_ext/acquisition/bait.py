@@ -12,6 +12,7 @@ from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.likelihood import curvature_weight
 from lapal_ext.posterior.precision import add_observations, symmetric
 from lapal_ext.posterior.updating import check_resolution, check_variance
+from lapal_ext.rules import UpdateRule
 from lapal_ext.validation.tensors import check_overflow
 
 _OVERSAMPLING = 2  # rows that the forward pass picks per row that the backward pass keeps
@@ -51,9 +52,14 @@ class BaitScorer(PosteriorScorer):
         self._backward = backward
         self._objective: _Objective | None = None
 
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+    def restart(self) -> None:
         """See ``Scorer``."""
-        super().absorb(picks, labels)
+        super().restart()
+        self._objective = None
+
+    def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels, rule)
         self._objective = None
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from lapal_ext import ops
 from lapal_ext.acquisition.distances import labelled_features
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.spec import Setting, Spec
+from lapal_ext.rules import UpdateRule
 
 
 class CoresetScorer(PosteriorScorer):
@@ -29,10 +30,17 @@ class CoresetScorer(PosteriorScorer):
         self._has_centre = len(labelled_features(setting)) > 0  # it refuses rows whose distances overflow
         if setting.labelled is not None:
             self._add_centres(setting.labelled.to(self._scale.dtype), self._nearest, torch.ones_like(self._taken))
+        self._at_start = self._has_centre, self._nearest.clone()
 
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+    def restart(self) -> None:
         """See ``Scorer``."""
-        super().absorb(picks, labels)
+        super().restart()
+        self._has_centre, nearest = self._at_start
+        self._nearest = nearest.clone()
+
+    def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels, rule)
         self._has_centre = True
         self._add_centres(self._pool.raw(picks), self._nearest, torch.ones_like(self._taken))
 

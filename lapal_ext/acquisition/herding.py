@@ -13,6 +13,7 @@ from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.references import directions, is_every_row, reference_rows
 from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.acquisition.uncertainty import tile_utilities
+from lapal_ext.rules import UpdateRule
 from lapal_ext.tiles import row_tiles
 from lapal_ext.validation.tensors import check_overflow
 
@@ -60,26 +61,38 @@ class HerdingScorer(PosteriorScorer):
             setting.kernel_memory,
             are_rows=pool.shard.is_whole and is_every_row(rows, pool),
         )
-        self._covered = self._kernel.largest(known)
+        self._covered_at_start = self._kernel.largest(known)
+        self._covered = self._covered_at_start
         given = setting.uncertainty
         self._uncertainty = default if given is None else given if isinstance(given, str) else None
         self._weight = torch.ones_like(self._covered)
         if isinstance(given, Tensor):
             self._weight = pool.values_of_rows(given, rows).to(self._weight.dtype)
-        self._weigh()
         self._gains: LazyGains | None = None
 
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+    def restart(self) -> None:
         """See ``Scorer``."""
-        super().absorb(picks, labels)
+        super().restart()
+        self._covered = self._covered_at_start
+        self._gains = None
+
+    def release(self, picks: Tensor) -> None:
+        """See ``Scorer``."""
+        super().release(picks)
+        if self._gains is not None:  # its short list may be without rows that were taken when it was made
+            self._gains = self._gains.copy()
+
+    def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels, rule)
         self._covered = torch.maximum(self._covered, self._coverage_by(picks))
         if self._uncertainty is not None:
-            self._weigh()
             self._gains = None  # where the uncertainty has grown, earlier gains are no upper bounds
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """See ``Scorer``."""
         if self._gains is None:
+            self._weigh()
             gains = self._kernel.all_gains(self._weight, self._covered)
             check_overflow("pool", gains)
             self._gains = LazyGains(gains, self._weight.dtype)

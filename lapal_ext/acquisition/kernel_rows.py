@@ -114,5 +114,5 @@ class KernelRows:
     def _keep(self, rows: Tensor, values: Tensor) -> None:
         places = slice(self._count, self._count + len(rows))
         self._kept[places] = values
+        self._count = places.stop  # before the places, so that an exception between them loses room and no value
         self._places[rows] = torch.arange(places.start, places.stop, device=rows.device)
-        self._count = places.stop

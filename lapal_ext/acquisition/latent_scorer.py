@@ -6,6 +6,7 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.acquisition.spec import Setting
 from lapal_ext.posterior.updating import coefficients
+from lapal_ext.rules import UpdateRule
 
 
 class LatentScorer:
@@ -15,12 +16,17 @@ class LatentScorer:
         u_t = Sigma phi_t - sum_{s<t} beta_s u_s (u_s . phi_t),  O(D^2 + D t),
     and absorbing it changes every row by its column c = Phi u_t: logits += c g_t^T, v -= beta_t c^2. One label takes
     one pass over the pool by ``selection_step_``; several at once take one matrix product. A subclass adds ``pick``.
+    What else changes with labels or picks, it sets in its constructor and again in ``restart``.
     """
 
     def __init__(self, setting: Setting, *, with_variance: bool) -> None:
-        self._posterior, self._pool, self._rule = setting.posterior, setting.pool, setting.rule
-        self._kappa = setting.link.kappa
-        self._logits, self._variance = self._pool.latent(with_variance=with_variance or setting.link.uses_variance)
+        self._posterior, self._pool, self._kappa = setting.posterior, setting.pool, setting.link.kappa
+        self._with_variance = with_variance or setting.link.uses_variance
+        LatentScorer.restart(self)
+
+    def restart(self) -> None:
+        """See ``Scorer``."""
+        self._logits, self._variance = self._pool.latent(with_variance=self._with_variance)
         self._taken = torch.zeros(len(self._pool), dtype=torch.bool, device=self._pool.storage.device)
         mean = self._posterior.mean
         self._directions = mean.new_zeros(0, mean.shape[1])  # [t, D]
@@ -36,7 +42,7 @@ class LatentScorer:
         """See ``Scorer``."""
         self._taken[self._pool.shard.here(picks)] = True
 
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+    def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
         """See ``Scorer``."""
         self._bring_up_to_date()
         x = self._pool.standardized(picks)
@@ -47,7 +53,7 @@ class LatentScorer:
                 (columns @ x.T)[None],
                 self._pool.shard.gather(self._logits, picks)[None],
                 labels[None],
-                self._rule,
+                rule,
                 name="pool",
                 rows=self._pool.to_rows(picks)[None],
             )

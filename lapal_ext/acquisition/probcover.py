@@ -12,7 +12,7 @@ from lapal_ext.acquisition.distances import labelled_features
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.pool.pool import Pool
-from lapal_ext.rules import EXACT_LINKS
+from lapal_ext.rules import EXACT_LINKS, UpdateRule
 
 _PURITY = 0.95  # share of the balls that hold a single pseudo-label, which defines the radius
 _SAMPLE = 32  # one in so many rows gives an upper bound of the radius
@@ -46,10 +46,16 @@ class ProbCoverScorer(PosteriorScorer):
         self._covered = torch.zeros_like(self._taken)
         self._degree = self._graph.degrees()
         self._cover(self._graph.near(known), self._covered, self._degree)
+        self._at_start = self._covered.clone(), self._degree.clone()
 
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+    def restart(self) -> None:
         """See ``Scorer``."""
-        super().absorb(picks, labels)
+        super().restart()
+        self._covered, self._degree = (part.clone() for part in self._at_start)
+
+    def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels, rule)
         self._cover(self._graph.counts(picks) > 0, self._covered, self._degree)
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lapal_ext.pool.sharding import Shard
+from lapal_ext.rules import UpdateRule
 
 
 class Scorer(Protocol):
@@ -27,8 +28,11 @@ class Scorer(Protocol):
     def withhold(self, picks: Tensor) -> None:
         """Make rows taken."""
 
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+    def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
         """Absorb the labels [k] of rows [k], in order."""
+
+    def restart(self) -> None:
+        """Forget all labels and make all rows free, as after its construction, to the bit."""
 
     def predictive(self, picks: Tensor) -> Tensor:
         """Probabilities [k, C] of rows [k] under the labels absorbed so far, with the selection's link."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from lapal_ext.acquisition.scorer import Scorer
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
-from lapal_ext.rules import EXACT_LINKS, Link, UpdateRule
+from lapal_ext.rules import EXACT_LINKS, Link
 
 KERNEL_MEMORY = 1 << 26  # where the caller sets no limit
 
@@ -18,7 +18,6 @@ class Setting(NamedTuple):
 
     posterior: LastLayerLaplace  # not modified
     pool: Pool
-    rule: UpdateRule
     link: Link
     labelled: Tensor | None = None  # [L, D] raw features of the rows that have labels
     seed: int = 0

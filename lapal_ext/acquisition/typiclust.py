@@ -7,7 +7,7 @@ from lapal_ext.acquisition.clustering import cluster
 from lapal_ext.acquisition.distances import TILE, labelled_features, squared_distances
 from lapal_ext.acquisition.posterior_scorer import PosteriorScorer
 from lapal_ext.acquisition.spec import Setting, Spec
-from lapal_ext.rules import EXACT_LINKS
+from lapal_ext.rules import EXACT_LINKS, UpdateRule
 
 _MAX_CLUSTERS = 500
 _NEIGHBOURS = 20
@@ -35,9 +35,14 @@ class TypiClustScorer(PosteriorScorer):
         self._labelled, self._seed = labelled_features(setting), setting.seed
         self._absorbed = self._taken.new_zeros(0, dtype=torch.int64)
 
-    def absorb(self, picks: Tensor, labels: Tensor) -> None:
+    def restart(self) -> None:
         """See ``Scorer``."""
-        super().absorb(picks, labels)
+        super().restart()
+        self._absorbed = self._absorbed[:0]
+
+    def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
+        """See ``Scorer``."""
+        super().absorb(picks, labels, rule)
         self._absorbed = torch.cat([self._absorbed, picks])
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:

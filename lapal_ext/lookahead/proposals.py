@@ -11,10 +11,9 @@ from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import choose_seed, draws, make_scorer
 from lapal_ext.acquisition.scorer import check_utilities
 from lapal_ext.acquisition.spec import Setting
-from lapal_ext.likelihood import STEPS
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
-from lapal_ext.rules import Link, UpdateRule
+from lapal_ext.rules import Link
 
 _UNCERTAIN_SHARE = 0.1  # share of the pool, by margin, from which "informative" batches are drawn
 _UNCERTAIN_BATCHES = 5  # least number of rows from which they are drawn, in batch sizes
@@ -78,8 +77,7 @@ def propose_by_acquisition(
     """
     batches: list[Tensor] = []
     for _ in range(count):
-        rule = UpdateRule(0.0, STEPS[0], posterior.curvature)
-        setting = Setting(posterior, pool, rule, link, labelled, choose_seed(acquisition, link, len(pool), generator))
+        setting = Setting(posterior, pool, link, labelled, choose_seed(acquisition, link, len(pool), generator))
         picks, utilities = make_scorer(acquisition, setting, name="proposals").pick(batch_size)
         check_utilities(utilities, "proposals")
         if callable(acquisition) and batches and torch.equal(picks, batches[-1]):

@@ -188,7 +188,6 @@ def select_batch(
         setting = Setting(
             posterior,
             rows,
-            rule,
             chosen_link,
             labelled,
             int(seed),
@@ -206,7 +205,7 @@ def select_batch(
                 picks, utilities = scorer.pick(count)
                 chosen.append((picks, utilities, labels(scorer, picks)))
                 if number < len(groups):
-                    scorer.absorb(picks, chosen[-1][2])
+                    scorer.absorb(picks, chosen[-1][2], rule)
                 advance(count)
         picks, utilities, absorbed = (torch.cat(parts) for parts in zip(*chosen, strict=True))
         check_utilities(utilities, "acquisition")

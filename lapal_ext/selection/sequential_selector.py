@@ -1,6 +1,6 @@
 """Selection with an annotator: one question, one update, the next question."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,34 +22,31 @@ from lapal_ext.entries import entry, outside_inference_mode
 from lapal_ext.pool.checksum import PoolChecksum
 from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
-from lapal_ext.posterior.arguments import check_features
+from lapal_ext.posterior.arguments import check_features, check_gamma, trust_of
 from lapal_ext.posterior.class_names import class_numbers
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
-from lapal_ext.rules import check_rule
+from lapal_ext.rules import UpdateRule, check_rule
+from lapal_ext.selection.answers import VECTORS, Answers, Event, Forgotten, Record, Skipped, Told, events_of, integers
 from lapal_ext.validation.arrays import Array, Labels, Rows
-from lapal_ext.validation.scalars import check_integer
+from lapal_ext.validation.scalars import check_flag, check_integer
 from lapal_ext.validation.tensors import as_dense, as_labels, check_distinct, check_labels, shape_text
 
 _KERNEL_MEMORY = 1 << 29  # bytes for kernel values, which every answer needs again
-_SKIPPED = -1  # label of a skipped row in a state dict
-_VECTORS = ("rows", "labels", "events")
-_STATE = (*_VECTORS, "seed", "pool")
-
-_Event = tuple[Tensor, Tensor | None]
-"""Picks and their labels, or None if they were skipped."""
+_STATE = (*VECTORS, "reserved", "seed", "pool")
 
 
 class _Progress(NamedTuple):
     """All that changes in a selector, replaced as a whole, so that an interrupted call changes nothing.
 
-    The events are the state, and the scorer follows from them. A call that changes the scorer in place first takes it
-    out, and puts it back together with the new events. If the call does not get there, the next one makes the scorer
-    again from the events.
+    The record is the state, and the scorer follows from it. A call that changes the scorer in place first takes it out,
+    and puts it back together with the new record. If the call does not get there, the next one makes the scorer again
+    from the record.
     """
 
-    events: tuple[_Event, ...]
+    record: Record
+    reserved: tuple[int, ...]  # picks that were handed out, in order, whatever has been said about them since
     seed: int
-    scorer: Scorer | None  # has absorbed the events; None while a call changes it, and after one that raised
+    scorer: Scorer | None  # has absorbed what stands; None while a call changes it, and after one that raised
     asked: Tensor | None = None  # the picks that ``ask`` returned, which are taken in ``scorer`` if there is one
 
 
@@ -65,7 +62,7 @@ class SequentialSelector:
         pool: features of the unlabelled rows, [N, D]; an array or a file is not copied, as in ``select_batch``.
         acquisition: as in ``select_batch``: ``uherding`` by default if ``labelled`` is given, else ``margin``.
         step: ``line_search`` or ``newton``.
-        gamma: trust in the labels, >= 0.
+        gamma: trust in the labels, >= 0; ``tell`` takes another one for its own.
         link: ``plugin`` or ``mean_field``; for ``bald`` also ``mc``.
         candidates: the rows that may be asked for, integers [K]; all by default.
         generator: for an acquisition that draws, such as ``random`` or ``badge``. The constructor takes one number from
@@ -82,6 +79,7 @@ class SequentialSelector:
         >>> selector = SequentialSelector(posterior, pool)
         >>> row = selector.ask()
         >>> selector.tell(row, 3)
+        >>> selector.tell(row, 2)  # corrects the answer
     """
 
     @outside_inference_mode
@@ -117,111 +115,198 @@ class SequentialSelector:
         self._uncertainty = uncertainty.clone() if isinstance(uncertainty, Tensor) else uncertainty
         self._checksum: PoolChecksum | None = None
         seed = choose_seed(acquisition, self._link, len(self._pool), generator, references)
-        self._progress = _Progress((), seed, self._replayed((), seed))
+        self._progress = _Progress(Record(), (), seed, None)
+        self._progress = self._replayed(self._progress)
 
     @outside_inference_mode
     @torch.no_grad()
-    def ask(self, n: int = 1) -> Tensor:  # [n] int64
+    def ask(self, n: int = 1, *, reserve: bool = False) -> Tensor:  # [n] int64
         """Return the ``n`` rows that are best to label now, best first. A repeated call returns the same rows.
 
-        All of them are the best under the same model; ``select_batch`` builds a batch with assumed labels instead.
+        All of them are the best under the same model; ``select_batch`` builds a batch with assumed labels instead. One
+        row works as an index as it is: ``paths[selector.ask()]``.
+
+        Args:
+            n: number of rows.
+            reserve: hand the rows out to one of several people: they are not asked for again, until ``release`` or
+                ``forget``.
 
         Raises:
             ValueError: fewer than ``n`` rows are left, or the acquisition returned NaN.
         """
-        left = len(self._pool) - len(self._closed())
+        check_flag("reserve", reserve)
+        closed = self._progress.record.closed
+        handed_out = set(self._progress.reserved) - closed
+        left = len(self._pool) - len(closed) - len(handed_out)
         if left == 0:
+            waiting = f", or are reserved ({len(handed_out)}, which release() frees)" if handed_out else ""
             raise ValueError(
-                f"no row is left to ask for: all {len(self._pool)} have a label or are skipped; undo() takes the last "
-                "one back"
+                f"no row is left to ask for: all {len(self._pool)} have a label or are skipped{waiting}; undo() takes "
+                "the last one back"
             )
         n = check_integer("n", n, at_least=1, at_most=left, limit="the rows that are left")
         picks = self._progress.asked
         if picks is None or len(picks) != n:
-            events, seed, *_ = self._progress
             scorer = self._take_scorer()
             picks, utilities = scorer.pick(n)
             check_utilities(utilities, "acquisition")
-            self._progress = _Progress(events, seed, scorer, picks)
-        return self._pool.to_rows(picks).clone()
+            self._progress = self._progress._replace(scorer=scorer, asked=picks)
+        rows = self._pool.to_rows(picks).clone()
+        if reserve:  # the picks are taken in the scorer
+            self._progress = self._progress._replace(reserved=(*self._progress.reserved, *picks.tolist()), asked=None)
+        return rows
 
     @outside_inference_mode
     @torch.no_grad()
-    def tell(self, indices: int | Rows, labels: int | str | Labels) -> None:
+    def release(self, indices: int | Rows) -> None:
+        """Make reserved rows free again. ``undo`` does not bring a reservation back.
+
+        Raises:
+            ValueError: a row is not reserved.
+        """
+        picks = self._as_picks("indices", indices)
+        progress = self._progress
+        self._check_each("indices", picks, set(progress.reserved), "be reserved by ask(reserve=True)")
+        scorer = self._take_scorer()
+        scorer.release(picks.new_tensor([pick for pick in picks.tolist() if pick not in progress.record.closed]))
+        kept = _without(progress.reserved, picks)
+        self._progress = progress._replace(reserved=kept, scorer=scorer, asked=None)
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def tell(
+        self,
+        indices: int | Rows,  # an integer or [k]
+        labels: int | str | Labels,  # a label or [k]
+        gamma: float | Array | None = None,  # [] or [k]
+        annotator: int = 0,
+    ) -> None:
         """Absorb labels, in order. The rows need not be those that ``ask`` returned.
+
+        A row that has a label of this annotator is corrected: the result is that of a selector that was never told the
+        older label. All other answers are then absorbed again, O(n D^2) and the acquisition's own part for n answers.
+        The same label again, with the same trust, changes nothing.
+        Labels of several annotators for one row are as many observations; ``disagreements`` lists those that differ.
 
         Args:
             indices: a row of the pool, or integers [k]: a tensor, an array or a list.
             labels: its label in [0, C), or [k]. Where the posterior has ``class_names``, also their names.
+            gamma: trust in these labels, >= 0, a number or [k]; by default that of the selector.
+            annotator: who gives them, a number >= 0.
 
         Raises:
-            ValueError: a row already has a label or is not in the pool, or a label is not a class.
+            ValueError: a row is not in the pool, a label is not a class, or ``gamma`` is negative.
             NotPSDError: the covariance is not positive semi-definite; nothing is changed.
         """
         picks = self._as_picks("indices", indices)
         values = self._as_labels(labels, len(picks))
-        self._check_untold("indices", picks, self._progress.events)
-        self._add((picks, values))
+        like = self._initial.mean.new_empty(len(picks), 0, dtype=torch.float64)
+        trust = trust_of(check_gamma(self._rule.gamma if gamma is None else gamma, like), like)
+        annotator = check_integer("annotator", annotator, at_least=0)
+        event = Told(picks, values, trust.to(picks.device), annotator)
+        if not self._progress.record.repeats(event):
+            self._add(event)
 
     @outside_inference_mode
     @torch.no_grad()
     def skip(self, indices: int | Rows) -> None:
         """Do not ask for these rows again; ``tell`` still accepts their labels."""
-        self._add((self._as_picks("indices", indices), None))
+        self._add(Skipped(self._as_picks("indices", indices)))
+
+    @outside_inference_mode
+    @torch.no_grad()
+    def forget(self, indices: int | Rows, annotator: int | None = None) -> None:
+        """Take back what was said about rows, wherever it stands; they may be asked for again.
+
+        The result is that of a selector that was never told it. All other answers are absorbed again, as after a
+        correction.
+
+        Args:
+            indices: rows as in ``tell``.
+            annotator: whose labels to take back; by default those of all annotators, and skips and reservations.
+
+        Raises:
+            ValueError: a row has no label of this annotator; or neither label nor skip, if none is given.
+        """
+        picks = self._as_picks("indices", indices)
+        if annotator is not None:
+            annotator = check_integer("annotator", annotator, at_least=0)
+        self._add(self._checked("indices", Forgotten(picks, annotator), self._progress.record))
 
     @outside_inference_mode
     @torch.no_grad()
     def undo(self) -> Tensor:  # [k] int64
-        """Undo the last ``tell`` or ``skip`` and return its rows.
+        """Undo the last ``tell``, ``skip`` or ``forget`` and return its rows.
 
         Raises:
             ValueError: there is nothing to undo.
         """
-        events, seed, *_ = self._progress
+        events = self._progress.record.events
         if not events:
             raise ValueError("there is nothing to undo")
-        rows = self._pool.to_rows(events[-1][0]).clone()
-        self._progress = _Progress(events[:-1], seed, self._replayed(events[:-1], seed))
+        rows = self._pool.to_rows(events[-1].picks).clone()
+        self._progress = self._replayed(self._progress._replace(record=Record(events[:-1])))
         return rows
 
     @property
     @entry
     @outside_inference_mode
     def posterior(self) -> LastLayerLaplace:
-        """A new posterior that has absorbed every label so far."""
-        told = [(picks, labels) for picks, labels in self._progress.events if labels is not None]
-        if not told:
+        """A new posterior that has absorbed every label that stands."""
+        picks, labels, trust, _ = self._progress.record.answers(self._pool.storage)
+        if len(picks) == 0:
             return self._initial.clone()
-        picks, labels = (torch.cat(parts) for parts in zip(*told, strict=True))
-        return self._initial.condition_on(self._pool.raw(picks), labels, self._rule.step, self._rule.gamma)
+        gamma = float(trust[0]) if bool((trust == trust[0]).all()) else trust.to(self._initial.mean.device)
+        return self._initial.condition_on(self._pool.raw(picks), labels, self._rule.step, gamma)
+
+    @property
+    @entry
+    @outside_inference_mode
+    def answers(self) -> Answers:
+        """The labels that stand, for a refit: rows, labels, trust and annotators, [n] each."""
+        answers = self._progress.record.answers(self._pool.storage)
+        return answers._replace(rows=self._pool.to_rows(answers.rows))
+
+    @property
+    @entry
+    @outside_inference_mode
+    def disagreements(self) -> Tensor:  # [k] int64
+        """The rows to which annotators gave different labels, in ascending order."""
+        answers = self._progress.record.answers(self._pool.storage)
+        pairs = torch.stack([self._pool.to_rows(answers.rows), answers.labels], dim=1).unique(dim=0)
+        rows: Tensor = pairs[1:, 0][pairs[1:, 0] == pairs[:-1, 0]].unique()
+        return rows
 
     def __repr__(self) -> str:
         """The numbers of answers and of rows that are left; never a matrix."""
         name = self._acquisition if isinstance(self._acquisition, str) else "a callable"
-        told = sum(len(picks) for picks, labels in self._progress.events if labels is not None)
-        skipped = sum(len(picks) for picks, labels in self._progress.events if labels is None)
+        told, closed = {pick for pick, _ in self._progress.record.told}, self._progress.record.closed
+        waiting = len(set(self._progress.reserved) - closed)
+        reserved = f"{waiting} reserved, " if waiting else ""
         return (
-            f"SequentialSelector({name!r} over {len(self._pool)} rows, {told} labelled, {skipped} skipped, "
-            f"{len(self._pool) - len(self._closed())} left; begun with {self._initial})"
+            f"SequentialSelector({name!r} over {len(self._pool)} rows, {len(told)} labelled, "
+            f"{len(closed - told)} skipped, {reserved}{len(self._pool) - len(closed) - waiting} left; begun with "
+            f"{self._initial})"
         )
 
     @outside_inference_mode
     def state_dict(self) -> dict[str, Any]:
-        """All answers: ``rows``, ``labels`` (-1 if skipped) and ``events``, int64 [T]; ``seed`` []; ``pool`` [5].
+        """All calls of ``tell``, ``skip`` and ``forget``, and the rows that are reserved.
+
+        ``rows``, ``labels`` (-1 if skipped, -2 if forgotten), ``events`` and ``annotators`` are int64 [T], ``trust`` is
+        float64 [T]; ``reserved`` int64 [R]; ``seed`` []; ``pool`` [5].
 
         The posterior and the pool are not part of it: make a new selector with them and call ``load_state_dict``. Of
         the pool it holds a checksum: number of rows, D, dtype, and the values of 1,024 rows, evenly spread from the
         first to the last, or of all rows if they are no more.
         """
-        told, seed, *_ = self._progress
-        rows = [self._pool.to_rows(picks) for picks, _ in told]
-        labels = [torch.full_like(picks, _SKIPPED) if given is None else given for picks, given in told]
-        events = [torch.full_like(picks, number) for number, (picks, _) in enumerate(told)]
-        empty = [torch.zeros(0, dtype=torch.int64, device=self._pool.storage.device)]
-        parts = {"rows": rows, "labels": labels, "events": events}
+        vectors = self._progress.record.vectors(self._pool.storage)
+        reserved = vectors["rows"].new_tensor(self._progress.reserved, dtype=torch.int64)
         return {
-            **{name: torch.cat(part or empty) for name, part in parts.items()},
-            "seed": torch.tensor(seed, device="cpu"),
+            **vectors,
+            "rows": self._pool.to_rows(vectors["rows"]),
+            "reserved": self._pool.to_rows(reserved),
+            "seed": torch.tensor(self._progress.seed, device="cpu"),
             "pool": self._pool_checksum().as_tensor(),
         }
 
@@ -238,26 +323,20 @@ class SequentialSelector:
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
         if missing := [name for name in _STATE if name not in state]:
             raise KeyError(f"state must hold {', '.join(_STATE)}, {', '.join(missing)} is missing")
-        rows, labels, events = (
-            as_labels(f"state[{name!r}]", state[name], self._pool.storage.device) for name in _VECTORS
-        )
+        device = self._pool.storage.device
+        given = events_of(state, self._initial.num_classes, device)
         seed = check_integer("state['seed']", state["seed"], at_least=0)
+        reserved = integers(state, "reserved", device)
+        if reserved.dim() != 1:
+            raise ValueError(f"state['reserved'] must be a vector, got shape {shape_text(reserved.shape)}")
         self._check_pool(state["pool"])
-        if not rows.shape == labels.shape == events.shape or rows.dim() != 1:
-            raise ValueError(
-                f"state must hold vectors of one length, got {shape_text(rows.shape)} rows, "
-                f"{shape_text(labels.shape)} labels and {shape_text(events.shape)} events"
-            )
-        told: tuple[_Event, ...] = ()
-        for number in events.unique():
-            belongs = events == number
-            picks, given = self._as_picks("state['rows']", rows[belongs]), labels[belongs]
-            skipped = bool((given == _SKIPPED).all())
-            if not skipped:
-                check_labels("state['labels']", given, self._initial.num_classes)
-                self._check_untold("state['rows']", picks, told)
-            told = (*told, (picks, None if skipped else given))
-        self._progress = _Progress(told, seed, self._replayed(told, seed))
+        record = Record()
+        for event in given:
+            picks = self._as_picks("state['rows']", event.picks)
+            record = record.added(self._checked("state['rows']", event._replace(picks=picks), record))
+        if len(reserved):
+            reserved = self._as_picks("state['reserved']", reserved)
+        self._progress = self._replayed(_Progress(record, tuple(reserved.tolist()), seed, None))
 
     def _pool_checksum(self) -> PoolChecksum:
         if self._checksum is None:
@@ -276,12 +355,27 @@ class SequentialSelector:
                 "the state was saved with, in the same order, or begin anew with this one"
             )
 
-    def _replayed(self, events: tuple[_Event, ...], seed: int) -> Scorer:
-        """A new scorer that has absorbed these events."""
-        setting = Setting(
+    def _replayed(self, progress: _Progress) -> _Progress:
+        """The same answers with a scorer that has absorbed those that stand.
+
+        The present scorer begins anew if it has the same seed: it keeps what does not depend on answers, such as kernel
+        values.
+        """
+        scorer = self._progress.scorer
+        if scorer is not None and self._progress.seed == progress.seed:
+            self._progress = self._progress._replace(scorer=None)
+            scorer.restart()
+        else:
+            scorer = make_scorer(self._acquisition, self._setting(progress.seed))
+        for event in progress.record.standing:
+            _absorb(scorer, event, self._rule)
+        scorer.withhold(torch.tensor(progress.reserved, dtype=torch.int64, device=self._pool.storage.device))
+        return progress._replace(scorer=scorer, asked=None)
+
+    def _setting(self, seed: int) -> Setting:
+        return Setting(
             self._initial,
             self._pool,
-            self._rule,
             self._link,
             self._labelled,
             seed,
@@ -290,35 +384,42 @@ class SequentialSelector:
             self._memory,
             _KERNEL_MEMORY if self._memory is None else self._memory,
         )
-        scorer = make_scorer(self._acquisition, setting)
-        for event in events:
-            _absorb(scorer, event)
-        return scorer
 
     def _take_scorer(self) -> Scorer:
         """Return the scorer, with no row taken that was asked for, and leave the selector without it."""
-        events, seed, scorer, asked = self._progress
-        self._progress = _Progress(events, seed, None, asked)
-        if scorer is None:
-            return self._replayed(events, seed)
-        if asked is not None:
-            scorer.release(asked)
-        return scorer
+        progress = self._progress
+        if progress.scorer is None:
+            scorer = self._replayed(progress).scorer
+            assert scorer is not None
+            return scorer
+        self._progress = progress._replace(scorer=None)
+        if progress.asked is not None:
+            progress.scorer.release(progress.asked)
+        return progress.scorer
 
-    def _add(self, event: _Event) -> None:
-        events, seed, *_ = self._progress
+    def _add(self, event: Event) -> None:
+        progress = self._progress
+        after = progress._replace(record=progress.record.added(event), asked=None)
+        if isinstance(event, Forgotten) and event.annotator is None:
+            after = after._replace(reserved=_without(progress.reserved, event.picks))
+        if isinstance(event, Forgotten) or progress.record.replaced_by(event):
+            self._progress = self._replayed(after)
+            return
         scorer = self._take_scorer()
-        _absorb(scorer, event)
-        self._progress = _Progress((*events, event), seed, scorer)
+        _absorb(scorer, event, self._rule)
+        self._progress = after._replace(scorer=scorer)
 
-    def _closed(self) -> set[int]:
-        return {pick for picks, _ in self._progress.events for pick in picks.tolist()}
+    def _checked(self, name: str, event: Event, record: Record) -> Event:
+        """The event, or ValueError if it forgets what was never said."""
+        if isinstance(event, Forgotten):
+            whose = "or be skipped" if event.annotator is None else f"of annotator {event.annotator}"
+            self._check_each(name, event.picks, record.said_by(event.annotator), f"have a label {whose}")
+        return event
 
-    def _check_untold(self, name: str, picks: Tensor, events: tuple[_Event, ...]) -> None:
-        told = {pick for rows, given in events if given is not None for pick in rows.tolist()}
+    def _check_each(self, name: str, picks: Tensor, allowed: Container[int], kind: str) -> None:
         for row, pick in zip(self._pool.to_rows(picks).tolist(), picks.tolist(), strict=True):
-            if pick in told:
-                raise ValueError(f"{name} must be without a label so far, got {row} again; undo() takes one back")
+            if pick not in allowed:
+                raise ValueError(f"{name} must {kind}, got {row}")
 
     def _as_picks(self, name: str, indices: int | Rows) -> Tensor:
         rows = self._as_vector(name, indices, rows=True)
@@ -344,8 +445,13 @@ class SequentialSelector:
         return numbers.reshape(-1).clone()  # events are kept, callers may reuse the buffer
 
 
-def _absorb(scorer: Scorer, event: _Event) -> None:
-    picks, labels = event
-    if labels is not None:
-        scorer.absorb(picks, labels)
-    scorer.withhold(picks)
+def _without(reserved: tuple[int, ...], picks: Tensor) -> tuple[int, ...]:
+    freed = set(picks.tolist())
+    return tuple(pick for pick in reserved if pick not in freed)
+
+
+def _absorb(scorer: Scorer, event: Told | Skipped, rule: UpdateRule) -> None:
+    if isinstance(event, Told):
+        for rows, gamma in check_gamma(event.trust, event.trust[:, None]):
+            scorer.absorb(event.picks[rows], event.labels[rows], rule._replace(gamma=gamma))
+    scorer.withhold(event.picks)

@@ -9,7 +9,7 @@ from lapal_ext.acquisition.badge import BadgeScorer, thresholds
 from lapal_ext.acquisition.registry import choose_seed
 from lapal_ext.acquisition.spec import Setting
 from lapal_ext.pool.pool import Pool
-from lapal_ext.rules import LINKS, UpdateRule
+from lapal_ext.rules import LINKS
 from tests.acquisition.dense import draw, embeddings, first_largest
 from tests.problems import make_problem
 
@@ -109,9 +109,8 @@ def test_gradients_that_overflow_raise() -> None:
 
 def test_nothing_is_drawn_from_a_gradient_that_is_not_a_number() -> None:
     problem = make_problem()
-    rule = UpdateRule(1.0, "newton", "categorical")
     pool = Pool(problem.posterior, problem.pool)
-    scorer = BadgeScorer(Setting(problem.posterior, pool, rule, LINKS["plugin"]))
+    scorer = BadgeScorer(Setting(problem.posterior, pool, LINKS["plugin"]))
     scorer._logits[3, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^pool must give results that are finite"):
         scorer.pick(2)

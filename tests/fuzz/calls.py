@@ -76,7 +76,7 @@ def _of_selector(selector: SequentialSelector) -> object:
     """Its answers, its open questions, and all rows that it would ask for from here on."""
     state = selector.state_dict()
     copied = copy.deepcopy(selector)
-    left = len(copied._pool) - len(copied._closed())
+    left = len(copied._pool) - len(copied._progress.record.closed.union(copied._progress.reserved))
     try:
         questions = bits(copied.ask(left)) if left else None
     except (ValueError, ArithmeticError) as error:  # the posterior is damaged

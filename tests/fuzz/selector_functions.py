@@ -153,10 +153,26 @@ def _skip(choose: Choose, p: Small) -> Arguments:
     return {name: made[name] for name in ("selector", "indices")}
 
 
+def _forget(choose: Choose, p: Small) -> Arguments:
+    selector = _selector_argument(choose, p)
+    if not selector.good._progress.record.closed:
+        selector.good.tell(0, 0)
+    said = choose(st.permutations(sorted(selector.good._progress.record.closed)))
+    rows: Any = torch.tensor(said[: choose(st.integers(1, len(said)))])
+    return {"selector": selector, "indices": _rows(rows, len(p.x), set())}
+
+
+def _release(choose: Choose, p: Small) -> Arguments:
+    selector = _selector_argument(choose, p)
+    left = len(p.x) - len(selector.good._progress.record.closed)
+    rows = selector.good.ask(choose(st.integers(1, left)), reserve=True)
+    return {"selector": selector, "indices": _rows(rows, len(p.x), set())}
+
+
 def _undo(choose: Choose, p: Small) -> Arguments:
     """``undo`` takes no argument, so a campaign changes the selector that it is called on."""
     selector = _selector_argument(choose, p)
-    if not selector.good._progress.events:
+    if not selector.good._progress.record.events:
         selector.good.skip(0)
 
     def change(choose: Choose, good: Restartable) -> Changed:
@@ -172,7 +188,7 @@ def _undo(choose: Choose, p: Small) -> Arguments:
 
 def _ask(choose: Choose, p: Small) -> Arguments:
     selector = _selector_argument(choose, p)
-    left = len(p.x) - len(selector.good._closed())
+    left = len(p.x) - len(selector.good._progress.record.closed)
     return {"selector": selector, "n": changes.integer(choose(st.integers(1, left)), 1, left)}
 
 
@@ -216,7 +232,7 @@ def _other_state(choose: Choose, good: dict[str, Any], p: Small) -> Changed:
 def _left(selector: Restartable) -> tuple[object, ...]:
     """The posterior, the state and the next question of a selector, for a comparison."""
     state = selector.state_dict()
-    left = len(selector._pool) - len(selector._closed())
+    left = len(selector._pool) - len(selector._progress.record.closed.union(selector._progress.reserved))
     question = selector.ask() if left else torch.zeros(0, dtype=torch.int64, device="cpu")
     return selector.posterior, [state[name] for name in sorted(state) if name != "pool"], question
 
@@ -241,6 +257,8 @@ FUNCTIONS = {
     "SequentialSelector.ask": Function(_asked, _ask, moves="selector"),
     "SequentialSelector.tell": Function(_called("tell"), _tell, moves="selector"),
     "SequentialSelector.skip": Function(_called("skip"), _skip, moves="selector"),
+    "SequentialSelector.forget": Function(_called("forget"), _forget, moves="selector"),
+    "SequentialSelector.release": Function(_called("release"), _release, moves="selector"),
     "SequentialSelector.undo": Function(_undone, _undo, moves="selector"),
     "SequentialSelector.load_state_dict": Function(_called("load_state_dict"), _load, moves="selector"),
 }

@@ -88,7 +88,7 @@ def _crashes(posterior: LastLayerLaplace, features: Tensor, **rest: object) -> o
 
 def _closes_before_it_looks(selector: SequentialSelector, indices: Any, labels: Any) -> object:
     picks = selector._as_picks("indices", indices)
-    selector._close(picks, None)
+    selector.skip(picks)
     return selector.tell(indices, labels)
 
 

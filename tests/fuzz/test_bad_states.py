@@ -201,7 +201,7 @@ PAIR = torch.tensor([1, 2])
         (lambda s: s.tell(PAIR, PAIR.float()), TypeError, "labels must hold integers"),
         (lambda s: s.tell(PAIR, PAIR.to_sparse()), TypeError, "labels must be a dense tensor"),
         (lambda s: s.tell(PAIR, PAIR.to("meta")), ValueError, "labels must be on cpu"),
-        (lambda s: s.tell(PAIR + 6, PAIR), ValueError, "indices must be without a label so far, got 7 again"),
+        (lambda s: s.forget(8), ValueError, "indices must have a label or be skipped, got 8"),
         (lambda s: s.skip(60), ValueError, r"indices must lie in \[0, 60\)"),
         (lambda s: s.skip(PAIR[:0]), ValueError, "indices must hold at least one row, got none"),
         (lambda s: s.load_state_dict(None), TypeError, "state must be a dict, got NoneType"),
@@ -228,10 +228,10 @@ PAIR = torch.tensor([1, 2])
         ),
         (
             lambda s: s.load_state_dict(
-                {**SELECTOR_STATE, "rows": torch.tensor([5, 5]), "labels": PAIR, "events": PAIR}
+                {**SELECTOR_STATE, "rows": torch.tensor([5, 5]), "labels": PAIR, "events": 0 * PAIR}
             ),
             ValueError,
-            r"state\['rows'\] must be without a label so far, got 5 again",
+            r"state\['rows'\] must not hold duplicates",
         ),
     ],
 )

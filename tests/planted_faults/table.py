@@ -205,16 +205,28 @@ FAULTS = (
     ),
     _selection(
         "selection/sequential_selector.py",
-        "if labels is not None:\n        scorer.absorb(picks, labels)",
-        "if labels is not None and len(picks) == 1:\n        scorer.absorb(picks, labels)",
+        "for event in progress.record.standing:",
+        "for event in (e for e in progress.record.standing if len(e.picks) == 1):",
         "selection/test_sequential_selector.py",
         "acquisition/test_every_acquisition.py",
     ),
     _selection(
         "selection/sequential_selector.py",
-        "_Progress(events[:-1], seed, self._replayed(events[:-1], seed))",
-        "_Progress(events[1:], seed, self._replayed(events[1:], seed))",
+        "Record(events[:-1])",
+        "Record(events[1:])",
         "selection/test_sequential_selector.py",
+    ),
+    _selection(
+        "selection/answers.py",
+        "pick not in forgotten and (pick, annotator) not in replaced",
+        "(pick, annotator) not in replaced",
+        "selection/test_changed_answers.py",
+    ),
+    _selection(  # a released row is missing in a list that was made before
+        "acquisition/herding.py",
+        "self._gains = self._gains.copy()",
+        "pass",
+        "selection/test_interrupted_selector.py",
     ),
     _selection(
         "acquisition/herding.py",
@@ -236,8 +248,8 @@ FAULTS = (
     ),
     _selection(  # the scorer stays in the selector while a call changes it
         "selection/sequential_selector.py",
-        "self._progress = _Progress(events, seed, None, asked)",
-        "",
+        "self._progress = progress._replace(scorer=None)\n        if",
+        "if",
         "selection/test_interrupted_selector.py",
     ),
     _selection(

@@ -18,7 +18,9 @@ from lapal_ext.selection import sequential_selector
 from tests.problems import Problem, make_problem
 
 PACKAGE = str(Path(lapal_ext.__file__).parent)
-WORK = {"ask": 4, "load_state_dict": 8, "undo": 8}  # every so many steps are tried of the calls that take most of them
+CALLS = ("tell", "tell two", "skip", "ask", "undo", "correct", "forget", "reserve", "release", "load_state_dict")
+# Every so many steps are tried of the calls that take most of them.
+WORK = {"ask": 4, "load_state_dict": 16, "undo": 16, "correct": 24, "forget": 24, "reserve": 8, "release": 8}
 
 
 class InjectedError(Exception):
@@ -84,6 +86,7 @@ def begun(problem: Problem, acquisition: Any) -> SequentialSelector:
     pair = selector.ask(2)
     selector.tell(pair, problem.labels[pair])
     selector.skip(selector.ask())
+    selector.ask(reserve=True)
     selector.ask()
     return selector
 
@@ -105,13 +108,17 @@ def calls(problem: Problem, row: int) -> dict[str, Callable[[SequentialSelector]
         "skip": lambda selector: selector.skip(told),
         "ask": lambda selector: selector.ask(3),
         "undo": lambda selector: selector.undo(),
+        "correct": lambda selector: selector.tell(selector.answers.rows[:1], [3]),
+        "forget": lambda selector: selector.forget(selector.answers.rows[:1]),
+        "reserve": lambda selector: selector.ask(2, reserve=True),
+        "release": lambda selector: selector.release(selector.state_dict()["reserved"]),
         "load_state_dict": lambda selector: selector.load_state_dict(state),
     }
 
 
 @pytest.mark.parametrize("where", [raising_at_line, raising_at_op], ids=["line", "op"])
 @pytest.mark.parametrize("acquisition", ["margin", "uherding"])
-@pytest.mark.parametrize("name", ["tell", "tell two", "skip", "ask", "undo", "load_state_dict"])
+@pytest.mark.parametrize("name", CALLS)
 def test_an_exception_anywhere_changes_nothing(name: str, acquisition: str, where: Any) -> None:
     problem = make_problem(n_pool=60)
     selector = begun(problem, acquisition)
@@ -161,12 +168,12 @@ def test_every_acquisition_survives_an_exception(acquisition: Any, monkeypatch: 
             return call
 
     monkeypatch.setattr(sequential_selector, "make_scorer", lambda *args: Failing(make_scorer(*args)))
-    selector.load_state_dict(selector.state_dict())
+    selector = begun(problem, acquisition)
     row = int(selector.ask())
-    for name in ("pick", "release", "withhold", "absorb"):
+    for name in ("pick", "release", "withhold", "absorb", "restart"):
         fails.append(name)
         with pytest.raises(InjectedError):
-            selector.tell(row, 1) if name != "pick" else selector.ask(2)
+            selector.ask(2) if name == "pick" else selector.undo() if name == "restart" else selector.tell(row, 1)
         fails.clear()
         assert summary(selector) == before, name
     selector.tell(row, 1)
