@@ -68,13 +68,13 @@ class CloseRows:
         self._scale = 2.0 ** max(-126, math.floor(math.log2(largest)) - 1) if largest > 0.0 else 1.0
         self._factor = -2.0 * self._scale**2  # from products to squared distances
         self._terms = self._centre.shape[1] + 8  # of a sum, and the roundings before and after it
-        bytes_of_row = self._terms * (norms.element_size() + 4)
+        bytes_of_row = (self._centre.shape[1] + 8) * (norms.element_size() + 4)  # standardised, extended, and norms
         self._groups: list[tuple[slice, Points]] | None = None
         if len(pool) * bytes_of_row <= memory:
             self._groups = list(self._prepared())
         self._norms = torch.cat([norms.new_empty(0).double(), *(group.norms for _, group in self._prepared())])
 
-    def prepare(
+    def _prepare(
         self,
         standardized: Tensor,  # [n, D]
     ) -> Points:
@@ -126,7 +126,7 @@ class CloseRows:
         """Yield all pairs of a row and a point with a squared distance below ``squared``, in tiles. O(N m D)."""
         for rows, group in self._prepared():
             for columns in row_tiles(len(points), _BLOCK):
-                pairs = self._closer(self.prepare(points[columns]), group, squared)
+                pairs = self._closer(self._prepare(points[columns]), group, squared)
                 yield Pairs(pairs.second + rows.start, pairs.first + columns.start, pairs.squares)
 
     def closer(
@@ -146,30 +146,30 @@ class CloseRows:
         self,
         labels: Tensor,  # [N] int64
         sample: Tensor,  # [m] int64
-        share: float,
+        count: int,
     ) -> Tensor:  # [N] float64
         """Upper bounds of the squared distance of every row to the nearest row that has another label. O(N m D).
 
-        They are distances to sampled rows. The bounds of a ``share`` of the rows, those nearest to a sampled row, are
-        exact distances; the others are larger by their error.
+        They are distances to sampled rows, all of which are prepared in memory. The ``count`` least bounds, and those
+        equal to the next one, are exact distances; the others are larger by their error.
         """
         everything = torch.arange(len(self._pool), device=labels.device)
         bounds = torch.full_like(self._norms, torch.inf)
-        points = [(part, self.prepare(self._pool.standardized_here(part))) for part in sample.split(_BLOCK)]
+        points = [(part, self._prepare(self._pool.standardized_here(part))) for part in sample.split(_BLOCK)]
         for rows, group in self._prepared():
             for part, block in points:
                 products = self._products(group, block).masked_fill_(labels[rows, None] == labels[part], -torch.inf)
                 squares = self._factor * products.amax(1).double() + self._error(group.norms, block.norms.amax())
                 bounds[rows] = torch.minimum(bounds[rows], squares)
-        nearest = everything[bounds <= bounds.sort().values[int(share * len(bounds))]]
-        group = self.prepare(self._pool.standardized_here(nearest))
-        exact = bounds[nearest]
-        for part, block in points:
-            products = self._products(group, block).masked_fill_(labels[nearest, None] == labels[part], -torch.inf)
-            largest = products.max(1)
-            squares = self.exact(nearest, part[largest.indices])
-            exact = torch.where(largest.values > -torch.inf, torch.minimum(exact, squares), exact)
-        bounds[nearest] = exact
+        for rows in everything[bounds <= bounds.sort().values[count]].split(_GROUP):
+            group = self._prepare(self._pool.standardized_here(rows))
+            exact = bounds[rows]
+            for part, block in points:
+                products = self._products(group, block).masked_fill_(labels[rows, None] == labels[part], -torch.inf)
+                largest = products.max(1)
+                squares = self.exact(rows, part[largest.indices])
+                exact = torch.where(largest.values > -torch.inf, torch.minimum(exact, squares), exact)
+            bounds[rows] = exact
         return bounds
 
     def exact(
@@ -197,7 +197,7 @@ class CloseRows:
             yield from self._groups
             return
         for rows in row_tiles(len(self._pool), _GROUP):
-            yield rows, self.prepare(self._pool.standardized_here(rows))
+            yield rows, self._prepare(self._pool.standardized_here(rows))
 
     def _blocks(self, start: int) -> Iterator[tuple[slice, Points]]:
         """Blocks of rows from ``start`` on."""
@@ -214,8 +214,7 @@ class CloseRows:
         squares = self._factor * products[i, j].double()
         unsure = ((squares - squared).abs() <= band).nonzero()[:, 0]
         if len(unsure) * _MANY > products.numel():
-            offset = self._centre.squeeze(0)
-            squares = squared_distances(left.standardized - offset, right.standardized - offset)[i, j]
+            squares = squared_distances(left.standardized - self._centre, right.standardized - self._centre)[i, j]
         elif len(unsure) > 0:
             squares[unsure] = self._exact(
                 left.standardized.__getitem__, i[unsure], right.standardized.__getitem__, j[unsure]

@@ -26,7 +26,7 @@ class CoresetScorer(PosteriorScorer):
         standardization = setting.posterior.standardization
         self._scale = standardization.scale.expand_as(standardization.centre).contiguous()
         self._nearest = self._scale.new_full((len(self._pool),), torch.inf)  # [N], squared
-        self._has_centre = len(labelled_features(setting)) > 0
+        self._has_centre = len(labelled_features(setting)) > 0  # it refuses rows whose distances overflow
         if setting.labelled is not None:
             self._add_centres(setting.labelled.to(self._scale.dtype), self._nearest, torch.ones_like(self._taken))
 

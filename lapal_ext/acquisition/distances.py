@@ -1,36 +1,11 @@
-"""Euclidean distances between the rows of a pool and points, in float64 and in tiles.
+"""The standardised rows that have labels, and squared Euclidean distances by a matrix product."""
 
-The squared differences of a pair are summed in one order, so that copies of a row tie to the bit and have distance
-zero. Where there are too many pairs for that, ``squared_distances`` uses a matrix product.
-"""
-
-import torch
 from torch import Tensor
 
 from lapal_ext.acquisition.spec import Setting
-from lapal_ext.pool.pool import Pool
 from lapal_ext.validation.tensors import check_overflow
 
 TILE = 1 << 21  # distances held at a time, 16 MiB
-
-
-def nearest_distance(
-    pool: Pool,
-    points: Tensor,  # [L, D], standardised, L >= 1
-) -> Tensor:  # [N] float64
-    """Distance of every row to its nearest point. O(N L D)."""
-    result = torch.empty(len(pool), dtype=torch.float64, device=points.device)
-    for rows, tile in pool.standardized_tiles():
-        nearest = [_distances(tile, block).amin(1) for block in points.split(max(1, TILE // max(1, len(tile))))]
-        result[rows] = torch.stack(nearest).amin(0)
-    return result
-
-
-def _distances(
-    rows: Tensor,  # [n, D]
-    points: Tensor,  # [m, D]
-) -> Tensor:  # [n, m] float64
-    return torch.cdist(rows.double(), points.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def squared_distances(

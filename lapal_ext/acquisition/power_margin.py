@@ -23,6 +23,8 @@ class PowerMarginScorer(RowScorer):
     arXiv 2106.12059: "power" acquisition, by the Gumbel top-k trick.
     """
 
+    _squares_norms = False  # ``tile_utilities`` checks what it computes
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, "acquisition")
         self._draws = gumbel_draws(setting.seed, self._pool.shard.total)[self._pool.shard.numbers]

@@ -97,7 +97,7 @@ def pure_radius(
     first = everything.new_full((n_clusters,), len(pool)).scatter_reduce_(0, clusters, everything, "amin")
     sample = torch.cat([everything[::_SAMPLE], first[first < len(pool)]]).unique()
     impure = int((1.0 - _PURITY) * len(pool))
-    nearest = close.near_another_label(clusters, sample, 1.0 - _PURITY)
+    nearest = close.near_another_label(clusters, sample, impure)
     kept: list[Pairs] | None = []
     mixed: list[Pairs] = []
     count = n_mixed = 0

@@ -38,8 +38,8 @@ def softmax_gradient(
         directions: v of H directions, H >= 0, class-major, [H, C, N].
 
     Returns:
-        L in float64; its gradient [C, D]; and the Hessian products [H, C, D]. O((1 + H) N C D), with one read of the
-        features. Sums over rows are in float64 within tiles of some hundred rows; their order depends on N alone.
+        L in float64; its gradient [C, D]; and the Hessian products [H, C, D]. O((1 + H) N C D). The kernels sum some
+        hundred rows in the dtype of the features, and these sums in float64, in an order that the sizes alone decide.
     """
     p = logits.softmax(0)
     # 1 - p and -log p of the target as sums over the other classes, which do not cancel where p is nearly one.

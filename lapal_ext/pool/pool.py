@@ -229,6 +229,7 @@ class Pool:
         """Norm |phi| of every standardised row."""
         centre, scale, has_bias = self._standardization
         squares = centre.new_full((len(self),), torch.inf)
+        # Distances to the centre, in one pass without a standardised copy. All rows are taken, so that none is picked.
         every_row = torch.ones_like(squares, dtype=torch.bool)
         ops.nearest_distance_.unchecked(
             self.storage, centre[None], scale.expand_as(centre).contiguous(), squares, every_row

@@ -43,9 +43,9 @@ def updating(
     """Absorb new labels into a fitted model, by each rule and by a refit.
 
     The base is fitted to the first ``initial_labels`` rows of a random order of the pool. The new labels are those of
-    the next rows. All rules start from the same mean, and each has a covariance of its own curvature. The time is that
-    of the update or the refit, without the copy of the base and without the prediction. Monte Carlo has no weights, so
-    its time includes the prediction.
+    the next rows. All rules start from the same mean, and each has a covariance of its own curvature. The time of an
+    update is without the copy of the base; that of a refit includes the update that it begins with. Neither includes
+    the prediction, but Monte Carlo has no weights, so its time does.
     """
     order = torch.randperm(
         len(split.pool.targets), generator=torch.Generator(device="cpu").manual_seed(seed), device="cpu"

@@ -21,7 +21,7 @@ _NOTES = {
     "the gain is more than two standard errors.",
     "NLL": "NLL: negative log-likelihood, mean per row.",
     "ECE": "ECE: expected calibration error.",
-    "time [ms]": "time: of the update or the refit alone, median of 3 runs.",
+    "time [ms]": "time: of the update, or of the refit and the update that it begins with; median of 3 runs.",
     "ms of choice": "ms of choice: time of the choice of a batch alone.",
     "ms of learning": "ms of learning: time of the refit or the update after a batch, without prediction.",
     _BEHIND: f"{_BEHIND}: behind the reference by two standard errors.",

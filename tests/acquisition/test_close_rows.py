@@ -34,7 +34,7 @@ def as_set(pairs: list[Pairs]) -> set[tuple[int, int]]:
 def test_pairs_are_those_of_float64_distances(
     dtype: torch.dtype, share: float, memory: float, many: int, monkeypatch: pytest.MonkeyPatch, draw: Draw
 ) -> None:
-    """One pair of the pool has the radius up to 1e-9, and is outside."""
+    """The radius is just below the distance of one pair, which must stay outside."""
     monkeypatch.setattr(close_rows, "_MANY", many or N**2)  # where it is large, products in float64 decide
     monkeypatch.setattr(close_rows, "_GROUP", 256)
     monkeypatch.setattr(close_rows, "_BLOCK", 128)
@@ -65,13 +65,13 @@ def test_squares_are_within_the_error(factor: float, dtype: torch.dtype, draw: D
 def test_bounds_of_the_distance_to_another_label(dtype: torch.dtype, draw: Draw) -> None:
     rows, labels = draw.normal(N, D).to(dtype), draw.integers(3, N)
     apart = squares(rows, rows).masked_fill(labels[:, None] == labels, torch.inf)
-    bounds = make_close_rows(rows, rows[:0], 1e9).near_another_label(labels, torch.arange(0, N, 4), 0.1)
+    bounds = make_close_rows(rows, rows[:0], 1e9).near_another_label(labels, torch.arange(0, N, 4), N // 10)
     to_sample = apart[:, ::4].amin(1)
     assert bool((bounds >= to_sample).all())
     torch.testing.assert_close(bounds, to_sample, rtol=1e-4, atol=1e-4)
     lowest = bounds.argsort()[: int(0.1 * N) + 1]
     torch.testing.assert_close(bounds[lowest], to_sample[lowest], rtol=1e-14, atol=0)
-    assert make_close_rows(rows, rows[:0], 1e9).near_another_label(0 * labels, torch.arange(N), 0.1).isinf().all()
+    assert make_close_rows(rows, rows[:0], 1e9).near_another_label(0 * labels, torch.arange(N), N // 10).isinf().all()
 
 
 def test_a_pool_without_rows_has_no_pairs(draw: Draw) -> None:

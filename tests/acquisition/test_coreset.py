@@ -38,14 +38,3 @@ def test_copies_come_last_in_their_order(dtype: torch.dtype) -> None:
     assert sorted(result.indices[:5].tolist()) == [0, 1, 2, 3, 4]
     assert result.indices[5:].tolist() == list(range(5, 15))
     assert not result.utilities[5:].any()
-
-
-def test_tiles_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = make_problem()
-
-    def result() -> Tensor:
-        return select_batch(problem.posterior, problem.pool, B, "coreset", labelled=problem.eval_features).utilities
-
-    expected = result()
-    monkeypatch.setattr("lapal_ext.tiles.TILE_ROWS", 13)
-    assert torch.equal(result(), expected)

@@ -47,3 +47,13 @@ def test_not_a_number_reaches_every_result(dtype: torch.dtype, device: str) -> N
         args = cast(op, example("directional_derivatives"), dtype, device=device)
         args[name][1, 3] = float("nan")
         assert all(bool(result.isnan()) for result in op(**args))
+
+
+def test_a_target_far_away_does_not_hide_small_rates(device: str) -> None:
+    """The target has no probability and a direction of 1e4; relative to it, 1e-3 would be rounded."""
+    args = {"logits": torch.tensor([[0.0], [-3.0], [-80.0]]), "direction": torch.tensor([[0.0], [1e-3], [1e4]])}
+    args |= {"targets": torch.tensor([2]), "trust": torch.ones(1)}
+    results = op(**{name: value.to(device) for name, value in args.items()}, step=0.0)
+    wide = {name: value.double() if value.is_floating_point() else value for name, value in args.items()}
+    for ours, theirs in zip(results, op.reference(**wide, step=0.0), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=0.0)

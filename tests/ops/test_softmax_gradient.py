@@ -76,3 +76,14 @@ def test_not_a_number_reaches_every_result(dtype: torch.dtype, device: str) -> N
     args = cast(op, example("softmax_gradient"), dtype, device=device)
     args["logits"][1, 3] = float("nan")
     assert all(bool(result.isnan().all()) for result in op(**args))
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_a_certain_row_keeps_its_small_products(target: int, device: str) -> None:
+    """Relative to any class but the winner, v_0 and the mean p.v are the same number in float32."""
+    args = {"features": torch.ones(1, 1), "logits": torch.tensor([[20.0], [0.0]]), "targets": torch.tensor([target])}
+    args |= {"trust": torch.ones(1), "directions": torch.tensor([[[1.0], [-0.5]]])}
+    _, _, products = op(**{name: value.to(device) for name, value in args.items()})
+    p = torch.sigmoid(torch.tensor([[20.0], [-20.0]]).double())
+    expected = 1.5 * p.prod() * torch.tensor([[[1.0], [-1.0]]]).double()
+    torch.testing.assert_close(products.cpu().double(), expected, rtol=1e-5, atol=0.0)

@@ -47,7 +47,7 @@ LAPAL_HD T fold(const T* values) {
 #endif
 }
 
-constexpr int kParts = 4;  // running sums of a product, so that additions do not wait for each other
+constexpr int kParts = 4;  // running parts of a sum, so that additions do not wait for each other
 
 // One step of sum_terms(): register kPart of the chunk.
 template <int kPart, int kSums, class From, class Term, class T>

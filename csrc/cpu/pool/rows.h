@@ -1,7 +1,7 @@
 // One pass over the rows of a pool: tiles of rows, and the best row of all.
 //
 // One thread computes a tile, and the best rows of the tiles are compared in the order of the tiles. The order of the
-// dot products depends on D only. So results do not depend on the number of threads, and equal rows tie exactly.
+// sums over features depends on D only. So results do not depend on the number of threads, and equal rows tie exactly.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

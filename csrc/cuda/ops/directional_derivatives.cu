@@ -16,12 +16,13 @@ std::tuple<Tensor, Tensor, Tensor> directional_derivatives_cuda(const Tensor& lo
                                                                 double step) {
   const DirectionalDerivativesArguments call = check_directional_derivatives(logits, direction, targets, trust);
   const Launch launch(logits);
-  Tensor first = torch::stable::new_zeros(logits, {}, ScalarType::Double);
-  Tensor second = torch::stable::new_zeros(logits, {}, ScalarType::Double);
-  Tensor largest = torch::stable::new_zeros(logits, {}, ScalarType::Double);
   if (call.n_rows == 0) {
-    return {first, second, largest};
+    const auto zero = [&] { return torch::stable::new_zeros(logits, {}, ScalarType::Double); };
+    return {zero(), zero(), zero()};
   }
+  Tensor first = torch::stable::new_empty(logits, {}, ScalarType::Double);
+  Tensor second = torch::stable::new_empty(logits, {}, ScalarType::Double);
+  Tensor largest = torch::stable::new_empty(logits, {}, ScalarType::Double);
   const int64_t n_tiles = line_tiles(call.n_rows);
   const Tensor partial = torch::stable::new_empty(logits, {3 * n_tiles}, ScalarType::Double);
   dispatch_floating(call.dtype, kOp, [&](auto tag) {

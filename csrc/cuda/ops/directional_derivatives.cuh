@@ -9,7 +9,8 @@
 //
 // A thread takes a row (class_lines.cuh) in three passes over the classes: the largest logit; the sum of the
 // exponentials and the mean of v; the variance about the mean and the largest rate. v is taken relative to that of the
-// target, so that a number added to all classes of a row does not cancel. A target out of range makes the results NaN.
+// winner: where it has nearly all probability, v and its mean are nearly the same number. A target out of range makes
+// the results NaN.
 //
 // The rows of a block are a tile. Each tile writes its sums in float64 to a workspace of 24 bytes per kLineBlock rows.
 // A second launch of one block joins them, so the order of a sum depends on N only.
@@ -60,12 +61,13 @@ __device__ __forceinline__ Derivatives<T> derivatives_of_row(const Line<T>& line
 
   const int64_t target = line.targets[n * line.target_stride];
   const bool known = target >= 0 && target < n_classes;
-  const T of_target = known ? direction[target * direction_stride] : T(__builtin_nanf(""));
-  LineSoftmax<T> softmax(largest_logit<T>(n_classes, logit));
+  const Candidate<T> winner = largest_logit<T>(n_classes, logit);
+  const T origin = known ? direction[winner.index * direction_stride] : T(__builtin_nanf(""));
+  LineSoftmax<T> softmax(winner.value);
   T mean = T(0);
 #pragma unroll 4
   for (int64_t k = 0; k < n_classes; ++k) {
-    mean += softmax.add(logit(k)) * (direction[k * direction_stride] - of_target);
+    mean += softmax.add(logit(k)) * (direction[k * direction_stride] - origin);
   }
   softmax.finish();
   mean *= softmax.inverse;
@@ -73,13 +75,14 @@ __device__ __forceinline__ Derivatives<T> derivatives_of_row(const Line<T>& line
   T square = T(0), largest = T(0);
 #pragma unroll 4
   for (int64_t k = 0; k < n_classes; ++k) {
-    const T deviation = (direction[k * direction_stride] - of_target) - mean;
+    const T deviation = (direction[k * direction_stride] - origin) - mean;
     const T rate = softmax.probability(logit(k)) * deviation;
     square += rate * deviation;
     largest = Larger()(largest, rate < T(0) ? -rate : rate);
   }
   const T trust = line.trust[n * line.trust_stride];
-  return {trust * mean, trust * square, largest};
+  const T of_target = known ? direction[target * direction_stride] : origin;
+  return {trust * (mean - (of_target - origin)), trust * square, largest};
 }
 
 // Joins the rows or tiles of a block.

@@ -59,7 +59,8 @@ __device__ __forceinline__ T factors_of_row(const Lines<T>& lines, int64_t n) {
   const bool known = target >= 0 && target < n_classes;
   const T trust = known ? lines.trust[n * lines.trust_stride] : T(__builtin_nanf(""));
 
-  LineSoftmax<T> softmax(largest_logit<T>(n_classes, logit));
+  const Candidate<T> winner = largest_logit<T>(n_classes, logit);
+  LineSoftmax<T> softmax(winner.value);
 #pragma unroll 4
   for (int64_t k = 0; k < n_classes; ++k) {
     softmax.add(logit(k));
@@ -79,16 +80,16 @@ __device__ __forceinline__ T factors_of_row(const Lines<T>& lines, int64_t n) {
   const T* v = lines.directions.data + n * lines.directions.row_stride;
   for (int64_t h = 0; h < lines.n_directions; ++h) {
     to += n_classes * n_rows;
-    // Relative to the target: a number that is added to all classes changes nothing.
-    const T v_target = known ? v[target * v_stride] : T(0);
+    // Relative to the winner: where it has nearly all probability, v and its mean are nearly the same number.
+    const T origin = v[winner.index * v_stride];
     T mean = T(0);
 #pragma unroll 4
     for (int64_t k = 0; k < n_classes; ++k) {
-      mean += softmax.probability(logit(k)) * (v[k * v_stride] - v_target);
+      mean += softmax.probability(logit(k)) * (v[k * v_stride] - origin);
     }
 #pragma unroll 4
     for (int64_t k = 0; k < n_classes; ++k) {
-      to[k * n_rows] = trust * softmax.probability(logit(k)) * ((v[k * v_stride] - v_target) - mean);
+      to[k * n_rows] = trust * softmax.probability(logit(k)) * ((v[k * v_stride] - origin) - mean);
     }
     v += lines.direction_stride;
   }

@@ -18,15 +18,18 @@ __host__ __device__ constexpr int64_t line_tiles(int64_t n_rows) {
   return (n_rows + kLineBlock - 1) / kLineBlock;
 }
 
-// The largest of logit(0), logit(1), ... A NaN is ignored: it appears again when the maximum is subtracted from it.
+// The first class with the largest of logit(0), logit(1), ... A NaN is ignored: it appears again when the maximum is
+// subtracted from it.
 template <class T, class Logit>
-__device__ __forceinline__ T largest_logit(int64_t n_classes, Logit logit) {
-  T largest = -T(__builtin_inff());
+__device__ __forceinline__ Candidate<T> largest_logit(int64_t n_classes, Logit logit) {
+  Candidate<T> winner = {-T(__builtin_inff()), 0};
 #pragma unroll 4
   for (int64_t k = 0; k < n_classes; ++k) {
-    largest = Maximum()(largest, logit(k));
+    const T value = logit(k);
+    winner.index = value > winner.value ? k : winner.index;
+    winner.value = value > winner.value ? value : winner.value;
   }
-  return largest;
+  return winner;
 }
 
 // The sum of the exponentials of a row, relative to its largest logit. Call add() for every class, then finish().
