@@ -7,10 +7,10 @@ import sys
 from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.select.answers import Line
 from lapal_ext.cli.select.batch import open_label_file, save, tell_changes
 from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes
 from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
-from lapal_ext.cli.select.label_file import Line
 from lapal_ext.cli.select.questions import Questions
 from lapal_ext.cli.select.start import Start
 from lapal_ext.pool.feature_files import map_file
@@ -46,11 +46,7 @@ def interview(options: argparse.Namespace) -> None:
     asked, number = 0, min(options.number, len(pool) - len(given))
     while asked < number:
         row = questions.ask()
-        taught = not start.without_labels or any(line.label is not None for line in given)
-        logits = None
-        if taught:
-            model = questions.model
-            logits = model.predict_logits(pool[row : row + 1].to(model.mean.dtype))[0] / questions.temperature(given)
+        logits = questions.logits(row, given) if start.is_taught(given) else None
         heading = f"[{asked + 1}/{number}] {safe(items.name(row))}"
         reply = _Question(heading, logits, start.classes, items.shown(row)).reply()
         if reply == QUIT:
@@ -62,7 +58,7 @@ def interview(options: argparse.Namespace) -> None:
             undone = given.pop()
             unanswered[undone.row] = undone._replace(label=None, skipped=False)
             if start.classes.grows:
-                start.classes.drop_unused(line.label for line in given if line.label is not None)
+                file.drop_unused_classes(given)
             questions.take_back(given, undone.row)
             asked = max(0, asked - 1)
             print(f"Took back the answer for {safe(items.name(undone.row))}.")
@@ -80,9 +76,10 @@ def interview(options: argparse.Namespace) -> None:
         print(f"Every row of the pool is answered, in {file.path}.")
     elif given:
         print(f"{len(given)} answers in {file.path}. The same command goes on from there.")
-    if text := start.progress([line.label for line in given if line.label is not None]):
+    if text := start.progress(given):
         print("\n".join(wrapped(text)))
-    save(options, questions.model, start.classes, lambda: questions.temperature(given, anew=True))
+    answers = start.answers(given)
+    save(options, start, answers, lambda: start.model(answers))
 
 
 def _introduce(classes: Classes) -> None:
