@@ -151,7 +151,7 @@ def _folder(folder: Path) -> _List:
 def _table(path: Path) -> _List:
     from lapal_ext.features.encoders import IMAGES, TEXTS
 
-    items = read_table(path, None, COLUMNS)  # which lapal-ext select could not take
+    items = read_table(path, COLUMNS)  # which lapal-ext select could not take
     assert items.ids is not None
     if len(items.ids) == 0:
         raise CommandError(f"{path} must have a line for each item below its first one, got none")

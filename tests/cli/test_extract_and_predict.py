@@ -168,12 +168,12 @@ class TestPredict:
         assert self.predict() == 0
         sharp = (2.0 * self.model.predict_logits(self.pool.half())).softmax(1).amax(1)
         assert [float(line["probability"]) for line in read("labels.csv")] == pytest.approx(sharp.tolist(), abs=1e-4)
-        assert "calibrates" not in capsys.readouterr().out
+        assert "calibrated" not in capsys.readouterr().out
         self.model.add_class("dog").save("m")  # as if the process was killed before the temperature was written
         assert self.predict() == 0
         plain = self.model.predict_proba(self.pool.half(), "plugin").amax(1)
         assert [float(line["probability"]) for line in read("labels.csv")] == pytest.approx(plain.tolist(), abs=1e-4)
-        assert "only --save of lapal-ext select calibrates them" in capsys.readouterr().out
+        assert "not calibrated: lapal-ext select --save does that, without --head" in capsys.readouterr().out
 
     def test_the_file_is_replaced_as_a_whole(self, monkeypatch):
         assert self.predict() == 0
@@ -197,6 +197,10 @@ class TestPredict:
             (["--model", "none"], "--model must be an existing file, got none"),
             (["--model", "pool.npy"], "pool.npy is damaged or no safetensors file"),
             (["--pool", "none.npy"], "--pool must be an existing file, got none.npy"),
+            (
+                ["--items", "class.csv", "--pool", "none.npy"],
+                "class.csv, line 1: must not have a column called 'class': give it another name",
+            ),
             (["--out", "x.xlsx"], "--out must be a .csv file, got x.xlsx: type --out x.csv"),
             (["--out", "no/x.csv"], "--out must lie in an existing folder, got no/x.csv"),
             (
@@ -206,6 +210,7 @@ class TestPredict:
         ],
     )
     def test_errors(self, options, message, capsys):
+        Path("class.csv").write_text("id,class\na,b\n")
         assert self.predict(*options) == 1
         assert message in capsys.readouterr().err
         assert not list(Path().glob("*labels.csv"))

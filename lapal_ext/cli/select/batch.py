@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lapal_ext.cli.items import Items, read_items
+from lapal_ext.cli.items import Items, check_counts, read_items
 from lapal_ext.cli.saved_model import save_model
 from lapal_ext.cli.select.answers import Answers, Line, labels_of
 from lapal_ext.cli.select.classes import Classes, closest
@@ -32,29 +32,31 @@ _SAME = 0.8  # similarity from which two classes may be one
 
 def open_label_file(
     options: argparse.Namespace,
+    items: Items,
     pool: "Tensor",  # [n, D], the rows in this process
     shard: Shard,
     ranks: Ranks,
     classes: Classes,
-) -> tuple[LabelFile, PoolRecord, Items]:
-    """The label file, the record of its pool and the items of the rows; all processes call this."""
-    items = read_items(options, shard.total, RESERVED)
+) -> tuple[LabelFile, PoolRecord]:
+    """The label file and the record of its pool; all processes call this."""
+    check_counts(options, items, shard.total)
 
     def digests(rows: list[int]) -> list[int]:
         numbers: list[int] = row_digests(pool, rows, shard, ranks).tolist()
         return numbers
 
     record = PoolRecord(options.out, checksum(pool, shard, ranks), None if items.ids is None else digests)
-    return LabelFile(options.out, shard.total, classes, record, items.ids), record, items
+    return LabelFile(options.out, shard.total, classes, record, items.ids), record
 
 
 def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     """Read the answers back, save the model that is fitted to all of them, and append rows to the label file."""
     ranks = Ranks(group)
     with ranks.together():
+        items = read_items(options, RESERVED)
         rows_here, shard = map_shard("--pool", options.pool, ranks)
         start = Start(options, rows_here, shard, ranks)
-        file, record, items = open_label_file(options, rows_here, shard, ranks, start.classes)
+        file, record = open_label_file(options, items, rows_here, shard, ranks, start.classes)
         lines = file.lines
         answers = start.answers(lines)
         taught = start.is_taught(lines)

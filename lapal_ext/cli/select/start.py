@@ -51,6 +51,8 @@ class Start:
         self._ranks = Ranks() if ranks is None else ranks
         labels, self.classes = read_labels(options)
         self._declared = len(self.classes)
+        if options.head is not None and self._declared < LEAST_CLASSES:
+            raise CommandError(f"--head needs --classes of at least {LEAST_CLASSES} classes, got {self._declared}")
         self._dtype = torch.promote_types(pool.dtype, torch.float32)
         self._given: Answers | None = None  # the rows of --features and --labels
         if labels is None:

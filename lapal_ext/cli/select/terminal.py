@@ -7,10 +7,12 @@ import sys
 from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.items import read_items
 from lapal_ext.cli.select.answers import Line
 from lapal_ext.cli.select.batch import open_label_file, save, tell_changes
-from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes
+from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes, is_command
 from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
+from lapal_ext.cli.select.label_file import RESERVED
 from lapal_ext.cli.select.questions import Questions
 from lapal_ext.cli.select.start import Start
 from lapal_ext.pool.feature_files import map_file
@@ -29,11 +31,12 @@ def interview(options: argparse.Namespace) -> None:
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # an invalid byte makes an invalid label, not an error
+    items = read_items(options, RESERVED)
     ranks, pool = Ranks(), map_file("--pool", options.pool)
     shard = Shard(ranks, [0, len(pool)])
     start = Start(options, pool, shard)
     grows = start.classes.grows
-    file, record, items = open_label_file(options, pool, shard, ranks, start.classes)
+    file, record = open_label_file(options, items, pool, shard, ranks, start.classes)
     tell_changes(file, start.classes, grows=grows)
     if options.classes_complete:
         start.classes.grows = False
@@ -89,7 +92,8 @@ def _introduce(classes: Classes) -> None:
         print(f"A label is {classes.allowed()}.")
     else:
         print("\n".join(_class_lines(classes)))
-        print("\n".join(wrapped("Type a number, a name or the beginning of one; Enter takes the first guess.")))
+        name = "a name" if classes.grows else "a name or the beginning of one"
+        print("\n".join(wrapped(f"Type a number, {name}; Enter takes the first guess.")))
     keys = f"You may also type {', '.join(COMMANDS)}, or {LIST} for all classes."
     print("\n".join(wrapped(keys)))
 
@@ -141,7 +145,7 @@ class _Question:
                 self._hidden = []
             elif text == LIST:
                 print("\n".join(_class_lines(self._classes)) or "There is no class yet.")
-            elif text.lower() in COMMANDS and self._classes.number_of(text) is None:
+            elif is_command(text):
                 return text.lower()
             elif (label := self._label(text)) is not None:
                 return str(label)
@@ -152,7 +156,8 @@ class _Question:
         if not text and self._guess is not None:
             return self._guess
         label = self._classes.number_of(text)
-        label = self._classes.beginning_with(text) if label is None else label
+        if label is None and not self._classes.grows:  # else it may be a class of its own
+            label = self._classes.beginning_with(text)
         if label is not None:
             return label
         if text and self._classes.grows and (text == self._unknown or not self._classes.names):

@@ -8,7 +8,7 @@ import torch
 
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.cli import main
-from tests.cli.select.problem import CLASSES, NAMES, ROWS, fill, lines
+from tests.cli.select.problem import CLASSES, LABELLED, NAMES, ROWS, fill, lines
 
 COMMAND = ["select", "--pool", "pool.npy", "--out", "out.csv"]
 
@@ -72,6 +72,17 @@ def test_classes_may_come_with_the_answers(capsys):
     assert "line 7: label must be the name of its class" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["undo", "Quit", "?", "+"])
+def test_a_class_of_the_answers_may_not_have_the_name_of_a_command(command, capsys):
+    assert select("--number", 2) == 0
+    fill("games", command)
+    before = Path("out.csv").read_bytes()
+    assert select() == 1
+    message = f"out.csv, line 3: a class must not be called '{command}', which is a command of --interactive"
+    assert message in capsys.readouterr().err
+    assert Path("out.csv").read_bytes() == before
+
+
 def test_a_class_that_may_be_a_slip_is_named(capsys):
     assert select("--number", 4) == 0
     fill("games", "net", "games", "gmaes")
@@ -89,6 +100,18 @@ def test_a_new_class_beside_others(labelled, capsys):
     assert "got 'dog' (--new-classes makes it a class)" in capsys.readouterr().err
     assert select(*options, "--new-classes") == 0
     assert LastLayerLaplace.load("model").class_names == (*NAMES, "dog")
+
+
+def test_a_single_class_with_labels_may_be_the_first_of_several(capsys):
+    Path("one.txt").write_text("ant\n")
+    np.save("labels.npy", np.zeros(LABELLED, np.int64))
+    options = ["--features", "train.npy", "--labels", "labels.npy", "--classes", "one.txt", "--new-classes"]
+    assert select(*options, "--number", 2, "--save", "model") == 0
+    assert {line["suggested"] for line in lines()} == {"ant"}
+    assert "model is not written: a model needs answers of at least two classes" in capsys.readouterr().out
+    fill("bee", "ant")
+    assert select(*options, "--save", "model") == 0
+    assert LastLayerLaplace.load("model").class_names == ("ant", "bee")
 
 
 def test_a_finished_pool_is_absorbed_and_saved(data, capsys):

@@ -1,5 +1,6 @@
 """The label file: what the command writes, and what it reads after an editor or a spreadsheet has changed it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext.cli import main
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.select.answers import Line
 from lapal_ext.cli.select.classes import Classes
 from lapal_ext.cli.select.label_file import LabelFile
+from lapal_ext.posterior.calibration import fit_temperature
 from tests.cli.select.problem import CLASSES, FEATURES, NAMES, ROWS, fill, fitted, lines, select
 
 
@@ -92,15 +95,27 @@ class TestLabelFile:
         assert picks[0] == picks[1]
         assert (picks[0] == picks[2]) == (acquisition == "coreset")
 
-    def test_a_trained_head_gives_the_rows_of_from_linear(self, data):
+    def test_a_trained_head_is_updated_and_has_no_temperature(self, data, capsys):
         pool, features, _ = data
         head = torch.nn.Linear(FEATURES, CLASSES)
         save_file({"weight": head.weight.detach(), "bias": head.bias.detach()}, "head.safetensors")
-        assert select("--number", 5, "--head", "head.safetensors") == 0
+        options = ["--number", 5, "--head", "head.safetensors", "--save", "model"]
+        assert select(*options[:2], "--save", "model") == 0
+        assert Path("model.temperature.json").exists()
+        Path("out.csv").unlink()
+        assert select(*options) == 0
         posterior = LastLayerLaplace.from_linear(head, features, 10.0, standardize=True)
         assert [int(line["row"]) for line in lines()] == [
             *select_batch(posterior, pool, 5, "uherding", labelled=features).indices.tolist()
         ]
+        fill("ant", "cat")
+        assert select(*options) == 0
+        rows = [int(line["row"]) for line in lines()[:2]]
+        expected = posterior.condition_on(pool[rows], torch.tensor([0, 2]))
+        assert LastLayerLaplace.load("model").mean.equal(expected.mean)
+        assert not Path("model.temperature.json").exists()
+        assert main(["predict", "--model", "model", "--pool", "pool.npy", "--out", "labels.csv"]) == 0
+        assert "not calibrated" in capsys.readouterr().out
 
 
 class TestEditedFiles:
@@ -187,6 +202,9 @@ class TestEditedFiles:
         saved = LastLayerLaplace.load("model.safetensors")
         assert saved.mean.equal(LastLayerLaplace.fit_map(*every, CLASSES).mean)
         assert saved.fitted_rows == len(every[0])
+        temperature = fit_temperature(LastLayerLaplace.untrained(features, CLASSES), *every)
+        assert json.loads(Path("model.safetensors.temperature.json").read_bytes())["temperature"] == temperature
+        assert temperature != 1.0
 
     def test_class_names_may_differ_by_capitals_alone(self):
         Path("names.txt").write_text("Ant\nant\ncat\n")
