@@ -97,7 +97,7 @@ def _as_ids(ids: Sequence[str], path: Path, lines: Sequence[int] | None = None) 
         raise CommandError(str(error)) from error
 
 
-def _check_count(option: str, path: Path, values: Sized | None, n_rows: int, where: str = "") -> None:
+def _check_count(option: str, path: Path | None, values: Sized | None, n_rows: int, where: str = "") -> None:
     n_lines = n_rows if values is None else len(values)
     if n_lines != n_rows:
         raise CommandError(

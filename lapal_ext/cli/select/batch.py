@@ -63,7 +63,7 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         answered = start.model(answers)
         model = answered.clone()
         waiting = [line.row for line in lines if line.waits]
-        if taught:  # absorbed with its predicted label, as within a batch, so that no similar row is chosen
+        if taught:  # each counts with its predicted label, as within a batch, so that no similar row is chosen
             for row in start.features_of(waiting)[:, None]:
                 model.update(row, model.predict_logits(row).argmax(1))
         left = shard.total - len(lines)
@@ -146,22 +146,22 @@ def _report(options: argparse.Namespace, file: LabelFile, start: Start, before: 
     labels = labels_of(file.lines)
     waiting = sum(line.waits for line in file.lines[:before])
     left = file.pool_rows - len(file.lines)
-    absorbed = f"Answers absorbed: {len(labels)}."
+    answers = f"Answers: {len(labels)}."
     if number > 0:
-        print(f"{absorbed} Rows chosen: {number}. Fill in their labels in {file.path}.")
+        print(f"{answers} Rows chosen: {number}. Fill in their labels in {file.path}.")
         if left == 0:
             print(f"There are no more rows than these {number}.")
         if waiting:
             print(f"Rows of the file that still wait for a label: {waiting}.")
     elif waiting:
-        print(f"{absorbed} Rows of {file.path} that still wait for a label: {waiting}.")
+        print(f"{answers} Rows of {file.path} that still wait for a label: {waiting}.")
         if options.number > 0 and left > 0:
             print("No rows were added to them. To get more all the same, pass --more.")
     elif left == 0:
         skipped = len(file.lines) - len(labels)
-        print(f"{absorbed} Every row of the pool has an answer{f', {skipped} of them skip' if skipped else ''}.")
+        print(f"{answers} Every row of the pool has an answer{f', {skipped} of them skip' if skipped else ''}.")
     else:
-        print(absorbed)
+        print(answers)
     if left > 0 and (text := start.progress(file.lines)):
         print(text)
     if left == 0 and not waiting and number == 0 and options.save is None:

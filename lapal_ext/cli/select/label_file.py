@@ -169,7 +169,8 @@ class LabelFile:
             raise CommandError(f"{place}: {error}") from error
         meant = self._classes.close_to(text)
         hint = "" if meant is None else f": did you mean {meant}?"
-        further = "" if whole_number(text) is not None else " (--new-classes makes it a class)"
+        fits = self._classes.are_numbers == (whole_number(text) is not None)
+        further = " (--new-classes makes it a class)" if fits else ""
         raise CommandError(
             f"{place}: label must be {self._classes.allowed()}, {SKIP} or nothing, got {text!r}{hint}{further}"
         )

@@ -1,4 +1,4 @@
-"""Asking an annotator for labels on the terminal: the model absorbs each answer before the next question."""
+"""Asking an annotator for labels on the terminal: the model gets each answer before the next question."""
 
 import argparse
 import io
@@ -24,7 +24,7 @@ _LIKELY = 3  # classes that a question names with their probabilities
 def interview(options: argparse.Namespace) -> None:
     """Ask until there are ``--number`` more answers, and write the label file after each.
 
-    The answers in the file are absorbed first. Answers are written before rows without an answer, in their order.
+    The model is fitted to the answers in the file first. Answers are written in their order, before rows that wait.
 
     Raises:
         CommandError: a file cannot be read or written.

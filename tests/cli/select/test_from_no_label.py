@@ -114,6 +114,17 @@ def test_a_single_class_with_labels_may_be_the_first_of_several(capsys):
     assert LastLayerLaplace.load("model").class_names == ("ant", "bee")
 
 
+def test_new_classes_are_offered_only_where_they_can_be_added(capsys):
+    assert select("--classes", 3, "--number", 2) == 0
+    fill("3", "dog")
+    assert select("--classes", 3) == 1
+    assert "got '3' (--new-classes makes it a class)" in capsys.readouterr().err
+    assert select("--classes", 4) == 1
+    assert capsys.readouterr().err.endswith("got 'dog'\n")
+    assert select("--classes", 3, "--new-classes") == 1
+    assert "labels must be all numbers or all names, got 'dog' where others are numbers" in capsys.readouterr().err
+
+
 def test_a_finished_pool_is_absorbed_and_saved(data, capsys):
     assert select("--classes", "names.txt", "--number", ROWS) == 0
     fill(*(NAMES[row % CLASSES] for row in picked()[:-1]), "skip")
@@ -122,7 +133,7 @@ def test_a_finished_pool_is_absorbed_and_saved(data, capsys):
     capsys.readouterr()
     assert select("--classes", "names.txt", "--save", "model") == 0
     out = capsys.readouterr().out
-    assert f"Answers absorbed: {ROWS - 1}. Every row of the pool has an answer, 1 of them skip." in out
+    assert f"Answers: {ROWS - 1}. Every row of the pool has an answer, 1 of them skip." in out
     assert "The model with all answers is in model." in out
     expected = LastLayerLaplace.untrained(data[0], CLASSES).update(data[0][rows], rows % CLASSES, "joint")
     torch.testing.assert_close(LastLayerLaplace.load("model").mean, expected.mean)
@@ -137,7 +148,7 @@ def test_no_rows_are_added_while_others_wait(number, capsys):
     capsys.readouterr()
     assert select("--classes", 3, "--number", number, "--save", "model") == 0
     out = capsys.readouterr().out
-    assert "Answers absorbed: 3. Rows of out.csv that still wait for a label: 1." in out
+    assert "Answers: 3. Rows of out.csv that still wait for a label: 1." in out
     assert ("pass --more" in out) == (number > 0)
     assert lines() == before
     assert LastLayerLaplace.load("model").absorbed_labels == 3

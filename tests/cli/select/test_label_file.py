@@ -26,7 +26,7 @@ class TestLabelFile:
         assert [int(line["row"]) for line in lines()] == expected.indices.tolist()
         assert [float(line["utility"]) for line in lines()] == pytest.approx(expected.utilities.tolist(), rel=1e-5)
         assert {line["label"] for line in lines()} == {""}
-        assert "Answers absorbed: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
+        assert "Answers: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
 
     def test_lines_end_with_a_newline_alone(self, data):  # noqa: ARG002 the fixture writes the files
         assert select("--number", 2) == 0
@@ -49,7 +49,7 @@ class TestLabelFile:
         expected = select_batch(told, pool, 3, "uherding", exclude=torch.tensor(first), labelled=known)
         assert [int(line["row"]) for line in table[4:]] == expected.indices.tolist()
         out = capsys.readouterr().out
-        assert "Answers absorbed: 2. Rows chosen: 3." in out
+        assert "Answers: 2. Rows chosen: 3." in out
         assert "Rows of the file that still wait for a label: 1." in out
 
     def test_further_columns_and_a_byte_order_mark_survive(self):

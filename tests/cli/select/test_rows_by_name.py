@@ -68,7 +68,7 @@ def test_answers_follow_their_ids_through_another_order_and_size(begun, dropped,
     assert select("--items", "items.csv", "--save", "model") == 0
     out = capsys.readouterr().out
     assert f"Rows of out.csv that are gone from the pool: 1 ({gone}). They stay in the file; the model does" in out
-    assert "Answers absorbed: 3. Rows chosen: 4." in out
+    assert "Answers: 3. Rows chosen: 4." in out
     after = by_name()
     assert len(after) == 8
     assert {name: after[name] for name in answers} == answers
@@ -81,7 +81,7 @@ def test_answers_follow_their_ids_through_another_order_and_size(begun, dropped,
 
     write_pool(features, list(range(ROWS)))  # it is back
     assert select("--items", "items.csv", "--save", "model") == 0
-    assert "Answers absorbed: 4." in capsys.readouterr().out
+    assert "Answers: 4." in capsys.readouterr().out
     assert LastLayerLaplace.load("model").absorbed_labels == 4
 
 
