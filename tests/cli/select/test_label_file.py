@@ -116,6 +116,9 @@ class TestLabelFile:
         assert not Path("model.temperature.json").exists()
         assert main(["predict", "--model", "model", "--pool", "pool.npy", "--out", "labels.csv"]) == 0
         assert "not calibrated" in capsys.readouterr().out
+        fill("dog")
+        assert select(*options, "--new-classes") == 0
+        assert LastLayerLaplace.load("model").class_names == (*NAMES, "dog")
 
 
 class TestEditedFiles:
