@@ -18,6 +18,8 @@ def explained() -> Iterator[None]:
     except FileNotFoundError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
-        raise CommandError(f"cannot read {error.filename}: {error.strerror}") from error
+        reason = error.strerror or str(error) or type(error).__name__
+        where = "" if error.filename is None else f"cannot read or write {error.filename}: "
+        raise CommandError(f"{where}{reason}") from error
     except (NotPSDError, RankError, ValueError, TypeError, ImportError) as error:
         raise CommandError(str(error)) from error

@@ -4,15 +4,23 @@ import argparse
 import csv
 import importlib.util
 import io
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lapal_ext.cli.arguments import whole_number
 from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import ID, PATH, TEXT, read_table
+from lapal_ext.cli.select.label_file import COLUMNS
 from lapal_ext.cli.text_files import read_lines
+
+if TYPE_CHECKING:
+    from lapal_ext.features.encoders import Encoder
+
+_COMPARED = 32  # items whose inputs for the model tell one encoder from another
 
 _EXAMPLE = """\
 example (the first line makes an encoder and two texts):
@@ -63,8 +71,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _run(options: argparse.Namespace) -> None:
-    with explained():
+    with explained(), _current_folder():
         _extract(options)
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Import from the current folder too, as an installed command does not; also what an encoder imports later."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
 
 
 def _extract(options: argparse.Namespace) -> None:
@@ -77,23 +95,24 @@ def _extract(options: argparse.Namespace) -> None:
     if options.out.suffix not in (".npy", ".safetensors") or not options.out.parent.is_dir():
         raise CommandError(f"--out must be a .npy or .safetensors file in an existing folder, got {options.out}")
     items = _folder(options.items) if options.items.is_dir() else _table(options.items)
-    record = options.out.with_name(f"{options.out.name}.items.csv")
+    record, origin, journal = (
+        options.out.with_name(f"{options.out.name}.{suffix}") for suffix in ("items.csv", "encoder.json", "json")
+    )
+    begun = journal.exists()
+    if options.out.exists() and not begun:
+        raise CommandError(f"{options.out} exists, and this command has not written it: choose another --out")
     content = _as_table(items)
-    if (
-        record.exists()
-        and options.out.with_name(f"{options.out.name}.json").exists()
-        and record.read_bytes() != content
-    ):
+    otherwise = f"choose another --out, or delete {options.out} and the files whose names begin with it"
+    if begun and record.exists() and record.read_bytes() != content:
         raise CommandError(
-            f"{options.out} was begun with other items, or in another order, which {record} lists: choose another "
-            f"--out, or delete {options.out} and the files whose names begin with it"
+            f"{options.out} was begun with other items, or in another order, which {record} lists: {otherwise}"
         )
-    sys.path.insert(0, "")  # an installed command does not import from the current folder otherwise
-    try:
-        encoder = load_encoder(options.model, items.kind)
-    finally:
-        sys.path.remove("")
+    encoder = load_encoder(options.model, items.kind)
+    inputs = _checksum(options.model, encoder, items)
+    if begun and not (origin.exists() and origin.read_bytes() == inputs):
+        raise CommandError(f"{options.out} was begun with another encoder, or other inputs for it: {otherwise}")
     replace_file(record, lambda scratch: scratch.write_bytes(content))
+    replace_file(origin, lambda scratch: scratch.write_bytes(inputs))
     data: Any = items.values  # a list is a dataset too
     loader: DataLoader[str] = DataLoader(data, options.batch_size, shuffle=False, collate_fn=encoder.prepare)
     features = extract(
@@ -132,7 +151,7 @@ def _folder(folder: Path) -> _List:
 def _table(path: Path) -> _List:
     from lapal_ext.features.encoders import IMAGES, TEXTS
 
-    items = read_table(path, None)
+    items = read_table(path, COLUMNS)  # which lapal-ext select could not take
     assert items.ids is not None
     if len(items.ids) == 0:
         raise CommandError(f"{path} must have a line for each item below its first one, got none")
@@ -147,6 +166,14 @@ def _table(path: Path) -> _List:
         if not Path(file).is_file():
             raise CommandError(f"{path}: item {ids[row]!r} must have the path of a file, got {given[row]!r}")
     return _List(ids, files, items.columns, IMAGES)
+
+
+def _checksum(name: str, encoder: "Encoder", items: _List) -> bytes:
+    """The name of an encoder and the checksum of what its model gets, for the file that recognises the encoder."""
+    from lapal_ext.features.data_checksum import sha256
+
+    inputs = sha256(encoder.prepare(items.values[:_COMPARED]))
+    return (json.dumps({"model": name, "inputs": inputs}, indent=1) + "\n").encode()
 
 
 def _as_table(items: _List) -> bytes:

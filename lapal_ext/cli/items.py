@@ -1,7 +1,7 @@
 """The items behind the rows of a pool: their ids, what to show of them, and further columns."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,39 +43,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_items(options: argparse.Namespace, n_rows: int, reserved: Sequence[str] = ()) -> Items:
-    """The items of a pool of ``n_rows`` rows.
+def read_items(options: argparse.Namespace, reserved: Sequence[str] = ()) -> Items:
+    """The items of a pool. They can be read before the pool is, and ``check_counts`` then compares them with it.
 
     Args:
         options: with ``ids`` and ``items``, and ``texts`` where the command has it.
-        n_rows: N.
         reserved: columns that a table of items must not have.
 
     Raises:
-        CommandError: a file is invalid, or does not fit to the pool.
+        CommandError: a file is invalid.
     """
     texts: Path | None = getattr(options, "texts", None)
     if options.items is not None:
         if options.ids is not None or texts is not None:
             raise CommandError("--items has ids and texts: leave out --ids and --texts")
-        return read_table(options.items, n_rows, reserved)
-    ids = None
-    if options.ids is not None:
-        lines = read_lines("--ids", options.ids)
-        _check_count("--ids", options.ids, len(lines), n_rows)
-        ids = _as_ids(lines, options.ids)
-    if texts is None:
-        return Items(ids)
-    shown = read_lines("--texts", texts, errors="replace")
-    _check_count("--texts", texts, len(shown), n_rows)
-    return Items(ids, {TEXT: shown})
+        return read_table(options.items, reserved)
+    ids = None if options.ids is None else _as_ids(read_lines("--ids", options.ids), options.ids)
+    return Items(ids, {} if texts is None else {TEXT: read_lines("--texts", texts, errors="replace")})
 
 
-def read_table(path: Path, n_rows: int | None, reserved: Sequence[str] = ()) -> Items:
-    """A table of items, of as many lines as the pool has rows; of any number if ``n_rows`` is None.
+def check_counts(options: argparse.Namespace, items: Items, n_rows: int) -> None:
+    """Raise CommandError unless there are as many items as the pool has rows."""
+    if options.items is not None:
+        _check_count("--items", options.items, items.ids, n_rows, " below its first one")
+        return
+    _check_count("--ids", options.ids, items.ids, n_rows)
+    _check_count("--texts", getattr(options, "texts", None), items.columns.get(TEXT), n_rows)
+
+
+def read_table(path: Path, reserved: Sequence[str] = ()) -> Items:
+    """A table of items.
 
     Raises:
-        CommandError: the file is invalid, or does not fit to the pool.
+        CommandError: the file is invalid.
     """
     try:
         table = parse_table(path.read_bytes(), path)
@@ -86,8 +86,6 @@ def read_table(path: Path, n_rows: int | None, reserved: Sequence[str] = ()) -> 
     for name in table.columns:
         if name in reserved or not name:
             raise CommandError(f"{path}, line 1: must not have a column called {name!r}: give it another name")
-    if n_rows is not None:
-        _check_count("--items", path, len(table.rows), n_rows, " below its first one")
     ids = _as_ids([cells[ID] for _, cells in table.rows], path, [number for number, _ in table.rows])
     return Items(ids, {name: [cells[name] for _, cells in table.rows] for name in table.columns if name != ID})
 
@@ -99,7 +97,8 @@ def _as_ids(ids: Sequence[str], path: Path, lines: Sequence[int] | None = None) 
         raise CommandError(str(error)) from error
 
 
-def _check_count(option: str, path: Path, n_lines: int, n_rows: int, where: str = "") -> None:
+def _check_count(option: str, path: Path | None, values: Sized | None, n_rows: int, where: str = "") -> None:
+    n_lines = n_rows if values is None else len(values)
     if n_lines != n_rows:
         raise CommandError(
             f"{option} must have one line for each of the {n_rows} rows of the pool{where}, got {n_lines} in {path}"

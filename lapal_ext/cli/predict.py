@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lapal_ext.cli.errors import CommandError, explained
-from lapal_ext.cli.items import ID, add_options, read_items
+from lapal_ext.cli.items import ID, add_options, check_counts, read_items
 
 _COLUMNS = ("row", "class", "probability", "second_class")
 _EXAMPLE = """\
@@ -24,7 +24,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="write the class of every row of a pool, by a saved model",
         description=(
             "Write a CSV file with the likeliest class of every row, its probability and the second\n"
-            "likeliest class. The pool is read a tile at a time, and may be larger than memory."
+            "likeliest class. A pool in one file is read a tile at a time, and may be larger than memory;\n"
+            "the parts in a folder are copied into memory."
         ),
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,9 +54,10 @@ def _run(options: argparse.Namespace) -> None:
     with explained():
         if not options.model.is_file():
             raise CommandError(f"--model must be an existing file, got {options.model}")
+        items = read_items(options, _COLUMNS)
         model, temperature = load_model(options.model)
         pool = map_file("--pool", options.pool)
-        items = read_items(options, len(pool), _COLUMNS)
+        check_counts(options, items, len(pool))
         names = model.class_names or tuple(map(str, range(model.num_classes)))
         shown = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
 
@@ -78,4 +80,4 @@ def _run(options: argparse.Namespace) -> None:
             replace_file(options.out, fill)
     print(f"Classes of {len(pool)} rows are in {options.out}.")
     if temperature is None:
-        print("Their probabilities are those of the model alone: only --save of lapal-ext select calibrates them.")
+        print("Their probabilities are not calibrated: lapal-ext select --save does that, without --head.")

@@ -12,9 +12,12 @@ from lapal_ext.atomic_file import replace_file
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
 
-def save_model(model: LastLayerLaplace, temperature: float, path: Path) -> None:
-    """Write both files."""
+def save_model(model: LastLayerLaplace, temperature: float | None, path: Path) -> None:
+    """Write both files; without a temperature only the first, and the second one is deleted."""
     model.save(path)
+    if temperature is None:
+        _beside(path).unlink(missing_ok=True)
+        return
     text = json.dumps({"temperature": temperature, "model": _checksum(path)}, indent=1) + "\n"
     replace_file(_beside(path), lambda scratch: scratch.write_text(text, encoding="utf-8"))
 

@@ -3,7 +3,8 @@
 import codecs
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,8 +68,9 @@ def parse_table(content: bytes, path: Path) -> Table:
     delimiter = next((mark for mark in ",;\t" if mark in first), ",")
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        columns = [name.strip() for name in reader.fieldnames or ()]
-        numbered = [(reader.line_num, values) for values in reader]
+        with _cells_up_to(len(text)):
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            numbered = [(reader.line_num, values) for values in reader]
     except csv.Error as error:
         raise CommandError(f"{path}, after line {reader.line_num}: {error}") from error
     if len(set(columns)) < len(columns):
@@ -81,3 +83,14 @@ def parse_table(content: bytes, path: Path) -> Table:
         if any(cells.values()):
             rows.append((number, cells))
     return Table(columns, rows, delimiter, encoding)
+
+
+@contextmanager
+def _cells_up_to(characters: int) -> Iterator[None]:
+    """Let ``csv`` read longer cells than the 131,072 characters that it allows; its limit is one for the process."""
+    limit = csv.field_size_limit()
+    csv.field_size_limit(max(limit, characters))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)

@@ -119,6 +119,16 @@ def _of_items(items: Any, loader: "DataLoader[Any] | None") -> str | None:
     return _joined(parts)
 
 
+def sha256(inputs: Any) -> str | None:
+    """SHA-256 of a batch of inputs; None if a part of it has no bits to compare."""
+    digest = hashlib.sha256()
+    try:
+        _add(digest, inputs)
+    except TypeError:
+        return None
+    return digest.hexdigest()
+
+
 class _Numbered(Dataset[Any]):
     """Some of the items, as they are."""
 
@@ -154,7 +164,7 @@ def _digits(item: Any) -> str | None:
     return digest.hexdigest()
 
 
-def _add(digest: hashlib.blake2b, value: Any) -> None:
+def _add(digest: "hashlib._Hash | hashlib.blake2b", value: Any) -> None:
     """Add a value and its type to a hash.
 
     Raises:

@@ -1,14 +1,14 @@
 """Encoders by name, for texts and images: from timm, from transformers, or from a function of the user's own."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 TEXTS, IMAGES = "texts", "images"
-KINDS = (TEXTS, IMAGES)
 _TOKENS = "output.last_hidden_state"
 _FORMS = "module:function, timm:NAME or hf:NAME"
 
@@ -48,7 +48,7 @@ def load_encoder(name: str, kind: str) -> Encoder:
 
 def _from_timm(name: str) -> Encoder:
     timm = _library("timm", "timm")
-    with _Loading(f"timm:{name}"):
+    with _loading(f"timm:{name}"):
         model = timm.create_model(name, pretrained=True, num_classes=0)
         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 
@@ -60,7 +60,7 @@ def _from_timm(name: str) -> Encoder:
 
 def _from_transformers(name: str, kind: str) -> Encoder:
     transformers = _library("transformers", "transformers")
-    with _Loading(f"hf:{name}"):
+    with _loading(f"hf:{name}"):
         model = transformers.AutoModel.from_pretrained(name)
         if kind == TEXTS:
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
@@ -113,19 +113,13 @@ def _library(module: str, distribution: str) -> Any:
         raise ImportError(f"this needs {distribution}: pip install {distribution} ({error})") from error
 
 
-class _Loading:
-    """A context in which any error means that a library cannot load a model."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"cannot load {self._name} ({first}): it must be on this machine, or its library must be able to "
-                "download it"
-            ) from error
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Any error in the body means that a library cannot load a model."""
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"cannot load {name} ({first}): it must be on this machine, or its library must be able to download it"
+        ) from error

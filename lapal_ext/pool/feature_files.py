@@ -97,7 +97,7 @@ def _joined(name: str, folder: Path) -> Tensor:
     paths = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and not path.name.endswith(_NO_FEATURES)]
     if not paths:
         raise FileNotFoundError(f"{name} must be a file, or a folder of .npy or .safetensors files, got {folder}")
-    paths.sort(key=lambda path: [int(part) if part.isdigit() else part for part in _DIGITS.split(path.name)])
+    paths.sort(key=_by_numbers)
     parts = [map_file(name, path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if (part.dtype, part.shape[1]) != (parts[0].dtype, parts[0].shape[1]):
@@ -106,6 +106,11 @@ def _joined(name: str, folder: Path) -> Tensor:
                 f"{part.shape[1]} of {part.dtype}"
             )
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _by_numbers(path: Path) -> tuple[list[int | str], str]:
+    """Sorts names by the numbers in them, and names with equal numbers (``part1``, ``part01``) by their characters."""
+    return [int(part) if part.isdigit() else part for part in _DIGITS.split(path.name)], path.name
 
 
 def load_npy(path: Path, *, mapped: bool = False) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,35 @@ class TestExtract:
         assert self.extract() == 1
         assert "x.npy was begun with other items, or in another order" in capsys.readouterr().err
 
+    def test_another_encoder_for_the_same_file_is_an_error(self, capsys):
+        assert self.extract() == 0
+        before = Path("x.npy").read_bytes()
+        prepare = importlib.import_module(self.module)
+        lengths = prepare.lengths
+        prepare.others = lengths  # the same inputs under another name
+        assert self.extract("items.csv", "--model", f"{self.module}:others") == 1
+        prepare.lengths = lambda: (lengths()[0], lambda items: 2.0 * lengths()[1](items))  # an edited function
+        assert self.extract() == 1
+        assert capsys.readouterr().err.count("x.npy was begun with another encoder, or other inputs for it") == 2
+        prepare.lengths = lengths
+        assert self.extract() == 0
+        assert Path("x.npy").read_bytes() == before
+
+    def test_an_encoder_may_import_from_the_current_folder_later(self, monkeypatch):
+        monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+        Path(f"late_{self.module}.py").touch()
+        file = Path(f"{self.module}.py")
+        text = f"lambda items: __import__('late_{self.module}') and torch.tensor("
+        file.write_text(file.read_text().replace("lambda items: torch.tensor(", text))
+        assert self.extract() == 0
+        assert "" not in sys.path
+
+    def test_a_file_of_another_program_is_left_alone(self, capsys):
+        Path("x.npy").write_text("other")
+        assert self.extract() == 1
+        assert "x.npy exists, and this command has not written it" in capsys.readouterr().err
+        assert [path.name for path in Path().glob("x.npy*")] == ["x.npy"]
+
     @pytest.mark.parametrize("suffix", ["txt", "png"])
     def test_a_folder_gives_its_files_in_order(self, suffix):
         for name in ("b", "a/c", ".hidden", "a/b"):
@@ -98,6 +128,7 @@ class TestExtract:
             ("t.csv", "id,title\na,b\n", "t.csv, line 1: must have a column called text or path"),
             ("t.csv", "id,path\na,no.png\n", "item 'a' must have the path of a file, got 'no.png'"),
             ("t.csv", "id,text\na,b\na,c\n", "t.csv, lines 2 and 3: both rows have the id 'a'"),
+            ("t.csv", "id,text,label\na,b,c\n", "t.csv, line 1: must not have a column called 'label'"),
             ("none.csv", None, "--items must be a CSV file, got none.csv"),
         ],
     )
@@ -137,12 +168,12 @@ class TestPredict:
         assert self.predict() == 0
         sharp = (2.0 * self.model.predict_logits(self.pool.half())).softmax(1).amax(1)
         assert [float(line["probability"]) for line in read("labels.csv")] == pytest.approx(sharp.tolist(), abs=1e-4)
-        assert "calibrates" not in capsys.readouterr().out
+        assert "calibrated" not in capsys.readouterr().out
         self.model.add_class("dog").save("m")  # as if the process was killed before the temperature was written
         assert self.predict() == 0
         plain = self.model.predict_proba(self.pool.half(), "plugin").amax(1)
         assert [float(line["probability"]) for line in read("labels.csv")] == pytest.approx(plain.tolist(), abs=1e-4)
-        assert "only --save of lapal-ext select calibrates them" in capsys.readouterr().out
+        assert "not calibrated: lapal-ext select --save does that, without --head" in capsys.readouterr().out
 
     def test_the_file_is_replaced_as_a_whole(self, monkeypatch):
         assert self.predict() == 0
@@ -166,6 +197,10 @@ class TestPredict:
             (["--model", "none"], "--model must be an existing file, got none"),
             (["--model", "pool.npy"], "pool.npy is damaged or no safetensors file"),
             (["--pool", "none.npy"], "--pool must be an existing file, got none.npy"),
+            (
+                ["--items", "class.csv", "--pool", "none.npy"],
+                "class.csv, line 1: must not have a column called 'class': give it another name",
+            ),
             (["--out", "x.xlsx"], "--out must be a .csv file, got x.xlsx: type --out x.csv"),
             (["--out", "no/x.csv"], "--out must lie in an existing folder, got no/x.csv"),
             (
@@ -175,6 +210,7 @@ class TestPredict:
         ],
     )
     def test_errors(self, options, message, capsys):
+        Path("class.csv").write_text("id,class\na,b\n")
         assert self.predict(*options) == 1
         assert message in capsys.readouterr().err
         assert not list(Path().glob("*labels.csv"))

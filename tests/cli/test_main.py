@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lapal_ext.cli import main
+from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.errors import StorageError
 from lapal_ext.study import presets
 from lapal_ext.study.feature_file import Labelled, checksum, save_features
@@ -373,6 +374,21 @@ class TestExperiment:
         assert "holds no finished experiment" in capsys.readouterr().err
         assert main(["report", str(tmp_path / "none")]) == 1
         assert "DIR must be the folder of an experiment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("the disk is gone"), "the disk is gone"),
+        (PermissionError(13, "Permission denied", "x.npy"), "cannot read or write x.npy: Permission denied"),
+        (OSError(), "OSError"),
+    ],
+)
+def test_errors_of_files_are_explained(error, message):
+    with pytest.raises(CommandError) as raised, explained():
+        raise error
+    assert str(raised.value) == message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="closes a pipe early")

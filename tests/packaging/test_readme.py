@@ -243,7 +243,7 @@ class TestBlocks:
         assert len(rows_of("to_label.csv")) == len(rows_of("answers.csv")) == 11
 
     def check_command_line(self, printed: str) -> None:
-        assert "Answers absorbed: 5. Rows chosen: 10." in printed
+        assert "Answers: 5. Rows chosen: 10." in printed
         assert "Rows of the file that still wait for a label: 5." in printed
         assert len(rows_of("to_label.csv")) == 21
         assert len(rows_of("answers.csv")) == 4

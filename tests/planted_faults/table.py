@@ -347,6 +347,19 @@ FAULTS = (
         "select/start.py", "len(answered) >= len(self.classes)", "len(answered) > 0", "cli/select/test_from_no_label.py"
     ),
     _command("select/display.py", 'in ("Cc", "Cs")', 'in ("Cs",)', "cli/select/test_terminal.py"),
+    _command(
+        "select/start.py", "return fit_temperature(self._prior(), *self.labelled(answers))", "return 1.0", "cli/select"
+    ),
+    _command(
+        "select/start.py",
+        "self._around_head().condition_on(*answers)",
+        "self._around_head()",
+        "cli/select/test_label_file.py",
+    ),
+    _command("select/questions.py", " / self._temperature(answers)", "", "cli/select/test_terminal.py"),
+    _command("select/questions.py", "_GROWTH = 1.2", "_GROWTH = 1.3", "cli/select/test_terminal.py"),
+    _command("select/label_file.py", "[*lines, *self.gone]))", "lines))", "cli/select/test_terminal.py"),
+    _reference("posterior/calibration.py", "_MOST_ROWS = 1000", "_MOST_ROWS = 10_000", "posterior/test_calibration.py"),
     _command("saved_model.py", 'saved["model"] == _checksum(path)', "True", "cli/test_extract_and_predict.py"),
     _reference("posterior/calibration.py", "torch.isin(y, y[~out]) & out", "out", "posterior/test_calibration.py"),
     _command("items.py", "if n_lines != n_rows:", "if n_lines < n_rows:", "cli/select"),

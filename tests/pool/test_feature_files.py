@@ -302,6 +302,14 @@ class TestErrors:
             select_batch(posterior, write("npy", pool, tmp_path), 1)
 
 
+@pytest.mark.parametrize("names", [("part1", "part01"), ("part01", "part1")])
+def test_parts_with_equal_numbers_have_an_order(names, tmp_path, monkeypatch):
+    for number, name in enumerate(("part01", "part1")):
+        np.save(tmp_path / f"{name}.npy", np.full((1, 2), number, np.float32))
+    monkeypatch.setattr(Path, "iterdir", lambda folder: (folder / f"{name}.npy" for name in names))
+    assert as_tensor("pool", tmp_path)[:, 0].tolist() == [0.0, 1.0]
+
+
 def test_a_folder_of_parts_is_one_matrix_in_the_order_of_their_numbers(tmp_path):
     rows = np.arange(12, dtype=np.float32).reshape(6, 2)
     for number, part in ((10, rows[4:]), (9, rows[:4])):

@@ -56,6 +56,13 @@ def test_few_labels_give_no_temperature() -> None:
     assert fit_temperature(prior_of(x), x[:0], y[:0]) == 1.0
 
 
+def test_a_sample_of_many_labels_gives_the_temperature() -> None:
+    x, y = labelled(1500, 0.5)
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.randperm(1500, generator=generator)[:1000]
+    assert fit_temperature(prior_of(x), x, y) == fit_temperature(prior_of(x), x[kept], y[kept], generator)
+
+
 def test_the_temperature_has_bounds() -> None:
     x, y = labelled(900, 0.0)
     assert fit_temperature(prior_of(x, 1e4), x, y) == pytest.approx(0.25, rel=1e-6)

@@ -22,6 +22,15 @@ def whole_number(text: str) -> int | None:
     return int(number[1]) if number else None
 
 
+def is_command(text: str) -> bool:
+    """Whether a text means something else than a class where labels are typed."""
+    return text.lower() in COMMANDS or text in (MORE, LIST)
+
+
+def _no_name(text: str) -> str:
+    return f"a class must not be called {text!r}, which is a command of --interactive"
+
+
 class Classes:
     """Names of classes in the order of their numbers; a number is its own name where there are no others.
 
@@ -40,8 +49,8 @@ class Classes:
         for number, name in enumerate(names):
             if name in self.names:
                 raise CommandError(f"{source} must hold a different name for each class, got {name!r} twice")
-            if name.lower() in COMMANDS or name in (MORE, LIST):
-                raise CommandError(f"{source} must not call a class {name!r}, which is a command")
+            if is_command(name):
+                raise CommandError(f"{source}: {_no_name(name)}")
             if name.isdigit() and name != str(number):
                 raise CommandError(f"{source} must not call class {number} {name!r}, the number of another class")
             self.names.append(name)
@@ -100,6 +109,8 @@ class Classes:
         if self.names and self.are_numbers != (number is not None):
             kind = "numbers" if self.are_numbers else "names"
             raise CommandError(f"labels must be all numbers or all names, got {text!r} where others are {kind}")
+        if is_command(text):
+            raise CommandError(_no_name(text))
         if number is None:
             if not text.isprintable():
                 raise CommandError(f"a class must have a name that can be printed, got {text!r}")
@@ -127,8 +138,9 @@ class Classes:
         return f"{numbers} or a name ({names})"
 
     def close_to(self, text: str) -> str | None:
-        """The name that was probably meant, or None."""
-        return closest(text, self.names)
+        """The name that was probably meant: the only one that begins with the text, else the one most like it."""
+        begun = self.beginning_with(text)
+        return closest(text, self.names) if begun is None else self.names[begun]
 
     def model_names(self) -> tuple[str, ...] | None:
         """Names for a posterior; None where they are its numbers."""

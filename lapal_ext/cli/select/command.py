@@ -14,10 +14,11 @@ example, from no label at all (the first line makes a pool of 500 rows):
   lapal-ext select --pool pool.npy --classes 3 --out to_label.csv
 
 The file has the columns row, utility, suggested and label. Fill in labels (numbers or names of
-classes, or skip) and run the same command again: it absorbs the answers and adds --number new
-rows, once no row waits for an answer. Rows are spread over the pool until every class has an
-answer. With --interactive every answer is absorbed before the next question, and the file is
-kept up to date; Ctrl-C keeps all answers.
+classes, or skip) and run the same command again: it fits the model to the answers and adds
+--number new rows, once no row waits for an answer. Without --labels, rows are spread over the pool
+until every class of --classes has an answer, or --classes-complete is given. With --interactive
+the model gets every answer before the next question, and the file is kept up to date; Ctrl-C keeps
+all answers.
 
 at the end, keep the model, and let it label all rows:
   lapal-ext select --pool pool.npy --classes 3 --out to_label.csv --number 0 --save m.safetensors
@@ -36,8 +37,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "select",
         help="choose which rows of a pool to label next, or ask for their labels one by one",
         description=(
-            "Choose the rows of a pool that are best to label next, and absorb the answers. Nothing\n"
-            "needs to have a label before the first run."
+            "Choose the rows of a pool that are best to label next, with a model of the answers so far.\n"
+            "Nothing needs to have a label before the first run."
         ),
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,28 +48,28 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--pool", required=True, type=Path, metavar="FILE", help=f"features [N, D], {matrix}, or a folder of parts")
     add("--features", type=Path, metavar="FILE", help=f"features that have labels already, [L, D], {matrix}")
     add("--labels", type=Path, metavar="FILE", help="their labels, [L]: numbers or names in .npy, or lines of a .txt")
-    add("--out", required=True, type=Path, metavar="FILE.csv", help="the label file; answers in it are absorbed")
+    add("--out", required=True, type=Path, metavar="FILE.csv", help="the label file, with the answers so far")
     add("--head", type=Path, metavar="FILE", help="trained layer: weight [C, D] and bias [C], .safetensors")
     add(
         "--classes",
         metavar="N|FILE",
-        help="number of classes, or a file of names, one per line (default: those of the labels)",
+        help="number of classes, or a file of names, one per line (default: those of --labels, or of the answers)",
     )
-    add("--new-classes", action="store_true", help="a label that --classes does not have is a further class")
+    add("--new-classes", action="store_true", help="a label that --classes or --labels lacks is a further class")
     add("--classes-complete", action="store_true", help="do not wait for answers of classes that have none so far")
     add(
         "--number",
         type=whole_number(0),
         default=10,
         metavar="N",
-        help="rows to choose; 0 absorbs and saves alone (default: %(default)s)",
+        help="rows to choose; 0 for --save alone (default: %(default)s)",
     )
     add("--more", action="store_true", help="add rows although others still wait for an answer")
     add(
         "--acquisition",
         default="uherding",
         metavar="NAME",
-        help="as in select_batch, from when every class has an answer (default: %(default)s)",
+        help="as in select_batch; without --labels, from when every class has an answer (default: %(default)s)",
     )
     add(
         "--prior-precision",

@@ -49,6 +49,9 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor | None, Classes]":
     labels = torch.from_numpy(array.astype(np.int64))
     if declared is None:
         declared = Classes(map(str, range(max(highest + 1, 2))), grows=options.new_classes)
+    wrong = array[(array < 0) | (array >= len(declared))]
+    if len(wrong) > 0:
+        raise CommandError(f"--labels must be numbers of classes, in [0, {len(declared)}), got {wrong[0]}")
     return labels, declared
 
 

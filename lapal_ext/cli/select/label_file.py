@@ -10,11 +10,11 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.items import ID
+from lapal_ext.cli.select.answers import Line, labels_of
 from lapal_ext.cli.select.classes import SKIP, Classes, whole_number
 from lapal_ext.cli.select.pool_record import PoolRecord
 from lapal_ext.cli.text_files import Table, parse_table
@@ -25,23 +25,6 @@ COLUMNS = (ROW, UTILITY, SUGGESTED, LABEL)
 RESERVED = (*COLUMNS, "")  # columns that a table of items must not have
 SUFFIXES = (".csv", ".tsv", ".txt")
 _GONE = -1
-
-
-class Line(NamedTuple):
-    """One row of the pool in a label file."""
-
-    row: int
-    utility: str = ""
-    label: int | None = None  # None if the row is skipped or has no answer
-    skipped: bool = False
-    others: Mapping[str, str] = {}  # further columns
-    name: str = ""  # the id of the row, if rows have ids
-    suggested: str = ""
-
-    @property
-    def waits(self) -> bool:
-        """Whether the row has no answer yet."""
-        return self.label is None and not self.skipped
 
 
 class LabelFile:
@@ -103,6 +86,10 @@ class LabelFile:
             raise CommandError(f"cannot write {self.path}: {error.strerror}") from error
         self._content = content
         self.lines = list(lines)
+
+    def drop_unused_classes(self, lines: Sequence[Line]) -> None:
+        """Remove the last classes that answers have added, as far as neither these lines nor ``gone`` have them."""
+        self._classes.drop_unused(labels_of([*lines, *self.gone]))
 
     def _text(self, lines: Sequence[Line]) -> str:
         needed = [ROW, UTILITY, LABEL] if self._ids is None else [ROW, ID, UTILITY, LABEL]
@@ -182,7 +169,8 @@ class LabelFile:
             raise CommandError(f"{place}: {error}") from error
         meant = self._classes.close_to(text)
         hint = "" if meant is None else f": did you mean {meant}?"
-        further = "" if whole_number(text) is not None else " (--new-classes makes it a class)"
+        fits = self._classes.are_numbers == (whole_number(text) is not None)
+        further = " (--new-classes makes it a class)" if fits else ""
         raise CommandError(
             f"{place}: label must be {self._classes.allowed()}, {SKIP} or nothing, got {text!r}{hint}{further}"
         )

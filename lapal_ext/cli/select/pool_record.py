@@ -54,6 +54,11 @@ class PoolRecord:
         saved = self._read()
         if saved is None:
             return
+        if _IDS in saved and self._digests is not None:
+            raise CommandError(
+                f"{self._file} has lost its column id, by which its rows are known: put the column back. {self._go_on} "
+                "Its row numbers then count."
+            )
         if _IDS in saved:
             raise CommandError(
                 f"{self._file} was begun with ids of rows: pass the same --ids or --items. {self._go_on}"

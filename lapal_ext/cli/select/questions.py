@@ -3,13 +3,11 @@
 import argparse
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from lapal_ext.cli.select.answers import Line
 from lapal_ext.cli.select.batch import limit_of, seeded
-from lapal_ext.cli.select.label_file import Line
 from lapal_ext.cli.select.start import Start
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.selection.sequential_selector import SequentialSelector
 
 _GROWTH = 1.2  # of the labels, after which the temperature is fitted again
@@ -20,7 +18,7 @@ class Questions:
 
     Args:
         options: of the command.
-        start: the model before all answers.
+        start: what is known before all answers.
         pool: features, [N, D].
         answers: those so far, in order.
     """
@@ -28,22 +26,21 @@ class Questions:
     def __init__(self, options: argparse.Namespace, start: Start, pool: Tensor, answers: Sequence[Line]) -> None:
         self._options, self._start, self._pool = options, start, pool
         self._again: int | None = None  # the row whose answer was taken back, which is asked for next
-        self._calibrated: tuple[int, float] | None = None  # number of labels, temperature
+        self._calibrated: tuple[int, float | None] | None = None  # number of labels, temperature
         self._begin(answers)
 
-    @property
-    def model(self) -> LastLayerLaplace:
-        """The model with all answers."""
-        return self._selector.posterior
+    def logits(self, row: int, answers: Sequence[Line]) -> Tensor:  # [C]
+        """Those of the model with these answers, which are all so far, divided by the temperature."""
+        logits = self._selector.posterior.predict_logits(self._start.features_of([row]))[0]
+        return logits / self._temperature(answers)
 
-    def temperature(self, answers: Sequence[Line], *, anew: bool = False) -> float:
-        """That of the model's probabilities; fitted again when a fifth of the answers has come since, or ``anew``."""
-        given = [line for line in answers if line.label is not None]
-        count = self._start.features.shape[0] + len(given)
-        if anew or self._calibrated is None or count >= _GROWTH * self._calibrated[0]:
-            features = self._pool[[line.row for line in given]].to(self.model.mean.dtype)
-            self._calibrated = (count, self._start.temperature(features, _labels(given)))
-        return self._calibrated[1]
+    def _temperature(self, answers: Sequence[Line]) -> float:
+        """That of the last fit, which is repeated when a fifth of the labels has come since; 1 if there is none."""
+        given = self._start.answers(answers)
+        count = len(self._start.labelled(given).labels)
+        if self._calibrated is None or count >= _GROWTH * self._calibrated[0]:
+            self._calibrated = (count, self._start.temperature(given))
+        return self._calibrated[1] or 1.0
 
     def ask(self) -> int:
         """The next row to ask for."""
@@ -68,20 +65,18 @@ class Questions:
 
     def _stage(self, answers: Sequence[Line]) -> tuple[str, int]:
         """What a selector cannot change: its strategy and the number of classes."""
-        return self._start.acquisition(_labels(answers)), len(self._start.classes)
+        return self._start.acquisition(answers), len(self._start.classes)
 
     def _begin(self, answers: Sequence[Line]) -> None:
         self._stage_now = self._stage(answers)
         self._told = 0
-        model = self._start.model()
-        given = self._pool[[line.row for line in answers if line.label is not None]].to(model.mean.dtype)
-        model = self._start.with_answers(model, given, _labels(answers))
+        given = self._start.answers(answers)
         self._selector = SequentialSelector(
-            model,
+            self._start.model(given),
             self._pool,
             self._stage_now[0],
             generator=seeded(self._options),
-            labelled=torch.cat([self._start.features, given]),
+            labelled=self._start.labelled(given).features,
             memory=limit_of(self._options),
         )
         if answers:
@@ -93,7 +88,3 @@ class Questions:
         else:
             self._selector.tell(line.row, line.label)
         self._told += 1
-
-
-def _labels(answers: Sequence[Line]) -> list[int]:
-    return [line.label for line in answers if line.label is not None]

@@ -1,4 +1,4 @@
-"""The model that ``lapal-ext select`` starts from: fitted to labelled features, or the prior alone."""
+"""The model of ``lapal-ext select``: fitted to all labels that there are, or the prior alone."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -7,36 +7,39 @@ import torch
 from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.select.answers import Answers, Line, labelled, labels_of
 from lapal_ext.cli.select.inputs import read_head, read_labels
 from lapal_ext.pool.checksum import spread
 from lapal_ext.pool.feature_files import map_file
-from lapal_ext.pool.sharding import Shard
+from lapal_ext.pool.sharding import Ranks, Shard
 from lapal_ext.posterior.calibration import fit_temperature
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
 _STANDARDISING = 10_000  # rows of the pool that give the centre and the scale where no row has a label
 _COVERING = "maxherding"
-_LEAST_CLASSES = 2  # of a model
+LEAST_CLASSES = 2  # of a model
 _LISTED = 5  # classes without an answer that a message names
 
 
 class Start:
-    """The model before the answers of the label file, and what follows from them.
+    """What is known before the answers of the label file, and the model and the strategy that follow from both.
+
+    With several processes, all of them call ``features_of``, ``answers`` and ``model``.
 
     Args:
         options: of the command.
         pool: the rows of the pool in this process, [n, D].
         shard: how the rows are distributed over processes.
+        ranks: the processes; only this one by default.
 
     Attributes:
         classes: those of ``--classes`` or ``--labels``; the label file may add some to them afterwards.
-        features: with labels before the first answer, [L, D].
 
     Raises:
         CommandError: a file is invalid.
     """
 
-    def __init__(self, options: argparse.Namespace, pool: Tensor, shard: Shard) -> None:
+    def __init__(self, options: argparse.Namespace, pool: Tensor, shard: Shard, ranks: Ranks | None = None) -> None:
         if shard.total == 0:
             raise CommandError(f"--pool has no row: {options.pool} has the shape {list(pool.shape)}")
         if (options.features is None) != (options.labels is None):
@@ -44,94 +47,124 @@ class Start:
             raise CommandError(f"{given} needs {missing} too; leave out both if nothing has a label yet")
         if options.head is not None and options.features is None:
             raise CommandError("--head needs --features and --labels, the rows that the layer was trained on")
-        self._options = options
+        self._options, self._pool, self._shard = options, pool, shard
+        self._ranks = Ranks() if ranks is None else ranks
         labels, self.classes = read_labels(options)
         self._declared = len(self.classes)
-        dtype = torch.promote_types(pool.dtype, torch.float32)
+        if options.head is not None and self._declared < LEAST_CLASSES:
+            raise CommandError(f"--head needs --classes of at least {LEAST_CLASSES} classes, got {self._declared}")
+        self._dtype = torch.promote_types(pool.dtype, torch.float32)
+        self._given: Answers | None = None  # the rows of --features and --labels
         if labels is None:
-            rows = torch.tensor(spread(shard.total, _STANDARDISING), device="cpu")
-            self._sample = shard.gather(pool, rows).to(dtype)
+            rows = spread(shard.total, _STANDARDISING)
+            self._sample = self.features_of(rows)
             bad = self._sample.isfinite().all(1).logical_not().nonzero()
             if len(bad) > 0:
-                raise CommandError(f"--pool must be finite, got NaN or infinity in row {int(rows[bad[0, 0]])}")
-            self.features = self._sample[:0]
-        else:
-            self.features = map_file("--features", options.features).to(dtype)
-            if len(labels) != len(self.features):
-                raise CommandError(
-                    f"--labels must hold one label for each of {len(self.features)} features, got {len(labels)}"
-                )
-        self._labels = labels
+                raise CommandError(f"--pool must be finite, got NaN or infinity in row {rows[int(bad[0, 0])]}")
+            return
+        self._sample = features = map_file("--features", options.features).to(self._dtype)
+        if features.shape[1] != pool.shape[1]:
+            raise CommandError(
+                f"--features must have as many columns as --pool, got {features.shape[1]} and {pool.shape[1]}"
+            )
+        if len(labels) != len(features):
+            raise CommandError(f"--labels must hold one label for each of {len(features)} features, got {len(labels)}")
+        self._given = Answers(features, labels)
 
-    @property
-    def without_labels(self) -> bool:
-        """Whether no row has a label before the first answer."""
-        return self._labels is None
+    def features_of(self, rows: Sequence[int]) -> Tensor:  # [k, D]
+        """Features of rows of the whole pool, in the dtype of the model."""
+        return self._shard.gather(self._pool, torch.tensor(rows, dtype=torch.int64, device="cpu")).to(self._dtype)
 
-    def model(self) -> LastLayerLaplace:
-        """The model of the classes so far, before all answers."""
-        precision = self._options.prior_precision
-        if self._labels is None:
-            names = self.classes.model_names() if len(self.classes) >= _LEAST_CLASSES else None
-            count = max(_LEAST_CLASSES, len(self.classes))
-            return LastLayerLaplace.untrained(self._sample, count, precision, class_names=names)
-        names = None if self.classes.are_numbers else tuple(self.classes.names[: self._declared])
-        if self._options.head is None:
-            model = LastLayerLaplace.fit_map(self.features, self._labels, self._declared, precision, class_names=names)
-        else:
-            head = read_head(self._options.head, self._declared).to(self.features.dtype)
-            model = LastLayerLaplace.from_linear(head, self.features, precision, standardize=True, class_names=names)
-        for name in self.classes.names[self._declared :]:
-            model.add_class(None if names is None else name)
-        return model
+    def answers(self, lines: Iterable[Line]) -> Answers:
+        """The answers in these lines, without the rows of ``--features``."""
+        rows = labelled(lines)
+        return Answers(
+            self.features_of([row for row, _ in rows]),
+            torch.tensor([label for _, label in rows], dtype=torch.int64, device="cpu"),
+        )
 
-    def with_answers(
-        self,
-        model: LastLayerLaplace,
-        features: Tensor,  # [k, D]
-        labels: Sequence[int],  # [k]
-    ) -> LastLayerLaplace:
-        """The model fitted to all labels, with these answers among them.
+    def labelled(self, answers: Answers) -> Answers:
+        """The rows of ``--features`` and ``--labels``, and behind them these answers."""
+        if self._given is None:
+            return answers
+        return Answers(*(torch.cat(parts) for parts in zip(self._given, answers, strict=True)))
+
+    def covered(self, rows: Sequence[int]) -> Tensor:  # [L + k, D]
+        """Features of the rows that further picks keep away from: those of ``--features``, and these of the pool."""
+        features = self.features_of(rows)
+        return features if self._given is None else torch.cat([self._given.features, features])
+
+    def is_taught(self, lines: Iterable[Line]) -> bool:
+        """Whether a model with the answers in these lines has any label."""
+        return self._given is not None or bool(labelled(lines))
+
+    def model(self, answers: Answers) -> LastLayerLaplace:
+        """The model fitted to all labels, with these answers among them; the same numbers in all processes.
 
         Without other labels, the mode of all answers and the prior is that fit, standardised by the pool. A layer of
         ``--head`` is updated: its training rows may be many more than those that are given.
         """
-        if not labels:
-            return model
-        answers = torch.tensor(labels, device="cpu")
-        if self._labels is None:
-            return model.condition_on(features, answers, "joint")
-        if self._options.head is not None:
-            return model.condition_on(features, answers)
-        return model.refit(torch.cat([self.features, features]), torch.cat([self._labels, answers]))
+        model = self._fitted(answers)
+        for buffer in model.buffers():  # processors of different kinds give different last digits
+            buffer.copy_(self._ranks.from_first(buffer.clone, buffer))
+        return model
 
-    def temperature(
-        self,
-        features: Tensor,  # [k, D]
-        labels: Sequence[int],  # [k]
-    ) -> float:
-        """The temperature of the probabilities of a model with these answers; 1 around a layer of ``--head``."""
+    def _fitted(self, answers: Answers) -> LastLayerLaplace:
         if self._options.head is not None:
-            return 1.0
-        answers = torch.tensor(labels, dtype=torch.int64, device="cpu")
-        if self._labels is not None:
-            features, answers = torch.cat([self.features, features]), torch.cat([self._labels, answers])
-        count = max(_LEAST_CLASSES, len(self.classes))
-        prior = LastLayerLaplace.untrained(
-            self._sample if self._labels is None else self.features, count, self._options.prior_precision
+            return self._around_head().condition_on(*answers)
+        if self._given is None:
+            prior = self._prior(self._names())
+            return prior.condition_on(*answers, "joint")
+        return LastLayerLaplace.fit_map(
+            *self.labelled(answers), self._count, self._options.prior_precision, class_names=self._names()
         )
-        return fit_temperature(prior, features, answers)
 
-    def acquisition(self, labels: Iterable[int]) -> str:
-        """The strategy after these answers."""
-        if not self.without_labels or self._is_complete(set(labels)):
+    def _around_head(self) -> LastLayerLaplace:
+        """The trained layer, with the classes that answers have added."""
+        assert self._given is not None
+        head = read_head(self._options.head, self._declared).to(self._dtype)
+        names = self._names()
+        model = LastLayerLaplace.from_linear(
+            head,
+            self._given.features,
+            self._options.prior_precision,
+            standardize=True,
+            class_names=None if names is None else names[: self._declared],
+        )
+        for name in self.classes.names[self._declared :]:
+            model.add_class(None if names is None else name)
+        return model
+
+    def _prior(self, names: tuple[str, ...] | None = None) -> LastLayerLaplace:
+        return LastLayerLaplace.untrained(self._sample, self._count, self._options.prior_precision, class_names=names)
+
+    @property
+    def _count(self) -> int:
+        """Number of classes of a model, which are two or more, though one alone may have a name."""
+        return max(LEAST_CLASSES, len(self.classes))
+
+    def _names(self) -> tuple[str, ...] | None:
+        return self.classes.model_names() if len(self.classes) == self._count else None
+
+    def temperature(self, answers: Answers) -> float | None:
+        """The temperature of the probabilities of ``model``; None around a layer of ``--head``.
+
+        The labels that the layer was trained on cannot be held out from it.
+        """
+        if self._options.head is not None:
+            return None
+        return fit_temperature(self._prior(), *self.labelled(answers))
+
+    def acquisition(self, lines: Iterable[Line]) -> str:
+        """The strategy after the answers in these lines."""
+        if self._given is not None or self._is_complete(set(labels_of(lines))):
             return str(self._options.acquisition)
         return _COVERING
 
-    def progress(self, labels: Iterable[int]) -> str | None:
+    def progress(self, lines: Iterable[Line]) -> str | None:
         """Which classes still lack an answer; None if that changes nothing."""
-        answered = set(labels)
-        if not self.without_labels or self._is_complete(answered):
+        answered = set(labels_of(lines))
+        if self._given is not None or self._is_complete(answered):
             return None
         until = "--classes-complete goes on to the rows that the model is unsure about."
         if not self._declared:

@@ -1,4 +1,4 @@
-"""Asking an annotator for labels on the terminal: the model absorbs each answer before the next question."""
+"""Asking an annotator for labels on the terminal: the model gets each answer before the next question."""
 
 import argparse
 import io
@@ -7,10 +7,12 @@ import sys
 from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.items import read_items
+from lapal_ext.cli.select.answers import Line
 from lapal_ext.cli.select.batch import open_label_file, save, tell_changes
-from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes
+from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes, is_command
 from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
-from lapal_ext.cli.select.label_file import Line
+from lapal_ext.cli.select.label_file import RESERVED
 from lapal_ext.cli.select.questions import Questions
 from lapal_ext.cli.select.start import Start
 from lapal_ext.pool.feature_files import map_file
@@ -22,18 +24,19 @@ _LIKELY = 3  # classes that a question names with their probabilities
 def interview(options: argparse.Namespace) -> None:
     """Ask until there are ``--number`` more answers, and write the label file after each.
 
-    The answers in the file are absorbed first. Answers are written before rows without an answer, in their order.
+    The model is fitted to the answers in the file first. Answers are written in their order, before rows that wait.
 
     Raises:
         CommandError: a file cannot be read or written.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # an invalid byte makes an invalid label, not an error
+    items = read_items(options, RESERVED)
     ranks, pool = Ranks(), map_file("--pool", options.pool)
     shard = Shard(ranks, [0, len(pool)])
     start = Start(options, pool, shard)
     grows = start.classes.grows
-    file, record, items = open_label_file(options, pool, shard, ranks, start.classes)
+    file, record = open_label_file(options, items, pool, shard, ranks, start.classes)
     tell_changes(file, start.classes, grows=grows)
     if options.classes_complete:
         start.classes.grows = False
@@ -46,11 +49,7 @@ def interview(options: argparse.Namespace) -> None:
     asked, number = 0, min(options.number, len(pool) - len(given))
     while asked < number:
         row = questions.ask()
-        taught = not start.without_labels or any(line.label is not None for line in given)
-        logits = None
-        if taught:
-            model = questions.model
-            logits = model.predict_logits(pool[row : row + 1].to(model.mean.dtype))[0] / questions.temperature(given)
+        logits = questions.logits(row, given) if start.is_taught(given) else None
         heading = f"[{asked + 1}/{number}] {safe(items.name(row))}"
         reply = _Question(heading, logits, start.classes, items.shown(row)).reply()
         if reply == QUIT:
@@ -62,7 +61,7 @@ def interview(options: argparse.Namespace) -> None:
             undone = given.pop()
             unanswered[undone.row] = undone._replace(label=None, skipped=False)
             if start.classes.grows:
-                start.classes.drop_unused(line.label for line in given if line.label is not None)
+                file.drop_unused_classes(given)
             questions.take_back(given, undone.row)
             asked = max(0, asked - 1)
             print(f"Took back the answer for {safe(items.name(undone.row))}.")
@@ -80,9 +79,10 @@ def interview(options: argparse.Namespace) -> None:
         print(f"Every row of the pool is answered, in {file.path}.")
     elif given:
         print(f"{len(given)} answers in {file.path}. The same command goes on from there.")
-    if text := start.progress([line.label for line in given if line.label is not None]):
+    if text := start.progress(given):
         print("\n".join(wrapped(text)))
-    save(options, questions.model, start.classes, lambda: questions.temperature(given, anew=True))
+    answers = start.answers(given)
+    save(options, start, answers, lambda: start.model(answers))
 
 
 def _introduce(classes: Classes) -> None:
@@ -92,7 +92,8 @@ def _introduce(classes: Classes) -> None:
         print(f"A label is {classes.allowed()}.")
     else:
         print("\n".join(_class_lines(classes)))
-        print("\n".join(wrapped("Type a number, a name or the beginning of one; Enter takes the first guess.")))
+        name = "a name" if classes.grows else "a name or the beginning of one"
+        print("\n".join(wrapped(f"Type a number, {name}; Enter takes the first guess.")))
     keys = f"You may also type {', '.join(COMMANDS)}, or {LIST} for all classes."
     print("\n".join(wrapped(keys)))
 
@@ -144,7 +145,7 @@ class _Question:
                 self._hidden = []
             elif text == LIST:
                 print("\n".join(_class_lines(self._classes)) or "There is no class yet.")
-            elif text.lower() in COMMANDS and self._classes.number_of(text) is None:
+            elif is_command(text):
                 return text.lower()
             elif (label := self._label(text)) is not None:
                 return str(label)
@@ -155,7 +156,8 @@ class _Question:
         if not text and self._guess is not None:
             return self._guess
         label = self._classes.number_of(text)
-        label = self._classes.beginning_with(text) if label is None else label
+        if label is None and not self._classes.grows:  # else it may be a class of its own
+            label = self._classes.beginning_with(text)
         if label is not None:
             return label
         if text and self._classes.grows and (text == self._unknown or not self._classes.names):

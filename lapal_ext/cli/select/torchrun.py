@@ -57,6 +57,8 @@ def map_shard(name: str, path: Path, ranks: Ranks) -> tuple[Tensor, Shard]:  # [
         rows = map_file(name, path)
         bounds = [len(rows) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1)]
         features = rows[slice(*bounds)]
+        if path.is_dir() and ranks.size > 1:
+            features = features.clone()  # so that the joined parts of all processes are freed
     features, bounds = common_layout(ranks, features)
     return features, Shard(ranks, bounds)
 

@@ -69,8 +69,17 @@ class TestErrors:
             (("--labels", "labels.csv"), "--labels must be an existing file, got labels.csv"),
             (("--labels", "out.py"), "or a .txt file with one label per line and nothing else, got out.py"),
             (("--classes", "two"), "--classes must be a number or a file of names, got 'two'"),
-            (("--classes", "2"), "targets must lie in [0, 2)"),
+            (("--classes", "2"), "--labels must be numbers of classes, in [0, 2), got 2"),
             (("--classes", "pool.npy"), "--classes must be a number or a file of names"),
+            (("--labels", "negative.npy"), "--labels must be numbers of classes, in [0, 3), got -1"),
+            (
+                ("--classes", "one.txt", "--new-classes", "--labels", "zeros.npy", "--head", "nowhere.safetensors"),
+                "--head needs --classes of at least 2 classes, got 1",
+            ),
+            (
+                ("--features", "wide.npy"),
+                f"--features must have as many columns as --pool, got {FEATURES + 1} and {FEATURES}",
+            ),
             (("--acquisition", "luck"), "acquisition must be one of 'margin'"),
             (("--head", "nowhere.safetensors"), "--head must be a .safetensors file with weight and bias"),
             (("--out", "nowhere/out.csv"), "--out must lie in an existing folder, got nowhere/out.csv"),
@@ -82,6 +91,10 @@ class TestErrors:
         Path("zip.npy").write_bytes(b"PK\x03\x04" + bytes(60))
         Path("out.py").touch()
         np.save("short.npy", np.zeros(LABELLED - 1, np.int64))
+        np.save("zeros.npy", np.zeros(LABELLED, np.int64))
+        np.save("negative.npy", np.full(LABELLED, -1))
+        np.save("wide.npy", np.zeros((LABELLED, FEATURES + 1), np.float32))
+        Path("one.txt").write_text("ant\n")
         np.save("huge.npy", np.full(LABELLED, 2**32 - 1, np.uint32))
         save_file({"features": torch.zeros(LABELLED, FEATURES, dtype=torch.int8)}, "integers.safetensors")
         assert select(*options) == 1
@@ -114,8 +127,8 @@ class TestErrors:
         ("names", "message"),
         [
             ("ant\nant\nbee\n", "must hold a different name for each class"),
-            ("ant\nskip\nbee\n", "must not call a class 'skip', which is a command"),
-            ("ant\nUndo\nbee\n", "must not call a class 'Undo'"),
+            ("ant\nskip\nbee\n", "names.txt: a class must not be called 'skip', which is a command"),
+            ("ant\nUndo\nbee\n", "must not be called 'Undo'"),
             ("1\n2\n3\n", "must not call class 0 '1', the number of another class"),
         ],
     )

@@ -8,7 +8,7 @@ import torch
 
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.cli import main
-from tests.cli.select.problem import CLASSES, NAMES, ROWS, fill, lines
+from tests.cli.select.problem import CLASSES, LABELLED, NAMES, ROWS, fill, lines
 
 COMMAND = ["select", "--pool", "pool.npy", "--out", "out.csv"]
 
@@ -72,6 +72,17 @@ def test_classes_may_come_with_the_answers(capsys):
     assert "line 7: label must be the name of its class" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["undo", "Quit", "?", "+"])
+def test_a_class_of_the_answers_may_not_have_the_name_of_a_command(command, capsys):
+    assert select("--number", 2) == 0
+    fill("games", command)
+    before = Path("out.csv").read_bytes()
+    assert select() == 1
+    message = f"out.csv, line 3: a class must not be called '{command}', which is a command of --interactive"
+    assert message in capsys.readouterr().err
+    assert Path("out.csv").read_bytes() == before
+
+
 def test_a_class_that_may_be_a_slip_is_named(capsys):
     assert select("--number", 4) == 0
     fill("games", "net", "games", "gmaes")
@@ -91,6 +102,29 @@ def test_a_new_class_beside_others(labelled, capsys):
     assert LastLayerLaplace.load("model").class_names == (*NAMES, "dog")
 
 
+def test_a_single_class_with_labels_may_be_the_first_of_several(capsys):
+    Path("one.txt").write_text("ant\n")
+    np.save("labels.npy", np.zeros(LABELLED, np.int64))
+    options = ["--features", "train.npy", "--labels", "labels.npy", "--classes", "one.txt", "--new-classes"]
+    assert select(*options, "--number", 2, "--save", "model") == 0
+    assert {line["suggested"] for line in lines()} == {"ant"}
+    assert "model is not written: a model needs answers of at least two classes" in capsys.readouterr().out
+    fill("bee", "ant")
+    assert select(*options, "--save", "model") == 0
+    assert LastLayerLaplace.load("model").class_names == ("ant", "bee")
+
+
+def test_new_classes_are_offered_only_where_they_can_be_added(capsys):
+    assert select("--classes", 3, "--number", 2) == 0
+    fill("3", "dog")
+    assert select("--classes", 3) == 1
+    assert "got '3' (--new-classes makes it a class)" in capsys.readouterr().err
+    assert select("--classes", 4) == 1
+    assert capsys.readouterr().err.endswith("got 'dog'\n")
+    assert select("--classes", 3, "--new-classes") == 1
+    assert "labels must be all numbers or all names, got 'dog' where others are numbers" in capsys.readouterr().err
+
+
 def test_a_finished_pool_is_absorbed_and_saved(data, capsys):
     assert select("--classes", "names.txt", "--number", ROWS) == 0
     fill(*(NAMES[row % CLASSES] for row in picked()[:-1]), "skip")
@@ -99,7 +133,7 @@ def test_a_finished_pool_is_absorbed_and_saved(data, capsys):
     capsys.readouterr()
     assert select("--classes", "names.txt", "--save", "model") == 0
     out = capsys.readouterr().out
-    assert f"Answers absorbed: {ROWS - 1}. Every row of the pool has an answer, 1 of them skip." in out
+    assert f"Answers: {ROWS - 1}. Every row of the pool has an answer, 1 of them skip." in out
     assert "The model with all answers is in model." in out
     expected = LastLayerLaplace.untrained(data[0], CLASSES).update(data[0][rows], rows % CLASSES, "joint")
     torch.testing.assert_close(LastLayerLaplace.load("model").mean, expected.mean)
@@ -114,7 +148,7 @@ def test_no_rows_are_added_while_others_wait(number, capsys):
     capsys.readouterr()
     assert select("--classes", 3, "--number", number, "--save", "model") == 0
     out = capsys.readouterr().out
-    assert "Answers absorbed: 3. Rows of out.csv that still wait for a label: 1." in out
+    assert "Answers: 3. Rows of out.csv that still wait for a label: 1." in out
     assert ("pass --more" in out) == (number > 0)
     assert lines() == before
     assert LastLayerLaplace.load("model").absorbed_labels == 3

@@ -1,5 +1,6 @@
 """The label file: what the command writes, and what it reads after an editor or a spreadsheet has changed it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from lapal_ext import LastLayerLaplace, select_batch
+from lapal_ext.cli import main
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.select.answers import Line
 from lapal_ext.cli.select.classes import Classes
-from lapal_ext.cli.select.label_file import LabelFile, Line
+from lapal_ext.cli.select.label_file import LabelFile
+from lapal_ext.posterior.calibration import fit_temperature
 from tests.cli.select.problem import CLASSES, FEATURES, NAMES, ROWS, fill, fitted, lines, select
 
 
@@ -22,7 +26,7 @@ class TestLabelFile:
         assert [int(line["row"]) for line in lines()] == expected.indices.tolist()
         assert [float(line["utility"]) for line in lines()] == pytest.approx(expected.utilities.tolist(), rel=1e-5)
         assert {line["label"] for line in lines()} == {""}
-        assert "Answers absorbed: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
+        assert "Answers: 0. Rows chosen: 5. Fill in their labels in out.csv." in capsys.readouterr().out
 
     def test_lines_end_with_a_newline_alone(self, data):  # noqa: ARG002 the fixture writes the files
         assert select("--number", 2) == 0
@@ -45,7 +49,7 @@ class TestLabelFile:
         expected = select_batch(told, pool, 3, "uherding", exclude=torch.tensor(first), labelled=known)
         assert [int(line["row"]) for line in table[4:]] == expected.indices.tolist()
         out = capsys.readouterr().out
-        assert "Answers absorbed: 2. Rows chosen: 3." in out
+        assert "Answers: 2. Rows chosen: 3." in out
         assert "Rows of the file that still wait for a label: 1." in out
 
     def test_further_columns_and_a_byte_order_mark_survive(self):
@@ -91,15 +95,30 @@ class TestLabelFile:
         assert picks[0] == picks[1]
         assert (picks[0] == picks[2]) == (acquisition == "coreset")
 
-    def test_a_trained_head_gives_the_rows_of_from_linear(self, data):
+    def test_a_trained_head_is_updated_and_has_no_temperature(self, data, capsys):
         pool, features, _ = data
         head = torch.nn.Linear(FEATURES, CLASSES)
         save_file({"weight": head.weight.detach(), "bias": head.bias.detach()}, "head.safetensors")
-        assert select("--number", 5, "--head", "head.safetensors") == 0
+        options = ["--number", 5, "--head", "head.safetensors", "--save", "model"]
+        assert select(*options[:2], "--save", "model") == 0
+        assert Path("model.temperature.json").exists()
+        Path("out.csv").unlink()
+        assert select(*options) == 0
         posterior = LastLayerLaplace.from_linear(head, features, 10.0, standardize=True)
         assert [int(line["row"]) for line in lines()] == [
             *select_batch(posterior, pool, 5, "uherding", labelled=features).indices.tolist()
         ]
+        fill("ant", "cat")
+        assert select(*options) == 0
+        rows = [int(line["row"]) for line in lines()[:2]]
+        expected = posterior.condition_on(pool[rows], torch.tensor([0, 2]))
+        assert LastLayerLaplace.load("model").mean.equal(expected.mean)
+        assert not Path("model.temperature.json").exists()
+        assert main(["predict", "--model", "model", "--pool", "pool.npy", "--out", "labels.csv"]) == 0
+        assert "not calibrated" in capsys.readouterr().out
+        fill("dog")
+        assert select(*options, "--new-classes") == 0
+        assert LastLayerLaplace.load("model").class_names == (*NAMES, "dog")
 
 
 class TestEditedFiles:
@@ -175,7 +194,7 @@ class TestEditedFiles:
         message = f"--texts must have one line for each of the {ROWS} rows of the pool, got {count}"
         assert message in capsys.readouterr().err
 
-    def test_save_writes_the_model_refitted_with_the_answers(self, data):
+    def test_save_writes_the_model_fitted_to_all_labels(self, data):
         pool, features, targets = data
         assert select("--number", 4) == 0
         fill("ant", "BEE", "skip")
@@ -184,8 +203,11 @@ class TestEditedFiles:
         new = pool[[int(line["row"]) for line in told]].float()
         every = torch.cat([features, new]), torch.cat([targets, torch.tensor([0, 1])])
         saved = LastLayerLaplace.load("model.safetensors")
-        assert saved.mean.equal(fitted(data).refit(*every).mean)
+        assert saved.mean.equal(LastLayerLaplace.fit_map(*every, CLASSES).mean)
         assert saved.fitted_rows == len(every[0])
+        temperature = fit_temperature(LastLayerLaplace.untrained(features, CLASSES), *every)
+        assert json.loads(Path("model.safetensors.temperature.json").read_bytes())["temperature"] == temperature
+        assert temperature != 1.0
 
     def test_class_names_may_differ_by_capitals_alone(self):
         Path("names.txt").write_text("Ant\nant\ncat\n")

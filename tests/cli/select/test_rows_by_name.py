@@ -68,7 +68,7 @@ def test_answers_follow_their_ids_through_another_order_and_size(begun, dropped,
     assert select("--items", "items.csv", "--save", "model") == 0
     out = capsys.readouterr().out
     assert f"Rows of out.csv that are gone from the pool: 1 ({gone}). They stay in the file; the model does" in out
-    assert "Answers absorbed: 3. Rows chosen: 4." in out
+    assert "Answers: 3. Rows chosen: 4." in out
     after = by_name()
     assert len(after) == 8
     assert {name: after[name] for name in answers} == answers
@@ -81,7 +81,7 @@ def test_answers_follow_their_ids_through_another_order_and_size(begun, dropped,
 
     write_pool(features, list(range(ROWS)))  # it is back
     assert select("--items", "items.csv", "--save", "model") == 0
-    assert "Answers absorbed: 4." in capsys.readouterr().out
+    assert "Answers: 4." in capsys.readouterr().out
     assert LastLayerLaplace.load("model").absorbed_labels == 4
 
 
@@ -100,6 +100,31 @@ def test_ids_in_another_order_than_the_features_are_noticed(begun, capsys):
 def test_ids_must_be_given_again(begun, capsys):  # noqa: ARG001 the fixture writes the files
     assert select() == 1
     assert "out.csv was begun with ids of rows: pass the same --ids or --items" in capsys.readouterr().err
+
+
+def test_a_lost_column_of_ids_is_named(begun, capsys):  # noqa: ARG001 the fixture writes the files
+    table = [{name: cell for name, cell in line.items() if name != "id"} for line in lines()]
+    with Path("out.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    assert select("--items", "items.csv") == 1
+    shown = capsys.readouterr().err
+    assert "out.csv has lost its column id, by which its rows are known: put the column back. To use" in shown
+    assert "delete out.csv.pool.json. Its row numbers then count." in shown
+    RECORD.unlink()
+    assert select("--items", "items.csv") == 0
+    assert {line["id"] for line in lines()} >= {name_of(int(line["row"])) for line in table}
+
+
+def test_long_texts_are_read_back(begun):  # noqa: ARG001 the fixture writes the files
+    text = "x" * 200_000  # csv itself reads no cell of more than 131,072 characters
+    limit = csv.field_size_limit()
+    Path("items.csv").write_text("id,text\n" + "".join(f"{name_of(row)},{text}\n" for row in range(60)))
+    for _ in range(2):
+        assert select("--items", "items.csv", "--more") == 0
+    assert Path("out.csv").read_text().count(text) == 8
+    assert csv.field_size_limit() == limit
 
 
 def test_a_file_without_ids_gets_them(data):
@@ -152,5 +177,8 @@ def test_a_table_of_items_that_is_not_understood(content, message, capsys):
     Path("items.csv").write_text(content)
     assert select("--items", "items.csv") == 1
     assert message in capsys.readouterr().err
+    if "must not" in message:  # before the pool is read
+        assert select("--items", "items.csv", "--pool", "none.npy") == 1
+        assert message in capsys.readouterr().err
     assert select("--items", "items.csv", "--texts", "texts.txt") == 1
     assert "--items has ids and texts: leave out --ids and --texts" in capsys.readouterr().err

@@ -11,7 +11,9 @@ import torch
 
 from lapal_ext import LastLayerLaplace, SequentialSelector
 from lapal_ext.cli import main
-from tests.cli.select.problem import fitted, lines, select
+from lapal_ext.cli.select import start
+from lapal_ext.posterior.calibration import fit_temperature
+from tests.cli.select.problem import CLASSES, LABELLED, fitted, lines, select
 from tests.fuzz.processes import HANGS
 
 
@@ -97,6 +99,28 @@ class TestInteractive:
         assert waiting <= {line["row"] for line in table}
         assert [line["label"] for line in table].count("ant") == 1
 
+    def test_the_shares_that_are_shown_are_calibrated(self, data, answer):
+        shown = [float(share) for share in re.findall(r"(\d+)%", answer()[0])]
+        model = fitted(data)
+        temperature = fit_temperature(LastLayerLaplace.untrained(data[1], CLASSES), *data[1:])
+        row = self.expected(data, [None])[0]
+        shares = (model.predict_logits(data[0][row : row + 1]) / temperature).softmax(1)[0]
+        assert shown == [round(100.0 * share) for share in shares.sort(descending=True).values.tolist()]
+        plain = model.predict_proba(data[0][row : row + 1], "plugin")[0]
+        assert shown != [round(100.0 * share) for share in plain.sort(descending=True).values.tolist()]
+
+    def test_the_temperature_is_fitted_again_when_a_fifth_of_the_labels_has_come_since(self, monkeypatch):
+        counts: list[int] = []
+
+        def note(prior, features, targets):
+            counts.append(len(targets))
+            return fit_temperature(prior, features, targets)
+
+        monkeypatch.setattr(start, "fit_temperature", note)
+        type_answers(monkeypatch, ("ant",) * 7)
+        assert select("--interactive", "--number", 8) == 0
+        assert counts == [LABELLED, LABELLED + 6]
+
     @pytest.mark.skipif(sys.platform != "linux", reason="sends SIGINT and SIGKILL")
     @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
     def test_nothing_is_lost_when_the_process_ends(self, stop, data):
@@ -156,8 +180,10 @@ class TestFromNoLabel:
         assert [int(line["row"]) for line in lines()] == asked
         assert [line["label"] for line in lines()] == ["ant", "bee", "ant", "skip", "cat", "ant"]
         assert f"row {asked[-1]};" in questions[-2]
-        second.tell(asked[-1], "ant")
-        torch.testing.assert_close(LastLayerLaplace.load("model").mean, second.posterior.mean)
+        every = prior.condition_on(pool[[*rows, asked[-1]]], [0, 1, 0, 2, 0], "joint")
+        torch.testing.assert_close(
+            LastLayerLaplace.load("model").mean, every.mean
+        )  # fitted, not updated answer by answer
 
     def test_undo_across_the_change_asks_for_the_same_row_again(self, answer):
         questions = answer("--classes names.txt", "ant", "bee", "cat", "undo", "undo", "cat", "bee")
@@ -168,11 +194,28 @@ class TestFromNoLabel:
         assert [line["row"] for line in lines()][:2] == rows[:2]
 
     def test_new_classes_are_typed_twice_and_undo_removes_them(self, answer, capsys):
-        answer("--save model", "games", "gmaes", "gmaes", "undo", "net", "net", "ga", "2", "1")
+        answer("--save model", "games", "gmaes", "gmaes", "undo", "net", "net", "ga", "", "2", "1")
         assert [line["label"] for line in lines()] == ["games", "net", "games", "net"]
         out = " ".join(capsys.readouterr().out.split())
         assert "gmaes is no class so far. Did you mean games? Then press Enter. Type it again to add it." in out
         assert LastLayerLaplace.load("model").class_names == ("games", "net")
+
+    def test_a_class_may_be_the_beginning_of_another_one(self, answer, capsys):
+        questions = answer("", "category", "cat", "cat", "cate", "", "cat", "quit")
+        assert [line["label"] for line in lines()] == ["category", "cat", "category", "cat"]
+        assert "label [category]: " in questions
+        answer("--classes-complete", "cate")
+        assert [line["label"] for line in lines()][4:] == ["category"]
+        assert "the beginning of one" in capsys.readouterr().out
+
+    def test_undo_keeps_a_class_that_only_rows_outside_of_the_pool_have(self, answer):
+        Path("ids.txt").write_text("\n".join(map(str, range(80))))
+        Path("out.csv").write_text("id,label\nelsewhere,games\n")
+        answer("--ids ids.txt", "net", "net", "undo", "games")
+        assert sorted((line["id"] == "elsewhere", line["label"]) for line in lines()) == [
+            (False, "games"),
+            (True, "games"),
+        ]
 
     def test_enter_takes_the_first_guess_once_there_is_one(self, answer):
         questions = answer("--classes names.txt", "", "bee", "", "skip", "c")

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from lapal_ext.cli import main
+from lapal_ext.cli import _parser, main
+from lapal_ext.cli.select import torchrun as processes
+from lapal_ext.cli.select.start import Start
+from lapal_ext.pool.sharding import Ranks
 from tests.cli.select.conftest import data  # noqa: F401 a fixture
 from tests.cli.select.problem import NAMES, ROWS, fill, lines, select
 from tests.fuzz.processes import HANGS
@@ -52,6 +56,30 @@ def test_several_processes_write_the_label_file_of_one() -> None:
     assert done.returncode != 0
     assert "shared.csv was begun with another pool: --pool has the same rows in another order" in done.stderr
     assert Path("shared.csv").read_bytes() == Path("out.csv").read_bytes()
+
+
+@pytest.mark.usefixtures("data")
+def test_a_process_keeps_its_part_of_a_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("parts").mkdir()
+    for number in range(2):
+        np.save(f"parts/{number}.npy", np.load("pool.npy"))
+    monkeypatch.setattr(processes, "common_layout", lambda _, features: (features, [0, ROWS, 2 * ROWS]))
+    ranks = Ranks()
+    ranks.rank, ranks.size = 1, 2
+    features, shard = processes.map_shard("--pool", Path("parts"), ranks)
+    assert features.numpy().tobytes() == np.load("pool.npy").tobytes()
+    assert features.untyped_storage().nbytes() == features.nbytes
+    assert shard.numbers == slice(ROWS, 2 * ROWS)
+
+
+@pytest.mark.usefixtures("data")
+def test_all_processes_have_the_model_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors of different kinds fit models that differ in their last digits."""
+    options = _parser().parse_args(["select", "--pool", "pool.npy", *FILES, "--out", "out.csv"])
+    start = Start(options, *processes.map_shard("--pool", options.pool, Ranks()))
+    monkeypatch.setattr(Ranks, "from_first", lambda *given: torch.full_like(given[-1], 7))
+    model = start.model(start.answers([]))
+    assert set(model.mean.flatten().tolist()) | set(model.covariance.flatten().tolist()) == {7.0}
 
 
 @pytest.mark.usefixtures("data")
