@@ -87,9 +87,15 @@ class LabelFile:
         self._content = content
         self.lines = list(lines)
 
-    def drop_unused_classes(self, lines: Sequence[Line]) -> None:
-        """Remove the last classes that answers have added, as far as neither these lines nor ``gone`` have them."""
-        self._classes.drop_unused(labels_of([*lines, *self.gone]))
+    def drop_unused_classes(self, lines: Sequence[Line]) -> list[Line]:
+        """Remove classes that answers have added, and that neither these lines nor ``gone`` have.
+
+        Returns:
+            The lines with the numbers that their classes have then.
+        """
+        numbers = self._classes.drop_unused(labels_of([*lines, *self.gone]))
+        self.gone = _renumbered(self.gone, numbers)
+        return _renumbered(lines, numbers)
 
     def _text(self, lines: Sequence[Line]) -> str:
         needed = [ROW, UTILITY, LABEL] if self._ids is None else [ROW, ID, UTILITY, LABEL]
@@ -174,6 +180,10 @@ class LabelFile:
         raise CommandError(
             f"{place}: label must be {self._classes.allowed()}, {SKIP} or nothing, got {text!r}{hint}{further}"
         )
+
+
+def _renumbered(lines: Sequence[Line], numbers: Mapping[int, int]) -> list[Line]:
+    return [line if line.label is None else line._replace(label=numbers[line.label]) for line in lines]
 
 
 def _row_number(cell: str, pool_rows: int, place: str) -> int:
