@@ -341,22 +341,35 @@ FAULTS = (
     _command("select/questions.py", "        self._tell(corrected)\n", "", "cli/select/test_changed_answers.py"),
     _command(
         "select/terminal.py",
-        "        file.write([*given, *unanswered.values()])\n",
-        "    file.write([*given, *unanswered.values()])\n",
+        "        file.write([*given, *unanswered])\n    if",
+        "    file.write([*given, *unanswered])\n    if",
         "cli/select/test_terminal.py",
     ),
     _command("select/pool_record.py", "!= self._of_ids[name]]", "is None]", "cli/select/test_rows_by_name.py"),
-    _command("select/batch.py", "if options.more or not waiting else 0", "", "cli/select/test_from_no_label.py"),
+    _command(
+        "select/annotators.py",
+        " if more or not any(line.waits for line in file.lines)",
+        "",
+        "cli/select/test_annotators.py",
+    ),
+    _command("select/annotators.py", " and line.row not in present", "", "cli/select/test_annotators.py"),
+    _command("select/annotators.py", "_owed(files, place)[:number]", "[]", "cli/select/test_annotators.py"),
+    _command("select/batch.py", "        file.check_unchanged()\n", "        pass\n", "cli/select/test_annotators.py"),
+    _command(
+        "select/label_file.py", "else line.row), line.annotator", 'else line.row), ""', "cli/select/test_annotators.py"
+    ),
+    _command("select/questions.py", "line.label, line.trust)", "line.label)", "cli/select/test_annotators.py"),
     _command(
         "select/start.py", "len(answered) >= len(self.classes)", "len(answered) > 0", "cli/select/test_from_no_label.py"
     ),
     _command("select/display.py", 'in ("Cc", "Cs")', 'in ("Cs",)', "cli/select/test_terminal.py"),
-    _command(
-        "select/start.py", "return fit_temperature(self._prior(), *self.labelled(answers))", "return 1.0", "cli/select"
-    ),
+    _command("select/start.py", "fit_temperature(self._prior(), features[first], labels[first])", "1.0", "cli/select"),
+    _command("select/start.py", "features[first], labels[first]", "features, labels", "cli/select/test_annotators.py"),
+    _command("select/start.py", '"joint", trust)', '"joint")', "cli/select/test_annotators.py"),
+    _command("select/start.py", "labels, gamma=trust)", "labels)", "cli/select/test_annotators.py"),
     _command(
         "select/start.py",
-        "self._around_head().condition_on(*answers)",
+        "self._around_head().condition_on(features, labels, gamma=trust)",
         "self._around_head()",
         "cli/select/test_label_file.py",
     ),

@@ -48,7 +48,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--pool", required=True, type=Path, metavar="FILE", help=f"features [N, D], {matrix}, or a folder of parts")
     add("--features", type=Path, metavar="FILE", help=f"features that have labels already, [L, D], {matrix}")
     add("--labels", type=Path, metavar="FILE", help="their labels, [L]: numbers or names in .npy, or lines of a .txt")
-    add("--out", required=True, type=Path, metavar="FILE.csv", help="the label file, with the answers so far")
+    add("--out", type=Path, metavar="FILE.csv", help="the label file, with the answers so far")
+    add(
+        "--annotators",
+        nargs="+",
+        type=Path,
+        metavar="FILE.csv",
+        help="in place of --out, a label file for each of several people, who get different rows",
+    )
+    add(
+        "--overlap",
+        type=whole_number(0),
+        default=0,
+        metavar="K",
+        help="with --annotators, how many of the --number rows all of them get who get rows in this run (default: 0)",
+    )
     add("--head", type=Path, metavar="FILE", help="trained layer: weight [C, D] and bias [C], .safetensors")
     add(
         "--classes",
@@ -91,14 +105,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(options: argparse.Namespace) -> None:
     from lapal_ext.cli.select.torchrun import started_by_torchrun
 
-    for name, path in (("--out", options.out), ("--save", options.save)):  # before the work starts
-        if path is not None and not path.parent.is_dir():
-            raise CommandError(f"{name} must lie in an existing folder, got {path}")
-    if options.out.suffix.lower() not in SUFFIXES:
-        raise CommandError(
-            f"--out must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {options.out}: "
-            f"type --out {options.out.with_suffix('.csv')}"
-        )
+    _check_label_files(options)  # before the work starts
+    if options.save is not None:
+        _check_folder("--save", options.save)
     with explained(), started_by_torchrun(alone=options.alone) as group:
         if not options.interactive:
             from lapal_ext.cli.select.batch import choose
@@ -110,3 +119,38 @@ def _run(options: argparse.Namespace) -> None:
             interview(options)
         else:
             raise CommandError("--interactive asks one person: start it without torchrun")
+
+
+def _check_label_files(options: argparse.Namespace) -> None:
+    """Raise CommandError unless ``--out`` or ``--annotators`` say which label files there are."""
+    if options.annotators is None:
+        if options.out is None:
+            raise CommandError("pass --out FILE.csv, or --annotators with a file for each person")
+        if options.overlap > 0:
+            raise CommandError("--overlap needs --annotators, the files of those who get the same rows")
+    elif options.out is not None:
+        raise CommandError("--annotators has a label file for each person: leave out --out")
+    elif options.interactive:
+        raise CommandError("--interactive asks one person: pass the label file of that person as --out")
+    elif options.overlap > options.number > 0:
+        raise CommandError(f"--overlap must be at most --number, which is {options.number}, got {options.overlap}")
+    names: dict[str, Path] = {}
+    name = "--out" if options.annotators is None else "--annotators"
+    paths: list[Path] = options.annotators or [options.out]
+    for path in paths:
+        _check_folder(name, path)
+        if path.suffix.lower() not in SUFFIXES:
+            raise CommandError(
+                f"{name} must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {path}: "
+                f"type {name} {path.with_suffix('.csv')}"
+            )
+        other = names.setdefault(path.stem, path)
+        if other is not path:
+            raise CommandError(
+                f"{name} must have files of different names, which tell the annotators apart, got {other} and {path}"
+            )
+
+
+def _check_folder(name: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise CommandError(f"{name} must lie in an existing folder, got {path}")

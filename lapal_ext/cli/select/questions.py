@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lapal_ext.cli.select.answers import Line
+from lapal_ext.cli.select.answers import Line, rows_of
 from lapal_ext.cli.select.batch import limit_of, seeded
 from lapal_ext.cli.select.start import Start
 from lapal_ext.selection.sequential_selector import SequentialSelector
@@ -70,7 +70,7 @@ class Questions:
         if corrected.row not in self._told or self._stage(answers) != self._stage_now:
             self._begin(answers)
             return
-        if corrected.label is None:
+        if not corrected.counts:
             self._selector.forget(corrected.row)
         self._tell(corrected)
 
@@ -91,11 +91,11 @@ class Questions:
             memory=limit_of(self._options),
         )
         if answers:
-            self._selector.skip([line.row for line in answers])
+            self._selector.skip(rows_of(answers))
 
     def _tell(self, line: Line) -> None:
-        if line.label is None:
+        if line.label is None or not line.counts:
             self._selector.skip(line.row)
         else:
-            self._selector.tell(line.row, line.label)
+            self._selector.tell(line.row, line.label, line.trust)
         self._told.add(line.row)

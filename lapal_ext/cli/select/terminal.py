@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.items import Items, read_items
-from lapal_ext.cli.select.answers import Line
-from lapal_ext.cli.select.batch import open_label_file, save, tell_changes
+from lapal_ext.cli.select.annotators import disagreements
+from lapal_ext.cli.select.answers import Line, rows_of
+from lapal_ext.cli.select.batch import open_label_files, save, tell_changes
 from lapal_ext.cli.select.classes import BACK, COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes, is_command
 from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
 from lapal_ext.cli.select.label_file import RESERVED, LabelFile
@@ -37,24 +38,24 @@ def interview(options: argparse.Namespace) -> None:
     shard = Shard(ranks, [0, len(pool)])
     start = Start(options, pool, shard)
     grows = start.classes.grows
-    file, record = open_label_file(options, items, pool, shard, ranks, start.classes)
-    tell_changes(file, start.classes, grows=grows)
+    [(file, record)] = open_label_files(options, items, pool, shard, ranks, start.classes)
+    tell_changes([file], start.classes, grows=grows)
     if options.classes_complete:
         start.classes.grows = False
     given = [line for line in file.lines if not line.waits]
-    unanswered = {line.row: line for line in file.lines if line.waits}
+    unanswered = [line for line in file.lines if line.waits]
     questions = Questions(options, start, pool, given)
     if given:
         print(f"Going on from {len(given)} answers in {file.path}.")
     _introduce(start.classes)
-    asked, number = 0, min(options.number, len(pool) - len(given))
+    asked, number = 0, min(options.number, len(pool) - len(rows_of(given)))
     while asked < number:
         row = questions.ask()
         logits = questions.logits(row, given) if start.is_taught(given) else None
         heading = f"[{asked + 1}/{number}] {safe(items.name(row))}"
         reply = _Question(heading, start.classes, items.shown(row), logits).reply()
         if reply == BACK:
-            reply = _go_back(given, unanswered.values(), file, start.classes, questions, items)
+            reply = _go_back(given, unanswered, file, start.classes, questions, items)
         if reply == QUIT:
             break
         if reply == BACK:
@@ -64,26 +65,30 @@ def interview(options: argparse.Namespace) -> None:
                 print("There is nothing to undo.")
                 continue
             undone = given.pop()
-            unanswered[undone.row] = undone._replace(label=None, skipped=False)
+            unanswered.append(undone._replace(label=None, skipped=False))
             if start.classes.grows:
                 given = file.drop_unused_classes(given)
             questions.take_back(given, undone.row)
             asked = max(0, asked - 1)
             print(f"Took back the answer for {safe(items.name(undone.row))}.")
         else:
-            line = unanswered.pop(row, None)
-            if line is None:
+            line = next((line for line in unanswered if line.row == row), None)
+            if line is not None:
+                unanswered.remove(line)
+            else:
                 name = "" if items.ids is None else items.ids.ids[row]
                 line = Line(row, others=items.cells(row), name=name)
                 record.note({name: row})
             given.append(_answered(line, reply))
             questions.add(given)
             asked += 1
-        file.write([*given, *unanswered.values()])
-    if len(given) == len(pool):
+        file.write([*given, *unanswered])
+    if len(rows_of(given)) == len(pool):
         print(f"Every row of the pool is answered, in {file.path}.")
     elif given:
         print(f"{len(given)} answers in {file.path}. The same command goes on from there.")
+    for words in disagreements(given, start.classes):
+        print("\n".join(wrapped(words)))
     if text := start.progress(given):
         print("\n".join(wrapped(text)))
     answers = start.answers(given)
