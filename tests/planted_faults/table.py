@@ -334,7 +334,7 @@ FAULTS = (
     _command("select/label_file.py", "if self._on_disk() != self._content:", "if False:", "cli/select"),
     _command("select/label_file.py", "if key in seen:", "if False:", "cli/select"),
     _command("select/label_file.py", 'lineterminator="\\n"', 'lineterminator="\\r\\n"', "cli/select"),
-    _command("select/questions.py", "self._selector.forget(row)\n", "pass\n", "cli/select/test_terminal.py"),
+    _command("select/questions.py", "self._selector.forget(row)\n", "pass\n", "cli/select/test_changed_answers.py"),
     _command(
         "select/questions.py", "self._selector.forget(corrected.row)", "pass", "cli/select/test_changed_answers.py"
     ),

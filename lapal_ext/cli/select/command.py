@@ -20,6 +20,11 @@ until every class of --classes has an answer, or --classes-complete is given. Wi
 the model gets every answer before the next question, and the file is kept up to date; Ctrl-C keeps
 all answers.
 
+Columns that may be added to the file: trust, a number of at least 0 for each label (1 if empty),
+and annotator, where a row has a line for each of several people. With a label file for each of them,
+  lapal-ext select --pool pool.npy --classes 3 --annotators anna.csv bert.csv --overlap 2
+gives everyone other rows, except for two rows that both get.
+
 at the end, keep the model, and let it label all rows:
   lapal-ext select --pool pool.npy --classes 3 --out to_label.csv --number 0 --save m.safetensors
   lapal-ext predict --model m.safetensors --pool pool.npy --out labels.csv

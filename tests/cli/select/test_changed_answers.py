@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from lapal_ext import LastLayerLaplace, SequentialSelector
-from lapal_ext.cli import main
+from lapal_ext.cli import _parser, main
+from lapal_ext.cli.select.answers import Line
+from lapal_ext.cli.select.questions import Questions
+from lapal_ext.cli.select.start import Start
+from lapal_ext.pool.sharding import Ranks, Shard
 from tests.cli.select.problem import CLASSES, fill, fitted, lines, select, write
 from tests.cli.select.test_terminal import type_answers
 
@@ -104,3 +108,31 @@ class TestBack:
         assert [line["label"] for line in lines()] == ["games", "games", "net", "net"]
         assert LastLayerLaplace.load("model").class_names == ("games", "net")
         assert "gmaes" not in questions[-1]
+
+
+class TestQuestions:
+    """The model between two questions, with trust that makes a difference visible."""
+
+    def questions(self, data, given: list[Line]) -> Questions:
+        command = "select --pool pool.npy --features train.npy --labels labels.npy --out out.csv"
+        options = _parser().parse_args(command.split())
+        start = Start(options, data[0], Shard(Ranks(), [0, len(data[0])]))
+        questions = Questions(options, start, data[0], [])
+        for count in range(1, len(given) + 1):
+            questions.add(given[:count])
+        return questions
+
+    @pytest.mark.parametrize("label", [0, 1, None, "undo"])
+    @pytest.mark.parametrize("before", [0, None])
+    def test_the_older_answer_is_not_in_it(self, before, label, data):
+        first, last = Line(7, label=2, trust=3.0), Line(9, label=before, skipped=before is None, trust=3.0)
+        questions = self.questions(data, [first, last])
+        if label == "undo":
+            questions.take_back([first], 9)
+            expected = [first]
+        else:
+            expected = [first, last._replace(label=label, skipped=label is None)]
+            questions.correct(expected, expected[1])
+        never = self.questions(data, expected)
+        torch.testing.assert_close(questions.logits(9, expected), never.logits(9, expected))
+        assert questions.ask() == (9 if label == "undo" else never.ask())
