@@ -46,11 +46,13 @@ class Sample(NamedTuple):
 
     shape: tuple[int, ...]
     values: Tensor  # [k, C]
+    rows: int = _ROWS  # k at most
 
     @classmethod
-    def of(cls, output: Tensor, *, channels_first: bool) -> "Sample":
+    def of(cls, output: Tensor, *, channels_first: bool, rows: int = _ROWS) -> "Sample":
         """Read the first rows, and of each the first positions."""
-        return cls(tuple(output.shape), _few(output, channels_first=channels_first).detach().clone())
+        few = _few(output, channels_first=channels_first, rows=rows)
+        return cls(tuple(output.shape), few.detach().clone(), rows)
 
     def returned_as(self, returned: Tensor, *, channels_first: bool) -> bool:
         """Whether ``returned`` has these values, or their softmax or log-softmax; the sigmoid of a single logit too."""
@@ -84,10 +86,10 @@ class Sample(NamedTuple):
             s for s in self.shape if s != 1
         ]:
             return None
-        return _few(returned.detach().reshape(self.shape), channels_first=channels_first)
+        return _few(returned.detach().reshape(self.shape), channels_first=channels_first, rows=self.rows)
 
 
-def _few(output: Tensor, *, channels_first: bool) -> Tensor:  # [k, C]
+def _few(output: Tensor, *, channels_first: bool, rows: int) -> Tensor:  # [k, C]
     """The first rows of [n, C], [n, positions..., C] or, with the channels first, [n, C, positions...]."""
     if sum(size != 1 for size in output.shape[1:]) <= 1:
         output = output.flatten(1)
@@ -96,7 +98,7 @@ def _few(output: Tensor, *, channels_first: bool) -> Tensor:  # [k, C]
     if output.dim() > 2:
         output = output[:_INPUTS].flatten(1, -2)[:, :_POSITIONS]
     columns = max(1, output.shape[-1])
-    return output.reshape(-1, columns)[: max(2, min(_ROWS, _VALUES // columns))]
+    return output.reshape(-1, columns)[: max(2, min(rows, _VALUES // columns))]
 
 
 def _close(value: Tensor, expected: Tensor, tolerance: float) -> bool:

@@ -193,6 +193,9 @@ def _tolerance(weight: Tensor) -> float:
 def _reason(layer: nn.Module, seen: Tensor, expected: Tensor) -> str:
     if layer._forward_hooks or layer._forward_pre_hooks:
         return ", since hooks of the layer change it"
+    subclass: bool = is_traceable_wrapper_subclass(layer.weight)
+    if subclass:
+        return ", since it rounds its input too (leave the head out of quantisation)"
     factor = float((seen * expected).sum() / expected.square().sum().clamp_min(torch.finfo(torch.float64).tiny))
     if torch.allclose(seen, factor * expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         return f", {factor:.4g} times as much, as a temperature gives"
