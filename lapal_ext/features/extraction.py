@@ -158,7 +158,7 @@ def extract(
                 if head.caution is not None:
                     warn(head.caution, UserWarning)
             assert store.layer is not None
-            module = model.get_submodule(store.layer)
+            module = model.get_submodule(store.layer) if store.layer else model
             seen = catch(module, store.layer, take, forward)
             caught = as_rows(seen.value, seen.what, batch.rows, pool, read.mask, channels_first=channels_first(module))
             if compared and pool is not None:  # in each batch: the first may have no padding, which needs a mask

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lapal_ext.features.layers import channels_first, check_calls, is_pointwise, takes_hooks
-from lapal_ext.features.outputs import Sample, named_tensors
+from lapal_ext.features.outputs import Sample, named_tensors, results
 from lapal_ext.features.pooling import Pooling
 from lapal_ext.validation.tensors import shape_text
 
 _ADAPTERS = ("lora", "adapter", "dora", "loha", "lokr", "oft", "ia3")  # in names of modules and of their classes
-_NOT_HEADS = ("norm", "pool", "dropout", "identity", "flatten")  # in names of classes: their input is no better
+_NOT_HEADS = (  # in names of classes: their input is not what a linear layer sees
+    *("norm", "pool", "dropout", "identity", "flatten"),
+    *("relu", "gelu", "silu", "tanh", "sigmoid", "softmax"),
+)
 _MOST_SHAPES = 3  # in a message: language models return the keys and values of each layer
 
 
@@ -80,7 +83,7 @@ def find_head(model: nn.Module, forward: Callable[[], object], pool: Pooling | N
     finally:
         for handle in handles:
             handle.remove()
-    returned = [tensor for _, tensor in named_tensors(result)]
+    returned = results(result)
     widths = {tensor.shape[-1] for tensor in returned if tensor.dim() == 2}
     linear = [call for call in calls if _is_linear(call.module) or (is_pointwise(call.module) and call.width in widths)]
     heads = {
@@ -149,7 +152,7 @@ def check_pooled(
         first: the first row of the batch.
     """
     sample = Sample.of(logits, channels_first=False, rows=len(logits))
-    returned = [tensor for _, tensor in named_tensors(result)]
+    returned = results(result)
     if not any(sample.returned_as(tensor, channels_first=False) for tensor in returned):
         raise ValueError(_mismatch(layer, name, pool, returned, f" in the batch of data from row {first} on"))
 
@@ -229,17 +232,18 @@ def _advice(
         picks, pools = "picks one token", "pool='last', 'first' or 'mean', which is"
         if is_pointwise(last.module):
             picks, pools = "takes the mean over positions", "pool='mean', which is"
-        encoder = ""
-        if source is not None and not _may_be_head(source):
-            encoder = f"if model is an encoder without a head, pass {takes} for what it returns; "
-        return f"{encoder}if model {picks}, pass {pools} compared with what it returns; otherwise {otherwise}"
+        pooling = f"if model {picks}, pass {pools} compared with what it returns; otherwise"
+        if source is None or _may_be_head(source):
+            return f"{pooling} {otherwise}"
+        encoder = f"if model is an encoder without a head, pass {takes} for what it returns"
+        return f"{encoder}; {pooling} name the layer whose input the features are with layer="
     if source is None or not _may_be_head(source):
         return otherwise
     return f"pass layer={names[source]!r} for its input; otherwise {otherwise}"
 
 
 def _may_be_head(module: nn.Module) -> bool:
-    """Whether a module computes more than a normalisation or a pooling, by its name."""
+    """Whether a module computes more than a normalisation, a pooling or an activation, by its name."""
     return not any(word in type(module).__name__.lower() for word in _NOT_HEADS)
 
 

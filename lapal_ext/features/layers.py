@@ -20,11 +20,13 @@ def layer_name(model: nn.Module, layer: str | nn.Module | None, take: str) -> st
     """Name of a layer in ``model.named_modules()``, or None if ``find_head`` has to find it.
 
     Raises:
-        TypeError: ``layer`` is neither a name nor a module.
+        TypeError: ``layer`` is neither a name nor a module, or the model takes no hooks.
         ValueError: it is not in the model; the message names those that are.
     """
     if layer is None:
         return None if take == "input" else ""  # the output of the model itself
+    if not takes_hooks(model):
+        raise _without_hooks(layer, model)
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     if isinstance(layer, nn.Module):
         if layer not in names:
@@ -80,10 +82,7 @@ def catch(layer: nn.Module, name: str, take: str, forward: Callable[[], object])
         finally:
             handle.remove()
     elif name or part == "input":
-        raise TypeError(
-            f"layer must take hooks, got {name!r}, a {type(layer).__name__}: pass the model that was scripted or "
-            "traced, or take='output' without layer="
-        )
+        raise _without_hooks(name, layer)
     else:
         result = forward()
         keep(result)
@@ -121,6 +120,13 @@ def channels_first(module: nn.Module) -> bool | None:
     if isinstance(module, nn.Linear):
         return False
     return True if isinstance(module, _CHANNELS_FIRST) else None
+
+
+def _without_hooks(layer: object, module: nn.Module) -> TypeError:
+    return TypeError(
+        f"layer must take hooks, got {layer!r} of a {type(module).__name__}: pass the model that was scripted or "
+        "traced, or take='output' without layer="
+    )
 
 
 def _field(value: object, path: str, what: str) -> object:

@@ -1,6 +1,7 @@
 """What a model or a layer returns: the tensors in it, a field of it, and whether a tensor is what a layer gave."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ _DEPTH = 4  # of containers in one another
 _ROWS, _INPUTS, _POSITIONS, _VALUES = 16, 4, 4, 1 << 16  # of one sample
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4}  # relative to the largest value; of softmax and log-softmax
 _HALF_TOLERANCE = 0.02
+_INNER = re.compile(
+    r"(^|\.)\w*(cache|cache_params|past_key_values|hidden_states|attentions)(\.|$)|\.layers\.\d+\.(keys|values)$"
+)
 _FEWEST_VALUES = 6  # by chance the order of fewer could be the same
 
 
@@ -39,6 +43,16 @@ def named_tensors(value: object, name: str = "", depth: int = _DEPTH) -> Iterato
     elif depth and (parts := fields(value)):
         for key, part in parts.items():
             yield from named_tensors(part, f"{name}.{key}".lstrip("."), depth - 1)
+
+
+def results(value: object) -> list[Tensor]:
+    """The tensors in what a model returns, without those that models of transformers return of their inner layers.
+
+    A value in the cache of a language model with one key-value head has the numbers of the layer that made it.
+    """
+    tensors = list(named_tensors(value))
+    outer = [tensor for name, tensor in tensors if not _INNER.search(name)]
+    return outer or [tensor for _, tensor in tensors]
 
 
 class Sample(NamedTuple):

@@ -39,6 +39,19 @@ class Cosine(nn.Linear):
         return functional.linear(functional.normalize(x, dim=1), functional.normalize(self.weight, dim=1), self.bias)
 
 
+class Rounding(nn.Linear):
+    """As layers of torchao that quantise their input too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear((x * 8).round() / 8, self.weight, self.bias)
+
+
+def rounding() -> nn.Linear:
+    made = layer(C, Rounding)
+    made.weight = nn.Parameter(Eighths((made.weight * 8).round().detach().to(torch.int8)), requires_grad=False)
+    return made
+
+
 class Temperature(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) / 2.5
@@ -130,6 +143,11 @@ def test_a_layer_that_computes_something_else_is_refused(name: str, training: bo
         with pytest.raises(ValueError, match=rf"^out\.?.*{message}"):
             posterior.to_linear(head)
         assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
+
+
+def test_a_layer_that_rounds_its_input_is_refused(features: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^head must compute .* since it rounds its input too \(leave the head out"):
+        LastLayerLaplace.from_linear(rounding(), features)
 
 
 def with_spectral_norm_by_hook() -> nn.Linear:
