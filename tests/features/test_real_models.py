@@ -275,9 +275,10 @@ def test_weights_of_torchao_in_eight_bits() -> None:
     quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
     result = extract(model, texts())
     posterior = LastLayerLaplace.from_linear(model.classifier, result.features, standardize=True)
-    torch.testing.assert_close(
-        posterior.predict_logits(result.features), logits_of(model, texts()), rtol=1e-4, atol=1e-4
-    )
+    logits = posterior.predict_logits(result.features)
+    torch.testing.assert_close(logits, logits_of(model, texts()), rtol=1e-4, atol=1e-4)
+    with pytest.raises(TypeError, match=r"^out\.weight must be a plain tensor, got a parameter of Int8Tensor: leave"):
+        posterior.to_linear(out=model.classifier)
     model = transformer("Bert")
     quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
     with pytest.raises(ValueError, match=r"^head must compute W features \+ b, .*leave the head out of quantisation"):

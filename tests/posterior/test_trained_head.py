@@ -46,12 +46,6 @@ class Rounding(nn.Linear):
         return functional.linear((x * 8).round() / 8, self.weight, self.bias)
 
 
-def rounding() -> nn.Linear:
-    made = layer(C, Rounding)
-    made.weight = nn.Parameter(Eighths((made.weight * 8).round().detach().to(torch.int8)), requires_grad=False)
-    return made
-
-
 class Temperature(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) / 2.5
@@ -127,6 +121,11 @@ OTHERS = {
         TypeError,
         r"must be a torch\.nn\.Linear, got Seq.*merge_an",
     ),
+    "an adapter with the name of a layer, as of peft": (
+        lambda: type("Linear", (nn.Sequential,), {})(layer()),
+        TypeError,
+        r"must be a torch\.nn\.Linear, got tests\.posterior\.test_trained_head\.Linear: merge an",
+    ),
 }
 
 
@@ -143,11 +142,6 @@ def test_a_layer_that_computes_something_else_is_refused(name: str, training: bo
         with pytest.raises(ValueError, match=rf"^out\.?.*{message}"):
             posterior.to_linear(head)
         assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
-
-
-def test_a_layer_that_rounds_its_input_is_refused(features: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"^head must compute .* since it rounds its input too \(leave the head out"):
-        LastLayerLaplace.from_linear(rounding(), features)
 
 
 def with_spectral_norm_by_hook() -> nn.Linear:
@@ -170,10 +164,24 @@ def pruned() -> nn.Linear:
     return made
 
 
-def in_eighths() -> nn.Linear:
-    made = layer()
+def in_eighths(kind: Any = nn.Linear) -> nn.Linear:
+    made = layer(C, kind)
     made.weight = nn.Parameter(Eighths((made.weight * 8).round().detach().to(torch.int8)), requires_grad=False)
     return made
+
+
+def test_a_layer_that_rounds_its_input_is_refused(features: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^head must compute .* since it rounds its input too \(leave the head out"):
+        LastLayerLaplace.from_linear(in_eighths(Rounding), features)
+
+
+def test_nothing_is_written_into_integers(features: Tensor) -> None:
+    out = in_eighths()
+    posterior, before = LastLayerLaplace.from_linear(out, features), out.bias.clone()
+    posterior.update(features[:3], torch.tensor([0, 1, 2]))
+    with pytest.raises(TypeError, match=r"^out\.weight must be a plain tensor, got a parameter of Eighths: leave"):
+        posterior.to_linear(out)
+    assert torch.equal(out.bias, before)
 
 
 COMPUTED: dict[str, Callable[[], Any]] = {
