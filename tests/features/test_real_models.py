@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.features import extract
+from lapal_ext.features.encoders import load_encoder
 from tests.draws import Draw
 
-pytestmark = pytest.mark.filterwarnings("default")  # of those libraries, about their own interfaces
+pytestmark = [
+    pytest.mark.filterwarnings("default"),  # of those libraries, about their own interfaces
+    pytest.mark.filterwarnings("error::UserWarning:tests.features.test_real_models"),  # of ours
+]
 
 C, ROWS, T = 3, 12, 7
 DRAW = Draw(0)
@@ -219,6 +223,22 @@ def test_an_encoding_of_a_tokenizer() -> None:
     result = extract(model, encoding, batch_size=5)
     torch.testing.assert_close(model.classifier(result.features), logits_of(model, texts()))
     assert torch.equal(result.targets, LABELS)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("ViT", OTHER_SIZES["ViT"] | SIZES), ("ConvNext", {"depths": [1] * 4})])
+def test_an_encoder_by_name(kind: str, sizes: dict[str, Any], tmp_path: Any) -> None:
+    transformers, image = library("transformers"), library("PIL.Image")
+    model = drawn(lambda: getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**sizes)))
+    model.save_pretrained(tmp_path / "model")
+    size = {"height": 32, "width": 32} if kind == "ViT" else {"shortest_edge": 32}
+    getattr(transformers, f"{kind}ImageProcessor")(size=size).save_pretrained(tmp_path / "model")
+    image.new("RGB", (40, 30), (200, 10, 30)).save(tmp_path / "red.png")
+    encoder = load_encoder(f"hf:{tmp_path / 'model'}", "images")
+    batch = encoder.prepare([str(tmp_path / "red.png")] * 2)
+    states = model(**batch).last_hidden_state.detach()
+    expected = states.mean(1) if kind == "ViT" else states.mean((2, 3))
+    features = extract(encoder.model, batch, take=encoder.take, pool=encoder.pool).features
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
 
 HEADS = {"Bert": "classifier", "Llama": "score"}
