@@ -119,7 +119,7 @@ def find_head(model: nn.Module, forward: Callable[[], object], pool: Pooling | N
         if last.pooled is None:  # pooling says why
             return Head(name, pooled=True)
         raise ValueError(_mismatch(last.module, name, pool.kind, returned))
-    if not adapter and last.sample is not None and _may_be_meant(last, returned):
+    if not adapter and last.sample is not None and _may_be_meant(last, calls, returned):
         return Head(
             name,
             f"model returns something else than what layer {name!r} gives, a rising function of it: features are the "
@@ -181,11 +181,22 @@ def _otherwise(takes: str) -> str:
     )
 
 
-def _may_be_meant(call: _Call, returned: Sequence[Tensor]) -> bool:
-    """Whether the model returns a rising function of logits: of a square layer, it would rather be a pooling layer."""
+def _may_be_meant(call: _Call, calls: Sequence[_Call], returned: Sequence[Tensor]) -> bool:
+    """Whether the model returns a rising function of logits.
+
+    A square layer would rather be a pooling layer, and one before a layer with weights is a layer of an encoder.
+    """
     sample, weight = call.sample, getattr(call.module, "weight", None)
     square = isinstance(weight, Tensor) and weight.dim() == 2 and weight.shape[0] == weight.shape[1]
-    return sample is not None and not square and any(sample.orders(t, channels_first=False) for t in returned)
+    if sample is None or square or not any(sample.orders(t, channels_first=False) for t in returned):
+        return False
+    place = next(number for number, other in enumerate(calls) if other is call)
+    later = [other.module for other in calls[place + 1 :]]
+    return not any(
+        value.numel() > 1 and all(part is not call.module for part in module.modules())
+        for module in later
+        for value in module.parameters(recurse=False)
+    )
 
 
 def _source(model: nn.Module, calls: Sequence[_Call], returned: Sequence[Tensor]) -> nn.Module | None:

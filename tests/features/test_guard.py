@@ -225,6 +225,11 @@ OTHERS = {
         X,
         r"returns \((a tensor of shape \(9, 3\)(, )?){3} and 4 more, with other values\)",
     ),
+    "an encoder that ends with a rising function": (
+        lambda: nn.Sequential(nn.Linear(8, D), nn.BatchNorm1d(D), nn.ReLU()),
+        X,
+        "'0', .*'2', a ReLU, gives that: name the layer .*take='output'",
+    ),
     "an encoder of tokens": (
         lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Linear(4, D), Mean(), nn.LayerNorm(D)),
         X,
