@@ -363,7 +363,12 @@ FAULTS = (
         "select/start.py", "len(answered) >= len(self.classes)", "len(answered) > 0", "cli/select/test_from_no_label.py"
     ),
     _command("select/display.py", 'in ("Cc", "Cs")', 'in ("Cs",)', "cli/select/test_terminal.py"),
-    _command("select/start.py", "fit_temperature(self._prior(), features[first], labels[first])", "1.0", "cli/select"),
+    _command(
+        "select/start.py",
+        "calibrate(self._prior(), features[first], labels[first])",
+        "Calibration(1.0, 0.0)",
+        "cli/select",
+    ),
     _command("select/start.py", "features[first], labels[first]", "features, labels", "cli/select/test_annotators.py"),
     _command("select/start.py", '"joint", trust)', '"joint")', "cli/select/test_annotators.py"),
     _command("select/start.py", "labels, gamma=trust)", "labels)", "cli/select/test_annotators.py"),

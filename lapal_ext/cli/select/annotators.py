@@ -83,6 +83,12 @@ def _owed(files: Sequence[LabelFile], place: int) -> list[Line]:
     return list(owed.values())
 
 
+def interleaved(lines: Sequence[Sequence[Line]]) -> list[Line]:
+    """The lines of all files with the oldest first, as far as their places in their files tell."""
+    placed = [((place + 1) / len(own), line) for own in lines for place, line in enumerate(own)]
+    return [line for _, line in sorted(placed, key=lambda pair: pair[0])]
+
+
 def report(files: Sequence[LabelFile], added: Sequence[Sequence[Line]], *, asked: bool) -> None:
     """Print how many answers each annotator has given, and how many rows each file has got in this run.
 

@@ -4,28 +4,33 @@ import argparse
 import importlib.util
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from lapal_ext.cli.items import Items, check_counts, read_items
 from lapal_ext.cli.saved_model import save_model
-from lapal_ext.cli.select.annotators import Handout, disagreements, report
-from lapal_ext.cli.select.answers import Answers, Line, labels_of, rows_of
+from lapal_ext.cli.select.annotators import Handout, disagreements, interleaved, report
+from lapal_ext.cli.select.answers import Line, labels_of, rows_of
 from lapal_ext.cli.select.classes import Classes, closest
+from lapal_ext.cli.select.display import safe, wrapped
 from lapal_ext.cli.select.label_file import RESERVED, LabelFile
 from lapal_ext.cli.select.pool_record import PoolRecord
 from lapal_ext.cli.select.start import LEAST_CLASSES, Start
+from lapal_ext.cli.select.summary import Summary, summarise, texts
 from lapal_ext.cli.select.torchrun import map_shard
 from lapal_ext.pool.checksum import checksum, row_digests
 from lapal_ext.pool.sharding import Ranks, Shard
+from lapal_ext.posterior.calibration import Calibration
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.selection.select_batch import select_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
+    from lapal_ext.cli.select.picture import PoolMap
 
 _NAMED = 5  # ids that a message lists
 _SAME = 0.8  # similarity from which two classes may be one
@@ -74,6 +79,7 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         if taught:  # each counts with its predicted label, as within a batch, so that no similar row is chosen
             for row in start.features_of(waiting)[:, None]:
                 model.update(row, model.predict_logits(row).argmax(1))
+        calibration = start.calibration(answers)
         picked = rows_of(lines)
         handout = Handout(files, options.number, options.overlap, shard.total - len(picked), more=options.more)
         number = handout.total
@@ -106,6 +112,9 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     with ranks.together():
         for (_, record), more in zip(opened, added, strict=True):
             record.note({line.name: line.row for line in more})
+    everything = interleaved([[*file.lines, *more] for file, more in zip(files, added, strict=True)])
+    summary = summarise(everything, start, answered, calibration, rows_here, group)
+    pool_map = map_pool(options, everything, start, answered, calibration, ranks)
     if ranks.rank > 0:
         return
     for file in files:  # before any of them is written
@@ -113,18 +122,59 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     for file, more in zip(files, added, strict=True):
         file.write([*file.lines, *more])
     _report(options, files, added, start)
-    save(options, start, answers, lambda: answered)
+    print_summary(options, summary, start.classes, pool_map)
+    save(options, start, answered, calibration)
 
 
-def save(options: argparse.Namespace, start: Start, answers: Answers, model: Callable[[], LastLayerLaplace]) -> None:
+def map_pool(
+    options: argparse.Namespace,
+    lines: Sequence[Line],
+    start: Start,
+    model: LastLayerLaplace,
+    calibration: Calibration | None,
+    ranks: Ranks,
+) -> "PoolMap | None":
+    """The map of ``--picture``, or None without it; all processes call this."""
+    if options.picture is None:
+        return None
+    from lapal_ext.cli.select.picture import PoolMap
+
+    with ranks.together():
+        temperature = 1.0 if calibration is None else calibration.temperature
+        return PoolMap(lines, start, model, temperature, taught=start.is_taught(lines))
+
+
+def print_summary(options: argparse.Namespace, summary: Summary, classes: Classes, pool_map: "PoolMap | None") -> None:
+    """Print how far the labelling is, and write ``--picture``."""
+    for text in texts(summary, classes):
+        print("\n".join(wrapped(safe(text))))
+    if pool_map is not None:
+        from lapal_ext.cli.select.picture import draw
+
+        draw(options.picture, summary, classes, pool_map)
+        print(f"The picture is in {options.picture}.")
+
+
+def save(options: argparse.Namespace, start: Start, model: LastLayerLaplace, calibration: Calibration | None) -> None:
     """Write the model that is fitted to all answers, and its temperature, to ``--save``."""
     if options.save is None:
         return
     if len(start.classes) < LEAST_CLASSES:
         print(f"{options.save} is not written: a model needs answers of at least two classes.")
         return
-    save_model(model(), start.temperature(answers), options.save)
+    save_model(model, None if calibration is None else calibration.temperature, options.save)
     print(f"The model with all answers is in {options.save}.")
+
+
+def conclude(options: argparse.Namespace, lines: Sequence[Line], start: Start, pool: "Tensor", ranks: Ranks) -> None:
+    """What one process does at the end with all answers: print how far the labelling is, draw it, save the model."""
+    if not labels_of(lines) and options.save is None and options.picture is None:
+        return
+    answers = start.answers(lines)
+    model, calibration = start.model(answers), start.calibration(answers)
+    summary = summarise(lines, start, model, calibration, pool)
+    print_summary(options, summary, start.classes, map_pool(options, lines, start, model, calibration, ranks))
+    save(options, start, model, calibration)
 
 
 def tell_changes(files: Sequence[LabelFile], classes: Classes, *, grows: bool) -> None:

@@ -11,7 +11,7 @@ from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.items import Items, read_items
 from lapal_ext.cli.select.annotators import disagreements
 from lapal_ext.cli.select.answers import Line, rows_of
-from lapal_ext.cli.select.batch import open_label_files, save, tell_changes
+from lapal_ext.cli.select.batch import conclude, open_label_files, tell_changes
 from lapal_ext.cli.select.classes import BACK, COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes, is_command
 from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
 from lapal_ext.cli.select.label_file import RESERVED, LabelFile
@@ -53,7 +53,8 @@ def interview(options: argparse.Namespace) -> None:
         row = questions.ask()
         logits = questions.logits(row, given) if start.is_taught(given) else None
         heading = f"[{asked + 1}/{number}] {safe(items.name(row))}"
-        reply = _Question(heading, start.classes, items.shown(row), logits).reply()
+        question = _Question(heading, start.classes, items.shown(row), logits)
+        reply = question.reply()
         if reply == BACK:
             reply = _go_back(given, unanswered, file, start.classes, questions, items)
         if reply == QUIT:
@@ -77,7 +78,7 @@ def interview(options: argparse.Namespace) -> None:
                 unanswered.remove(line)
             else:
                 name = "" if items.ids is None else items.ids.ids[row]
-                line = Line(row, others=items.cells(row), name=name)
+                line = Line(row, others=items.cells(row), name=name, suggested=question.suggestion)
                 record.note({name: row})
             given.append(_answered(line, reply))
             questions.add(given)
@@ -91,8 +92,7 @@ def interview(options: argparse.Namespace) -> None:
         print("\n".join(wrapped(words)))
     if text := start.progress(given):
         print("\n".join(wrapped(text)))
-    answers = start.answers(given)
-    save(options, start, answers, lambda: start.model(answers))
+    conclude(options, file.lines, start, pool, ranks)
 
 
 def _go_back(
@@ -171,11 +171,13 @@ class _Question:
         kept: Line | None = None,  # the answer that Enter keeps
     ) -> None:
         self._classes = classes
+        self.suggestion = ""  # the likeliest class
         self._guess = None if kept is None else kept.label
         self._enter = SKIP if kept is not None and kept.skipped else ""  # what Enter means without a guess
         if logits is not None:
             likely = logits.softmax(0)[: len(classes)].topk(min(_LIKELY, len(classes)))
             self._guess = int(likely.indices[0])
+            self.suggestion = classes.names[self._guess]
             guesses = ", ".join(
                 f"{safe(classes.names[number])} {100 * share:.0f}%"
                 for number, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)

@@ -12,6 +12,8 @@ from lapal_ext import LastLayerLaplace, SequentialSelector
 from lapal_ext.atomic_file import replace_file
 from lapal_ext.cli import main
 from lapal_ext.cli.select import label_file
+from lapal_ext.cli.select.annotators import interleaved
+from lapal_ext.cli.select.answers import Line
 from lapal_ext.posterior.calibration import fit_temperature
 from tests.cli.select.problem import CLASSES, ROWS, fitted, lines, select, write
 from tests.cli.select.test_terminal import type_answers
@@ -165,6 +167,10 @@ class TestFiles:
         every = torch.cat([features, pool[told].float()]), torch.cat([targets, torch.tensor([0, 1, 2, 2])])
         expected = LastLayerLaplace.fit_map(*every, CLASSES)
         torch.testing.assert_close(LastLayerLaplace.load("model").mean, expected.mean)
+
+    def test_the_summary_has_the_newest_answers_of_each_last(self):
+        anna, bert = [Line(row) for row in (1, 2, 3, 4)], [Line(5), Line(6)]
+        assert [line.row for line in interleaved([anna, bert])] == [1, 2, 5, 3, 4, 6]
 
     def test_a_pool_that_ends(self, capsys):
         np.save("pool.npy", np.load("pool.npy")[:8])
