@@ -45,8 +45,8 @@ class Follower:
             return []
         rows, known = self.selector.ask(min(number, left)), self.selector.answers
         temperature = fit_temperature(self.prior, self.features[known.rows], known.labels)
-        logits = self.selector.posterior.predict_logits(self.features[rows])
-        return predictions(self.tasks, rows, (logits / temperature).softmax(dim=1), model_version=version)
+        shares = (self.selector.posterior.predict_logits(self.features[rows]) / temperature).softmax(dim=1)
+        return predictions(self.tasks, rows, shares if len(known.rows) else None, model_version=version)
 
 
 def serve(port: int, follower: Follower, project: str, token: str) -> HTTPServer:

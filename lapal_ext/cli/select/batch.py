@@ -11,9 +11,10 @@ import torch
 
 from lapal_ext.cli.items import Items, check_counts, read_items
 from lapal_ext.cli.saved_model import save_model
-from lapal_ext.cli.select.answers import Answers, Line, labels_of
+from lapal_ext.cli.select.answers import Answers, Line, labelled, labels_of
 from lapal_ext.cli.select.classes import Classes, closest
 from lapal_ext.cli.select.label_file import RESERVED, LabelFile
+from lapal_ext.cli.select.label_studio_file import LabelStudioFile
 from lapal_ext.cli.select.pool_record import PoolRecord
 from lapal_ext.cli.select.start import LEAST_CLASSES, Start
 from lapal_ext.cli.select.torchrun import map_shard
@@ -39,14 +40,24 @@ def open_label_file(
     classes: Classes,
 ) -> tuple[LabelFile, PoolRecord]:
     """The label file and the record of its pool; all processes call this."""
+    record = _open_record(options, items, pool, shard, ranks)
+    return LabelFile(options.out, shard.total, classes, record, items.ids), record
+
+
+def _open_record(
+    options: argparse.Namespace,
+    items: Items,
+    pool: "Tensor",  # [n, D]
+    shard: Shard,
+    ranks: Ranks,
+) -> PoolRecord:
     check_counts(options, items, shard.total)
 
     def digests(rows: list[int]) -> list[int]:
         numbers: list[int] = row_digests(pool, rows, shard, ranks).tolist()
         return numbers
 
-    record = PoolRecord(options.out, checksum(pool, shard, ranks), None if items.ids is None else digests)
-    return LabelFile(options.out, shard.total, classes, record, items.ids), record
+    return PoolRecord(options.out, checksum(pool, shard, ranks), None if items.ids is None else digests)
 
 
 def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
@@ -56,7 +67,12 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         items = read_items(options, RESERVED)
         rows_here, shard = map_shard("--pool", options.pool, ranks)
         start = Start(options, rows_here, shard, ranks)
-        file, record = open_label_file(options, items, rows_here, shard, ranks, start.classes)
+        file: LabelFile | LabelStudioFile
+        if options.label_studio is None:
+            file, record = open_label_file(options, items, rows_here, shard, ranks, start.classes)
+        else:
+            record = _open_record(options, items, rows_here, shard, ranks)
+            file = LabelStudioFile(options, shard.total, start.classes, record, items)
         lines = file.lines
         answers = start.answers(lines)
         taught = start.is_taught(lines)
@@ -66,11 +82,12 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         if taught:  # each counts with its predicted label, as within a batch, so that no similar row is chosen
             for row in start.features_of(waiting)[:, None]:
                 model.update(row, model.predict_logits(row).argmax(1))
-        left = shard.total - len(lines)
+        picked = list(dict.fromkeys(line.row for line in lines))  # several people may have answered a row
+        left = shard.total - len(picked)
         number = min(options.number, left) if options.more or not waiting else 0
-        picked = [line.row for line in lines]
         covered = start.covered(picked)
     added: list[Line] = []
+    logits: Tensor | None = None
     if number > 0:
         result = select_batch(
             model,
@@ -90,14 +107,18 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
             record.note(dict(zip(names, picks, strict=True)))
             guesses = [""] * number
             if taught:
-                classes = answered.predict_logits(start.features_of(picks)).argmax(1)
+                logits = answered.predict_logits(start.features_of(picks))
                 known = start.classes.names  # a model has two classes or more, though one alone may have a name
-                guesses = [known[guess] if guess < len(known) else "" for guess in classes.tolist()]
+                guesses = [known[guess] if guess < len(known) else "" for guess in logits.argmax(1).tolist()]
         for row, utility, name, guess in zip(picks, result.utilities.tolist(), names, guesses, strict=True):
             added.append(Line(row, f"{utility:.6g}", others=items.cells(row), name=name, suggested=guess))
     if ranks.rank > 0:
         return
-    file.write([*lines, *added])
+    if isinstance(file, LabelFile):
+        file.write([*lines, *added])
+    else:
+        shares = None if logits is None else start.probabilities(logits, answers)
+        file.write([*lines, *added], shares if len(start.classes) >= LEAST_CLASSES else None)
     _report(options, file, start, len(lines), number)
     save(options, start, answers, lambda: answered)
 
@@ -113,7 +134,7 @@ def save(options: argparse.Namespace, start: Start, answers: Answers, model: Cal
     print(f"The model with all answers is in {options.save}.")
 
 
-def tell_changes(file: LabelFile, classes: Classes, *, grows: bool) -> None:
+def tell_changes(file: LabelFile | LabelStudioFile, classes: Classes, *, grows: bool) -> None:
     """Print which rows of the label file are gone from the pool, and which classes may be slips."""
     if file.gone:
         answers = len(labels_of(file.gone))
@@ -141,14 +162,16 @@ def limit_of(options: argparse.Namespace) -> float | None:
     return None if options.memory is None else float(options.memory) * 2**20
 
 
-def _report(options: argparse.Namespace, file: LabelFile, start: Start, before: int, number: int) -> None:
+def _report(
+    options: argparse.Namespace, file: LabelFile | LabelStudioFile, start: Start, before: int, number: int
+) -> None:
     tell_changes(file, start.classes, grows=start.classes.grows)
     labels = labels_of(file.lines)
     waiting = sum(line.waits for line in file.lines[:before])
-    left = file.pool_rows - len(file.lines)
+    left = file.pool_rows - len({line.row for line in file.lines})
     answers = f"Answers: {len(labels)}."
     if number > 0:
-        print(f"{answers} Rows chosen: {number}. Fill in their labels in {file.path}.")
+        print(f"{answers} Rows chosen: {number}. {file.to_do}")
         if left == 0:
             print(f"There are no more rows than these {number}.")
         if waiting:
@@ -158,7 +181,7 @@ def _report(options: argparse.Namespace, file: LabelFile, start: Start, before: 
         if options.number > 0 and left > 0:
             print("No rows were added to them. To get more all the same, pass --more.")
     elif left == 0:
-        skipped = len(file.lines) - len(labels)
+        skipped = file.pool_rows - len({row for row, _ in labelled(file.lines)})
         print(f"{answers} Every row of the pool has an answer{f', {skipped} of them skip' if skipped else ''}.")
     else:
         print(answers)

@@ -6,6 +6,7 @@ from pathlib import Path
 from lapal_ext.cli.arguments import positive_number, whole_number
 from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import add_options
+from lapal_ext.cli.select import label_studio_file
 from lapal_ext.cli.select.label_file import SUFFIXES
 
 _EXAMPLE = """\
@@ -81,6 +82,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--seed", type=whole_number(0), default=0, metavar="N", help="seed of acquisitions that draw (default: 0)")
     add("--memory", type=positive_number, metavar="MIB", help="limit for logits or kernel values (default: none)")
     add("--interactive", action="store_true", help="ask for labels on the terminal, one by one")
+    label_studio_file.add_options(parser)
     add_options(parser)
     add("--texts", type=Path, metavar="FILE", help="text to show for a row: its line in this file")
     add("--save", type=Path, metavar="FILE", help="file for the model with all answers, for LastLayerLaplace.load")
@@ -94,7 +96,8 @@ def _run(options: argparse.Namespace) -> None:
     for name, path in (("--out", options.out), ("--save", options.save)):  # before the work starts
         if path is not None and not path.parent.is_dir():
             raise CommandError(f"{name} must lie in an existing folder, got {path}")
-    if options.out.suffix.lower() not in SUFFIXES:
+    label_studio_file.check_options(options)
+    if options.label_studio is None and options.out.suffix.lower() not in SUFFIXES:
         raise CommandError(
             f"--out must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {options.out}: "
             f"type --out {options.out.with_suffix('.csv')}"

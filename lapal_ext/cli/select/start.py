@@ -155,6 +155,14 @@ class Start:
             return None
         return fit_temperature(self._prior(), *self.labelled(answers))
 
+    def probabilities(
+        self,
+        logits: Tensor,  # [k, C]
+        answers: Answers,
+    ) -> Tensor:  # [k, C]
+        """What people read of these logits of ``model``."""
+        return (logits / (self.temperature(answers) or 1.0)).softmax(1)
+
     def acquisition(self, lines: Iterable[Line]) -> str:
         """The strategy after the answers in these lines."""
         if self._given is not None or self._is_complete(set(labels_of(lines))):

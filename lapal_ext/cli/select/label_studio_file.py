@@ -1,0 +1,147 @@
+"""Exports of Label Studio in place of the label file: answers are read from them, and chosen tasks are written."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lapal_ext.cli.errors import CommandError
+from lapal_ext.cli.items import ID, Items
+from lapal_ext.cli.select.answers import Line
+from lapal_ext.cli.select.classes import Classes
+from lapal_ext.cli.select.pool_record import PoolRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIX = ".json"
+_EXPORT = "/api/projects/ID/export?exportType=JSON&download_all_tasks=true"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--label-studio``, ``--label-config`` and ``--control``."""
+    add = parser.add_argument
+    add(
+        "--label-studio",
+        type=Path,
+        nargs="+",
+        metavar="FILE.json",
+        help="JSON exports of Label Studio that have the answers; --out is then a .json file to import",
+    )
+    add("--label-config", type=Path, metavar="FILE.xml", help="labeling interface of the project; it has the classes")
+    add("--control", metavar="NAME", help="Choices tag of the labeling interface, if there are several")
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise CommandError unless the options fit together."""
+    if options.label_studio is None:
+        for name in ("label_config", "control"):
+            if getattr(options, name) is not None:
+                raise CommandError(f"--{name.replace('_', '-')} needs --label-studio")
+        return
+    if options.interactive:
+        raise CommandError("--interactive asks on the terminal: leave out --label-studio, or --interactive")
+    if options.out.suffix.lower() != SUFFIX:
+        raise CommandError(f"--out must be a {SUFFIX} file that Label Studio imports, got {options.out}")
+    if options.out.resolve() in [path.resolve() for path in options.label_studio]:
+        raise CommandError(f"--out must be another file than the export, got {options.out}")
+
+
+def classes_of(options: argparse.Namespace) -> Classes | None:
+    """The classes of ``--label-config``; None if it does not list them."""
+    from lapal_ext.interop.label_studio import read_control
+
+    names = read_control(_text(options.label_config), options.control).classes
+    return None if names is None else Classes(names, grows=options.new_classes, source=options.label_config)
+
+
+class LabelStudioFile:
+    """The answers in exports, and the file of chosen tasks. It has the attributes of a ``LabelFile``.
+
+    Args:
+        options: of the command.
+        pool_rows: N.
+        classes: what an answer may be. A name that it does not have is added to it, if it grows.
+        record: recognises the pool.
+        items: of the rows. If they have ids, tasks are known by them; else task i is that of row i.
+
+    Attributes:
+        path: of the file of chosen tasks.
+        pool_rows: N.
+        to_do: what a person does next, a sentence.
+        gone: empty.
+        lines: one for each answer, so that a row may have several.
+
+    Raises:
+        CommandError: an answer is no class, or the tasks do not fit to the pool.
+        StorageError: an export is invalid.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, pool_rows: int, classes: Classes, record: PoolRecord, items: Items
+    ) -> None:
+        from lapal_ext.interop.label_studio import read_tasks
+
+        self.path, self.pool_rows, self.gone = options.out, pool_rows, list[Line]()
+        self.to_do = f"Import {options.out} into Label Studio."
+        self._classes, self._record = classes, record
+        config = None if options.label_config is None else _text(options.label_config)
+        tasks = read_tasks(options.label_studio, config, options.control)
+        if items.ids is not None:
+            columns = [{ID: name, **items.cells(row)} for row, name in enumerate(items.ids.ids)]
+            tasks = tasks.for_pool(items.ids.ids, columns)
+            record.check_ids({items.ids.ids[row]: row for row in set(tasks.rows.values())}, items.ids.source)
+        elif len(tasks.exported) != pool_rows:
+            raise CommandError(
+                f"--label-studio must have a task for each of the {pool_rows} rows of the pool, got "
+                f"{len(tasks.exported)}: the pages of Label Studio export annotated tasks alone, and {_EXPORT} all of "
+                "them. With --items or --ids, a part of the tasks will do."
+            )
+        else:
+            record.check_rows()
+        self._tasks = tasks
+        self.lines = [
+            Line(answer.row, label=self._number(answer.label, tasks.ids[answer.row]), skipped=answer.label is None)
+            for answer in tasks.answers
+        ]
+
+    def write(self, lines: Sequence[Line], probabilities: "Tensor | None") -> None:
+        """Write the tasks of the lines that wait for an answer, in their order.
+
+        Args:
+            lines: of all rows that were ever chosen.
+            probabilities: of the classes, for the lines that wait, [k, C]; None if nothing is known.
+
+        Raises:
+            CommandError: the file cannot be written.
+        """
+        from lapal_ext.interop.label_studio import write_tasks
+
+        self.lines = list(lines)
+        rows = [line.row for line in lines if line.waits]
+        try:
+            self._record.write()
+            if rows:
+                write_tasks(self.path, self._tasks, rows, probabilities, self._classes.names)
+        except OSError as error:
+            raise CommandError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def _number(self, label: str | None, task: int | None) -> int | None:
+        if label is None or label in self._classes.names:
+            return None if label is None else self._classes.names.index(label)
+        if not self._classes.grows:
+            raise CommandError(
+                f"task {task}: the choice must be {self._classes.allowed()}, got {label!r} (--new-classes makes it a "
+                "class)"
+            )
+        try:
+            return self._classes.add(label)
+        except CommandError as error:
+            raise CommandError(f"task {task}: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--label-config must be an XML file in UTF-8, got {path}: {error}") from error
