@@ -1,9 +1,8 @@
 """Probabilities against accuracy: ``python -m benchmarks.calibration FILE.npz … --labels 50 100 200``.
 
-A pool of 2,500 rows is labelled from nothing: maxherding for the first C / 2 rows, at least 20, then uherding in
-batches of C / 4, at least 10. At each number of labels, the mean of the highest probability on the test rows minus the
-accuracy is printed, in points: above zero a model promises too much. Averages over seeds, with their standard
-deviation.
+A pool is labelled from nothing (``harness/labelling.py``). At each number of labels, the mean of the highest
+probability on the test rows minus the accuracy is printed, in points: above zero a model promises too much. Averages
+over seeds, with their standard deviation.
 """
 
 import argparse
@@ -12,36 +11,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lapal_ext import LastLayerLaplace, select_batch
+from benchmarks.harness.labelling import labelled_rows
 from lapal_ext.posterior.calibration import fit_temperature
 from lapal_ext.study.feature_file import FeatureSet, load_features
-
-_POOL, _REFERENCES = 2500, 1500
-_START, _BATCH = 20, 10
 
 
 def gaps(data: FeatureSet, counts: list[int], seed: int) -> list[list[float]]:
     """For each number of labels: accuracy; gap of plugin, mean field and temperature; the temperature."""
-    generator = torch.Generator().manual_seed(seed)
-    classes = data.num_classes
-    kept = torch.randperm(len(data.train.targets), generator=generator)[:_POOL]
-    pool, labels = data.train.features[kept], data.train.targets[kept]
-    prior = LastLayerLaplace.untrained(pool, classes)
-    rows = select_batch(prior, pool, max(_START, classes // 2), "maxherding", generator=generator).indices
     found = []
-    for count in counts:
-        while len(rows) < count:
-            model = prior.condition_on(pool[rows], labels[rows], "joint")
-            size = min(max(_BATCH, classes // 4), count - len(rows))
-            known = pool[rows]
-            batch = select_batch(
-                model, pool, size, labelled=known, exclude=rows, references=_REFERENCES, generator=generator
-            )
-            rows = torch.cat([rows, batch.indices])
-        model = prior.condition_on(pool[rows], labels[rows], "joint")
+    for state in labelled_rows(data, counts, seed):
+        model = state.model()
         logits = model.predict_logits(data.test.features)
         accuracy = float((logits.argmax(1) == data.test.targets).double().mean())
-        temperature = fit_temperature(prior, pool[rows], labels[rows])
+        temperature = fit_temperature(state.prior, state.pool[state.rows], state.labels[state.rows])
         probabilities = [
             logits.softmax(1),
             model.predict_proba(data.test.features),

@@ -36,7 +36,7 @@ from lapal_ext.posterior.arguments import (
 from lapal_ext.posterior.class_names import check_class_names, check_new_name, first_names
 from lapal_ext.posterior.export import write_linear
 from lapal_ext.posterior.head import HeadLayer, read_head
-from lapal_ext.posterior.map_fit import TOLERANCE, map_weights_from
+from lapal_ext.posterior.map_fit import TOLERANCE, cholesky_factor, map_weights_from
 from lapal_ext.posterior.precision import PendingPrecision, add_observations, inverse, precision_matrix
 from lapal_ext.posterior.standardization import COLUMNS, Standardization, Standardize, uneven_columns
 from lapal_ext.posterior.standardization import standardize as _standardize
@@ -572,7 +572,7 @@ class LastLayerLaplace(nn.Module):
         labels: Tensor,  # [n]
         gamma: Tensor,  # [n]
     ) -> str:
-        fit = map_weights_from(self.mean, self.covariance, x, labels, gamma)
+        fit = map_weights_from(self.mean, cholesky_factor(self.covariance), x, labels, gamma)
         mean, x64 = fit.weight.to(self.mean.dtype), x.double()
         check_overflow("features", mean)
         weights = curvature_weight(x64 @ fit.weight.T, self.curvature)

@@ -50,7 +50,7 @@ def map_weights(
 
 def map_weights_from(
     mean: Tensor,  # [C, D]
-    covariance: Tensor,  # [D, D]
+    factor: Tensor,  # [D, D] float64
     features: Tensor,  # [N, D]
     targets: Tensor,  # [N] int64
     gamma: Tensor,  # [N]
@@ -59,26 +59,19 @@ def map_weights_from(
 
     This is the mode of all labels together, in any order, with the current posterior as the prior. With Sigma = R R^T
     and W = M + V R^T it is a fit of V to the features X R, at a prior precision of one, with X M^T added to the logits.
-    O(D^3) and the products of the fit, 2 N C min(N, D) each. The fit is small, so it goes on as far as L-BFGS gets in
+    O(N D^2) and the products of the fit, 2 N C min(N, D) each. The fit is small, so it goes on as far as L-BFGS gets in
     the dtype of the features.
 
     Args:
         mean: M, [C, D].
-        covariance: Sigma, [D, D].
+        factor: R, [D, D], by ``cholesky_factor``.
         features: X, [N, D].
         targets: labels in [0, C), [N].
         gamma: trust in every label, >= 0, [N].
 
     Raises:
-        NotPSDError: the covariance is not positive definite.
         ValueError: the objective overflows.
     """
-    factor, info = torch.linalg.cholesky_ex(covariance.double())
-    if int(info) != 0:
-        raise NotPSDError(
-            "covariance is not positive definite: refresh() the posterior, or use a larger prior_precision or "
-            "standardised features"
-        )
     dtype, old, x = features.dtype, mean.double(), features.double()
     whitened, offset = (x @ factor).to(dtype), (old @ x.T).to(dtype)
     objective = Objective(whitened, targets, gamma.to(dtype), offset, len(mean), 1.0)
@@ -87,6 +80,20 @@ def map_weights_from(
     if not bool(weight.isfinite().all()) or (not fit.converged and not math.isfinite(fit.gradient)):
         raise ValueError("features or gamma must be smaller, got values with which the update overflows")
     return fit._replace(weight=weight)
+
+
+def cholesky_factor(
+    covariance: Tensor,  # [D, D]
+) -> Tensor:  # [D, D] float64
+    """R with Sigma = R R^T, or raise NotPSDError. O(D^3)."""
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(covariance.double())
+    if int(info) != 0:
+        raise NotPSDError(
+            "covariance is not positive definite: refresh() the posterior, or use a larger prior_precision or "
+            "standardised features"
+        )
+    return factor
 
 
 def _minimise(objective: Objective, start: Tensor | None, tolerance: float) -> Fit:

@@ -128,8 +128,7 @@ class SequentialSelector:
 
         Args:
             n: number of rows.
-            reserve: hand the rows out to one of several people: they are not asked for again, until ``release`` or
-                ``forget``.
+            reserve: hand the rows out to one of several people: they are not asked for again until ``release``.
 
         Raises:
             ValueError: fewer than ``n`` rows are left, or the acquisition returned NaN.
@@ -185,8 +184,8 @@ class SequentialSelector:
 
         A row that has a label of this annotator is corrected: the result is that of a selector that was never told the
         older label. All other answers are then absorbed again, O(n D^2) and the acquisition's own part for n answers.
-        The same label again, with the same trust, changes nothing.
-        Labels of several annotators for one row are as many observations; ``disagreements`` lists those that differ.
+        The same label again, with the same trust, changes nothing. Labels of several annotators for one row are as many
+        observations; ``disagreements`` lists those that differ.
 
         Args:
             indices: a row of the pool, or integers [k]: a tensor, an array or a list.

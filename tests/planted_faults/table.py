@@ -348,7 +348,7 @@ FAULTS = (
     ),
     _command("select/display.py", 'in ("Cc", "Cs")', 'in ("Cs",)', "cli/select/test_terminal.py"),
     _command(
-        "select/start.py", "return fit_temperature(self._prior(), *self.labelled(answers))", "return 1.0", "cli/select"
+        "select/start.py", "calibrate(self._prior(), *self.labelled(answers))", "Calibration(1.0, 0.0)", "cli/select"
     ),
     _command(
         "select/start.py",

@@ -4,28 +4,33 @@ import argparse
 import importlib.util
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from lapal_ext.cli.items import Items, check_counts, read_items
 from lapal_ext.cli.saved_model import save_model
-from lapal_ext.cli.select.answers import Answers, Line, labelled, labels_of
+from lapal_ext.cli.select.answers import Line, labelled, labels_of
 from lapal_ext.cli.select.classes import Classes, closest
+from lapal_ext.cli.select.display import safe, wrapped
 from lapal_ext.cli.select.label_file import RESERVED, LabelFile
 from lapal_ext.cli.select.label_studio_file import LabelStudioFile
 from lapal_ext.cli.select.pool_record import PoolRecord
 from lapal_ext.cli.select.start import LEAST_CLASSES, Start
+from lapal_ext.cli.select.summary import Summary, summarise, texts
 from lapal_ext.cli.select.torchrun import map_shard
 from lapal_ext.pool.checksum import checksum, row_digests
 from lapal_ext.pool.sharding import Ranks, Shard
+from lapal_ext.posterior.calibration import Calibration
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.selection.select_batch import select_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
+
+    from lapal_ext.cli.select.picture import PoolMap
 
 _NAMED = 5  # ids that a message lists
 _SAME = 0.8  # similarity from which two classes may be one
@@ -82,6 +87,7 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         if taught:  # each counts with its predicted label, as within a batch, so that no similar row is chosen
             for row in start.features_of(waiting)[:, None]:
                 model.update(row, model.predict_logits(row).argmax(1))
+        calibration = start.calibration(answers)
         picked = list(dict.fromkeys(line.row for line in lines))  # several people may have answered a row
         left = shard.total - len(picked)
         number = min(options.number, left) if options.more or not waiting else 0
@@ -112,26 +118,72 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
                 guesses = [known[guess] if guess < len(known) else "" for guess in logits.argmax(1).tolist()]
         for row, utility, name, guess in zip(picks, result.utilities.tolist(), names, guesses, strict=True):
             added.append(Line(row, f"{utility:.6g}", others=items.cells(row), name=name, suggested=guess))
+    everything = [*lines, *added]
+    summary = summarise(everything, start, answered, calibration, rows_here, group)
+    pool_map = map_pool(options, everything, start, answered, calibration, ranks)
     if ranks.rank > 0:
         return
     if isinstance(file, LabelFile):
-        file.write([*lines, *added])
+        file.write(everything)
+    elif logits is None or len(start.classes) < LEAST_CLASSES:
+        file.write(everything, None)
     else:
-        shares = None if logits is None else start.probabilities(logits, answers)
-        file.write([*lines, *added], shares if len(start.classes) >= LEAST_CLASSES else None)
+        temperature = 1.0 if calibration is None else calibration.temperature
+        file.write(everything, (logits / temperature).softmax(1))
     _report(options, file, start, len(lines), number)
-    save(options, start, answers, lambda: answered)
+    print_summary(options, summary, start.classes, pool_map)
+    save(options, start, answered, calibration)
 
 
-def save(options: argparse.Namespace, start: Start, answers: Answers, model: Callable[[], LastLayerLaplace]) -> None:
+def map_pool(
+    options: argparse.Namespace,
+    lines: Sequence[Line],
+    start: Start,
+    model: LastLayerLaplace,
+    calibration: Calibration | None,
+    ranks: Ranks,
+) -> "PoolMap | None":
+    """The map of ``--picture``, or None without it; all processes call this."""
+    if options.picture is None:
+        return None
+    from lapal_ext.cli.select.picture import PoolMap
+
+    with ranks.together():
+        temperature = 1.0 if calibration is None else calibration.temperature
+        return PoolMap(lines, start, model, temperature, taught=start.is_taught(lines))
+
+
+def print_summary(options: argparse.Namespace, summary: Summary, classes: Classes, pool_map: "PoolMap | None") -> None:
+    """Print how far the labelling is, and write ``--picture``."""
+    for text in texts(summary, classes):
+        print("\n".join(wrapped(safe(text))))
+    if pool_map is not None:
+        from lapal_ext.cli.select.picture import draw
+
+        draw(options.picture, summary, classes, pool_map)
+        print(f"The picture is in {options.picture}.")
+
+
+def save(options: argparse.Namespace, start: Start, model: LastLayerLaplace, calibration: Calibration | None) -> None:
     """Write the model that is fitted to all answers, and its temperature, to ``--save``."""
     if options.save is None:
         return
     if len(start.classes) < LEAST_CLASSES:
         print(f"{options.save} is not written: a model needs answers of at least two classes.")
         return
-    save_model(model(), start.temperature(answers), options.save)
+    save_model(model, None if calibration is None else calibration.temperature, options.save)
     print(f"The model with all answers is in {options.save}.")
+
+
+def conclude(options: argparse.Namespace, lines: Sequence[Line], start: Start, pool: "Tensor", ranks: Ranks) -> None:
+    """What one process does at the end with all answers: print how far the labelling is, draw it, save the model."""
+    if not labels_of(lines) and options.save is None and options.picture is None:
+        return
+    answers = start.answers(lines)
+    model, calibration = start.model(answers), start.calibration(answers)
+    summary = summarise(lines, start, model, calibration, pool)
+    print_summary(options, summary, start.classes, map_pool(options, lines, start, model, calibration, ranks))
+    save(options, start, model, calibration)
 
 
 def tell_changes(file: LabelFile | LabelStudioFile, classes: Classes, *, grows: bool) -> None:

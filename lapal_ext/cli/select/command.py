@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
-from lapal_ext.cli.arguments import positive_number, whole_number
+from lapal_ext.cli.arguments import positive_number, require, whole_number
 from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import add_options
 from lapal_ext.cli.select import label_studio_file
 from lapal_ext.cli.select.label_file import SUFFIXES
 
+_PICTURES = (".png", ".svg", ".pdf")
 _EXAMPLE = """\
 example, from no label at all (the first line makes a pool of 500 rows):
   python -c "import numpy as np; np.save('pool.npy', np.random.rand(500, 16).astype('f4'))"
@@ -86,6 +87,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_options(parser)
     add("--texts", type=Path, metavar="FILE", help="text to show for a row: its line in this file")
     add("--save", type=Path, metavar="FILE", help="file for the model with all answers, for LastLayerLaplace.load")
+    add("--picture", type=Path, metavar="FILE.png", help="draw how far the labelling is (needs matplotlib)")
     add("--alone", action="store_true", help="run as a single process, even if torchrun has started several")
     parser.set_defaults(run=_run)
 
@@ -93,7 +95,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(options: argparse.Namespace) -> None:
     from lapal_ext.cli.select.torchrun import started_by_torchrun
 
-    for name, path in (("--out", options.out), ("--save", options.save)):  # before the work starts
+    places = (("--out", options.out), ("--save", options.save), ("--picture", options.picture))
+    for name, path in places:  # before the work starts
         if path is not None and not path.parent.is_dir():
             raise CommandError(f"{name} must lie in an existing folder, got {path}")
     label_studio_file.check_options(options)
@@ -102,6 +105,10 @@ def _run(options: argparse.Namespace) -> None:
             f"--out must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {options.out}: "
             f"type --out {options.out.with_suffix('.csv')}"
         )
+    if options.picture is not None:
+        require("select --picture", "demo", ("sklearn", "matplotlib"))
+        if options.picture.suffix.lower() not in _PICTURES:
+            raise CommandError(f"--picture must be a {' or '.join(_PICTURES)} file, got {options.picture}")
     with explained(), started_by_torchrun(alone=options.alone) as group:
         if not options.interactive:
             from lapal_ext.cli.select.batch import choose

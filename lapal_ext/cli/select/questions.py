@@ -39,7 +39,8 @@ class Questions:
         given = self._start.answers(answers)
         count = len(self._start.labelled(given).labels)
         if self._calibrated is None or count >= _GROWTH * self._calibrated[0]:
-            self._calibrated = (count, self._start.temperature(given))
+            calibration = self._start.calibration(given)
+            self._calibrated = (count, None if calibration is None else calibration.temperature)
         return self._calibrated[1] or 1.0
 
     def ask(self) -> int:

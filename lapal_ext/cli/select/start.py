@@ -12,7 +12,7 @@ from lapal_ext.cli.select.inputs import read_head, read_labels
 from lapal_ext.pool.checksum import spread
 from lapal_ext.pool.feature_files import map_file
 from lapal_ext.pool.sharding import Ranks, Shard
-from lapal_ext.posterior.calibration import fit_temperature
+from lapal_ext.posterior.calibration import Calibration, calibrate
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 
 _STANDARDISING = 10_000  # rows of the pool that give the centre and the scale where no row has a label
@@ -33,6 +33,7 @@ class Start:
         ranks: the processes; only this one by default.
 
     Attributes:
+        pool_rows: number of rows of the whole pool.
         classes: those of ``--classes`` or ``--labels``; the label file may add some to them afterwards.
 
     Raises:
@@ -48,6 +49,7 @@ class Start:
         if options.head is not None and options.features is None:
             raise CommandError("--head needs --features and --labels, the rows that the layer was trained on")
         self._options, self._pool, self._shard = options, pool, shard
+        self.pool_rows = shard.total
         self._ranks = Ranks() if ranks is None else ranks
         labels, self.classes = read_labels(options)
         self._declared = len(self.classes)
@@ -146,22 +148,14 @@ class Start:
     def _names(self) -> tuple[str, ...] | None:
         return self.classes.model_names() if len(self.classes) == self._count else None
 
-    def temperature(self, answers: Answers) -> float | None:
-        """The temperature of the probabilities of ``model``; None around a layer of ``--head``.
+    def calibration(self, answers: Answers) -> Calibration | None:
+        """The calibration of the probabilities of ``model``; None around a layer of ``--head``.
 
         The labels that the layer was trained on cannot be held out from it.
         """
         if self._options.head is not None:
             return None
-        return fit_temperature(self._prior(), *self.labelled(answers))
-
-    def probabilities(
-        self,
-        logits: Tensor,  # [k, C]
-        answers: Answers,
-    ) -> Tensor:  # [k, C]
-        """What people read of these logits of ``model``."""
-        return (logits / (self.temperature(answers) or 1.0)).softmax(1)
+        return calibrate(self._prior(), *self.labelled(answers))
 
     def acquisition(self, lines: Iterable[Line]) -> str:
         """The strategy after the answers in these lines."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.items import read_items
 from lapal_ext.cli.select.answers import Line
-from lapal_ext.cli.select.batch import open_label_file, save, tell_changes
+from lapal_ext.cli.select.batch import conclude, open_label_file, tell_changes
 from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes, is_command
 from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
 from lapal_ext.cli.select.label_file import RESERVED
@@ -51,7 +51,8 @@ def interview(options: argparse.Namespace) -> None:
         row = questions.ask()
         logits = questions.logits(row, given) if start.is_taught(given) else None
         heading = f"[{asked + 1}/{number}] {safe(items.name(row))}"
-        reply = _Question(heading, logits, start.classes, items.shown(row)).reply()
+        question = _Question(heading, logits, start.classes, items.shown(row))
+        reply = question.reply()
         if reply == QUIT:
             break
         if reply == UNDO:
@@ -69,7 +70,7 @@ def interview(options: argparse.Namespace) -> None:
             line = unanswered.pop(row, None)
             if line is None:
                 name = "" if items.ids is None else items.ids.ids[row]
-                line = Line(row, others=items.cells(row), name=name)
+                line = Line(row, others=items.cells(row), name=name, suggested=question.suggestion)
                 record.note({name: row})
             given.append(line._replace(skipped=True) if reply == SKIP else line._replace(label=int(reply)))
             questions.add(given)
@@ -81,8 +82,7 @@ def interview(options: argparse.Namespace) -> None:
         print(f"{len(given)} answers in {file.path}. The same command goes on from there.")
     if text := start.progress(given):
         print("\n".join(wrapped(text)))
-    answers = start.answers(given)
-    save(options, start, answers, lambda: start.model(answers))
+    conclude(options, file.lines, start, pool, ranks)
 
 
 def _introduce(classes: Classes) -> None:
@@ -113,10 +113,12 @@ class _Question:
         shown: str,
     ) -> None:
         self._classes = classes
+        self.suggestion = ""  # the likeliest class
         self._guess: int | None = None
         if logits is not None:
             likely = logits.softmax(0)[: len(classes)].topk(min(_LIKELY, len(classes)))
             self._guess = int(likely.indices[0])
+            self.suggestion = classes.names[self._guess]
             guesses = ", ".join(
                 f"{safe(classes.names[number])} {100 * share:.0f}%"
                 for number, share in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)

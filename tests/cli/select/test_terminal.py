@@ -12,7 +12,7 @@ import torch
 from lapal_ext import LastLayerLaplace, SequentialSelector
 from lapal_ext.cli import main
 from lapal_ext.cli.select import start
-from lapal_ext.posterior.calibration import fit_temperature
+from lapal_ext.posterior.calibration import calibrate, fit_temperature
 from tests.cli.select.problem import CLASSES, LABELLED, fitted, lines, select
 from tests.fuzz.processes import HANGS
 
@@ -114,12 +114,12 @@ class TestInteractive:
 
         def note(prior, features, targets):
             counts.append(len(targets))
-            return fit_temperature(prior, features, targets)
+            return calibrate(prior, features, targets)
 
-        monkeypatch.setattr(start, "fit_temperature", note)
+        monkeypatch.setattr(start, "calibrate", note)
         type_answers(monkeypatch, ("ant",) * 7)
         assert select("--interactive", "--number", 8) == 0
-        assert counts == [LABELLED, LABELLED + 6]
+        assert counts == [LABELLED, LABELLED + 6, LABELLED + 7]  # the last one for the summary
 
     @pytest.mark.skipif(sys.platform != "linux", reason="sends SIGINT and SIGKILL")
     @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])

@@ -11,8 +11,11 @@ import torch
 from torch import distributed, multiprocessing
 
 from lapal_ext import select_batch
+from lapal_ext.posterior.calibration import Calibration
+from lapal_ext.selection.stopping import changed_classes, expected_accuracy
 from tests.pool.sharding.cases import BATCH, CASES, SHARDS, problem
 
+STOPPING = "stopping"
 Job = Callable[[distributed.ProcessGroup, int], Any]
 # Seconds after which the group gives up. Errors are noticed long before, even on a busy machine.
 TIMEOUT = 300.0
@@ -37,7 +40,17 @@ def select_all(group: distributed.ProcessGroup, rank: int) -> dict[str, list[lis
         result = select_batch(made.posterior, pool, group=group, **arguments)
         mean = result.posterior.mean.flatten().tolist()
         results[name] = [result.indices.tolist(), result.utilities.tolist(), mean]
+    made = problem()
+    results[STOPPING] = stopping(shard_of(made.pool, rank, size), group)
     return results
+
+
+def stopping(pool: torch.Tensor, group: distributed.ProcessGroup | None = None) -> list[list[float]]:
+    """The accuracy to expect, and the share of rows that a few labels change."""
+    before, targets = problem().posterior, torch.arange(6) % 2
+    after = before.condition_on(problem().pool[:6], targets)
+    expected = expected_accuracy(after, pool, Calibration(0.8, 0.05), range(6), group)
+    return [[*expected, changed_classes(before, after, pool, group)]]
 
 
 def run(job: Job, sizes: list[int], folder: Path, *, check: bool = True) -> dict[int, list[Any]]:

@@ -9,7 +9,7 @@ import torch
 from lapal_ext import backend, select_batch
 from tests.native import require_native
 from tests.pool.sharding.cases import BATCH, CASES, COPIES_ALONE, SHARDS, problem
-from tests.pool.sharding.processes import run, select_all
+from tests.pool.sharding.processes import STOPPING, run, select_all, stopping
 
 QUICK_SIZES = (1, 3)
 of_each_size = pytest.mark.parametrize(
@@ -38,6 +38,12 @@ def test_all_ranks_make_the_picks_of_one_process(results, name: str, size: int) 
             assert indices == alone.indices.tolist()
         torch.testing.assert_close(torch.tensor(utilities), alone.utilities, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(torch.tensor(mean), alone.posterior.mean.flatten(), rtol=1e-5, atol=1e-5)
+
+
+@of_each_size
+def test_all_ranks_stop_where_one_process_does(results, size: int) -> None:
+    for [found] in (results[size][rank][STOPPING] for rank in range(size)):
+        assert found == pytest.approx(stopping(problem().pool)[0], rel=1e-6)
 
 
 @of_each_size

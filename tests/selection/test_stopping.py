@@ -1,0 +1,62 @@
+"""The accuracy to expect on a pool, and the share of rows that change their class."""
+
+import math
+
+import pytest
+import torch
+
+from lapal_ext.posterior.calibration import Calibration, calibrate, fit_temperature
+from lapal_ext.selection.stopping import changed_classes, expected_accuracy
+from tests.problems import make_problem
+
+PROBLEM = make_problem(dtype=torch.float32)
+EXACT = Calibration(0.7, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_it_is_the_mean_of_the_highest_probabilities(dtype: torch.dtype) -> None:
+    model, pool = PROBLEM.posterior, PROBLEM.pool.to(dtype)
+    highest = (model.predict_logits(pool.float()) / 0.7).softmax(1).amax(1)
+    value, low, high = expected_accuracy(model, pool, EXACT)
+    assert value == pytest.approx(float(highest.mean()), abs=1e-5)
+    assert (value - low, high - value) == pytest.approx((1.96 * 0.025, 1.96 * 0.025))
+    rest = [row for row in range(60) if row not in (3, 50)]
+    value = expected_accuracy(model, pool.numpy(), EXACT, exclude=[3, 50]).value
+    assert value == pytest.approx(float(highest[rest].mean()), abs=1e-5)
+
+
+def test_the_interval_has_the_error_of_the_calibration_and_stays_a_share() -> None:
+    value, low, high = expected_accuracy(PROBLEM.posterior, PROBLEM.pool, EXACT._replace(error=0.06))
+    assert high - low == pytest.approx(min(1.0, value + 1.96 * 0.065) - (value - 1.96 * 0.065))
+    assert expected_accuracy(PROBLEM.posterior, PROBLEM.pool, EXACT._replace(error=math.inf))[1:] == (0.0, 1.0)
+
+
+def test_the_error_is_that_of_the_mean_over_held_out_rows() -> None:
+    """With features that say nothing, every held-out row has the share of its class."""
+    targets = torch.arange(100) % 2
+    features = torch.zeros(100, 3)
+    prior = type(PROBLEM.posterior).untrained(torch.randn(20, 3), 2)
+    calibration = calibrate(prior, features, targets)
+    assert calibration.temperature == fit_temperature(prior, features, targets)
+    assert calibration.error == pytest.approx(0.5 / 10, rel=0.02)
+    assert calibrate(prior, features[:5], targets[:5]) == (1.0, math.inf)
+
+
+def test_changed_classes_are_counted() -> None:
+    before, pool = PROBLEM.posterior, PROBLEM.pool
+    after = before.condition_on(pool[:5], (PROBLEM.labels[:5] + 1) % 4)
+    changed = before.predict_logits(pool).argmax(1) != after.predict_logits(pool).argmax(1)
+    assert 0.0 < changed_classes(before, after, pool) == pytest.approx(float(changed.double().mean()))
+    assert changed_classes(before, before, pool) == 0.0
+
+
+def test_errors_name_the_argument() -> None:
+    model, pool = PROBLEM.posterior, PROBLEM.pool
+    for call, message in (
+        (lambda: expected_accuracy(model, pool, EXACT, exclude=range(60)), "no row is left"),
+        (lambda: expected_accuracy(model, pool, EXACT, exclude=[60]), "exclude must lie in"),
+        (lambda: expected_accuracy(model, pool * torch.nan, EXACT), "pool must be finite"),
+        (lambda: changed_classes(model, model, pool[:, :3]), "pool must have"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
