@@ -10,6 +10,7 @@ from lapal_ext.cli.items import ID, Items
 from lapal_ext.cli.select.answers import Line
 from lapal_ext.cli.select.classes import Classes
 from lapal_ext.cli.select.pool_record import PoolRecord
+from lapal_ext.cli.text_files import read_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,9 @@ class LabelStudioFile:
         from lapal_ext.interop.label_studio import read_tasks
 
         self.path, self.pool_rows, self.gone = options.out, pool_rows, list[Line]()
-        self.to_do = f"Import {options.out} into Label Studio."
+        # If the project has all tasks, imported ones would be copies of them.
+        what = "the predictions for the project" if items.ids is None else "the tasks to import"
+        self.to_do = f"{options.out} has {what}."
         self._classes, self._record = classes, record
         config = None if options.label_config is None else _text(options.label_config)
         tasks = read_tasks(options.label_studio, config, options.control)
@@ -141,7 +144,4 @@ class LabelStudioFile:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--label-config must be an XML file in UTF-8, got {path}: {error}") from error
+    return "\n".join(read_lines("--label-config", path))
