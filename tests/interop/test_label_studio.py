@@ -42,8 +42,9 @@ class TestReading:
         assert answers(task(101, note(1, *kept, **SKIPPED))) == [(0, None, 1)]
 
     def test_each_annotator_has_one_answer_which_is_the_last(self) -> None:
-        notes = note(1, "card", user=5), note(2, "cash", user=6), note(3, "loan", user=5), note(4, user=6, **SKIPPED)
-        assert answers(task(101, *notes)) == [(0, "loan", 5), (0, None, 6)]
+        notes = note(1, "card", user=5), note(2, "cash", user=6), note(3, "loan", user=5)
+        assert answers(task(101, *notes)) == [(0, "cash", 6), (0, "loan", 5)]
+        assert answers(task(101, *notes, note(4, user=5, **SKIPPED))) == [(0, "cash", 6), (0, None, 5)]
 
     @pytest.mark.parametrize(("user", "annotator"), [(7, 7), ({"id": 8, "email": "a@b.c"}, 8), (None, 0)])
     def test_annotators_are_numbers_objects_or_deleted(self, user: object, annotator: int) -> None:

@@ -192,7 +192,6 @@ def test_rounds_of_images_that_are_imported_one_after_another(server: Server, la
         if project is None:
             project = Project(server, IMAGES, chosen)
         else:
-            server.call("DELETE", f"{project.path}/model-versions", {"model_version": "lapal_ext"})
             server.call("POST", f"{project.path}/import", chosen)
         assert server.call("GET", f"{project.path}/")["model_version"] == "lapal_ext"
         for task in chosen:

@@ -102,9 +102,9 @@ class LabelStudioFile:
             )
         else:
             record.check_rows()
-        self._tasks = tasks
+        self._tasks, ids = tasks, tasks.ids
         self.lines = [
-            Line(answer.row, label=self._number(answer.label, tasks.ids[answer.row]), skipped=answer.label is None)
+            Line(answer.row, label=self._number(answer.label, ids[answer.row]), skipped=answer.label is None)
             for answer in tasks.answers
         ]
 

@@ -58,8 +58,8 @@ def test_it_chooses_what_a_label_file_with_the_same_answers_would() -> None:
     answers = some_answers()
     answers[5, 2] = None
     export(answers)
-    label_file = [f"{row},{label or 'skip'}" for (row, _), label in answers.items()]
-    Path("out.csv").write_text("\n".join(["row,label", *label_file]) + "\n")
+    label_file = [f"{row},,{label or 'skip'}" for (row, _), label in answers.items()]
+    Path("out.csv").write_text("\n".join(["row,suggested,label", *label_file]) + "\n")
     assert select("--number", 5) == 0
     assert main(["select", "--pool", "pool.npy", "--classes", "names.txt", "--out", "out.csv", "--number", "5"]) == 0
     added = lines_of_label_file()[len(answers) :]
