@@ -53,11 +53,11 @@ class Batch(NamedTuple):
         parameters = list(inspect.signature(model.forward).parameters.values())
         named = [p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
         known = {p.name: self.keywords[p.name] for p in named if p.name in self.keywords}
-        if any(p.kind == kinds.VAR_KEYWORD for p in parameters):
-            known |= {name: value for name, value in self.keywords.items() if isinstance(value, Tensor)}
         required = [p.name for p in parameters if p.default is kinds.empty and p.kind not in _VARIADIC]
         if not known and len(required) == 1:
             return self._replace(arguments=(self.keywords,), keywords={})
+        if any(p.kind == kinds.VAR_KEYWORD for p in parameters):
+            known |= {name: value for name, value in self.keywords.items() if isinstance(value, Tensor)}
         if missing := [name for name in required if name not in known]:
             raise TypeError(
                 f"data must hold {', '.join(map(repr, missing))}, which forward of model requires, got "
@@ -111,7 +111,10 @@ def _as_batch(raw: object, row: int) -> Batch:
         targets = found[0] if found and targets is None else targets
         rows = next((len(value) for value in keywords.values() if isinstance(value, Tensor) and value.dim()), 0)
         if rows == 0:
-            raise ValueError(f"{place} must hold tensors of shape (B, ...), got {', '.join(keywords) or 'nothing'}")
+            raise ValueError(
+                f"{place} must hold tensors of shape (B, ...), got {', '.join(keywords) or 'nothing'}: texts need a "
+                "tokenizer"
+            )
     else:
         raise TypeError(
             f"{place} must be a tensor, (inputs, labels) or a dict of a model's arguments, got {type(inputs).__name__}"

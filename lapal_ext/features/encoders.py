@@ -13,6 +13,23 @@ _TOKENS = "output.last_hidden_state"
 _FORMS = "module:function, timm:NAME or hf:NAME"
 
 
+class MeanState(nn.Module):
+    """The mean of the last states of an image model of transformers, over tokens or positions.
+
+    Args:
+        model: its ``last_hidden_state`` is [B, T, D], or [B, D, H, W] of a convolutional network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Tensor:  # [B, D]
+        """Run the model."""
+        states: Tensor = self.model(**inputs).last_hidden_state
+        return states.mean(1) if states.dim() == 3 else states.flatten(2).mean(2)
+
+
 class Encoder(NamedTuple):
     """A model, and what makes a batch of its inputs of items."""
 
@@ -72,7 +89,7 @@ def _from_transformers(name: str, kind: str) -> Encoder:
             return dict(tokenizer(list(items), padding=True, truncation=True, return_tensors="pt"))
         return dict(processor(_images(items), return_tensors="pt"))
 
-    return Encoder(model, prepare, _TOKENS, "mean")
+    return Encoder(model, prepare, _TOKENS, "mean") if kind == TEXTS else Encoder(MeanState(model), prepare)
 
 
 def _from_function(module: str, function: str) -> Encoder:

@@ -17,7 +17,7 @@ from lapal_ext.features.cache import FeatureCache, fingerprint, width_changes
 from lapal_ext.features.data_checksum import DataChecksum
 from lapal_ext.features.heads import check_pooled, find_head
 from lapal_ext.features.layers import catch, channels_first, check_take, is_pointwise, layer_name
-from lapal_ext.features.pooling import POOLS, as_rows
+from lapal_ext.features.pooling import POOLS, Pooling, as_rows
 from lapal_ext.features.sources import Data, check_order, count_rows
 from lapal_ext.selection.progress import progress_bar
 from lapal_ext.validation.scalars import check_choice, check_device, check_flag, check_integer, check_path
@@ -133,7 +133,8 @@ def extract(
         store = _cache(path, model, data, name, options, dtype, rows)
     if store.complete and rows is not None:
         return _result(store)
-    end = 0
+    end, compared = 0, False
+    searching = name is None and (store.layer is None or pool is not None)
     ids: list[Ids | None] = []
     with _evaluating(model, home, place), _uncompiled(), progress_bar("extracting", rows, shown=progress) as count:
         count(store.done)
@@ -151,19 +152,19 @@ def extract(
                 with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
                     return _call(model, moved)
 
-            check = False
-            if store.layer is None:
-                head = find_head(model, forward, pooled=pool is not None)
-                store.layer, check = head.name, head.pooled
+            if searching:
+                head = find_head(model, forward, None if pool is None else Pooling(pool, batch.rows, read.mask))
+                store.layer, compared, searching = head.name, head.pooled, False
                 if head.caution is not None:
                     warn(head.caution, UserWarning)
-            module = model.get_submodule(store.layer)
+            assert store.layer is not None
+            module = model.get_submodule(store.layer) if store.layer else model
             seen = catch(module, store.layer, take, forward)
             caught = as_rows(seen.value, seen.what, batch.rows, pool, read.mask, channels_first=channels_first(module))
-            if check:
+            if compared and pool is not None:  # in each batch: the first may have no padding, which needs a mask
                 single = caught[(..., *[None] * (seen.value.dim() - 2))] if is_pointwise(module) else caught
                 with torch.autocast(place.type, dtype=autocast, enabled=autocast is not None):
-                    check_pooled(store.layer, pool, module(single).flatten(1), seen.result)
+                    check_pooled(module, store.layer, pool, module(single).flatten(1), seen.result, first)
             kept = caught.to("cpu", dtype)
             _check_finite(caught, kept, first)
             if store.labelled not in (None, batch.targets is not None):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lapal_ext.features.outputs import fields, named_tensors
@@ -19,11 +20,13 @@ def layer_name(model: nn.Module, layer: str | nn.Module | None, take: str) -> st
     """Name of a layer in ``model.named_modules()``, or None if ``find_head`` has to find it.
 
     Raises:
-        TypeError: ``layer`` is neither a name nor a module.
+        TypeError: ``layer`` is neither a name nor a module, or the model takes no hooks.
         ValueError: it is not in the model; the message names those that are.
     """
     if layer is None:
         return None if take == "input" else ""  # the output of the model itself
+    if not takes_hooks(model):
+        raise _without_hooks(layer, model)
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     if isinstance(layer, nn.Module):
         if layer not in names:
@@ -56,7 +59,7 @@ def catch(layer: nn.Module, name: str, take: str, forward: Callable[[], object])
 
     Raises:
         ValueError: the layer does not run exactly once.
-        TypeError: the value is not a tensor of floating point numbers.
+        TypeError: the value is not a tensor of floating point numbers, or the layer takes no hooks.
     """
     caught: list[object] = []
     part, _, path = take.partition(".")
@@ -69,14 +72,20 @@ def catch(layer: nn.Module, name: str, take: str, forward: Callable[[], object])
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         keep(next(iter((*arguments, *keywords.values())), None))
 
-    if part == "input":
-        handle = layer.register_forward_pre_hook(before, with_kwargs=True)
+    if takes_hooks(layer):
+        if part == "input":
+            handle = layer.register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = layer.register_forward_hook(lambda _module, _arguments, output: keep(output))
+        try:
+            result = forward()
+        finally:
+            handle.remove()
+    elif name or part == "input":
+        raise _without_hooks(name, layer)
     else:
-        handle = layer.register_forward_hook(lambda _module, _arguments, output: keep(output))
-    try:
         result = forward()
-    finally:
-        handle.remove()
+        keep(result)
     check_calls(len(caught), name)
     value = caught[0]
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -90,6 +99,11 @@ def check_take(take: object) -> None:
     """Raise ValueError unless ``take`` is one of ``TAKES`` or names a field of the output."""
     if not (isinstance(take, str) and take.startswith("output.") and all(take.split("."))):
         check_choice("take", take, TAKES)
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether a module runs hooks, which those of TorchScript do not."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 def is_pointwise(module: nn.Module) -> bool:
@@ -108,6 +122,13 @@ def channels_first(module: nn.Module) -> bool | None:
     return True if isinstance(module, _CHANNELS_FIRST) else None
 
 
+def _without_hooks(layer: object, module: nn.Module) -> TypeError:
+    return TypeError(
+        f"layer must take hooks, got {layer!r} of a {type(module).__name__}: pass the model that was scripted or "
+        "traced, or take='output' without layer="
+    )
+
+
 def _field(value: object, path: str, what: str) -> object:
     for name in path.split("."):
         parts = fields(value) or {}
@@ -118,7 +139,8 @@ def _field(value: object, path: str, what: str) -> object:
 
 
 def _fields_to_take(value: object) -> str:
-    names = [f"take='output.{name}'" for name, tensor in named_tensors(value) if name and tensor.is_floating_point()]
+    named = [name for name, tensor in named_tensors(value) if name and tensor.is_floating_point()]
+    names = [f"take='output.{name}'" for name in sorted(named, key=lambda name: name.count("."))]
     return f"pass {' or '.join(names[:_MOST_NAMES])} for a field of it, or " if names else ""
 
 

@@ -1,6 +1,7 @@
 """What a model or a layer returns: the tensors in it, a field of it, and whether a tensor is what a layer gave."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ _DEPTH = 4  # of containers in one another
 _ROWS, _INPUTS, _POSITIONS, _VALUES = 16, 4, 4, 1 << 16  # of one sample
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4}  # relative to the largest value; of softmax and log-softmax
 _HALF_TOLERANCE = 0.02
+_INNER = re.compile(
+    r"(^|\.)\w*(cache|cache_params|past_key_values|hidden_states|attentions)(\.|$)|\.layers\.\d+\.(keys|values)$"
+)
 _FEWEST_VALUES = 6  # by chance the order of fewer could be the same
 
 
@@ -41,16 +45,28 @@ def named_tensors(value: object, name: str = "", depth: int = _DEPTH) -> Iterato
             yield from named_tensors(part, f"{name}.{key}".lstrip("."), depth - 1)
 
 
+def results(value: object) -> list[Tensor]:
+    """The tensors in what a model returns, without those that models of transformers return of their inner layers.
+
+    A value in the cache of a language model with one key-value head has the numbers of the layer that made it.
+    """
+    tensors = list(named_tensors(value))
+    outer = [tensor for name, tensor in tensors if not _INNER.search(name)]
+    return outer or [tensor for _, tensor in tensors]
+
+
 class Sample(NamedTuple):
     """A few rows of what a layer gives, copied before anything changes them in place."""
 
     shape: tuple[int, ...]
     values: Tensor  # [k, C]
+    rows: int = _ROWS  # k at most
 
     @classmethod
-    def of(cls, output: Tensor, *, channels_first: bool) -> "Sample":
+    def of(cls, output: Tensor, *, channels_first: bool, rows: int = _ROWS) -> "Sample":
         """Read the first rows, and of each the first positions."""
-        return cls(tuple(output.shape), _few(output, channels_first=channels_first).detach().clone())
+        few = _few(output, channels_first=channels_first, rows=rows)
+        return cls(tuple(output.shape), few.detach().clone(), rows)
 
     def returned_as(self, returned: Tensor, *, channels_first: bool) -> bool:
         """Whether ``returned`` has these values, or their softmax or log-softmax; the sigmoid of a single logit too."""
@@ -84,10 +100,10 @@ class Sample(NamedTuple):
             s for s in self.shape if s != 1
         ]:
             return None
-        return _few(returned.detach().reshape(self.shape), channels_first=channels_first)
+        return _few(returned.detach().reshape(self.shape), channels_first=channels_first, rows=self.rows)
 
 
-def _few(output: Tensor, *, channels_first: bool) -> Tensor:  # [k, C]
+def _few(output: Tensor, *, channels_first: bool, rows: int) -> Tensor:  # [k, C]
     """The first rows of [n, C], [n, positions..., C] or, with the channels first, [n, C, positions...]."""
     if sum(size != 1 for size in output.shape[1:]) <= 1:
         output = output.flatten(1)
@@ -96,7 +112,7 @@ def _few(output: Tensor, *, channels_first: bool) -> Tensor:  # [k, C]
     if output.dim() > 2:
         output = output[:_INPUTS].flatten(1, -2)[:, :_POSITIONS]
     columns = max(1, output.shape[-1])
-    return output.reshape(-1, columns)[: max(2, min(_ROWS, _VALUES // columns))]
+    return output.reshape(-1, columns)[: max(2, min(rows, _VALUES // columns))]
 
 
 def _close(value: Tensor, expected: Tensor, tolerance: float) -> bool:

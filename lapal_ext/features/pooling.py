@@ -1,5 +1,7 @@
 """One row for each input from the tokens of a sequence or the positions of an image."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,23 @@ from lapal_ext.validation.tensors import shape_text
 
 POOLS = ("last", "first", "mean")
 """The last or the first token that the attention mask keeps, or the mean of those."""
+
+
+class Pooling(NamedTuple):
+    """How the rows of one batch are made of what a layer gives."""
+
+    kind: str  # one of ``POOLS``
+    rows: int  # of the batch
+    mask: Tensor | None  # [rows, T], 0 where there is no token
+
+    def of(self, value: Tensor, *, channels_first: bool | None) -> Tensor | None:  # [rows, C]
+        """Rows of what a layer gives for each token or position; None of what has none."""
+        if value.dim() < 3:
+            return None
+        try:
+            return as_rows(value, "the output", self.rows, self.kind, self.mask, channels_first=channels_first)
+        except ValueError:
+            return None
 
 
 def as_rows(

@@ -155,6 +155,8 @@ def as_tensor(item: object) -> Tensor:
         TypeError: it holds something else.
     """
     try:
+        if type(item).__module__.startswith("PIL."):  # [H, W, channels], which no model takes
+            raise TypeError
         tensor = view("data", np.asarray(item))
         plain = not isinstance(item, (np.ndarray, np.generic)) and tensor.is_floating_point()
         return tensor.to(torch.get_default_dtype()) if plain else tensor

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lapal_ext.posterior.head import HEADS, check_writable_to
+from lapal_ext.posterior.head import HEADS, check_writable_to, kind_text, merge_hint
 from lapal_ext.validation.tensors import HALF_DTYPES, check_dense, check_overflow, shape_text
 
 
@@ -31,7 +32,7 @@ def write_linear(
                 nn.Linear, features, classes, bias is not None, device=weight.device, dtype=weight.dtype
             )
     if not isinstance(out, HEADS):
-        raise TypeError(f"out must be a torch.nn.Linear, got {type(out).__name__}")
+        raise TypeError(f"out must be a torch.nn.Linear, got {kind_text(out)}{merge_hint(out)}")
     if (out.bias is None) != (bias is None):
         has, lacks = ("no", "one") if bias is None else ("a", "none")
         raise ValueError(f"out must have {has} bias like the posterior, got a layer with {lacks}")
@@ -61,6 +62,12 @@ def _check_part(name: str, value: object, shape: torch.Size, mean: Tensor) -> No
     if isinstance(value, nn.UninitializedParameter):
         raise ValueError(f"{name} must have a shape, got a lazy parameter before its first forward pass")
     check_dense(name, value)
+    subclass: bool = is_traceable_wrapper_subclass(value)
+    if subclass:
+        raise TypeError(
+            f"{name} must be a plain tensor, got a parameter of {type(value.data).__name__}: leave the head out of "
+            "quantisation, or put the torch.nn.Linear of to_linear() in its place"
+        )
     if value.dtype != mean.dtype and not (value.dtype in HALF_DTYPES and mean.dtype == torch.float32):
         raise TypeError(f"{name} must be {mean.dtype} like mean, got {value.dtype}")
     if value.shape != shape:

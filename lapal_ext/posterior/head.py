@@ -77,11 +77,7 @@ def read_head(head: object, *, name: str = "head") -> Head:
         TypeError, ValueError: no such layer, or its parts are invalid.
     """
     if not isinstance(head, HEADS):
-        adapter = isinstance(head, nn.Module) and any(isinstance(part, nn.Linear) for part in head.modules())
-        hint = (
-            ": merge an adapter into its layer first (peft: merge_and_unload()), and pass the layer" if adapter else ""
-        )
-        raise TypeError(f"{name} must be a torch.nn.Linear, got {type(head).__name__}{hint}")
+        raise TypeError(f"{name} must be a torch.nn.Linear, got {kind_text(head)}{merge_hint(head)}")
     check_kind(name, head)
     lazy = [key for key, value in (*head.named_parameters(), *head.named_buffers()) if nn.parameter.is_lazy(value)]
     if lazy:
@@ -103,6 +99,18 @@ def read_head(head: object, *, name: str = "head") -> Head:
         bias = None if bias is None else torch.cat([torch.zeros_like(bias), bias])
     weight, bias = check_layer(weight, bias, prefix=f"{name}.", widen=True)
     return Head(name, layer, weight, bias, outputs)
+
+
+def kind_text(head: object) -> str:
+    """The name of a type, with its module where a layer of another library has the name of one of torch's."""
+    kind = type(head)
+    return f"{kind.__module__}.{kind.__name__}" if kind.__name__ in {one.__name__ for one in HEADS} else kind.__name__
+
+
+def merge_hint(head: object) -> str:
+    """What to do with an adapter around a layer, to follow its type in an error."""
+    adapter = isinstance(head, nn.Module) and any(isinstance(part, nn.Linear) for part in head.modules())
+    return ": merge an adapter into its layer first (peft: merge_and_unload()), and pass the layer" if adapter else ""
 
 
 def check_kind(name: str, head: nn.Module) -> None:
@@ -193,6 +201,9 @@ def _tolerance(weight: Tensor) -> float:
 def _reason(layer: nn.Module, seen: Tensor, expected: Tensor) -> str:
     if layer._forward_hooks or layer._forward_pre_hooks:
         return ", since hooks of the layer change it"
+    subclass: bool = is_traceable_wrapper_subclass(layer.weight)
+    if subclass:
+        return ", since it rounds its input too (leave the head out of quantisation)"
     factor = float((seen * expected).sum() / expected.square().sum().clamp_min(torch.finfo(torch.float64).tiny))
     if torch.allclose(seen, factor * expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         return f", {factor:.4g} times as much, as a temperature gives"

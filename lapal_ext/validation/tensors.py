@@ -102,7 +102,8 @@ def way_out(value: object) -> str:
     """How to make a tensor or an array of a value of another type, to follow its type in an error."""
     if hasattr(value, "to_numpy"):  # of pandas or polars
         return ": pass its .to_numpy()"
-    return ": pass torch.tensor(...) or numpy.asarray(...) of it" if isinstance(value, (list, tuple, range)) else ""
+    listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))  # lists, and columns of datasets
+    return ": pass torch.tensor(...) or numpy.asarray(...) of it" if listed else ""
 
 
 def _check_dtype(name: str, dtype: torch.dtype, kind: str, compute: torch.dtype | None, owner: str) -> None:

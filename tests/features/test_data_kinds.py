@@ -76,6 +76,15 @@ class Encoding(UserDict[str, Any]):
     """As ``transformers.BatchEncoding``."""
 
 
+class Picture:
+    """As those of PIL, whose values NumPy reads as [H, W, channels]."""
+
+    __module__ = "PIL.Image"
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return np.zeros((8, 8, 1), dtype=np.uint8)
+
+
 def text(row: int) -> dict[str, Any]:
     return {
         "text": f"text {row}",
@@ -192,6 +201,18 @@ def test_a_model_that_takes_one_dict() -> None:
         assert torch.equal(extract(model, data, batch_size=2).features, a + b)
 
 
+def test_a_model_that_takes_one_dict_and_options() -> None:
+    """As ``SentenceTransformer``, whose forward has further keywords."""
+
+    class WithOptions(OneDict):
+        def forward(self, batch: dict[str, Any], **options: Any) -> dict[str, Any]:
+            assert not options
+            return super().forward(batch)
+
+    a, b = torch.arange(15.0).view(5, 3), torch.ones(5, 3)
+    assert torch.equal(extract(WithOptions(), {"a": a, "b": b}).features, a + b)
+
+
 class Strange(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         return iter([3, 1, 2])
@@ -274,6 +295,16 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         "data .* of a dict of datasets pass one",
     ),
+    "images without a transform": (
+        Rows(lambda _: (Picture(), 1)),
+        TypeError,
+        "data must hold .*, got Picture: give",
+    ),
+    "texts alone": (
+        {"text": ["a", "b"]},
+        ValueError,
+        "the batch .* must hold tensors .*, got text: texts need",
+    ),
     "another key": ({"pixels": X}, TypeError, "data must be a tensor, or have a key 'images'"),
 }
 
@@ -318,9 +349,14 @@ def test_kinds_of_models_that_cannot_be_read() -> None:
         extract(exported.module(), X)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        scripted = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), X)
-    with pytest.raises(ValueError, match=r"^layer must be named, since model runs no torch\.nn\.Linear"):
-        extract(scripted, X)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+        scripted = (torch.jit.trace(network, X), torch.jit.script(network))
+    for model in scripted:
+        with pytest.raises(ValueError, match=r"^layer must be named, since model runs no torch\.nn\.Linear"):
+            extract(model, X)
+        with pytest.raises(TypeError, match=r"^layer must take hooks, got '1' of .*: pass the model that was scr"):
+            extract(model, X, "1")
+        assert torch.equal(extract(model, X, take="output").features, network(X).detach())
 
 
 def test_a_tensor_subclass_in_the_model(tmp_path: Any) -> None:
@@ -341,12 +377,3 @@ def test_a_tensor_subclass_in_the_model(tmp_path: Any) -> None:
     assert torch.equal(extract(make(0), X, path=path).features, result.features)
     with pytest.raises(StorageError, match="holds features of something else"):
         extract(make(1), X, path=path)
-
-
-def test_a_dataset_of_datasets() -> None:
-    datasets = pytest.importorskip("datasets", reason="needs datasets")
-    made = datasets.Dataset.from_list([text(row) for row in range(10)])
-    for data in (made, made.with_format("torch"), made.to_iterable_dataset()):
-        result = extract(TEXT_MODEL, data, batch_size=4)
-        torch.testing.assert_close(result.features, TEXT_MODEL.pooled(INPUT_IDS, MASK).detach())
-        assert torch.equal(result.targets, TEXT_LABELS)

@@ -42,6 +42,40 @@ def test_texts_are_the_mean_of_their_tokens_without_padding():
     assert features.tolist() == [[1.5, 2.5], [3.0, 9.0]]
 
 
+class Convolutional(nn.Module):
+    """Each pixel, and its square: as image models of transformers that convolve, whose states are [B, D, H, W]."""
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(last_hidden_state=torch.cat([pixel_values, pixel_values**2], 1))
+
+
+class Patches(Convolutional):
+    def forward(self, pixel_values):
+        states = super().forward(pixel_values).last_hidden_state
+        return SimpleNamespace(last_hidden_state=states.flatten(2).mT)
+
+
+@pytest.mark.parametrize("model", [Convolutional(), Patches()])
+def test_images_are_the_mean_of_their_positions(model, monkeypatch, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for number, grey in enumerate((10, 20)):
+        image.new("L", (2, 3), grey).save(tmp_path / f"{number}.png")
+
+    def process(pictures, return_tensors):
+        assert return_tensors == "pt"
+        pixels = [float(picture.getpixel((0, 0))[0]) for picture in pictures]
+        return {"pixel_values": torch.tensor(pixels)[:, None, None, None].expand(-1, 1, 3, 2)}
+
+    module = ModuleType("transformers")
+    module.AutoModel = SimpleNamespace(from_pretrained=lambda _: model)
+    module.AutoImageProcessor = SimpleNamespace(from_pretrained=lambda _: process)
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    encoder = load_encoder("hf:tiny", IMAGES)
+    batches = [encoder.prepare([str(tmp_path / "0.png"), str(tmp_path / "1.png")])]
+    features = extract(encoder.model, batches, take=encoder.take, pool=encoder.pool).features
+    assert features.tolist() == [[10, 100], [20, 400]]
+
+
 def test_images_are_read_as_timm_wants_them(monkeypatch, tmp_path):
     image = pytest.importorskip("PIL.Image")
     image.new("L", (2, 1), 51).save(tmp_path / "grey.png")

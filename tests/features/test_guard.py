@@ -47,6 +47,13 @@ class LowRank(nn.Module):
         return self.base(x) + 0.5 * self.up(self.down(x))
 
 
+class LowRankTwice(LowRank):
+    """As DoRA, whose norm needs the product of the factors too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / (1 + self.up(self.down(x)).norm())
+
+
 class LowRankLinear(nn.Linear):
     """The same as a subclass of a layer."""
 
@@ -94,6 +101,18 @@ class Several(Body):
         return torch.stack([head(z) for head in self.heads]).mean(0)
 
 
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def zero(layer: nn.Linear) -> nn.Linear:
+    with torch.no_grad():
+        for value in layer.parameters():
+            value.zero_()
+    return layer
+
+
 class Scaled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.tensor([1.0, -2.0, 3.0])
@@ -123,6 +142,19 @@ class Integers(nn.Module):
 class Output:
     logits: Tensor
     projection: Tensor | None = None
+
+
+class Cached(Body):
+    """As language models, which return the values of each layer too: here the head is no linear layer."""
+
+    def __init__(self, names: tuple[str, str], head: nn.Module) -> None:
+        super().__init__()
+        self.values, self.fc, self.names = nn.Linear(D, 4), head, names
+
+    def forward(self, x: Tensor) -> object:
+        z = self.features_of(x)
+        values = types.SimpleNamespace(values=self.values(z), keys=z)
+        return {self.names[0]: self.fc(z), self.names[1]: types.SimpleNamespace(layers=[values])}
 
 
 class Slots:
@@ -168,6 +200,41 @@ def made(make: Callable[[], Any]) -> Any:
 
 OTHERS = {
     "an adapter": (lambda: with_head(LowRank(nn.Linear(D, C))), X, "'fc.up', .* 'fc', a LowRank, gives that: .*merge"),
+    "an adapter that outweighs its layer": (
+        lambda: with_head(LowRank(zero(nn.Linear(D, C)))),
+        X,
+        "'fc.up', .*, with other values.* 'fc', a LowRank, gives that: .*merge",
+    ),
+    "an adapter whose factors run twice": (
+        lambda: with_head(LowRankTwice(nn.Linear(D, C))),
+        X,
+        "'fc.up', .* 'fc', a LowRankTwice, gives that: .*merge",
+    ),
+    "the values of a layer": (
+        lambda: Cached(("logits", "past_key_values"), Integers()),
+        X,
+        r"'values', .* returns \(a tensor of shape \(9, 3\)\); 'fc', a Integers, gives .*take='output.logits' for",
+    ),
+    "the values of a layer, without a name": (
+        lambda: Cached(("0", "1"), Integers()),
+        X,
+        r"'values', .* returns \(a tensor of shape \(9, 3\)\); 'fc', a Integers, gives .*take='output.0' for",
+    ),
+    "many tensors": (
+        lambda: After(lambda z: [z * -k for k in range(2, 9)]),
+        X,
+        r"returns \((a tensor of shape \(9, 3\)(, )?){3} and 4 more, with other values\)",
+    ),
+    "an encoder that ends with a rising function": (
+        lambda: nn.Sequential(nn.Linear(8, D), nn.BatchNorm1d(D), nn.ReLU()),
+        X,
+        "'0', .*'2', a ReLU, gives that: name the layer .*take='output'",
+    ),
+    "an encoder of tokens": (
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Linear(4, D), Mean(), nn.LayerNorm(D)),
+        X,
+        "'3', a LayerNorm, gives that: if model is an encoder without a head, pass take='output' .*pass pool='last'",
+    ),
     "an adapter in each layer": (
         lambda: nn.Sequential(LowRank(nn.Linear(8, D)), nn.Tanh(), LowRank(nn.Linear(D, C)), nn.LogSoftmax(1)),
         X,
@@ -310,28 +377,3 @@ def test_a_field_of_the_output_is_named() -> None:
         extract(model, X, take="output.states")
     tuples = made(lambda: After(lambda z: (z, {"z": z + 1})))
     assert torch.equal(extract(tuples, X, take="output.1.z").features, tuples(X)[1]["z"].detach())
-
-
-# Models of other libraries, with random weights
-
-
-@pytest.mark.parametrize(("name", "layer"), [("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3")])
-def test_a_model_of_torchvision(name: str, layer: str) -> None:
-    models = pytest.importorskip("torchvision.models", reason="needs torchvision")
-    assert extract(models.get_model(name, weights=None), torch.randn(2, 3, 64, 64)).layer == layer
-
-
-@pytest.mark.parametrize(("name", "layer"), [("resnet18", "fc"), ("vit_tiny_patch16_224", "head")])
-def test_a_model_of_timm(name: str, layer: str) -> None:
-    timm = pytest.importorskip("timm", reason="needs timm")
-    assert extract(timm.create_model(name, num_classes=3), torch.randn(2, 3, 224, 224)).layer == layer
-
-
-def test_an_adapter_of_peft() -> None:
-    peft = pytest.importorskip("peft", reason="needs peft")
-    configuration = peft.LoraConfig(target_modules=["body", "fc"], r=2, init_lora_weights=False)
-    model = peft.get_peft_model(made(FOUND["logits"]), configuration)
-    with pytest.raises(ValueError, match=r"^layer must be named, .*merge_and_unload"):
-        extract(model, X)
-    merged = model.merge_and_unload()
-    assert extract(merged, X).layer == "fc"

@@ -47,8 +47,27 @@ class Decoder(nn.Module):
         return {"logits": torch.stack(rows)}
 
 
+class Unmasked(Decoder):
+    """A decoder that finds the last token by the number of the padding where there is no mask."""
+
+    def __init__(self) -> None:
+        super().__init__("last")
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        return super().forward(input_ids, input_ids != 0 if attention_mask is None else attention_mask)
+
+
+class Adapted(nn.Module):
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.lora_A, self.lora_B = base, nn.Linear(D, 2, bias=False), nn.Linear(2, C, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.lora_B(self.lora_A(x))
+
+
 class Convolutional(nn.Module):
-    """As SqueezeNet: a head that is a 1 x 1 convolution, before or after the mean over positions."""
+    """A head that is a 1 x 1 convolution, before or after the mean over positions; rectified as in SqueezeNet."""
 
     def __init__(self, order: str, bias: bool = True) -> None:
         super().__init__()
@@ -62,6 +81,8 @@ class Convolutional(nn.Module):
         z = torch.relu(self.body(images))
         if self.order == "mean first":
             return self.head(z.mean((2, 3), keepdim=True)).flatten(1)
+        if self.order == "rectified":
+            return torch.relu(self.head(z)).mean((2, 3))
         return self.head(z).mean((2, 3)).log_softmax(1)
 
 
@@ -118,6 +139,31 @@ def test_another_pool_than_that_of_the_model_is_refused() -> None:
     assert extract(model, data, "score", pool="last").features.shape == (12, D)  # a layer that is named is taken
 
 
+@pytest.mark.parametrize("row", [5, 11])
+def test_every_row_of_every_batch_is_compared(row: int, tmp_path: Any) -> None:
+    """Padding that begins late, in data without a mask; the rows before it are kept, and not continued either."""
+    model, path = made(Unmasked), tmp_path / "x.npy"
+    ids = torch.cat([IDS, IDS])
+    ids[12 + row, 3:] = 0
+    data, start = {"input_ids": ids}, 12 + row // 6 * 6
+    with pytest.raises(ValueError, match=rf"^pool must .* not that in the batch of data from row {start} on: .*_mask"):
+        extract(model, data, pool="last", batch_size=6, path=path)
+    for options in ({"path": path, "batch_size": 6}, {"batch_size": 24}):
+        with pytest.raises(ValueError, match=r"^pool must .* with pool='last' is not that"):
+            extract(model, data, pool="last", **options)
+    result = extract(model, {"input_ids": ids, "attention_mask": ids != 0}, pool="last", batch_size=6)
+    check_logits(model.score, result.features, model(ids)["logits"])
+
+
+def test_an_adapter_around_a_head_that_runs_on_tokens() -> None:
+    model, data = made(Decoder, "last"), {"input_ids": IDS, "attention_mask": RIGHT}
+    model.score = made(Adapted, model.score)
+    with pytest.raises(ValueError, match=r"^layer must .*'score.lora_B'.*; 'score', a Adapted, gives .*merge"):
+        extract(model, data, pool="last")
+    model.score.lora_B.weight.data.zero_()
+    assert extract(model, data, pool="last").layer == "score.base"
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_convolution_as_head(bias: bool) -> None:
     first, last = made(Convolutional, "mean first", bias), made(Convolutional, "head first", bias)
@@ -127,6 +173,9 @@ def test_a_convolution_as_head(bias: bool) -> None:
         torch.testing.assert_close(result.features, model.features_of(IMAGES).detach())
     with pytest.raises(ValueError, match=r"takes the mean over positions, pass pool='mean', which is compared"):
         extract(last, IMAGES)
+    between = made(Convolutional, "rectified", bias)
+    with pytest.raises(ValueError, match=r"^pool must .* if model computes a function between .*; layer='head' takes"):
+        extract(between, IMAGES, pool="mean")
     check_logits(first.head, result.features, first(IMAGES))
     probabilities = LastLayerLaplace.from_linear(last.head, result.features, standardize=True)
     logits = probabilities.predict_logits(result.features)
@@ -171,63 +220,3 @@ def test_the_pool_is_part_of_what_a_file_holds(tmp_path: Any) -> None:
     assert torch.equal(extract(model, data, "score", pool="last", path=path).features, kept)
     with pytest.raises(Exception, match="something else"):
         extract(model, data, "score", pool="mean", path=path)
-
-
-# Models of transformers, with random weights
-
-
-def config(name: str, **more: Any) -> Any:
-    transformers = pytest.importorskip("transformers", reason="needs transformers")
-    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_labels": C}
-    return getattr(transformers, name)(intermediate_size=8, max_position_embeddings=16, pad_token_id=0, **sizes, **more)
-
-
-def network(name: str, configuration: Any) -> Any:
-    import transformers
-
-    return made(getattr(transformers, name), configuration)
-
-
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Mistral"])
-def test_a_decoder_of_transformers(kind: str) -> None:
-    model = network(f"{kind}ForSequenceClassification", config(f"{kind}Config", num_key_value_heads=2))
-    data = {"input_ids": torch.where(RIGHT.bool(), IDS, 0), "attention_mask": RIGHT}
-    result = extract(model, data, pool="last", batch_size=4)
-    assert result.layer == "score"
-    check_logits(model.score, result.features, model(**data).logits)
-    with pytest.raises(ValueError, match=r"pass pool='last', 'first' or 'mean'"):
-        extract(model, data)
-
-
-@pytest.mark.parametrize(
-    ("kind", "layer"), [("Bert", "classifier"), ("DistilBert", "classifier"), ("Roberta", "classifier.out_proj")]
-)
-def test_an_encoder_of_transformers(kind: str, layer: str) -> None:
-    model = network(f"{kind}ForSequenceClassification", config(f"{kind}Config", dim=8, n_heads=2, n_layers=1))
-    data = {"input_ids": torch.where(RIGHT.bool(), IDS, 0), "attention_mask": RIGHT}
-    result = extract(model, data)
-    assert result.layer == layer
-    check_logits(model.get_submodule(layer), result.features, model(**data).logits)
-
-
-def test_an_encoder_of_transformers_without_a_head() -> None:
-    model = network("BertModel", config("BertConfig"))
-    data = {"input_ids": torch.where(RIGHT.bool(), IDS, 0), "attention_mask": RIGHT}
-    with pytest.raises(ValueError, match=r"^layer must be named, .*'pooler.dense'.*take='output'.* pool="):
-        extract(model, data)
-    with pytest.raises(TypeError, match=r"pass take='output.last_hidden_state' or take='output.pooler_output'"):
-        extract(model, data, take="output")
-    states = model(**data).last_hidden_state.detach()
-    assert torch.equal(extract(model, data, take="output.pooler_output").features, model(**data).pooler_output.detach())
-    mean = extract(model, data, take="output.last_hidden_state", pool="mean").features
-    torch.testing.assert_close(mean, (states * RIGHT[..., None]).sum(1) / RIGHT.sum(1, keepdim=True))
-
-
-def test_states_of_a_language_model_are_pooled() -> None:
-    """Its head gives what it returns, on every token: there is no pooled logit to compare."""
-    model = network("GPT2LMHeadModel", config("GPT2Config", n_embd=8, n_layer=1, n_head=2))
-    data = {"input_ids": IDS, "attention_mask": RIGHT}
-    states = model.transformer(**data).last_hidden_state.detach()
-    last = extract(model, data, pool="last")
-    assert last.layer == "lm_head"
-    torch.testing.assert_close(last.features, states[torch.arange(12), RIGHT.sum(1) - 1])

@@ -39,6 +39,13 @@ class Cosine(nn.Linear):
         return functional.linear(functional.normalize(x, dim=1), functional.normalize(self.weight, dim=1), self.bias)
 
 
+class Rounding(nn.Linear):
+    """As layers of torchao that quantise their input too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear((x * 8).round() / 8, self.weight, self.bias)
+
+
 class Temperature(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) / 2.5
@@ -114,6 +121,11 @@ OTHERS = {
         TypeError,
         r"must be a torch\.nn\.Linear, got Seq.*merge_an",
     ),
+    "an adapter with the name of a layer, as of peft": (
+        lambda: type("Linear", (nn.Sequential,), {})(layer()),
+        TypeError,
+        r"must be a torch\.nn\.Linear, got tests\.posterior\.test_trained_head\.Linear: merge an",
+    ),
 }
 
 
@@ -152,10 +164,24 @@ def pruned() -> nn.Linear:
     return made
 
 
-def in_eighths() -> nn.Linear:
-    made = layer()
+def in_eighths(kind: Any = nn.Linear) -> nn.Linear:
+    made = layer(C, kind)
     made.weight = nn.Parameter(Eighths((made.weight * 8).round().detach().to(torch.int8)), requires_grad=False)
     return made
+
+
+def test_a_layer_that_rounds_its_input_is_refused(features: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^head must compute .* since it rounds its input too \(leave the head out"):
+        LastLayerLaplace.from_linear(in_eighths(Rounding), features)
+
+
+def test_nothing_is_written_into_integers(features: Tensor) -> None:
+    out = in_eighths()
+    posterior, before = LastLayerLaplace.from_linear(out, features), out.bias.clone()
+    posterior.update(features[:3], torch.tensor([0, 1, 2]))
+    with pytest.raises(TypeError, match=r"^out\.weight must be a plain tensor, got a parameter of Eighths: leave"):
+        posterior.to_linear(out)
+    assert torch.equal(out.bias, before)
 
 
 COMPUTED: dict[str, Callable[[], Any]] = {

@@ -1,6 +1,6 @@
 """Rows and labels in every form that people have them in: taken, or refused with what to write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -193,6 +193,22 @@ def test_frames_are_refused_with_what_to_write(named: Problem) -> None:
             call(Frame())
     with pytest.raises(TypeError, match=r"^pool must be .*, got Frame: pass its \.to_numpy\(\)$"):
         select_batch(named.posterior, Frame())
+
+
+class Column(Sequence[int]):
+    """As columns of ``datasets``."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, row: Any) -> Any:
+        return range(60)[row] % 3
+
+
+def test_columns_are_refused_with_what_to_write(named: Problem) -> None:
+    for use in ("update", "fit_map", "select_batch"):
+        with pytest.raises(TypeError, match=r"got Column: pass torch\.tensor\(\.\.\.\) or numpy\.asarray\(\.\.\.\)"):
+            label_uses(named)[use](Column())
 
 
 @pytest.mark.parametrize("row", [0, 1, 59])
