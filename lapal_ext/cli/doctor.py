@@ -6,8 +6,8 @@ import platform
 import re
 from importlib.metadata import PackageNotFoundError, requires, version
 
-_OF_DEVELOPERS = ("test", "lint")  # extras that users do not need
-_OPTIONAL = re.compile(r"""^([\w.-]+)[^;]*; extra == ["'](\w+)["']$""")  # of a requirement in the metadata
+_OF_DEVELOPERS = ("test", "lint", "label-studio")  # extras that users do not need
+_OPTIONAL = re.compile(r"""^([\w.-]+)[^;]*; extra == ["']([\w-]+)["']$""")  # of a requirement in the metadata
 _MISSING = "missing"
 _REQUIRED = ("torch", "numpy", "safetensors")
 

@@ -20,6 +20,7 @@ def test_dir_lists_the_public_names() -> None:
         ("lapal_ext.features", ["extract", "ExtractedFeatures"]),
         ("lapal_ext.interop.sklearn", ["LaplaceClassifier"]),
         ("lapal_ext.interop.skactiveml", ["LaplaceQueryStrategy"]),
+        ("lapal_ext.interop.label_studio", ["Tasks", "predictions", "read_tasks", "write_tasks"]),
         ("lapal_ext.cli", ["main"]),
     ],
 )

@@ -11,6 +11,7 @@ questions that a block asks on the terminal: it knows the digit on every image.
 
 import builtins
 import importlib
+import json
 import os
 import re
 import shlex
@@ -250,6 +251,8 @@ class TestBlocks:
         assert rows_of("shared.csv") == rows_of("alone.csv")
         assert len(rows_of("labels.csv")) == IMAGES + 1
         assert len(rows_of("by_letters.csv")) == 5
+        assert "Answers: 40. Rows chosen: 10. tasks.json has the predictions for the project." in printed
+        assert len(json.loads(Path("to_import.json").read_text())) == 10
 
 
 class TestCommands:

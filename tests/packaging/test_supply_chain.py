@@ -100,7 +100,7 @@ def declared() -> dict[str, str]:
     found: dict[str, str] = {}
     for requirement in requires("lapal_ext") or ():
         name = re.match(r"[\w.-]+", requirement)
-        extra = re.search(r"""extra == ["'](\w+)["']""", requirement)
+        extra = re.search(r"""extra == ["']([\w-]+)["']""", requirement)
         assert name, requirement
         found.setdefault(name[0].replace("-", "_"), extra[1] if extra else "")
     return found

@@ -52,6 +52,8 @@ def _command(file: str, old: str, new: str, *tests: str) -> Fault:
     return _fault("command line", f"lapal_ext/cli/{file}", old, new, *tests)
 
 
+_STUDIO = ("cli/select/test_label_studio.py", "interop/test_label_studio.py")
+
 FAULTS = (
     # Formulas in plain torch.
     _reference(
@@ -384,6 +386,13 @@ FAULTS = (
     _reference("posterior/calibration.py", "_MOST_ROWS = 1000", "_MOST_ROWS = 10_000", "posterior/test_calibration.py"),
     _command("saved_model.py", 'saved["model"] == _checksum(path)', "True", "cli/test_extract_and_predict.py"),
     _reference("posterior/calibration.py", "torch.isin(y, y[~out]) & out", "out", "posterior/test_calibration.py"),
+    _command("select/batch.py", "dict.fromkeys(line.row for line in lines)", "line.row for line in lines", _STUDIO[0]),
+    _command("select/label_studio_file.py", "elif len(tasks.exported) != pool_rows:", "elif False:", _STUDIO[0]),
+    _file("interop/label_studio/annotations.py", 'annotation.get("was_cancelled")', "False", _STUDIO[1]),
+    _file("interop/label_studio/annotations.py", "if len(chosen) != 1 or", "if not chosen or", _STUDIO[1]),
+    _file("interop/label_studio/tasks.py", "(timed[0], timed[1].annotation)", "timed[1].annotation", _STUDIO[1]),
+    _file("interop/label_studio/tasks.py", "kept.pop((answer.row, answer.annotator), None)", "pass", _STUDIO[1]),
+    _file("interop/label_studio/predictions.py", '"score": place / ', '"score": 1 - place / ', _STUDIO[1]),
     _command("items.py", "if n_lines != n_rows:", "if n_lines < n_rows:", "cli/select"),
     _command("select/classes.py", "if name in self.names:", "if False:", "cli/select"),
 )

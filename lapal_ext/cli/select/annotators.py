@@ -7,10 +7,10 @@ only some of the files, the next run finds there which common rows the other fil
 
 from collections.abc import Callable, Mapping, Sequence
 
-from lapal_ext.cli.select.answers import Line, labels_of, rows_of
+from lapal_ext.cli.select.answers import AnswerFile, Line, labels_of, rows_of
 from lapal_ext.cli.select.classes import Classes
 from lapal_ext.cli.select.display import safe
-from lapal_ext.cli.select.label_file import COMMON, LabelFile
+from lapal_ext.cli.select.label_file import COMMON
 
 _LISTED = 5  # rows that a report of disagreements names
 _SEPARATOR = "/"  # of names of files, which do not have it
@@ -30,7 +30,7 @@ class Handout:
         total: rows to pick.
     """
 
-    def __init__(self, files: Sequence[LabelFile], number: int, overlap: int, left: int, *, more: bool) -> None:
+    def __init__(self, files: Sequence[AnswerFile], number: int, overlap: int, left: int, *, more: bool) -> None:
         self._files = files
         self._getting = [
             place for place, file in enumerate(files) if more or not any(line.waits for line in file.lines)
@@ -71,7 +71,7 @@ class Handout:
         return added
 
 
-def _owed(files: Sequence[LabelFile], place: int) -> list[Line]:
+def _owed(files: Sequence[AnswerFile], place: int) -> list[Line]:
     """Lines of rows that other files have as common with this one, which lacks them."""
     present = set(rows_of(files[place].lines))
     owed: dict[int, Line] = {}
@@ -89,7 +89,7 @@ def interleaved(lines: Sequence[Sequence[Line]]) -> list[Line]:
     return [line for _, line in sorted(placed, key=lambda pair: pair[0])]
 
 
-def report(files: Sequence[LabelFile], added: Sequence[Sequence[Line]], *, asked: bool) -> None:
+def report(files: Sequence[AnswerFile], added: Sequence[Sequence[Line]], *, asked: bool) -> None:
     """Print how many answers each annotator has given, and how many rows each file has got in this run.
 
     Args:

@@ -1,7 +1,8 @@
 """Lines of a label file, and the answers in them as a model takes them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,7 @@ class Line(NamedTuple):
     suggested: str = ""
     trust: float = 1.0  # in the label, >= 0
     annotator: str = ""
+    probabilities: tuple[float, ...] = ()  # of the classes, [C], when the row was picked in this run
 
     @property
     def waits(self) -> bool:
@@ -29,6 +31,32 @@ class Line(NamedTuple):
     def counts(self) -> bool:
         """Whether the model gets the label."""
         return self.label is not None and self.trust > 0.0
+
+
+class AnswerFile(Protocol):
+    """Where answers come from, and where rows to label are written.
+
+    Attributes:
+        path: of the file with the rows to label.
+        pool_rows: N.
+        annotator: who answers in this file; None if several people may.
+        to_do: what to do with the rows that were added, a sentence.
+        lines: of rows of the pool.
+        gone: lines of rows that the pool does not have.
+    """
+
+    path: Path
+    pool_rows: int
+    annotator: str | None
+    to_do: str
+    lines: list[Line]
+    gone: list[Line]
+
+    def check_unchanged(self) -> None:
+        """Raise CommandError if the file was changed since it was read or written."""
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Replace ``lines``; after an error, which is a CommandError, the file is unchanged."""
 
 
 class Answers(NamedTuple):

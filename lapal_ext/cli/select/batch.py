@@ -12,10 +12,11 @@ import torch
 from lapal_ext.cli.items import Items, check_counts, read_items
 from lapal_ext.cli.saved_model import save_model
 from lapal_ext.cli.select.annotators import Handout, disagreements, interleaved, report
-from lapal_ext.cli.select.answers import Line, labels_of, rows_of
+from lapal_ext.cli.select.answers import AnswerFile, Line, labels_of, rows_of
 from lapal_ext.cli.select.classes import Classes, closest
 from lapal_ext.cli.select.display import safe, wrapped
 from lapal_ext.cli.select.label_file import RESERVED, LabelFile
+from lapal_ext.cli.select.label_studio_file import LabelStudioFile
 from lapal_ext.cli.select.pool_record import PoolRecord
 from lapal_ext.cli.select.start import LEAST_CLASSES, Start
 from lapal_ext.cli.select.summary import Summary, summarise, texts
@@ -43,8 +44,11 @@ def open_label_files(
     shard: Shard,
     ranks: Ranks,
     classes: Classes,
-) -> list[tuple[LabelFile, PoolRecord]]:
-    """The label files of ``--out`` or ``--annotators``, and the records of their pool; all processes call this."""
+) -> list[tuple[AnswerFile, PoolRecord]]:
+    """The files of ``--out``, ``--annotators`` or ``--label-studio``, and the records of their pool.
+
+    All processes call this.
+    """
     check_counts(options, items, shard.total)
 
     def digests(rows: list[int]) -> list[int]:
@@ -52,11 +56,14 @@ def open_label_files(
         return numbers
 
     content = checksum(pool, shard, ranks)
-    opened = []
+    opened: list[tuple[AnswerFile, PoolRecord]] = []
     for path in options.annotators or [options.out]:
         record = PoolRecord(path, content, None if items.ids is None else digests)
-        annotator = path.stem if options.annotators else None
-        opened.append((LabelFile(path, shard.total, classes, record, items.ids, annotator), record))
+        if options.label_studio is not None:
+            opened.append((LabelStudioFile(options, shard.total, classes, record, items), record))
+        else:
+            annotator = path.stem if options.annotators else None
+            opened.append((LabelFile(path, shard.total, classes, record, items.ids, annotator), record))
     return opened
 
 
@@ -102,12 +109,19 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
             picks = result.indices.tolist()
             names = [""] * number if items.ids is None else [items.ids.ids[row] for row in picks]
             guesses = [""] * number
+            shares: list[tuple[float, ...]] = [()] * number
+            classes = start.classes.names
             if taught:
-                likely = answered.predict_logits(start.features_of(picks)).argmax(1)
-                classes = start.classes.names  # a model has two classes or more, though one alone may have a name
-                guesses = [classes[guess] if guess < len(classes) else "" for guess in likely.tolist()]
-        for row, utility, name, guess in zip(picks, result.utilities.tolist(), names, guesses, strict=True):
-            new.append(Line(row, f"{utility:.6g}", others=items.cells(row), name=name, suggested=guess))
+                logits = answered.predict_logits(start.features_of(picks))
+                # A model has two classes or more, though one alone may have a name.
+                guesses = [classes[guess] if guess < len(classes) else "" for guess in logits.argmax(1).tolist()]
+                if len(classes) >= LEAST_CLASSES:
+                    temperature = 1.0 if calibration is None else calibration.temperature
+                    shares = [tuple(row) for row in (logits / temperature).softmax(1).tolist()]
+        utilities = [f"{utility:.6g}" for utility in result.utilities.tolist()]
+        for row, utility, name, guess, share in zip(picks, utilities, names, guesses, shares, strict=True):
+            others = items.cells(row)
+            new.append(Line(row, utility, others=others, name=name, suggested=guess, probabilities=share))
     added = handout.lines(new, items.cells)
     with ranks.together():
         for (_, record), more in zip(opened, added, strict=True):
@@ -177,7 +191,7 @@ def conclude(options: argparse.Namespace, lines: Sequence[Line], start: Start, p
     save(options, start, model, calibration)
 
 
-def tell_changes(files: Sequence[LabelFile], classes: Classes, *, grows: bool) -> None:
+def tell_changes(files: Sequence[AnswerFile], classes: Classes, *, grows: bool) -> None:
     """Print which rows of label files are gone from the pool, and which classes may be slips."""
     for file in files:
         if not file.gone:
@@ -209,7 +223,7 @@ def limit_of(options: argparse.Namespace) -> float | None:
 
 
 def _report(
-    options: argparse.Namespace, files: Sequence[LabelFile], added: Sequence[Sequence[Line]], start: Start
+    options: argparse.Namespace, files: Sequence[AnswerFile], added: Sequence[Sequence[Line]], start: Start
 ) -> None:
     tell_changes(files, start.classes, grows=start.classes.grows)
     lines = [line for file in files for line in file.lines]
@@ -220,7 +234,7 @@ def _report(
     if options.annotators:
         report(files, added, asked=options.number > 0 and left > 0)
     elif number > 0:
-        print(f"{answers} Rows chosen: {number}. Fill in their labels in {options.out}.")
+        print(f"{answers} Rows chosen: {number}. {files[0].to_do}")
         if waiting:
             print(f"Rows of the file that still wait for a label: {waiting}.")
     elif waiting:

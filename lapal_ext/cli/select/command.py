@@ -6,6 +6,7 @@ from pathlib import Path
 from lapal_ext.cli.arguments import positive_number, require, whole_number
 from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import add_options
+from lapal_ext.cli.select import label_studio_file
 from lapal_ext.cli.select.label_file import SUFFIXES
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -101,6 +102,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--seed", type=whole_number(0), default=0, metavar="N", help="seed of acquisitions that draw (default: 0)")
     add("--memory", type=positive_number, metavar="MIB", help="limit for logits or kernel values (default: none)")
     add("--interactive", action="store_true", help="ask for labels on the terminal, one by one")
+    label_studio_file.add_options(parser)
     add_options(parser)
     add("--texts", type=Path, metavar="FILE", help="text to show for a row: its line in this file")
     add("--save", type=Path, metavar="FILE", help="file for the model with all answers, for LastLayerLaplace.load")
@@ -135,6 +137,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _check_label_files(options: argparse.Namespace) -> None:
     """Raise CommandError unless ``--out`` or ``--annotators`` say which label files there are."""
+    label_studio_file.check_options(options)
     if options.annotators is None:
         if options.out is None:
             raise CommandError("pass --out FILE.csv, or --annotators with a file for each person")
@@ -151,7 +154,7 @@ def _check_label_files(options: argparse.Namespace) -> None:
     paths: list[Path] = options.annotators or [options.out]
     for path in paths:
         _check_folder(name, path)
-        if path.suffix.lower() not in SUFFIXES:
+        if options.label_studio is None and path.suffix.lower() not in SUFFIXES:
             raise CommandError(
                 f"{name} must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {path}: "
                 f"type {name} {path.with_suffix('.csv')}"

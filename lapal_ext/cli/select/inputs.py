@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.select.classes import MOST, Classes, closest, whole_number
+from lapal_ext.cli.select.label_studio_file import classes_of
 from lapal_ext.cli.text_files import read_lines
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor | None, Classes]":
 
 
 def _declared(options: argparse.Namespace) -> Classes | None:
-    """The classes of ``--classes``."""
+    """The classes of ``--classes`` or ``--label-config``."""
+    if options.label_config is not None and (found := classes_of(options)) is not None:
+        if options.classes is not None:
+            raise CommandError("--label-config has the classes: leave out --classes")
+        return found
     if options.classes is None:
         return None
     if options.classes.isascii() and options.classes.isdigit():

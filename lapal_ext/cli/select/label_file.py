@@ -45,6 +45,7 @@ class LabelFile:
 
     Attributes:
         pool_rows: N.
+        to_do: what a person does next, a sentence.
         lines: of rows of the pool.
         gone: lines of ids that the pool does not have. They stay in the file.
 
@@ -62,6 +63,7 @@ class LabelFile:
         annotator: str | None = None,
     ) -> None:
         self.path, self.pool_rows, self.annotator = path, pool_rows, annotator
+        self.to_do = f"Fill in their labels in {path}."
         self.lines: list[Line] = []
         self.gone: list[Line] = []
         self._classes, self._record, self._ids = classes, record, ids

@@ -39,6 +39,7 @@ def interview(options: argparse.Namespace) -> None:
     start = Start(options, pool, shard)
     grows = start.classes.grows
     [(file, record)] = open_label_files(options, items, pool, shard, ranks, start.classes)
+    assert isinstance(file, LabelFile)
     tell_changes([file], start.classes, grows=grows)
     if options.classes_complete:
         start.classes.grows = False
