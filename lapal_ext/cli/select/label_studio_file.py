@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="FILE.json",
-        help="JSON exports of Label Studio that have the answers; --out is then a .json file to import",
+        help="JSON exports of Label Studio, with the answers; --out is then a .json file of tasks with predictions",
     )
     add("--label-config", type=Path, metavar="FILE.xml", help="labeling interface of the project; it has the classes")
     add("--control", metavar="NAME", help="Choices tag of the labeling interface, if there are several")
