@@ -48,4 +48,4 @@ def labelled_rows(data: FeatureSet, counts: Iterable[int], seed: int) -> Iterato
                 model, pool, size, labelled=known, exclude=rows, references=_REFERENCES, generator=generator
             )
             rows = torch.cat([rows, batch.indices])
-        yield LabelledRows(prior, pool, labels, rows)
+        yield LabelledRows(prior, pool, labels, rows[:count])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lapal_ext.cli.arguments import whole_number
 from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import ID, PATH, TEXT, read_table
-from lapal_ext.cli.select.label_file import COLUMNS
+from lapal_ext.cli.select.label_file import RESERVED
 from lapal_ext.cli.text_files import read_lines
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _folder(folder: Path) -> _List:
 def _table(path: Path) -> _List:
     from lapal_ext.features.encoders import IMAGES, TEXTS
 
-    items = read_table(path, COLUMNS)  # which lapal-ext select could not take
+    items = read_table(path, RESERVED)  # which lapal-ext select could not take
     assert items.ids is not None
     if len(items.ids) == 0:
         raise CommandError(f"{path} must have a line for each item below its first one, got none")

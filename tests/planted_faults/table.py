@@ -336,25 +336,47 @@ FAULTS = (
     _command("select/label_file.py", "if self._on_disk() != self._content:", "if False:", "cli/select"),
     _command("select/label_file.py", "if key in seen:", "if False:", "cli/select"),
     _command("select/label_file.py", 'lineterminator="\\n"', 'lineterminator="\\r\\n"', "cli/select"),
-    _command("select/questions.py", "self._selector.undo()\n", "pass\n", "cli/select/test_terminal.py"),
+    _command("select/questions.py", "self._selector.forget(row)\n", "pass\n", "cli/select/test_changed_answers.py"),
+    _command(
+        "select/questions.py", "self._selector.forget(corrected.row)", "pass", "cli/select/test_changed_answers.py"
+    ),
+    _command("select/questions.py", "        self._tell(corrected)\n", "", "cli/select/test_changed_answers.py"),
     _command(
         "select/terminal.py",
-        "        file.write([*given, *unanswered.values()])\n",
-        "    file.write([*given, *unanswered.values()])\n",
+        "        file.write([*given, *unanswered])\n    if",
+        "    file.write([*given, *unanswered])\n    if",
         "cli/select/test_terminal.py",
     ),
     _command("select/pool_record.py", "!= self._of_ids[name]]", "is None]", "cli/select/test_rows_by_name.py"),
-    _command("select/batch.py", "if options.more or not waiting else 0", "", "cli/select/test_from_no_label.py"),
+    _command(
+        "select/annotators.py",
+        " if more or not any(line.waits for line in file.lines)",
+        "",
+        "cli/select/test_annotators.py",
+    ),
+    _command("select/annotators.py", " and line.row not in present", "", "cli/select/test_annotators.py"),
+    _command("select/annotators.py", "_owed(files, place)[:number]", "[]", "cli/select/test_annotators.py"),
+    _command("select/batch.py", "        file.check_unchanged()\n", "        pass\n", "cli/select/test_annotators.py"),
+    _command(
+        "select/label_file.py", "else line.row), line.annotator", 'else line.row), ""', "cli/select/test_annotators.py"
+    ),
+    _command("select/questions.py", "line.label, line.trust)", "line.label)", "cli/select/test_annotators.py"),
     _command(
         "select/start.py", "len(answered) >= len(self.classes)", "len(answered) > 0", "cli/select/test_from_no_label.py"
     ),
     _command("select/display.py", 'in ("Cc", "Cs")', 'in ("Cs",)', "cli/select/test_terminal.py"),
     _command(
-        "select/start.py", "calibrate(self._prior(), *self.labelled(answers))", "Calibration(1.0, 0.0)", "cli/select"
+        "select/start.py",
+        "calibrate(self._prior(), features[first], labels[first])",
+        "Calibration(1.0, 0.0)",
+        "cli/select",
     ),
+    _command("select/start.py", "features[first], labels[first]", "features, labels", "cli/select/test_annotators.py"),
+    _command("select/start.py", '"joint", trust)', '"joint")', "cli/select/test_annotators.py"),
+    _command("select/start.py", "labels, gamma=trust)", "labels)", "cli/select/test_annotators.py"),
     _command(
         "select/start.py",
-        "self._around_head().condition_on(*answers)",
+        "self._around_head().condition_on(features, labels, gamma=trust)",
         "self._around_head()",
         "cli/select/test_label_file.py",
     ),
@@ -364,7 +386,6 @@ FAULTS = (
     _reference("posterior/calibration.py", "_MOST_ROWS = 1000", "_MOST_ROWS = 10_000", "posterior/test_calibration.py"),
     _command("saved_model.py", 'saved["model"] == _checksum(path)', "True", "cli/test_extract_and_predict.py"),
     _reference("posterior/calibration.py", "torch.isin(y, y[~out]) & out", "out", "posterior/test_calibration.py"),
-    _command("select/batch.py", "dict.fromkeys(line.row for line in lines)", "line.row for line in lines", _STUDIO[0]),
     _command("select/label_studio_file.py", "elif len(tasks.exported) != pool_rows:", "elif False:", _STUDIO[0]),
     _file("interop/label_studio/annotations.py", 'annotation.get("was_cancelled")', "False", _STUDIO[1]),
     _file("interop/label_studio/annotations.py", "if len(chosen) != 1 or", "if not chosen or", _STUDIO[1]),

@@ -1,21 +1,23 @@
-"""``lapal-ext select`` with a file: fits the model to the answers in it, and adds the rows to label next."""
+"""``lapal-ext select`` with label files: fits the model to the answers in them, and adds the rows to label next."""
 
 import argparse
 import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lapal_ext.cli.items import Items, check_counts, read_items
 from lapal_ext.cli.saved_model import save_model
-from lapal_ext.cli.select.answers import Line, labelled, labels_of
+from lapal_ext.cli.select.annotators import Handout, disagreements, interleaved, report
+from lapal_ext.cli.select.answers import Line, labels_of, rows_of
 from lapal_ext.cli.select.classes import Classes, closest
 from lapal_ext.cli.select.display import safe, wrapped
 from lapal_ext.cli.select.label_file import RESERVED, LabelFile
-from lapal_ext.cli.select.label_studio_file import LabelStudioFile
+from lapal_ext.cli.select.label_studio_file import AnyFile, LabelStudioFile
 from lapal_ext.cli.select.pool_record import PoolRecord
 from lapal_ext.cli.select.start import LEAST_CLASSES, Start
 from lapal_ext.cli.select.summary import Summary, summarise, texts
@@ -36,64 +38,72 @@ _NAMED = 5  # ids that a message lists
 _SAME = 0.8  # similarity from which two classes may be one
 
 
-def open_label_file(
+def open_label_files(
     options: argparse.Namespace,
     items: Items,
     pool: "Tensor",  # [n, D], the rows in this process
     shard: Shard,
     ranks: Ranks,
     classes: Classes,
-) -> tuple[LabelFile, PoolRecord]:
-    """The label file and the record of its pool; all processes call this."""
-    record = _open_record(options, items, pool, shard, ranks)
-    return LabelFile(options.out, shard.total, classes, record, items.ids), record
+) -> list[tuple[LabelFile, PoolRecord]]:
+    """The label files of ``--out`` or ``--annotators``, and the records of their pool; all processes call this."""
+    opened = []
+    for path, record in _records(options, items, pool, shard, ranks):
+        annotator = path.stem if options.annotators else None
+        opened.append((LabelFile(path, shard.total, classes, record, items.ids, annotator), record))
+    return opened
 
 
-def _open_record(
+def _records(
     options: argparse.Namespace,
     items: Items,
     pool: "Tensor",  # [n, D]
     shard: Shard,
     ranks: Ranks,
-) -> PoolRecord:
+) -> list[tuple[Path, PoolRecord]]:
+    """What recognises the pool, for each file that is written."""
     check_counts(options, items, shard.total)
 
     def digests(rows: list[int]) -> list[int]:
         numbers: list[int] = row_digests(pool, rows, shard, ranks).tolist()
         return numbers
 
-    return PoolRecord(options.out, checksum(pool, shard, ranks), None if items.ids is None else digests)
+    content = checksum(pool, shard, ranks)
+    paths: list[Path] = options.annotators or [options.out]
+    return [(path, PoolRecord(path, content, None if items.ids is None else digests)) for path in paths]
 
 
 def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
-    """Read the answers back, save the model that is fitted to all of them, and append rows to the label file."""
+    """Read the answers back, save the model that is fitted to all of them, and append rows to the label files."""
     ranks = Ranks(group)
     with ranks.together():
         items = read_items(options, RESERVED)
         rows_here, shard = map_shard("--pool", options.pool, ranks)
         start = Start(options, rows_here, shard, ranks)
-        file: LabelFile | LabelStudioFile
+        opened: Sequence[tuple[AnyFile, PoolRecord]]
         if options.label_studio is None:
-            file, record = open_label_file(options, items, rows_here, shard, ranks, start.classes)
+            opened = open_label_files(options, items, rows_here, shard, ranks, start.classes)
         else:
-            record = _open_record(options, items, rows_here, shard, ranks)
-            file = LabelStudioFile(options, shard.total, start.classes, record, items)
-        lines = file.lines
+            [(_, record)] = _records(options, items, rows_here, shard, ranks)
+            opened = [(LabelStudioFile(options, shard.total, start.classes, record, items), record)]
+        files = [file for file, _ in opened]
+        lines = [line for file in files for line in file.lines]
         answers = start.answers(lines)
         taught = start.is_taught(lines)
         answered = start.model(answers)
         model = answered.clone()
-        waiting = [line.row for line in lines if line.waits]
+        known = {line.row for line in lines if line.counts}
+        waiting = [row for row in rows_of(line for line in lines if line.waits) if row not in known]
         if taught:  # each counts with its predicted label, as within a batch, so that no similar row is chosen
             for row in start.features_of(waiting)[:, None]:
                 model.update(row, model.predict_logits(row).argmax(1))
         calibration = start.calibration(answers)
-        picked = list(dict.fromkeys(line.row for line in lines))  # several people may have answered a row
-        left = shard.total - len(picked)
-        number = min(options.number, left) if options.more or not waiting else 0
+        picked = rows_of(lines)
+        handout = Handout(files, options.number, options.overlap, shard.total - len(picked), more=options.more)
+        number = handout.total
         covered = start.covered(picked)
-    added: list[Line] = []
-    logits: Tensor | None = None
+    new: list[Line] = []
+    shares: Tensor | None = None
     if number > 0:
         result = select_batch(
             model,
@@ -110,27 +120,31 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         with ranks.together():
             picks = result.indices.tolist()
             names = [""] * number if items.ids is None else [items.ids.ids[row] for row in picks]
-            record.note(dict(zip(names, picks, strict=True)))
             guesses = [""] * number
             if taught:
                 logits = answered.predict_logits(start.features_of(picks))
-                known = start.classes.names  # a model has two classes or more, though one alone may have a name
-                guesses = [known[guess] if guess < len(known) else "" for guess in logits.argmax(1).tolist()]
+                shares = (logits if calibration is None else logits / calibration.temperature).softmax(1)
+                classes = start.classes.names  # a model has two classes or more, though one alone may have a name
+                guesses = [classes[guess] if guess < len(classes) else "" for guess in logits.argmax(1).tolist()]
         for row, utility, name, guess in zip(picks, result.utilities.tolist(), names, guesses, strict=True):
-            added.append(Line(row, f"{utility:.6g}", others=items.cells(row), name=name, suggested=guess))
-    everything = [*lines, *added]
+            new.append(Line(row, f"{utility:.6g}", others=items.cells(row), name=name, suggested=guess))
+    added = handout.lines(new, items.cells)
+    with ranks.together():
+        for (_, record), more in zip(opened, added, strict=True):
+            record.note({line.name: line.row for line in more})
+    everything = interleaved([[*file.lines, *more] for file, more in zip(files, added, strict=True)])
     summary = summarise(everything, start, answered, calibration, rows_here, group)
     pool_map = map_pool(options, everything, start, answered, calibration, ranks)
     if ranks.rank > 0:
         return
-    if isinstance(file, LabelFile):
-        file.write(everything)
-    elif logits is None or len(start.classes) < LEAST_CLASSES:
-        file.write(everything, None)
-    else:
-        temperature = 1.0 if calibration is None else calibration.temperature
-        file.write(everything, (logits / temperature).softmax(1))
-    _report(options, file, start, len(lines), number)
+    for file in files:  # before any of them is written
+        file.check_unchanged()
+    for file, more in zip(files, added, strict=True):
+        if isinstance(file, LabelFile):
+            file.write([*file.lines, *more])
+        else:
+            file.write([*file.lines, *more], shares)
+    _report(options, files, added, start)
     print_summary(options, summary, start.classes, pool_map)
     save(options, start, answered, calibration)
 
@@ -186,18 +200,21 @@ def conclude(options: argparse.Namespace, lines: Sequence[Line], start: Start, p
     save(options, start, model, calibration)
 
 
-def tell_changes(file: LabelFile | LabelStudioFile, classes: Classes, *, grows: bool) -> None:
-    """Print which rows of the label file are gone from the pool, and which classes may be slips."""
-    if file.gone:
+def tell_changes(files: Sequence[AnyFile], classes: Classes, *, grows: bool) -> None:
+    """Print which rows of label files are gone from the pool, and which classes may be slips."""
+    for file in files:
+        if not file.gone:
+            continue
         answers = len(labels_of(file.gone))
-        names = ", ".join(line.name for line in file.gone[:_NAMED]) + (", …" if len(file.gone) > _NAMED else "")
+        gone = list(dict.fromkeys(line.name for line in file.gone))
+        names = ", ".join(gone[:_NAMED]) + (", …" if len(gone) > _NAMED else "")
         print(
-            f"Rows of {file.path} that are gone from the pool: {len(file.gone)} ({names}). They stay in the file; "
+            f"Rows of {file.path} that are gone from the pool: {len(gone)} ({names}). They stay in the file; "
             f"the model does not get their labels, of which there are {answers}."
         )
     if not grows or classes.are_numbers:
         return
-    counts = Counter(classes.names[label] for label in labels_of(file.lines))
+    counts = Counter(classes.names[label] for file in files for label in labels_of(file.lines))
     for name, count in counts.items():
         other = closest(name, [known for known in counts if known != name], _SAME) if count == 1 else None
         if other is not None and counts[other] > count:
@@ -215,29 +232,35 @@ def limit_of(options: argparse.Namespace) -> float | None:
 
 
 def _report(
-    options: argparse.Namespace, file: LabelFile | LabelStudioFile, start: Start, before: int, number: int
+    options: argparse.Namespace, files: Sequence[AnyFile], added: Sequence[Sequence[Line]], start: Start
 ) -> None:
-    tell_changes(file, start.classes, grows=start.classes.grows)
-    labels = labels_of(file.lines)
-    waiting = sum(line.waits for line in file.lines[:before])
-    left = file.pool_rows - len({line.row for line in file.lines})
-    answers = f"Answers: {len(labels)}."
-    if number > 0:
-        print(f"{answers} Rows chosen: {number}. {file.to_do}")
-        if left == 0:
-            print(f"There are no more rows than these {number}.")
+    tell_changes(files, start.classes, grows=start.classes.grows)
+    lines = [line for file in files for line in file.lines]
+    left = files[0].pool_rows - len(rows_of(lines))
+    new = [line for more in added for line in more]
+    number, waiting = len(rows_of(new)), sum(line.waits for line in lines) - len(new)
+    answers = f"Answers: {len(labels_of(lines))}."
+    if options.annotators:
+        report(files, added, asked=options.number > 0 and left > 0)
+    elif number > 0:
+        print(f"{answers} Rows chosen: {number}. {files[0].to_do}")
         if waiting:
             print(f"Rows of the file that still wait for a label: {waiting}.")
     elif waiting:
-        print(f"{answers} Rows of {file.path} that still wait for a label: {waiting}.")
+        print(f"{answers} Rows of {options.out} that still wait for a label: {waiting}.")
         if options.number > 0 and left > 0:
             print("No rows were added to them. To get more all the same, pass --more.")
-    elif left == 0:
-        skipped = file.pool_rows - len({row for row, _ in labelled(file.lines)})
-        print(f"{answers} Every row of the pool has an answer{f', {skipped} of them skip' if skipped else ''}.")
-    else:
+    elif left > 0:
         print(answers)
-    if left > 0 and (text := start.progress(file.lines)):
+    if left == 0 and number > 0:
+        print(f"There are no more rows than these {number}.")
+    if left == number == waiting == 0:
+        skipped = len(rows_of(lines)) - len(rows_of(line for line in lines if line.label is not None))
+        counted = "" if options.annotators else f"{answers} "
+        print(f"{counted}Every row of the pool has an answer{f', {skipped} of them skip' if skipped else ''}.")
+    for words in disagreements(lines, start.classes):
+        print(words)
+    if left > 0 and (text := start.progress(lines)):
         print(text)
-    if left == 0 and not waiting and number == 0 and options.save is None:
+    if left == number == waiting == 0 and options.save is None:
         print("To keep the model, run the command again with --save model.safetensors.")

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from lapal_ext.cli.errors import CommandError
 
-SKIP, UNDO, QUIT = "skip", "undo", "quit"
-COMMANDS = (SKIP, UNDO, QUIT)  # what may be typed in place of a label; no class may have such a name
+SKIP, BACK, UNDO, QUIT = "skip", "back", "undo", "quit"
+COMMANDS = (SKIP, BACK, UNDO, QUIT)  # what may be typed in place of a label; no class may have such a name
 MORE, LIST = "+", "?"  # keys of the terminal
 MOST = 1_000_000
 _MOST_UNDECLARED = 1000  # one more class takes memory for one more row of weights, and a number may be a slip
@@ -123,9 +123,18 @@ class Classes:
         self.names += map(str, range(len(self.names), number + 1))
         return number
 
-    def drop_unused(self, labels: Iterable[int]) -> None:
-        """Remove the last classes that answers have added, as far as none of these labels is one of them."""
-        del self.names[max([self.declared - 1, *labels]) + 1 :]
+    def drop_unused(self, labels: Iterable[int]) -> dict[int, int]:
+        """Remove classes that answers have added and that none of these labels is; numbers below a label stay.
+
+        Returns:
+            The number of each class that is left, by its number before.
+        """
+        used = set(labels)
+        kept = [number for number in range(len(self.names)) if number < self.declared or number in used]
+        if self.are_numbers:
+            kept = list(range(max(kept, default=-1) + 1))
+        self.names[:] = [self.names[number] for number in kept]
+        return {old: new for new, old in enumerate(kept)}
 
     def allowed(self) -> str:
         """The labels that may be typed, for messages."""

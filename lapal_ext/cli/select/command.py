@@ -22,6 +22,11 @@ until every class of --classes has an answer, or --classes-complete is given. Wi
 the model gets every answer before the next question, and the file is kept up to date; Ctrl-C keeps
 all answers.
 
+Columns that may be added to the file: trust, a number of at least 0 for each label (1 if empty),
+and annotator, where a row has a line for each of several people. With a label file for each of them,
+  lapal-ext select --pool pool.npy --classes 3 --annotators anna.csv bert.csv --overlap 2
+gives everyone other rows, except for two rows that both get.
+
 at the end, keep the model, and let it label all rows:
   lapal-ext select --pool pool.npy --classes 3 --out to_label.csv --number 0 --save m.safetensors
   lapal-ext predict --model m.safetensors --pool pool.npy --out labels.csv
@@ -50,7 +55,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--pool", required=True, type=Path, metavar="FILE", help=f"features [N, D], {matrix}, or a folder of parts")
     add("--features", type=Path, metavar="FILE", help=f"features that have labels already, [L, D], {matrix}")
     add("--labels", type=Path, metavar="FILE", help="their labels, [L]: numbers or names in .npy, or lines of a .txt")
-    add("--out", required=True, type=Path, metavar="FILE.csv", help="the label file, with the answers so far")
+    add("--out", type=Path, metavar="FILE.csv", help="the label file, with the answers so far")
+    add(
+        "--annotators",
+        nargs="+",
+        type=Path,
+        metavar="FILE.csv",
+        help="in place of --out, a label file for each of several people, who get different rows",
+    )
+    add(
+        "--overlap",
+        type=whole_number(0),
+        default=0,
+        metavar="K",
+        help="with --annotators, how many of the --number rows all of them get who get rows in this run (default: 0)",
+    )
     add("--head", type=Path, metavar="FILE", help="trained layer: weight [C, D] and bias [C], .safetensors")
     add(
         "--classes",
@@ -95,16 +114,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(options: argparse.Namespace) -> None:
     from lapal_ext.cli.select.torchrun import started_by_torchrun
 
-    places = (("--out", options.out), ("--save", options.save), ("--picture", options.picture))
-    for name, path in places:  # before the work starts
-        if path is not None and not path.parent.is_dir():
-            raise CommandError(f"{name} must lie in an existing folder, got {path}")
-    label_studio_file.check_options(options)
-    if options.label_studio is None and options.out.suffix.lower() not in SUFFIXES:
-        raise CommandError(
-            f"--out must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {options.out}: "
-            f"type --out {options.out.with_suffix('.csv')}"
-        )
+    if label_studio_file.check_options(options):  # before the work starts
+        _check_folder("--out", options.out)
+    else:
+        _check_label_files(options)
+    for name, path in (("--save", options.save), ("--picture", options.picture)):
+        if path is not None:
+            _check_folder(name, path)
     if options.picture is not None:
         require("select --picture", "demo", ("sklearn", "matplotlib"))
         if options.picture.suffix.lower() not in _PICTURES:
@@ -120,3 +136,38 @@ def _run(options: argparse.Namespace) -> None:
             interview(options)
         else:
             raise CommandError("--interactive asks one person: start it without torchrun")
+
+
+def _check_label_files(options: argparse.Namespace) -> None:
+    """Raise CommandError unless ``--out`` or ``--annotators`` say which label files there are."""
+    if options.annotators is None:
+        if options.out is None:
+            raise CommandError("pass --out FILE.csv, or --annotators with a file for each person")
+        if options.overlap > 0:
+            raise CommandError("--overlap needs --annotators, the files of those who get the same rows")
+    elif options.out is not None:
+        raise CommandError("--annotators has a label file for each person: leave out --out")
+    elif options.interactive:
+        raise CommandError("--interactive asks one person: pass the label file of that person as --out")
+    elif options.overlap > options.number > 0:
+        raise CommandError(f"--overlap must be at most --number, which is {options.number}, got {options.overlap}")
+    names: dict[str, Path] = {}
+    name = "--out" if options.annotators is None else "--annotators"
+    paths: list[Path] = options.annotators or [options.out]
+    for path in paths:
+        _check_folder(name, path)
+        if path.suffix.lower() not in SUFFIXES:
+            raise CommandError(
+                f"{name} must be a {' or '.join(SUFFIXES)} file, a text that spreadsheets open and save, got {path}: "
+                f"type {name} {path.with_suffix('.csv')}"
+            )
+        other = names.setdefault(path.stem, path)
+        if other is not path:
+            raise CommandError(
+                f"{name} must have files of different names, which tell the annotators apart, got {other} and {path}"
+            )
+
+
+def _check_folder(name: str, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise CommandError(f"{name} must lie in an existing folder, got {path}")

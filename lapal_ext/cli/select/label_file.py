@@ -4,10 +4,14 @@ A CSV file with the columns ``row`` (of the pool, from zero), ``id`` if rows hav
 ``suggested`` (the class that the model expected then, which is no answer) and ``label``: the number or the name of a
 class, ``skip``, or nothing if there is no answer yet. Spreadsheets read and write it, with commas, semicolons or tabs.
 Further columns are kept. Without the column ``suggested``, nothing is suggested.
+
+People may add the columns ``trust`` (in the label, a number >= 0; an empty cell is 1) and ``annotator``. A row may have
+a line for each annotator, and each of them is an observation.
 """
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +26,8 @@ from lapal_ext.pool.row_ids import RowIds
 
 ROW, UTILITY, SUGGESTED, LABEL = "row", "utility", "suggested", "label"
 COLUMNS = (ROW, UTILITY, SUGGESTED, LABEL)
-RESERVED = (*COLUMNS, "")  # columns that a table of items must not have
+TRUST, ANNOTATOR, COMMON = "trust", "annotator", "common_to"
+RESERVED = (*COLUMNS, TRUST, ANNOTATOR, COMMON, "")  # columns that a table of items must not have
 SUFFIXES = (".csv", ".tsv", ".txt")
 _GONE = -1
 
@@ -36,6 +41,7 @@ class LabelFile:
         classes: what a label may be. A name that it does not have is added to it, if it grows.
         record: recognises the pool; None if that is not known.
         ids: of the rows of the pool; lines are then known by their ids, whatever their row numbers were.
+        annotator: who gives all answers in the file; None if its column ``annotator`` says so.
 
     Attributes:
         pool_rows: N.
@@ -54,8 +60,9 @@ class LabelFile:
         classes: Classes,
         record: PoolRecord | None = None,
         ids: RowIds | None = None,
+        annotator: str | None = None,
     ) -> None:
-        self.path, self.pool_rows = path, pool_rows
+        self.path, self.pool_rows, self.annotator = path, pool_rows, annotator
         self.to_do = f"Fill in their labels in {path}."
         self.lines: list[Line] = []
         self.gone: list[Line] = []
@@ -74,10 +81,7 @@ class LabelFile:
         Raises:
             CommandError: the file cannot be written, or was changed since it was read.
         """
-        if self._on_disk() != self._content:
-            raise CommandError(
-                f"{self.path} was changed by another program meanwhile and is not overwritten: run the command again"
-            )
+        self.check_unchanged()
         content = self._text([*lines, *self.gone]).encode(self._encoding)
         try:
             if self._record is not None:
@@ -89,9 +93,22 @@ class LabelFile:
         self._content = content
         self.lines = list(lines)
 
-    def drop_unused_classes(self, lines: Sequence[Line]) -> None:
-        """Remove the last classes that answers have added, as far as neither these lines nor ``gone`` have them."""
-        self._classes.drop_unused(labels_of([*lines, *self.gone]))
+    def check_unchanged(self) -> None:
+        """Raise CommandError if the file was changed since it was read or written."""
+        if self._on_disk() != self._content:
+            raise CommandError(
+                f"{self.path} was changed by another program meanwhile and is not overwritten: run the command again"
+            )
+
+    def drop_unused_classes(self, lines: Sequence[Line]) -> list[Line]:
+        """Remove classes that answers have added, and that neither these lines nor ``gone`` have.
+
+        Returns:
+            The lines with the numbers that their classes have then.
+        """
+        numbers = self._classes.drop_unused(labels_of([*lines, *self.gone]))
+        self.gone = _renumbered(self.gone, numbers)
+        return _renumbered(lines, numbers)
 
     def _text(self, lines: Sequence[Line]) -> str:
         needed = [ROW, UTILITY, LABEL] if self._ids is None else [ROW, ID, UTILITY, LABEL]
@@ -123,14 +140,15 @@ class LabelFile:
             if name not in table.columns:
                 got = ", ".join(table.columns) or "nothing"
                 raise CommandError(f"{self.path} must have a column called {name}, got {got}")
-        seen: dict[int | str, int] = {}
+        seen: dict[tuple[int | str, str], int] = {}
         for number, cells in table.rows:
             place = f"{self.path}, line {number}"
             line = self._line(cells, place, by_id=by_id)
-            key = line.name if line.row == _GONE else line.row
+            key = (line.name if line.row == _GONE else line.row), line.annotator
             if key in seen:
                 what = f"id {line.name!r}" if by_id else f"row {line.row}"
-                raise CommandError(f"{place}: {what} occurs twice, first in line {seen[key]}")
+                whose = f" of annotator {line.annotator!r}" if line.annotator and self.annotator is None else ""
+                raise CommandError(f"{place}: {what}{whose} occurs twice, first in line {seen[key]}")
             seen[key] = number
             (self.gone if line.row == _GONE else self.lines).append(line)
         if self._record is not None and self._ids is not None:
@@ -148,7 +166,10 @@ class LabelFile:
         label, skipped = self._answer(cells[LABEL].strip(), place)
         mine = COLUMNS if self._ids is None else (*COLUMNS, ID)
         others = {column: value for column, value in cells.items() if column not in mine}
-        return Line(row, cells.get(UTILITY, ""), label, skipped, others, name, cells.get(SUGGESTED, ""))
+        trust = _trust(cells.get(TRUST, "").strip(), place)
+        annotator = cells.get(ANNOTATOR, "").strip() if self.annotator is None else self.annotator
+        suggested = cells.get(SUGGESTED, "")
+        return Line(row, cells.get(UTILITY, ""), label, skipped, others, name, suggested, trust, annotator)
 
     def _row_of(self, name: str, place: str) -> int:
         assert self._ids is not None
@@ -178,8 +199,26 @@ class LabelFile:
         )
 
 
+def _renumbered(lines: Sequence[Line], numbers: Mapping[int, int]) -> list[Line]:
+    return [line if line.label is None else line._replace(label=numbers[line.label]) for line in lines]
+
+
 def _row_number(cell: str, pool_rows: int, place: str) -> int:
     row = whole_number(cell.strip())
     if row is None or row >= pool_rows:
         raise CommandError(f"{place}: row must be a whole number in [0, {pool_rows}), got {cell.strip()!r}")
     return row
+
+
+def _trust(cell: str, place: str) -> float:
+    """The number in a cell, also with the decimal comma of some spreadsheets; 1 if the cell is empty."""
+    try:
+        trust = float(cell.replace(",", ".")) if cell else 1.0
+    except ValueError:
+        trust = math.nan
+    if 0.0 <= trust < math.inf:
+        return trust
+    raise CommandError(
+        f"{place}: trust must be a number of at least 0, got {cell!r}: type 0.5 for half the trust, 0 for none, or "
+        "nothing for 1"
+    )

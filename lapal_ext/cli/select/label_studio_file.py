@@ -9,6 +9,7 @@ from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.items import ID, Items
 from lapal_ext.cli.select.answers import Line
 from lapal_ext.cli.select.classes import Classes
+from lapal_ext.cli.select.label_file import LabelFile
 from lapal_ext.cli.select.pool_record import PoolRecord
 from lapal_ext.cli.text_files import read_lines
 
@@ -33,19 +34,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--control", metavar="NAME", help="Choices tag of the labeling interface, if there are several")
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Raise CommandError unless the options fit together."""
+def check_options(options: argparse.Namespace) -> bool:
+    """Whether answers come from Label Studio. Raise CommandError unless the options fit to that."""
     if options.label_studio is None:
         for name in ("label_config", "control"):
             if getattr(options, name) is not None:
                 raise CommandError(f"--{name.replace('_', '-')} needs --label-studio")
-        return
+        return False
+    if options.annotators is not None or options.out is None:
+        raise CommandError("--label-studio has the answers of all annotators: pass --out FILE.json alone")
     if options.interactive:
         raise CommandError("--interactive asks on the terminal: leave out --label-studio, or --interactive")
     if options.out.suffix.lower() != SUFFIX:
         raise CommandError(f"--out must be a {SUFFIX} file that Label Studio imports, got {options.out}")
     if options.out.resolve() in [path.resolve() for path in options.label_studio]:
         raise CommandError(f"--out must be another file than the export, got {options.out}")
+    return True
 
 
 def classes_of(options: argparse.Namespace) -> Classes | None:
@@ -70,7 +74,7 @@ class LabelStudioFile:
         path: of the file of chosen tasks.
         pool_rows: N.
         to_do: what a person does next, a sentence.
-        gone: empty.
+        annotator, gone: none; the lines have their annotators.
         lines: one for each answer, so that a row may have several.
 
     Raises:
@@ -83,7 +87,7 @@ class LabelStudioFile:
     ) -> None:
         from lapal_ext.interop.label_studio import read_tasks
 
-        self.path, self.pool_rows, self.gone = options.out, pool_rows, list[Line]()
+        self.path, self.pool_rows, self.annotator, self.gone = options.out, pool_rows, None, list[Line]()
         # If the project has all tasks, imported ones would be copies of them.
         what = "the predictions for the project" if items.ids is None else "the tasks to import"
         self.to_do = f"{options.out} has {what}."
@@ -104,16 +108,25 @@ class LabelStudioFile:
             record.check_rows()
         self._tasks, ids = tasks, tasks.ids
         self.lines = [
-            Line(answer.row, label=self._number(answer.label, ids[answer.row]), skipped=answer.label is None)
+            Line(
+                answer.row,
+                label=self._number(answer.label, ids[answer.row]),
+                skipped=answer.label is None,
+                name=f"task {ids[answer.row]}" if items.ids is None else items.ids.ids[answer.row],
+                annotator=f"annotator {answer.annotator}",
+            )
             for answer in tasks.answers
         ]
+
+    def check_unchanged(self) -> None:
+        """Return, since exports are only read."""
 
     def write(self, lines: Sequence[Line], probabilities: "Tensor | None") -> None:
         """Write the tasks of the lines that wait for an answer, in their order.
 
         Args:
             lines: of all rows that were ever chosen.
-            probabilities: of the classes, for the lines that wait, [k, C]; None if nothing is known.
+            probabilities: of the classes, for the lines that wait, [k, C]; None if there is no answer yet.
 
         Raises:
             CommandError: the file cannot be written.
@@ -125,7 +138,9 @@ class LabelStudioFile:
         try:
             self._record.write()
             if rows:
-                write_tasks(self.path, self._tasks, rows, probabilities, self._classes.names)
+                names = self._classes.names
+                known = probabilities is not None and len(names) == probabilities.shape[1]  # two or more
+                write_tasks(self.path, self._tasks, rows, probabilities if known else None, names)
         except OSError as error:
             raise CommandError(f"cannot write {self.path}: {error.strerror}") from error
 
@@ -145,3 +160,6 @@ class LabelStudioFile:
 
 def _text(path: Path) -> str:
     return "\n".join(read_lines("--label-config", path))
+
+
+AnyFile = LabelFile | LabelStudioFile

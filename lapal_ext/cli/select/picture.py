@@ -3,13 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from lapal_ext.atomic_file import replace_file
@@ -20,6 +16,10 @@ from lapal_ext.cli.select.start import Start
 from lapal_ext.cli.select.summary import WINDOW, Summary
 from lapal_ext.pool.checksum import spread
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MAPPED = 5000  # rows of the pool in the map
 _NAMED = 30  # classes whose bars have names
@@ -59,6 +59,9 @@ class PoolMap:
 
 def draw(path: Path, summary: Summary, classes: Classes, pool_map: PoolMap) -> None:
     """Write the picture; its suffix is the format."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         agreement, bars, scatter = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
@@ -69,7 +72,9 @@ def draw(path: Path, summary: Summary, classes: Classes, pool_map: PoolMap) -> N
         replace_file(path, lambda scratch: figure.savefig(scratch, dpi=150, format=suffix))
 
 
-def _draw_agreement(axes: Axes, summary: Summary) -> None:
+def _draw_agreement(axes: "Axes", summary: Summary) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
     axes.set_title(f"suggestions that were right, of the last {WINDOW}")
     right = torch.tensor([one.right for one in summary.checked], dtype=torch.float64, device="cpu")
     sums = torch.cat([right.new_zeros(1), right.cumsum(0)])
@@ -88,7 +93,9 @@ def _draw_agreement(axes: Axes, summary: Summary) -> None:
         axes.legend(frameon=False, loc="lower right")
 
 
-def _draw_bars(axes: Axes, summary: Summary, classes: Classes) -> None:
+def _draw_bars(axes: "Axes", summary: Summary, classes: Classes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     counts = Counter(summary.labels)
     order = sorted(range(len(classes)), key=lambda number: -counts[number])
     axes.set_title(f"labels per class, {len(summary.labels)} in all")
@@ -101,7 +108,7 @@ def _draw_bars(axes: Axes, summary: Summary, classes: Classes) -> None:
         axes.set_xlabel(f"{len(order)} classes, most labels first")
 
 
-def _draw_map(axes: Axes, pool_map: PoolMap, figure: Figure) -> None:
+def _draw_map(axes: "Axes", pool_map: PoolMap, figure: "Figure") -> None:
     axes.set_title("the pool")
     x, y = pool_map.points.T
     if pool_map.uncertainty is None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lapal_ext.cli.select.answers import Line
+from lapal_ext.cli.select.answers import Line, rows_of
 from lapal_ext.cli.select.batch import limit_of, seeded
 from lapal_ext.cli.select.start import Start
 from lapal_ext.selection.sequential_selector import SequentialSelector
@@ -27,6 +27,7 @@ class Questions:
         self._options, self._start, self._pool = options, start, pool
         self._again: int | None = None  # the row whose answer was taken back, which is asked for next
         self._calibrated: tuple[int, float | None] | None = None  # number of labels, temperature
+        self._told: set[int] = set()  # rows whose answers the selector has absorbed since it was made
         self._begin(answers)
 
     def logits(self, row: int, answers: Sequence[Line]) -> Tensor:  # [C]
@@ -57,12 +58,22 @@ class Questions:
 
     def take_back(self, answers: Sequence[Line], row: int) -> None:
         """Go back to these answers, which are all but the last one, for ``row``."""
-        if self._told > 0 and self._stage(answers) == self._stage_now:
-            self._selector.undo()
-            self._told -= 1
+        if row in self._told and self._stage(answers) == self._stage_now:
+            self._selector.forget(row)
+            self._told.remove(row)
         else:
             self._begin(answers)
         self._again = row
+
+    def correct(self, answers: Sequence[Line], corrected: Line) -> None:
+        """Go on with these answers, of which one has been corrected, as if the older one had never been given."""
+        self._calibrated = None
+        if corrected.row not in self._told or self._stage(answers) != self._stage_now:
+            self._begin(answers)
+            return
+        if not corrected.counts:
+            self._selector.forget(corrected.row)
+        self._tell(corrected)
 
     def _stage(self, answers: Sequence[Line]) -> tuple[str, int]:
         """What a selector cannot change: its strategy and the number of classes."""
@@ -70,7 +81,7 @@ class Questions:
 
     def _begin(self, answers: Sequence[Line]) -> None:
         self._stage_now = self._stage(answers)
-        self._told = 0
+        self._told.clear()
         given = self._start.answers(answers)
         self._selector = SequentialSelector(
             self._start.model(given),
@@ -81,11 +92,11 @@ class Questions:
             memory=limit_of(self._options),
         )
         if answers:
-            self._selector.skip([line.row for line in answers])
+            self._selector.skip(rows_of(answers))
 
     def _tell(self, line: Line) -> None:
-        if line.label is None:
+        if line.label is None or not line.counts:
             self._selector.skip(line.row)
         else:
-            self._selector.tell(line.row, line.label)
-        self._told += 1
+            self._selector.tell(line.row, line.label, line.trust)
+        self._told.add(line.row)

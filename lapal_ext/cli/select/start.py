@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
-from lapal_ext.cli.select.answers import Answers, Line, labelled, labels_of
+from lapal_ext.cli.select.answers import Answers, Line, first_of_row
 from lapal_ext.cli.select.inputs import read_head, read_labels
 from lapal_ext.pool.checksum import spread
 from lapal_ext.pool.feature_files import map_file
@@ -71,7 +71,8 @@ class Start:
             )
         if len(labels) != len(features):
             raise CommandError(f"--labels must hold one label for each of {len(features)} features, got {len(labels)}")
-        self._given = Answers(features, labels)
+        every = torch.ones(len(labels), dtype=torch.bool, device="cpu")
+        self._given = Answers(features, labels, every.double(), every)
 
     def features_of(self, rows: Sequence[int]) -> Tensor:  # [k, D]
         """Features of rows of the whole pool, in the dtype of the model."""
@@ -79,10 +80,12 @@ class Start:
 
     def answers(self, lines: Iterable[Line]) -> Answers:
         """The answers in these lines, without the rows of ``--features``."""
-        rows = labelled(lines)
+        counted = [line for line in lines if line.counts]
         return Answers(
-            self.features_of([row for row, _ in rows]),
-            torch.tensor([label for _, label in rows], dtype=torch.int64, device="cpu"),
+            self.features_of([line.row for line in counted]),
+            torch.tensor([line.label for line in counted], dtype=torch.int64, device="cpu"),
+            torch.tensor([line.trust for line in counted], dtype=torch.float64, device="cpu"),
+            torch.tensor(first_of_row(counted), dtype=torch.bool, device="cpu"),
         )
 
     def labelled(self, answers: Answers) -> Answers:
@@ -98,7 +101,7 @@ class Start:
 
     def is_taught(self, lines: Iterable[Line]) -> bool:
         """Whether a model with the answers in these lines has any label."""
-        return self._given is not None or bool(labelled(lines))
+        return self._given is not None or any(line.counts for line in lines)
 
     def model(self, answers: Answers) -> LastLayerLaplace:
         """The model fitted to all labels, with these answers among them; the same numbers in all processes.
@@ -112,13 +115,19 @@ class Start:
         return model
 
     def _fitted(self, answers: Answers) -> LastLayerLaplace:
+        features, labels, trust, _ = answers
         if self._options.head is not None:
-            return self._around_head().condition_on(*answers)
+            return self._around_head().condition_on(features, labels, gamma=trust)
         if self._given is None:
-            prior = self._prior(self._names())
-            return prior.condition_on(*answers, "joint")
+            return self._prior(self._names()).condition_on(features, labels, "joint", trust)
+        features, labels, trust, _ = self.labelled(answers)
         return LastLayerLaplace.fit_map(
-            *self.labelled(answers), self._count, self._options.prior_precision, class_names=self._names()
+            features,
+            labels,
+            self._count,
+            self._options.prior_precision,
+            class_names=self._names(),
+            weights=None if bool((trust == 1.0).all()) else trust,
         )
 
     def _around_head(self) -> LastLayerLaplace:
@@ -151,21 +160,23 @@ class Start:
     def calibration(self, answers: Answers) -> Calibration | None:
         """The calibration of the probabilities of ``model``; None around a layer of ``--head``.
 
-        The labels that the layer was trained on cannot be held out from it.
+        The labels that the layer was trained on cannot be held out from it. A row with several answers has one of them
+        here, so that no model has an answer of the row that it is asked about.
         """
         if self._options.head is not None:
             return None
-        return calibrate(self._prior(), *self.labelled(answers))
+        features, labels, _, first = self.labelled(answers)
+        return calibrate(self._prior(), features[first], labels[first])
 
     def acquisition(self, lines: Iterable[Line]) -> str:
         """The strategy after the answers in these lines."""
-        if self._given is not None or self._is_complete(set(labels_of(lines))):
+        if self._given is not None or self._is_complete(_answered(lines)):
             return str(self._options.acquisition)
         return _COVERING
 
     def progress(self, lines: Iterable[Line]) -> str | None:
         """Which classes still lack an answer; None if that changes nothing."""
-        answered = set(labels_of(lines))
+        answered = _answered(lines)
         if self._given is not None or self._is_complete(answered):
             return None
         until = "--classes-complete goes on to the rows that the model is unsure about."
@@ -183,3 +194,8 @@ class Start:
         if self._options.classes_complete:
             return True
         return self._declared > 0 and len(answered) >= len(self.classes)
+
+
+def _answered(lines: Iterable[Line]) -> set[int]:
+    """The classes of answers that count."""
+    return {line.label for line in lines if line.label is not None and line.counts}

@@ -3,16 +3,18 @@
 import argparse
 import io
 import sys
+from collections.abc import Iterable
 
 from torch import Tensor
 
 from lapal_ext.cli.errors import CommandError
-from lapal_ext.cli.items import read_items
-from lapal_ext.cli.select.answers import Line
-from lapal_ext.cli.select.batch import conclude, open_label_file, tell_changes
-from lapal_ext.cli.select.classes import COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes, is_command
+from lapal_ext.cli.items import Items, read_items
+from lapal_ext.cli.select.annotators import disagreements
+from lapal_ext.cli.select.answers import Line, rows_of
+from lapal_ext.cli.select.batch import conclude, open_label_files, tell_changes
+from lapal_ext.cli.select.classes import BACK, COMMANDS, LIST, MORE, QUIT, SKIP, UNDO, Classes, is_command
 from lapal_ext.cli.select.display import cut, in_columns, item_lines, safe, wrapped
-from lapal_ext.cli.select.label_file import RESERVED
+from lapal_ext.cli.select.label_file import RESERVED, LabelFile
 from lapal_ext.cli.select.questions import Questions
 from lapal_ext.cli.select.start import Start
 from lapal_ext.pool.feature_files import map_file
@@ -36,53 +38,108 @@ def interview(options: argparse.Namespace) -> None:
     shard = Shard(ranks, [0, len(pool)])
     start = Start(options, pool, shard)
     grows = start.classes.grows
-    file, record = open_label_file(options, items, pool, shard, ranks, start.classes)
-    tell_changes(file, start.classes, grows=grows)
+    [(file, record)] = open_label_files(options, items, pool, shard, ranks, start.classes)
+    tell_changes([file], start.classes, grows=grows)
     if options.classes_complete:
         start.classes.grows = False
     given = [line for line in file.lines if not line.waits]
-    unanswered = {line.row: line for line in file.lines if line.waits}
+    unanswered = [line for line in file.lines if line.waits]
     questions = Questions(options, start, pool, given)
     if given:
         print(f"Going on from {len(given)} answers in {file.path}.")
     _introduce(start.classes)
-    asked, number = 0, min(options.number, len(pool) - len(given))
+    asked, number = 0, min(options.number, len(pool) - len(rows_of(given)))
     while asked < number:
         row = questions.ask()
         logits = questions.logits(row, given) if start.is_taught(given) else None
         heading = f"[{asked + 1}/{number}] {safe(items.name(row))}"
-        question = _Question(heading, logits, start.classes, items.shown(row))
+        question = _Question(heading, start.classes, items.shown(row), logits)
         reply = question.reply()
+        if reply == BACK:
+            reply = _go_back(given, unanswered, file, start.classes, questions, items)
         if reply == QUIT:
             break
+        if reply == BACK:
+            continue
         if reply == UNDO:
             if not given:
                 print("There is nothing to undo.")
                 continue
             undone = given.pop()
-            unanswered[undone.row] = undone._replace(label=None, skipped=False)
+            unanswered.append(undone._replace(label=None, skipped=False))
             if start.classes.grows:
-                file.drop_unused_classes(given)
+                given = file.drop_unused_classes(given)
             questions.take_back(given, undone.row)
             asked = max(0, asked - 1)
             print(f"Took back the answer for {safe(items.name(undone.row))}.")
         else:
-            line = unanswered.pop(row, None)
-            if line is None:
+            line = next((line for line in unanswered if line.row == row), None)
+            if line is not None:
+                unanswered.remove(line)
+            else:
                 name = "" if items.ids is None else items.ids.ids[row]
                 line = Line(row, others=items.cells(row), name=name, suggested=question.suggestion)
                 record.note({name: row})
-            given.append(line._replace(skipped=True) if reply == SKIP else line._replace(label=int(reply)))
+            given.append(_answered(line, reply))
             questions.add(given)
             asked += 1
-        file.write([*given, *unanswered.values()])
-    if len(given) == len(pool):
+        file.write([*given, *unanswered])
+    if len(rows_of(given)) == len(pool):
         print(f"Every row of the pool is answered, in {file.path}.")
     elif given:
         print(f"{len(given)} answers in {file.path}. The same command goes on from there.")
+    for words in disagreements(given, start.classes):
+        print("\n".join(wrapped(words)))
     if text := start.progress(given):
         print("\n".join(wrapped(text)))
     conclude(options, file.lines, start, pool, ranks)
+
+
+def _go_back(
+    given: list[Line],
+    unanswered: Iterable[Line],
+    file: LabelFile,
+    classes: Classes,
+    questions: Questions,
+    items: Items,
+) -> str:
+    """Show the last answer, and from there the one before or the next, to keep or to correct them.
+
+    Corrections are made in ``given``, the file and the model.
+
+    Returns:
+        ``BACK`` after the newest answer, or the command that ends this: ``UNDO`` or ``QUIT``.
+    """
+    if not given:
+        print("There is no answer to go back to.")
+    place = len(given) - 1
+    while 0 <= place < len(given):
+        line = given[place]
+        label = SKIP if line.skipped else classes.names[line.label or 0]
+        heading = f"[answer {place + 1} of {len(given)}] {safe(items.name(line.row))}; its label is {safe(label)}"
+        reply = _Question(heading, classes, items.shown(line.row), kept=line).reply()
+        if reply in (UNDO, QUIT):
+            return reply
+        if reply == BACK:
+            if place == 0:
+                print("There is no answer before this one.")
+            place = max(0, place - 1)
+            continue
+        corrected = _answered(line, reply)
+        if corrected != line:
+            given[place] = corrected
+            if classes.grows:
+                given[:] = file.drop_unused_classes(given)
+            questions.correct(given, given[place])
+            file.write([*given, *unanswered])
+        place += 1
+    return BACK
+
+
+def _answered(line: Line, reply: str) -> Line:
+    """The line with an answer: ``SKIP``, or the number of a class."""
+    skipped = reply == SKIP
+    return line._replace(label=None if skipped else int(reply), skipped=skipped)
 
 
 def _introduce(classes: Classes) -> None:
@@ -108,13 +165,15 @@ class _Question:
     def __init__(
         self,
         heading: str,
-        logits: Tensor | None,  # [C], None before the first answer
         classes: Classes,
         shown: str,
+        logits: Tensor | None = None,  # [C], None before the first answer
+        kept: Line | None = None,  # the answer that Enter keeps
     ) -> None:
         self._classes = classes
         self.suggestion = ""  # the likeliest class
-        self._guess: int | None = None
+        self._guess = None if kept is None else kept.label
+        self._enter = SKIP if kept is not None and kept.skipped else ""  # what Enter means without a guess
         if logits is not None:
             likely = logits.softmax(0)[: len(classes)].topk(min(_LIKELY, len(classes)))
             self._guess = int(likely.indices[0])
@@ -131,7 +190,8 @@ class _Question:
     @property
     def _prompt(self) -> str:
         """What Enter means is in brackets."""
-        return "label: " if self._guess is None else f"label [{safe(self._classes.names[self._guess])}]: "
+        meaning = self._enter if self._guess is None else safe(self._classes.names[self._guess])
+        return f"label [{meaning}]: " if meaning else "label: "
 
     def reply(self) -> str:
         """The number of a class or one of ``COMMANDS``; the end of the input and Ctrl-C mean quit."""
@@ -149,6 +209,8 @@ class _Question:
                 print("\n".join(_class_lines(self._classes)) or "There is no class yet.")
             elif is_command(text):
                 return text.lower()
+            elif not text and self._guess is None and self._enter:
+                return self._enter
             elif (label := self._label(text)) is not None:
                 return str(label)
             question = self._prompt

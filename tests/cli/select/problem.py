@@ -15,8 +15,8 @@ def select(*options: object) -> int:
     return main(["select", *common.split(), *map(str, options)])
 
 
-def lines() -> list[dict[str, str]]:
-    with Path("out.csv").open(newline="", encoding="utf-8-sig") as file:
+def lines(path: str = "out.csv") -> list[dict[str, str]]:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -27,7 +27,12 @@ def fill(*labels: str) -> None:
     for line in table:
         if not line["label"]:
             line["label"] = next(given, "")
-    with Path("out.csv").open("w", newline="") as file:
+    write(table)
+
+
+def write(table: list[dict[str, str]], path: str = "out.csv") -> None:
+    """Replace a label file, as people do."""
+    with Path(path).open("w", newline="") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
         writer.writerows(table)

@@ -166,6 +166,7 @@ def test_duplicates_are_refused_with_both_lines(begun, capsys):  # noqa: ARG001 
         ("id,text\na,b\n", "--items must have one line for each of the 80 rows of the pool below its first one, got 1"),
         ("name,text\na,b\n", "items.csv, line 1: must have a column called id, got name, text"),
         ("id,label\na,b\n", "items.csv, line 1: must not have a column called 'label'"),
+        ("id,annotator\na,b\n", "items.csv, line 1: must not have a column called 'annotator'"),
         (
             "id\n" + "\n".join(["a", *[f'"{k}\n"' for k in range(ROWS - 2)], "' '"]).replace("' '", '" "'),
             "line 159: an",

@@ -19,10 +19,10 @@ from tests.fuzz.processes import HANGS
 FILES = ["--features", "train.npy", "--labels", "labels.npy", "--classes", "names.txt"]
 
 
-def torchrun(pool: str, out: str, *options: str) -> subprocess.CompletedProcess[str]:
+def torchrun(pool: str, out: str | None, *options: str) -> subprocess.CompletedProcess[str]:
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "lapal_ext", "select"]
     return subprocess.run(
-        [sys.executable, *command, "--pool", pool, *FILES, "--out", out, *options],
+        [sys.executable, *command, "--pool", pool, *FILES, *([] if out is None else ["--out", out]), *options],
         capture_output=True,
         text=True,
         timeout=HANGS,
@@ -56,6 +56,28 @@ def test_several_processes_write_the_label_file_of_one() -> None:
     assert done.returncode != 0
     assert "shared.csv was begun with another pool: --pool has the same rows in another order" in done.stderr
     assert Path("shared.csv").read_bytes() == Path("out.csv").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("data")
+def test_several_processes_write_the_files_of_several_annotators() -> None:
+    """The second run gives common rows to an annotator who lacks them, and records ids."""
+    Path("ids.txt").write_text("".join(f"n{row}\n" for row in range(ROWS)))
+    common = ["--ids", "ids.txt", "--number", "5", "--overlap", "2"]
+    files = ["anna.csv", "bert.csv"]
+    written = []
+    for number in range(2):
+        Path("bert.csv").unlink(missing_ok=True)
+        assert main(["select", "--pool", "pool.npy", *FILES, "--annotators", *files, *common]) == 0
+        written.append([Path(name).read_bytes() for file in files for name in (file, f"{file}.pool.json")])
+        assert len(lines("bert.csv")) == 5, number
+    for path in Path().glob("*.csv*"):
+        path.unlink()
+    for expected in written:
+        Path("bert.csv").unlink(missing_ok=True)
+        done = torchrun("pool.npy", None, "--annotators", *files, *common)
+        assert done.returncode == 0, done.stderr
+        assert [Path(name).read_bytes() for file in files for name in (file, f"{file}.pool.json")] == expected
 
 
 @pytest.mark.usefixtures("data")
