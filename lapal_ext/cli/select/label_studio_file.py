@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="FILE.json",
-        help="JSON exports of Label Studio that have the answers; --out is then a .json file to import",
+        help="JSON exports of Label Studio, with the answers; --out is then a .json file of tasks with predictions",
     )
     add("--label-config", type=Path, metavar="FILE.xml", help="labeling interface of the project; it has the classes")
     add("--control", metavar="NAME", help="Choices tag of the labeling interface, if there are several")
@@ -36,8 +36,8 @@ def check_options(options: argparse.Namespace) -> None:
             if getattr(options, name) is not None:
                 raise CommandError(f"--{name.replace('_', '-')} needs --label-studio")
         return
-    if options.out is None:
-        raise CommandError("--label-studio needs --out, the file that Label Studio imports")
+    if options.annotators is not None or options.out is None:
+        raise CommandError("--label-studio has the answers of all annotators: pass --out FILE.json alone")
     if options.interactive:
         raise CommandError("--interactive asks on the terminal: leave out --label-studio, or --interactive")
     if options.out.suffix.lower() != SUFFIX:
@@ -101,8 +101,8 @@ class LabelStudioFile:
                 answer.row,
                 label=self._number(answer.label, ids[answer.row]),
                 skipped=answer.label is None,
-                name="" if items.ids is None else items.ids.ids[answer.row],
-                annotator=str(answer.annotator),
+                name=f"task {ids[answer.row]}" if items.ids is None else items.ids.ids[answer.row],
+                annotator=f"annotator {answer.annotator}",
             )
             for answer in tasks.answers
         ]

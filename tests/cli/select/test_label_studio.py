@@ -77,13 +77,16 @@ def test_every_annotator_counts_and_probabilities_are_calibrated(data, capsys) -
     answers.update({(0, 2): "cat", (2, 2): None, (5, 2): None})
     export(answers)
     assert select("--number", 2, "--save", "m.safetensors") == 0
-    assert f"Answers: {len(answers) - 2}. Rows chosen: 2. tasks.json has the predictions" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"Answers: {len(answers) - 2}. Rows chosen: 2. tasks.json has the predictions" in printed
+    assert "Rows with different labels: 1.\n  task 101: annotator 1 says ant, annotator 2 says cat\n" in printed
     told = [(row, NAMES.index(label)) for (row, _), label in answers.items() if label is not None]
     rows, labels = (torch.tensor(part) for part in zip(*told, strict=True))
     prior = LastLayerLaplace.untrained(pool, 3, 10.0, class_names=NAMES)
     model = LastLayerLaplace.load("m.safetensors")
     torch.testing.assert_close(model.mean, prior.condition_on(pool[rows], labels, "joint").mean)
-    temperature = fit_temperature(prior, pool[rows], labels)
+    held_out = torch.arange(len(rows) - 1)  # without the second answer to row 0
+    temperature = fit_temperature(prior, pool[rows[held_out]], labels[held_out])
     for task in chosen():
         row = task["id"] - FIRST
         assert row not in {answered for answered, _ in answers}
@@ -141,6 +144,7 @@ def test_a_finished_pool_is_said_to_be_finished(capsys) -> None:
         (("--out", "out.csv"), "--out must be a .json file that Label Studio imports, got out.csv"),
         (("--out", "project.json"), "--out must be another file than the export, got project.json"),
         (("--interactive",), "--interactive asks on the terminal: leave out --label-studio"),
+        (("--annotators", "a.csv", "b.csv"), "--label-studio has the answers of all annotators: pass --out FILE.json"),
         (("--classes", "names.txt"), "--label-config has the classes: leave out --classes"),
         (("--control", "mood"), "a Choices tag with the name 'mood', got kind"),
         (
