@@ -128,6 +128,7 @@ def test_module_imports_only_the_stable_abi():
     imported = [line.split(maxsplit=1)[-1] for line in output.splitlines()]
     assert "aoti_torch_abi_version" in imported
     assert [symbol for symbol in imported if "c10::" in symbol or "at::" in symbol] == []
+    assert [symbol for symbol in imported if "lapal_ext::" in symbol] == [], "the compiler left out what it calls"
 
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, and there is none")
