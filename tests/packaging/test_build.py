@@ -272,6 +272,14 @@ def test_unknown_value_of_a_setting_is_refused(source, settings):
     assert f"got '{value}'" in output
 
 
+def test_a_free_threaded_python_is_refused(source):
+    """Only setup.py is run, where the configuration of Python is changed: such a Python is rarely at hand."""
+    code = "import runpy, sysconfig; sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1; runpy.run_path('setup.py')"
+    status, output = run(sys.executable, "-c", code, cwd=source)
+    assert status == 1
+    assert "lapal_ext: this Python is free-threaded" in output
+
+
 def test_skipping_contradicts_requiring(source):
     status, output = install(source, LAPAL_EXT_SKIP_BUILD="1", LAPAL_EXT_REQUIRE_NATIVE="1")
     assert status != 0
