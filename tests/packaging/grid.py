@@ -14,6 +14,7 @@ REFUSED = (
     ("any", "any", "any, torch 2.9 and older", "pip: `torch>=2.10`; CMake: `lapal_ext needs torch>=2.10`"),
 )
 UNTESTED = (
+    ("x86-64", "g++", "3.10, 3.12, 3.13", "not in the calls so far; `--all` runs them"),
     ("macOS arm64", "AppleClang", "any", "no such machine; `csrc/CMakeLists.txt` follows torch's own extensions"),
     ("Windows x86-64", "MSVC", "any", "no such machine; without kernels the package is plain torch"),
 )
