@@ -39,6 +39,10 @@ CUDA = read_choice("LAPAL_EXT_CUDA", ("auto", "on", "off"))
 NATIVE_REQUIRED = read_choice("LAPAL_EXT_REQUIRE_NATIVE", ("0", "1")) == "1" or CUDA == "on"
 
 
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    sys.exit("lapal_ext: this Python is free-threaded, where the package has not been checked: use one with the GIL")
+
+
 def reason_not_to_build() -> str:
     """Returns why CMake need not even be tried, or an empty string."""
     if SKIP_BUILD:

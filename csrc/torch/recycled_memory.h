@@ -109,7 +109,7 @@ inline torch::stable::Tensor recycled_empty(const torch::stable::Tensor& like, c
       strides[i - 1] = strides[i] * sizes[i];
     }
     int32_t dtype;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
     if (void* data = RecycledMemory::instance().take(bytes)) {
       const auto give_back = [](void* block, void* size) {
         RecycledMemory::instance().give_back(block, reinterpret_cast<size_t>(size));

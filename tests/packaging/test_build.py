@@ -128,6 +128,7 @@ def test_module_imports_only_the_stable_abi():
     imported = [line.split(maxsplit=1)[-1] for line in output.splitlines()]
     assert "aoti_torch_abi_version" in imported
     assert [symbol for symbol in imported if "c10::" in symbol or "at::" in symbol] == []
+    assert [symbol for symbol in imported if "lapal_ext::" in symbol] == [], "the compiler left out what it calls"
 
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc, and there is none")
@@ -269,6 +270,14 @@ def test_unknown_value_of_a_setting_is_refused(source, settings):
     ((name, value),) = settings.items()
     assert f"lapal_ext: {name} must be one of" in output
     assert f"got '{value}'" in output
+
+
+def test_a_free_threaded_python_is_refused(source):
+    """Only setup.py is run, where the configuration of Python is changed: such a Python is rarely at hand."""
+    code = "import runpy, sysconfig; sysconfig.get_config_vars()['Py_GIL_DISABLED'] = 1; runpy.run_path('setup.py')"
+    status, output = run(sys.executable, "-c", code, cwd=source)
+    assert status == 1
+    assert "lapal_ext: this Python is free-threaded" in output
 
 
 def test_skipping_contradicts_requiring(source):

@@ -87,11 +87,7 @@ LAPAL_HD void softmax_block(const T* factor, int64_t n_classes, T* block) {
 // Probabilities of one row whose classes are contiguous.
 template <class T>
 LAPAL_HD void softmax_row(const T* logits, T link, int64_t n_classes, T* out) {
-  T best = -__builtin_inff();
-#pragma omp simd reduction(max : best)
-  for (int64_t k = 0; k < n_classes; ++k) {
-    best = logits[k] > best ? logits[k] : best;
-  }
+  const T best = largest_in_row(logits, n_classes);
   T total = T(0);
 #pragma omp simd reduction(+ : total)
   for (int64_t k = 0; k < n_classes; ++k) {

@@ -4,7 +4,7 @@
 // room for one row.
 #pragma once
 
-#include <limits>
+#include <cstdint>
 
 #include "cpu/simd/lanes.h"
 #include "shared/line_search_bracket.h"
@@ -13,11 +13,7 @@ namespace lapal_ext {
 
 // The first class with the largest value.
 LAPAL_HD int64_t argmax(const double* values, int64_t size) {
-  double largest = values[0];
-#pragma omp simd reduction(max : largest)
-  for (int64_t k = 0; k < size; ++k) {
-    largest = values[k] > largest ? values[k] : largest;
-  }
+  const double largest = largest_in_row(values, size);
   for (int64_t k = 0; k < size; ++k) {
     if (values[k] == largest) {
       return k;
@@ -75,13 +71,11 @@ LAPAL_HD double line_search(const double* logits, double variance, const double*
   LineSearchBracket bracket(gamma);
   for (int iteration = 0; iteration < kMaxIterations; ++iteration) {
     const double reach = bracket.a * variance;
-    double best = -std::numeric_limits<double>::infinity();
-#pragma omp simd reduction(max : best)
+#pragma omp simd
     for (int64_t k = 0; k < row_size; ++k) {
-      const double moved = logits[k] + reach * r[k];
-      terms[k] = moved;
-      best = moved > best ? moved : best;
+      terms[k] = logits[k] + reach * r[k];
     }
+    const double best = largest_in_row(terms, row_size);
     double total = 0.0, product = 0.0;
 #pragma omp simd reduction(+ : total, product)
     for (int64_t k = 0; k < row_size; ++k) {

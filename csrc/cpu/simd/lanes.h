@@ -70,4 +70,37 @@ LAPAL_HD void fill_lanes(T value, T* lanes) {
   }
 }
 
+// The largest of kCount lanes. It compares pairs first, to shorten the chain of dependent comparisons.
+template <int kCount, class T>
+LAPAL_HD T largest_lane(const T* lanes) {
+  if constexpr (kCount == 1) {
+    return lanes[0];
+  } else {
+    const T left = largest_lane<kCount / 2>(lanes);
+    const T right = largest_lane<kCount / 2>(lanes + kCount / 2);
+    return left > right ? left : right;
+  }
+}
+
+// The largest of `size` values in a row, at least one. A NaN may be skipped. Every lane keeps a maximum of its own: a
+// loop over one maximum is scalar code for Clang, which must respect NaN.
+template <class T>
+LAPAL_HD T largest_in_row(const T* values, int64_t size) {
+  constexpr int kL = kLanes<T>;
+  alignas(kBlockBytes) T best[kL];
+  fill_lanes(T(-__builtin_inff()), best);
+  int64_t k = 0;
+  for (; k + kL <= size; k += kL) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      best[lane] = values[k + lane] > best[lane] ? values[k + lane] : best[lane];
+    }
+  }
+  T largest = largest_lane<kL>(best);
+  for (; k < size; ++k) {
+    largest = values[k] > largest ? values[k] : largest;
+  }
+  return largest;
+}
+
 }  // namespace lapal_ext
