@@ -49,7 +49,7 @@ class PoolMap:
         values = model.predict_logits(features) if taught else features
         self.uncertainty: Tensor | None = 1 - (values / temperature).softmax(1).amax(1) if taught else None  # [n]
         points = PCA(2, random_state=0).fit_transform(values.double().numpy()) if len(values) > 1 else None
-        self.points = torch.zeros(len(values), 2, device="cpu") if points is None else torch.as_tensor(points)
+        self.points = torch.zeros(len(values), 2, device="cpu") if points is None else torch.from_numpy(points)
 
     def points_of(self, rows: Sequence[int]) -> Tensor:  # [k, 2]
         """Coordinates of rows that are in the map."""
