@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call ``write`` with a temporary path in the same folder, then rename that file to ``path``.
+def replace_file(path: Path, write: Callable[[Path], object], check: Callable[[], object] = lambda: None) -> None:
+    """Call ``write`` with a temporary path in the same folder, then ``check``, then rename that file to ``path``.
 
     An existing file stays complete until the rename, and the new one is on disk before it. If ``path`` is a symbolic
     link, its target is replaced. The permissions of an existing file are kept.
@@ -23,6 +23,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         if path.exists():
             shutil.copymode(path, scratch)
+        check()
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

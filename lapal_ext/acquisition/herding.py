@@ -95,7 +95,7 @@ class HerdingScorer(PosteriorScorer):
             self._weigh()
             gains = self._kernel.all_gains(self._weight, self._covered)
             check_overflow("pool", gains)
-            self._gains = LazyGains(gains, self._weight.dtype)
+            self._gains = LazyGains(gains, self._kernel.rounding)
         lazy, covered = self._gains, self._covered
         picks: list[Tensor] = []
         utilities: list[Tensor] = []

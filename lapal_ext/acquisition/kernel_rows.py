@@ -9,6 +9,8 @@ from lapal_ext import ops
 from lapal_ext.tiles import TILE_ROWS, row_tiles
 
 _TILE = 1 << 22  # kernel values that are computed at a time, 16 MiB in float32
+_OF_SUM, _OF_KERNEL = 64.0, 16.0  # eps: the error of a sum of kernel values, and of one at h^2 = 1
+_MOST = 0.25
 
 
 class KernelRows:
@@ -25,6 +27,9 @@ class KernelRows:
         squared_bandwidth: h^2 > 0.
         memory: bytes for kernel values.
         are_rows: whether the references are the rows in this process, in their order: half of the products is enough.
+
+    Attributes:
+        rounding: relative error of a gain.
     """
 
     def __init__(
@@ -42,6 +47,8 @@ class KernelRows:
         self._inverse, self._are_rows = 1.0 / squared_bandwidth, are_rows
         room = int(memory // (references.element_size() * max(1, len(references))))
         self._keeps_all = room >= n_rows
+        # A product of two directions is exact to some eps, and the exponent is that error times 2 / h^2.
+        self.rounding = min(_MOST, torch.finfo(references.dtype).eps * max(_OF_SUM, _OF_KERNEL * self._inverse))
         self._kept = references.new_empty(min(room, n_rows), len(references))
         self._places = torch.full((n_rows,), -1, dtype=torch.int64, device=references.device)
         self._count = 0  # rows of ``_kept`` in use

@@ -8,7 +8,6 @@ from torch import Tensor
 _AT_ONCE = 14  # rows that are evaluated first, a tile of the kernels; then twice as many, and so on
 _MOST_AT_ONCE = 1024
 _SHORT_LIST = 8192  # rows among which the best is looked for; all others have a smaller bound
-_ROUNDING = 64.0  # eps: gains that differ by less are equal, since their sums have different orders
 
 
 class LazyGains:
@@ -21,22 +20,22 @@ class LazyGains:
 
     Args:
         bounds: upper bounds of the gains, float64 [n]; changed in place.
-        dtype: in which gains are computed, which says how exact they are.
+        rounding: relative error of a gain. Gains that differ by less are equal.
     """
 
-    def __init__(self, bounds: Tensor, dtype: torch.dtype) -> None:
-        self._bounds, self._dtype = bounds, dtype
+    def __init__(self, bounds: Tensor, rounding: float) -> None:
+        self._bounds, self._rounding = bounds, rounding
         self._rows: Tensor | None = None  # the short list, ascending
         self._limit = -torch.inf  # no bound outside of the short list is larger
 
     @property
     def tie(self) -> float:
         """Gains of at least this share of the largest tie with it. Pairs of rows that only cover each other do so."""
-        return 1.0 - _ROUNDING * torch.finfo(self._dtype).eps
+        return 1.0 - self._rounding
 
     def copy(self) -> "LazyGains":
         """Bounds that may be lowered without lowering these."""
-        return LazyGains(self._bounds.clone(), self._dtype)
+        return LazyGains(self._bounds.clone(), self._rounding)
 
     def best(
         self,

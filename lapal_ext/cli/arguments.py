@@ -8,6 +8,7 @@ from pathlib import Path
 from lapal_ext.atomic_file import make_folder
 from lapal_ext.cli.errors import CommandError
 
+RECORD = ".pool.json"  # at the end of the name of the file that stands beside a label file
 PACKAGES = {
     "sklearn": "scikit-learn",
     "matplotlib": "matplotlib",
@@ -48,6 +49,28 @@ def require(command: str, extra: str, modules: Sequence[str]) -> None:
     if any(importlib.util.find_spec(module) is None for module in modules):
         *most, last = [PACKAGES[module] for module in modules]
         raise CommandError(f'lapal-ext {command} needs {", ".join(most)} and {last}: pip install "lapal_ext[{extra}]"')
+
+
+def check_outputs(options: argparse.Namespace, outputs: Sequence[str], inputs: Sequence[str]) -> None:
+    """Raise CommandError if a file that would be written is another one of the command, or somebody's answers.
+
+    Args:
+        options: of the command.
+        outputs: names of options whose files are written; the first of them may be label files.
+        inputs: names of options whose files are read. Not all need to exist.
+    """
+    taken: dict[Path, str] = {}
+    for name in (*inputs, *outputs):
+        value = getattr(options, name, None)
+        option = f"--{name.replace('_', '-')}"
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, Path):
+                continue
+            other = taken.setdefault(path.resolve(), option)
+            if name in outputs and other != option:
+                raise CommandError(f"{option} must be another file than {other}, got {path}")
+            if name in outputs[1:] and path.with_name(f"{path.name}{RECORD}").exists():
+                raise CommandError(f"{option} must not be a label file, which has answers, got {path}")
 
 
 def prepared(folder: Path) -> Path:

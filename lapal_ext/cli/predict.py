@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from lapal_ext.cli.arguments import check_outputs
 from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import ID, add_options, check_counts, read_items
 
@@ -51,6 +52,7 @@ def _run(options: argparse.Namespace) -> None:
         )
     if not options.out.parent.is_dir():
         raise CommandError(f"--out must lie in an existing folder, got {options.out}")
+    check_outputs(options, ("", "out"), ("model", "pool", "items", "ids"))
     with explained():
         if not options.model.is_file():
             raise CommandError(f"--model must be an existing file, got {options.model}")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,7 +161,7 @@ class Record:
 def events_of(state: Mapping[str, object], n_classes: int, device: torch.device) -> list[Event]:
     """The events of a state, with rows for picks, or raise a typed error that names the vector."""
     rows, labels, events, annotators = (integers(state, name, device) for name in VECTORS if name != "trust")
-    trust = as_dense("state['trust']", state["trust"])
+    trust = _numbers("state['trust']", state["trust"], device)
     if not trust.dtype.is_floating_point:
         raise TypeError(f"state['trust'] must hold floating point numbers, got {trust.dtype}")
     if trust.device != device:
@@ -192,9 +193,16 @@ def events_of(state: Mapping[str, object], n_classes: int, device: torch.device)
 def integers(state: Mapping[str, object], name: str, device: torch.device) -> Tensor:
     """A vector of a state; an empty one has any dtype, since a list does not keep it."""
     value = state[name]
-    if isinstance(value, Tensor) and value.shape == (0,):
-        value = value.to(device, torch.int64)
+    if isinstance(value, (Tensor, np.ndarray)) and tuple(value.shape) == (0,):
+        value = []
     return as_labels(f"state[{name!r}]", value, device)
+
+
+def _numbers(name: str, value: object, device: torch.device) -> Tensor:
+    """Floating point numbers; of a list too, as JSON gives it."""
+    if isinstance(value, list) and all(isinstance(number, float) for number in value):
+        return torch.tensor(value, dtype=torch.float64, device=device)
+    return as_dense(name, value)
 
 
 def _part(event: Told | Skipped, stands: list[bool]) -> list[Told | Skipped]:

@@ -150,10 +150,10 @@ class SequentialSelector:
             picks, utilities = scorer.pick(n)
             check_utilities(utilities, "acquisition")
             self._progress = self._progress._replace(scorer=scorer, asked=picks)
-        rows = self._pool.to_rows(picks).clone()
+        after, rows = self._progress, self._pool.to_rows(picks).clone()
         if reserve:  # the picks are taken in the scorer
-            self._progress = self._progress._replace(reserved=(*self._progress.reserved, *picks.tolist()), asked=None)
-        return rows
+            after = after._replace(reserved=(*after.reserved, *picks.tolist()), asked=None)
+        return self._ended(after, rows)
 
     @outside_inference_mode
     @torch.no_grad()
@@ -244,8 +244,7 @@ class SequentialSelector:
         if not events:
             raise ValueError("there is nothing to undo")
         rows = self._pool.to_rows(events[-1].picks).clone()
-        self._progress = self._replayed(self._progress._replace(record=Record(events[:-1])))
-        return rows
+        return self._ended(self._replayed(self._progress._replace(record=Record(events[:-1]))), rows)
 
     @property
     @entry
@@ -320,8 +319,8 @@ class SequentialSelector:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
-        if missing := [name for name in _STATE if name not in state]:
-            raise KeyError(f"state must hold {', '.join(_STATE)}, {', '.join(missing)} is missing")
+        if any(name not in state for name in _STATE):
+            raise KeyError(f"state must hold {', '.join(_STATE)}, got {', '.join(map(str, state)) or 'nothing'}")
         device = self._pool.storage.device
         given = events_of(state, self._initial.num_classes, device)
         seed = check_integer("state['seed']", state["seed"], at_least=0)
@@ -343,7 +342,8 @@ class SequentialSelector:
         return self._checksum
 
     def _check_pool(self, numbers: object) -> None:
-        vector = as_dense("state['pool']", numbers)
+        given = torch.tensor(numbers, device="cpu") if isinstance(numbers, list) else numbers  # as JSON gives it
+        vector = as_dense("state['pool']", given)
         try:
             saved = PoolChecksum.from_numbers(as_labels("state['pool']", vector, vector.device).flatten().tolist())
         except ValueError as error:
@@ -370,6 +370,10 @@ class SequentialSelector:
             _absorb(scorer, event, self._rule)
         scorer.withhold(torch.tensor(progress.reserved, dtype=torch.int64, device=self._pool.storage.device))
         return progress._replace(scorer=scorer, asked=None)
+
+    def _ended(self, progress: _Progress, rows: Tensor) -> Tensor:
+        """Keep the new state and return the rows, in one step: an exception between the two would lose the rows."""
+        return (self.__dict__.update(_progress=progress), rows)[1]
 
     def _setting(self, seed: int) -> Setting:
         return Setting(

@@ -444,6 +444,21 @@ def test_few_gains_are_computed_anew(memory: float | None, monkeypatch: pytest.M
     assert sum(computed) < 50 * 2000 / 10
 
 
+ROUNDING = 64 * torch.finfo(torch.float64).eps
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_rows_that_only_cover_each_other_tie_at_a_small_bandwidth(dtype: torch.dtype, seed: int) -> None:
+    """The kernel of a row with itself is exp(-2 rounding / h^2), and not one."""
+    draw = Draw(seed)
+    labelled = draw.normal(1, 9) + 0.03 * draw.normal(4, 9)
+    posterior = LastLayerLaplace.fit_map(draw.normal(30, 9).to(dtype), draw.integers(3, 30), 3)
+    pool = draw.normal(2, 9).to(dtype)
+    result = select_batch(posterior, pool, 2, "maxherding", labelled=labelled.to(dtype))
+    assert result.indices.tolist() == [0, 1]
+
+
 class TestLazyGains:
     """On gains of its own: row j adds the parts of a set that no earlier pick has."""
 
@@ -455,11 +470,11 @@ class TestLazyGains:
             return (parts[rows] & ~found).sum(1).double()
 
         everything = torch.arange(len(parts))
-        gains = LazyGains(evaluate(everything), torch.float64)
+        gains = LazyGains(evaluate(everything), ROUNDING)
         picks = []
         for _ in range(count):
             if not lazy:
-                gains = LazyGains(evaluate(everything), torch.float64)
+                gains = LazyGains(evaluate(everything), ROUNDING)
             rows, best = gains.best(evaluate, taken)
             if len(rows) > 0:
                 picks.append((int(rows[0]), float(best[0])))
@@ -486,7 +501,7 @@ class TestLazyGains:
 
     def test_a_copy_leaves_the_bounds_as_they_were(self) -> None:
         bounds = torch.tensor([5.0, 4.0], dtype=torch.float64)
-        gains = LazyGains(bounds, torch.float64)
+        gains = LazyGains(bounds, ROUNDING)
         taken = torch.zeros(2, dtype=torch.bool)
         rows, _ = gains.copy().best(lambda rows: torch.zeros(len(rows), dtype=torch.float64), taken)
         assert rows.tolist() == [0, 1]

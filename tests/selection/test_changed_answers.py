@@ -1,5 +1,10 @@
 """Answers that are corrected, forgotten, trusted less, or given by several people; rows handed out to one of them."""
 
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -176,6 +181,17 @@ def test_a_state_holds_everything_that_was_said(problem: Problem) -> None:
     for _ in range(6):
         assert torch.equal(resumed.undo(), selector.undo())
         check_same(resumed, selector)
+
+
+@pytest.mark.parametrize("convert", [torch.tensor, np.asarray, list], ids=["tensors", "arrays", "lists"])
+def test_a_state_may_be_kept_in_lists(problem: Problem, convert: Callable[[Any], Any]) -> None:
+    selector = make(problem)
+    for expected in ([], [4]):
+        tell(selector, problem, *expected)
+        lists = json.loads(json.dumps({name: value.tolist() for name, value in selector.state_dict().items()}))
+        resumed = make(problem)
+        resumed.load_state_dict({name: value if name == "seed" else convert(value) for name, value in lists.items()})
+        assert resumed.answers.rows.tolist() == expected
 
 
 @pytest.mark.parametrize(

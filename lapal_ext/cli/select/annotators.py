@@ -89,12 +89,13 @@ def interleaved(lines: Sequence[Sequence[Line]]) -> list[Line]:
     return [line for _, line in sorted(placed, key=lambda pair: pair[0])]
 
 
-def report(files: Sequence[AnswerFile], added: Sequence[Sequence[Line]], *, asked: bool) -> None:
+def report(files: Sequence[AnswerFile], added: Sequence[Sequence[Line]], overlap: int, *, asked: bool) -> None:
     """Print how many answers each annotator has given, and how many rows each file has got in this run.
 
     Args:
         files: one for each annotator, with the lines that were added.
         added: these lines.
+        overlap: how many of them should be common.
         asked: whether a file without any could have got some.
     """
     given = ", ".join(f"{file.annotator} {len(labels_of(file.lines))}" for file in files)
@@ -114,6 +115,8 @@ def report(files: Sequence[AnswerFile], added: Sequence[Sequence[Line]], *, aske
         held_back |= bool(waiting) and not lines
     if held_back and asked:
         print("Files with rows that wait get no others. To add rows to them all the same, pass --more.")
+    if overlap > 0 and chosen and not any(COMMON in line.others for lines in added for line in lines):
+        print("No row is common to several files: --overlap is for those who get rows in the same run.")
 
 
 def disagreements(lines: Sequence[Line], classes: Classes) -> list[str]:
@@ -134,5 +137,5 @@ def disagreements(lines: Sequence[Line], classes: Classes) -> list[str]:
     return [
         f"Rows with different labels: {len(rows)}.",
         *shown,
-        "A row counts with each of its labels; correct the file, or lower the trust, to change that.",
+        "A row counts with each of its labels; to change that, correct one of them, or lower its trust.",
     ]

@@ -135,9 +135,10 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
         file.check_unchanged()
     for file, more in zip(files, added, strict=True):
         file.write([*file.lines, *more])
+    saved = save(options, everything, start, answered, calibration)  # before a closed pipe can end the command
     _report(options, files, added, start)
     print_summary(options, summary, start.classes, pool_map)
-    save(options, start, answered, calibration)
+    print(saved, end="")
 
 
 def map_pool(
@@ -169,15 +170,20 @@ def print_summary(options: argparse.Namespace, summary: Summary, classes: Classe
         print(f"The picture is in {options.picture}.")
 
 
-def save(options: argparse.Namespace, start: Start, model: LastLayerLaplace, calibration: Calibration | None) -> None:
-    """Write the model that is fitted to all answers, and its temperature, to ``--save``."""
+def save(
+    options: argparse.Namespace,
+    lines: Sequence[Line],
+    start: Start,
+    model: LastLayerLaplace,
+    calibration: Calibration | None,
+) -> str:
+    """Write the model that is fitted to all answers, and its temperature, to ``--save``, and return what to print."""
     if options.save is None:
-        return
-    if len(start.classes) < LEAST_CLASSES:
-        print(f"{options.save} is not written: a model needs answers of at least two classes.")
-        return
+        return ""
+    if len(start.classes) < LEAST_CLASSES or not start.is_taught(lines):
+        return f"{options.save} is not written: a model needs answers, and at least two classes.\n"
     save_model(model, None if calibration is None else calibration.temperature, options.save)
-    print(f"The model with all answers is in {options.save}.")
+    return f"The model with all answers is in {options.save}.\n"
 
 
 def conclude(options: argparse.Namespace, lines: Sequence[Line], start: Start, pool: "Tensor", ranks: Ranks) -> None:
@@ -187,8 +193,9 @@ def conclude(options: argparse.Namespace, lines: Sequence[Line], start: Start, p
     answers = start.answers(lines)
     model, calibration = start.model(answers), start.calibration(answers)
     summary = summarise(lines, start, model, calibration, pool)
+    saved = save(options, lines, start, model, calibration)
     print_summary(options, summary, start.classes, map_pool(options, lines, start, model, calibration, ranks))
-    save(options, start, model, calibration)
+    print(saved, end="")
 
 
 def tell_changes(files: Sequence[AnswerFile], classes: Classes, *, grows: bool) -> None:
@@ -232,7 +239,7 @@ def _report(
     number, waiting = len(rows_of(new)), sum(line.waits for line in lines) - len(new)
     answers = f"Answers: {len(labels_of(lines))}."
     if options.annotators:
-        report(files, added, asked=options.number > 0 and left > 0)
+        report(files, added, options.overlap, asked=options.number > 0 and left > 0)
     elif number > 0:
         print(f"{answers} Rows chosen: {number}. {files[0].to_do}")
         if waiting:

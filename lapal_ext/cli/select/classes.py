@@ -96,8 +96,12 @@ class Classes:
 
     def beginning_with(self, text: str) -> int | None:
         """The only class whose name begins with a text, whatever its case."""
-        found = [number for number, name in enumerate(self.names) if name.casefold().startswith(text.casefold())]
-        return found[0] if text and len(found) == 1 else None
+        found = self.all_beginning_with(text)
+        return self.names.index(found[0]) if len(found) == 1 else None
+
+    def all_beginning_with(self, text: str) -> list[str]:
+        """The names that begin with a text, whatever their case; none for an empty text."""
+        return [name for name in self.names if text and name.casefold().startswith(text.casefold())]
 
     def add(self, text: str) -> int:
         """Add the class that an answer names, and return its number.

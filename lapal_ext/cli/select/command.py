@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
-from lapal_ext.cli.arguments import positive_number, require, whole_number
+from lapal_ext.cli.arguments import check_outputs, positive_number, require, whole_number
 from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import add_options
 from lapal_ext.cli.select import label_studio_file
 from lapal_ext.cli.select.label_file import SUFFIXES
 
+_INPUTS = ("pool", "features", "labels", "head", "items", "ids", "texts", "label_studio", "label_config")
 _PICTURES = (".png", ".svg", ".pdf")
 _EXAMPLE = """\
 example, from no label at all (the first line makes a pool of 500 rows):
@@ -118,6 +119,8 @@ def _run(options: argparse.Namespace) -> None:
     for name, path in (("--save", options.save), ("--picture", options.picture)):
         if path is not None:
             _check_folder(name, path)
+    written = "out" if options.annotators is None else "annotators"
+    check_outputs(options, (written, "save", "picture"), _INPUTS)
     if options.picture is not None:
         require("select --picture", "demo", ("sklearn", "matplotlib"))
         if options.picture.suffix.lower() not in _PICTURES:

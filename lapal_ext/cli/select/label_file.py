@@ -87,7 +87,7 @@ class LabelFile:
             if self._record is not None:
                 self._record.write()  # first: answers without a record would be accepted for any pool
             if content != self._content:
-                replace_file(self.path, lambda scratch: scratch.write_bytes(content))
+                replace_file(self.path, lambda scratch: scratch.write_bytes(content), self.check_unchanged)
         except OSError as error:
             raise CommandError(f"cannot write {self.path}: {error.strerror}") from error
         self._content = content

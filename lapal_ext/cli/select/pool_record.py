@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lapal_ext.atomic_file import replace_file
+from lapal_ext.cli.arguments import RECORD
 from lapal_ext.cli.errors import CommandError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class PoolRecord:
         pool: "PoolChecksum",
         digests: Callable[[list[int]], list[int]] | None = None,
     ) -> None:
-        self.path = label_file.with_name(f"{label_file.name}.pool.json")
+        self.path = label_file.with_name(f"{label_file.name}{RECORD}")
         self._file, self._pool, self._digests = label_file, pool, digests
         self._of_ids: dict[str, int] = {}
         self._go_on = f"To use the answers in {self._file} with this pool all the same, delete {self.path}."

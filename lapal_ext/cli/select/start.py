@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lapal_ext.acquisition.registry import ACQUISITIONS
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.select.answers import Answers, Line, first_of_row
 from lapal_ext.cli.select.inputs import read_head, read_labels
@@ -48,6 +49,9 @@ class Start:
             raise CommandError(f"{given} needs {missing} too; leave out both if nothing has a label yet")
         if options.head is not None and options.features is None:
             raise CommandError("--head needs --features and --labels, the rows that the layer was trained on")
+        if options.acquisition not in ACQUISITIONS:  # which may be needed much later
+            names = ", ".join(ACQUISITIONS)
+            raise CommandError(f"--acquisition must be one of {names}, got {options.acquisition!r}")
         self._options, self._pool, self._shard = options, pool, shard
         self.pool_rows = shard.total
         self._ranks = Ranks() if ranks is None else ranks
@@ -181,7 +185,8 @@ class Start:
             return None
         until = "--classes-complete goes on to the rows that the model is unsure about."
         if not self._declared:
-            names = f": {', '.join(self.classes.names)}" if self.classes.names else ""
+            found = [name for number, name in enumerate(self.classes.names) if number in answered]
+            names = f": {', '.join(found)}" if found else ""
             return f"Classes so far: {len(answered)}{names}. When there are no others, {until}"
         missing = [name for number, name in enumerate(self.classes.names) if number not in answered]
         names = f"{', '.join(missing[:_LISTED])}{', …' if len(missing) > _LISTED else ''}"

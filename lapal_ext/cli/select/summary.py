@@ -49,7 +49,7 @@ def summarise(
     group: "ProcessGroup | None" = None,
 ) -> Summary:
     """Figures of the answers in these lines, of which ``model`` and ``calibration`` are; all processes call this."""
-    labels = labels_of(lines)
+    labels = labels_of(line for line in lines if line.counts)
     answered = sorted({line.row for line in lines if line.label is not None})
     rest = start.pool_rows - len(answered)
     accuracy = changed = None

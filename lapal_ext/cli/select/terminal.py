@@ -20,6 +20,7 @@ from lapal_ext.cli.select.start import Start
 from lapal_ext.pool.feature_files import map_file
 from lapal_ext.pool.sharding import Ranks, Shard
 
+_NAMED = 8  # classes that begin with what was typed
 _LIKELY = 3  # classes that a question names with their probabilities
 
 
@@ -84,7 +85,10 @@ def interview(options: argparse.Namespace) -> None:
             given.append(_answered(line, reply))
             questions.add(given)
             asked += 1
-        file.write([*given, *unanswered])
+        try:
+            file.write([*given, *unanswered])
+        except CommandError as error:
+            raise CommandError(f"{error} (the last answer, for {safe(items.name(row))}, is not kept)") from error
     if len(rows_of(given)) == len(pool):
         print(f"Every row of the pool is answered, in {file.path}.")
     elif given:
@@ -229,7 +233,10 @@ class _Question:
             return self._added(text)
         self._unknown = text
         hint = ""
-        if text and (meant := self._classes.close_to(text)) is not None:
+        several = self._classes.all_beginning_with(text)
+        if len(several) > 1:
+            hint = f" Several classes begin with {safe(text)}: {', '.join(map(safe, several[:_NAMED]))}."
+        elif text and (meant := self._classes.close_to(text)) is not None:
             hint = f" Did you mean {safe(meant)}? Then press Enter."
             self._guess = self._classes.names.index(meant)
         if text and self._classes.grows:

@@ -101,7 +101,7 @@ class TestTrust:
             in out
         )
         assert out.count(" says ant") == 5
-        assert "  and 3 more\nA row counts with each of its labels; correct the file, or lower the trust" in out
+        assert "  and 3 more\nA row counts with each of its labels; to change that, correct one of them" in out
 
     def test_questions_keep_lines_of_several_annotators(self, monkeypatch, capsys):
         text = "row,label,annotator,trust\n7,bee,anna,\n7,,bert,\n3,,anna,0.5\n3,,bert,\n7,ant,carl,\n5,ant,,\n"
@@ -207,11 +207,11 @@ class TestFiles:
         """Common rows reach those whose files were not written, and no other row is handed out twice."""
         written: list[Path] = []
 
-        def replace(path, write_to):
+        def replace(path, *rest):
             if written:
                 raise KeyboardInterrupt
             written.append(path)
-            replace_file(path, write_to)
+            replace_file(path, *rest)
 
         files = "anna.csv bert.csv carl.csv"
         with monkeypatch.context() as patched:

@@ -106,9 +106,9 @@ def test_an_interrupted_first_run_leaves_no_answers_without_a_record(monkeypatch
     written: list[str] = []
     replace = label_file.replace_file
 
-    def note(path, write):
+    def note(path, *rest):
         written.append(path.name)
-        replace(path, write)
+        replace(path, *rest)
 
     for module in (label_file, pool_record):
         monkeypatch.setattr(module, "replace_file", note)

@@ -80,7 +80,7 @@ class TestErrors:
                 ("--features", "wide.npy"),
                 f"--features must have as many columns as --pool, got {FEATURES + 1} and {FEATURES}",
             ),
-            (("--acquisition", "luck"), "acquisition must be one of 'margin'"),
+            (("--acquisition", "luck"), "--acquisition must be one of margin, entropy"),
             (("--head", "nowhere.safetensors"), "--head must be a .safetensors file with weight and bias"),
             (("--out", "nowhere/out.csv"), "--out must lie in an existing folder, got nowhere/out.csv"),
         ],

@@ -108,7 +108,7 @@ def test_a_single_class_with_labels_may_be_the_first_of_several(capsys):
     options = ["--features", "train.npy", "--labels", "labels.npy", "--classes", "one.txt", "--new-classes"]
     assert select(*options, "--number", 2, "--save", "model") == 0
     assert {line["suggested"] for line in lines()} == {"ant"}
-    assert "model is not written: a model needs answers of at least two classes" in capsys.readouterr().out
+    assert "model is not written: a model needs answers, and at least two classes" in capsys.readouterr().out
     fill("bee", "ant")
     assert select(*options, "--save", "model") == 0
     assert LastLayerLaplace.load("model").class_names == ("ant", "bee")
@@ -213,5 +213,5 @@ def test_a_class_that_nobody_has_named_is_not_suggested(capsys):
     fill("games")
     assert select("--number", ROWS, "--save", "model") == 0  # the model needs a second class, which has no name
     assert {line["suggested"] for line in lines()[1:]} == {"games", ""}
-    assert "model is not written: a model needs answers of at least two classes" in capsys.readouterr().out
+    assert "model is not written: a model needs answers, and at least two classes" in capsys.readouterr().out
     assert not Path("model").exists()

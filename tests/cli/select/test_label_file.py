@@ -1,6 +1,8 @@
 """The label file: what the command writes, and what it reads after an editor or a spreadsheet has changed it."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +219,45 @@ class TestEditedFiles:
         assert [line["label"] for line in lines()][:2] == ["ant", "cat"]
         fill("ANT")
         assert select("--number", 1) == 1  # it might be either
+
+
+@pytest.mark.usefixtures("data")
+class TestOtherFiles:
+    """Nothing that the command reads, and no answer, is overwritten."""
+
+    @pytest.mark.parametrize("option", ["--save", "--picture"])
+    @pytest.mark.parametrize("path", ["pool.npy", "train.npy", "labels.npy", "texts.txt", "out.csv", "older.csv"])
+    def test_a_file_of_the_command_is_not_written(self, option, path, capsys):
+        Path("older.csv.pool.json").write_text("{}")
+        Path("older.csv").write_text("row,label\n")
+        assert select() == 0
+        before = Path(path).read_bytes()
+        assert select("--texts", "texts.txt", option, path) == 1
+        error = rf"{option} must (be another file than --|not be a label file).*{path}"
+        assert re.search(error, capsys.readouterr().err)
+        assert Path(path).read_bytes() == before
+
+    @pytest.mark.parametrize("path", ["model", "pool.npy", "items.csv", "out.csv"])
+    def test_predict_writes_none_of_its_inputs_and_no_label_file(self, path, capsys):
+        Path("items.csv").write_text("id,text\n" + "".join(f"{row},a\n" for row in range(ROWS)))
+        assert select("--save", "model") == 0
+        before = Path(path).read_bytes()
+        options = ["--model", "model", "--pool", "pool.npy", "--items", "items.csv", "--out", path]
+        assert main(["predict", *options]) == 1
+        assert "--out must" in capsys.readouterr().err
+        assert Path(path).read_bytes() == before
+
+    def test_a_file_that_is_saved_just_before_it_is_replaced_stays(self, monkeypatch, capsys):
+        assert select("--number", 2) == 0
+        changed = b"row,label\n5,ant\n"
+        copymode = shutil.copymode
+
+        def save_first(path, scratch):  # the last step before the rename
+            if path.name == "out.csv":
+                path.write_bytes(changed)
+            copymode(path, scratch)
+
+        monkeypatch.setattr(shutil, "copymode", save_first)
+        assert select("--number", 2, "--more") == 1
+        assert "out.csv was changed by another program meanwhile" in capsys.readouterr().err
+        assert Path("out.csv").read_bytes() == changed

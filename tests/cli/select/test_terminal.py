@@ -230,6 +230,12 @@ class TestFromNoLabel:
         assert [line["label"] for line in lines()] == ["net", "games", "mail"]
         assert questions[2] == "label [games]: "
 
+    def test_several_classes_that_begin_with_an_answer_are_named(self, answer, capsys):
+        Path("names.txt").write_text("mail\nmath\nnet\n")
+        answer("--classes names.txt", "ma", "mat")
+        assert [line["label"] for line in lines()] == ["math"]
+        assert "Several classes begin with ma: mail, math." in " ".join(capsys.readouterr().out.split())
+
     def test_text_is_cut_and_no_control_character_reaches_the_terminal(self, answer, capsys):
         evil = "\x1b]0;title\x07\u202eabc\x9b31m"
         Path("names.txt").write_text(f"ant\n{evil}\ncat\n")
