@@ -319,8 +319,9 @@ class SequentialSelector:
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state must be a dict, got {type(state).__name__}")
-        if any(name not in state for name in _STATE):
-            raise KeyError(f"state must hold {', '.join(_STATE)}, got {', '.join(map(str, state)) or 'nothing'}")
+        if missing := [name for name in _STATE if name not in state]:
+            what = "all are" if len(missing) == len(_STATE) else f"{', '.join(missing)} is"
+            raise KeyError(f"state must hold {', '.join(_STATE)}; {what} missing")
         device = self._pool.storage.device
         given = events_of(state, self._initial.num_classes, device)
         seed = check_integer("state['seed']", state["seed"], at_least=0)

@@ -7,6 +7,7 @@ import torch
 
 from lapal_ext.posterior.calibration import Calibration, calibrate, fit_temperature
 from lapal_ext.selection.stopping import changed_classes, expected_accuracy
+from tests.draws import Draw
 from tests.problems import make_problem
 
 PROBLEM = make_problem(dtype=torch.float32)
@@ -31,11 +32,12 @@ def test_the_interval_has_the_error_of_the_calibration_and_stays_a_share() -> No
     assert expected_accuracy(PROBLEM.posterior, PROBLEM.pool, EXACT._replace(error=math.inf))[1:] == (0.0, 1.0)
 
 
-def test_the_error_is_that_of_the_mean_over_held_out_rows() -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_the_error_is_that_of_the_mean_over_held_out_rows(seed: int) -> None:
     """With features that say nothing, every held-out row has the share of its class."""
     targets = torch.arange(100) % 2
-    features = torch.zeros(100, 3)
-    prior = type(PROBLEM.posterior).untrained(torch.randn(20, 3), 2)
+    features = torch.zeros(100, 3, dtype=torch.float64)
+    prior = type(PROBLEM.posterior).untrained(Draw(seed).normal(20, 3), 2)
     calibration = calibrate(prior, features, targets)
     assert calibration.temperature == fit_temperature(prior, features, targets)
     assert calibration.error == pytest.approx(0.5 / 10, rel=0.02)

@@ -84,7 +84,10 @@ class _InverseHessian:
             result.add_(step.solved, alpha=-share)
             shares.append(share)
         if self._steps:
-            result.mul_(self._steps[-1].product / _dot(self._steps[-1].solved, self._steps[-1].change))
+            newest = self._steps[-1]
+            length = _dot(newest.solved, newest.change)
+            if length > 0.0:  # zero where the change of the gradient is so small that its square is
+                result.mul_(newest.product / length)
         for step, share in zip(self._steps, reversed(shares), strict=True):
             result.add_(step.direction, alpha=share - _dot(step.change, result) / step.product)
         return result
