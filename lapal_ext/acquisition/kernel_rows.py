@@ -10,7 +10,7 @@ from lapal_ext.tiles import TILE_ROWS, row_tiles
 
 _TILE = 1 << 22  # kernel values that are computed at a time, 16 MiB in float32
 _OF_SUM, _OF_KERNEL = 64.0, 16.0  # eps: the error of a sum of kernel values, and of one at h^2 = 1
-_MOST = 0.25
+_MOST = 0.25  # of a gain: where kernel values are mostly rounding, some gains must still differ
 
 
 class KernelRows:

@@ -104,10 +104,9 @@ def changed_classes(
     """
     ranks = Ranks(group)
     with ranks.together():
-        classes = [_classes(Pool(model, pool, None, ranks), model) for model in (before, after)]
-        rows = Pool(after, pool, None, ranks)
-        changed = (classes[0] != classes[1]).sum().double()
-        return float(rows.shard.add(changed)) / max(1, rows.size)
+        earlier, later = (Pool(model, pool, None, ranks) for model in (before, after))
+        changed = (_classes(earlier, before) != _classes(later, after)).sum().double()
+        return float(later.shard.add(changed)) / max(1, later.size)
 
 
 def _classes(pool: Pool, posterior: LastLayerLaplace) -> Tensor:  # [n] int64
