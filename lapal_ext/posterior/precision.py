@@ -142,7 +142,7 @@ def precision_matrix(
     start = 0
     for tile in tiles:
         x = tile.double()
-        curvatures = curvature_weight(x @ mean.T, curvature)
+        curvatures = curvature_weight(ops.inner_products(x, mean), curvature)
         if trust is not None:
             curvatures = curvatures * trust[start : start + len(x)]
             start += len(x)

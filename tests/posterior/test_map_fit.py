@@ -71,10 +71,10 @@ def test_the_same_minimum_as_scikit_learn(draw: Draw) -> None:
 def test_float64_goes_on_where_float32_does_not_resolve_the_features(
     tolerance: float, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, y = 1e6 * (draw.normal(30, 200).float() + 100.0), draw.integers(2, 30)
-    assert map_weights(x, y, 2, 65.0, tolerance=tolerance).warning_text("it") == ""
+    x, y = draw.normal(30, 200).float() + 1000.0, draw.integers(3, 30)
+    assert map_weights(x, y, 3, 1.0, tolerance=tolerance).warning_text("it") == ""
     monkeypatch.setattr(trust_region, "_MOST_STEPS", 0)
-    assert map_weights(x, y, 2, 65.0, tolerance=tolerance).warning_text("it").startswith("it stopped with a gradient")
+    assert map_weights(x, y, 3, 1.0, tolerance=tolerance).warning_text("it").startswith("it stopped with a gradient")
 
 
 def test_a_fit_that_is_stopped_warns_the_caller(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from lapal_ext.posterior.softmax_fit.class_curvature import ClassCurvature
 from lapal_ext.posterior.softmax_fit.objective import Objective
 
 _MEMORY = 20  # steps
-_MEASURED = (4, 12)  # iterations of a fit from nothing after which the curvature is measured
+_MEASURED = 10  # iterations of a fit from nothing, after which the curvature is measured
 _MOST_ITERATIONS = 400
 _TRANSPOSED = 1 << 25  # numbers; up to here the features are transposed once, and not in each product
 _MOST_TRIALS = 40  # of a line search
@@ -107,7 +107,6 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> En
         logits += ops.inner_products.unchecked(weight, points)
     none = logits[None][:0]
     curvature = ClassCurvature(objective)
-    measured = _MEASURED if start is None else _MEASURED[1:]
     if start is None:
         curvature.share(logits.softmax(0))
     else:
@@ -118,11 +117,12 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> En
     for iteration in range(_MOST_ITERATIONS):
         gradient = ops.softmax_gradient.unchecked(x, logits, targets, trust, none)[1]
         gradient.add_(weight, alpha=prior_precision)
-        if iteration in measured:
+        is_measured_now = start is None and iteration == _MEASURED
+        if is_measured_now:
             curvature.measure(logits.softmax(0))
         if not curvature.usable:
             break
-        if iteration in measured:
+        if is_measured_now:
             inverse_hessian.renew()
         direction = inverse_hessian.times(gradient, moved).neg_()
         along = ops.inner_products.unchecked(direction, points)  # [C, N]
