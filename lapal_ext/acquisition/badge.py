@@ -12,7 +12,6 @@ from lapal_ext.validation.tensors import check_overflow
 
 _SAME_POINT = 16.0  # as in badge_step_, eps of the norms: a smaller distance is rounding
 _CENTRES = 256  # centres that a tile of the pool is compared with at a time
-_ALIKE = 1e-3  # largest relative difference of squared norms at which rows are compared
 
 
 class BadgeScorer(LatentScorer):
@@ -54,20 +53,21 @@ class BadgeScorer(LatentScorer):
         norms = gradient.square().sum(1) * self._squares
         check_overflow("pool", norms)  # a weight of NaN makes the draw impossible
         known, shard = self._centres, self._pool.shard
-        squares = shard.gather(self._squares, known).tolist()
-        centres = dict(zip(known.tolist(), squares, strict=True))  # in order, with their |phi|^2
+        centres = _Centres(known.tolist(), shard.gather(self._squares, known).tolist())
         draws = thresholds(self._seed, len(known) + count, norms.dtype).to(norms.device)
         distance = self._distance(gradient, norms)
         distance[self._taken] = 0.0
-        utilities = []
+        picks, utilities = [], []
+        last = known[-1:]
         for threshold in draws[len(known) :]:
-            if centres:
-                pick, utility = self._draw(centres, gradient, norms, distance, threshold)
+            if len(last) > 0:
+                last, utility = self._draw(last, centres, gradient, norms, distance, threshold)
             else:
-                pick, utility = best_first(norms, self._taken, 1, shard)
-            centres[int(pick)] = float(shard.gather(self._squares, pick))
+                last, utility = best_first(norms, self._taken, 1, shard)
+            centres.add(int(last), float(shard.gather(self._squares, last)))
+            picks.append(last)
             utilities.append(utility)
-        return known.new_tensor(list(centres)[len(known) :]), torch.cat(utilities)
+        return torch.cat(picks), torch.cat(utilities)
 
     def _gradient(self) -> Tensor:  # [N, C]
         """e_1 - p of every row, in class-major memory, the fastest layout for a draw."""
@@ -99,15 +99,15 @@ class BadgeScorer(LatentScorer):
 
     def _draw(
         self,
-        centres: dict[int, float],  # ``distance`` includes all but the last
+        last: Tensor,  # [1] int64, the last centre
+        centres: "_Centres",  # ``distance`` includes all but the last
         gradient: Tensor,  # [N, C]
         norms: Tensor,  # [N]
         distance: Tensor,  # [N], changed in place
         threshold: Tensor,  # []
     ) -> tuple[Tensor, Tensor]:  # [1] int64, [1]
         pool, gather = self._pool, self._pool.shard.gather
-        last = self._centres.new_tensor([next(reversed(centres))])
-        weights, offsets = self._posterior.standardization.raw(pool.standardized(last))
+        weights, offsets = self._posterior.standardization.products(pool.raw(last))
         g, norm = gather(gradient, last)[0], gather(norms, last)[0]
         while True:
             row = ops.badge_step_.unchecked(
@@ -122,13 +122,29 @@ class BadgeScorer(LatentScorer):
             # The product of uncentred features has more rounding than its norms suggest, so that a copy may be drawn.
             distance[(pool.storage == gather(pool.storage, pick)).all(1)] = 0.0
 
-    def _is_copy(self, pick: Tensor, centres: dict[int, float]) -> bool:
-        """Whether a row equals one of the centres; only centres with nearly the same norm are compared."""
+    def _is_copy(self, pick: Tensor, centres: "_Centres") -> bool:
+        """Whether a row equals one of the centres; equal rows have equal norms, to the bit."""
         gather = self._pool.shard.gather
-        square = float(gather(self._squares, pick))
-        alike = [centre for centre, other in centres.items() if abs(other - square) <= _ALIKE * square]
+        alike = centres.with_square(float(gather(self._squares, pick)))
+        if not alike:
+            return False
         rows = gather(self._pool.storage, torch.cat([pick, pick.new_tensor(alike)]))
         return bool((rows[1:] == rows[0]).all(1).any())
+
+
+class _Centres:
+    """The centres by their |phi|^2."""
+
+    def __init__(self, picks: list[int], squares: list[float]) -> None:
+        self._by_square: dict[float, list[int]] = {}
+        for pick, square in zip(picks, squares, strict=True):
+            self.add(pick, square)
+
+    def add(self, pick: int, square: float) -> None:
+        self._by_square.setdefault(square, []).append(pick)
+
+    def with_square(self, square: float) -> list[int]:
+        return self._by_square.get(square, [])
 
 
 def thresholds(seed: int, count: int, dtype: torch.dtype) -> Tensor:  # [count]

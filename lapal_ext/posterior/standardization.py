@@ -72,6 +72,18 @@ class Standardization(NamedTuple):
         offsets = -(raw_weights @ self.centre)
         return raw_weights, offsets + weights[:, -1] if self.has_bias else offsets
 
+    def products(
+        self,
+        rows: Tensor,  # [K, D] raw, in the dtype of ``centre``
+    ) -> tuple[Tensor, Tensor]:  # [K, D], [K]
+        """Weights W and offsets o for products with these rows, standardised: W phi + o for a raw phi.
+
+        This is ``raw(standardized(rows))`` in a third of the calls, for a pass over a pool that takes as long as those.
+        """
+        weights = (rows.detach() - self.centre) * self.scale.square()
+        offsets = -(weights @ self.centre)
+        return weights, offsets + 1.0 if self.has_bias else offsets
+
     def of_raw(
         self,
         weights: Tensor,  # [K, D]
