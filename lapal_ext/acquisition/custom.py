@@ -59,7 +59,16 @@ class CustomScorer(RowScorer):
     def _score(self) -> Array:  # [N]
         if self._rows is None:
             self._rows = self._pool.storage.to(self._posterior.mean.dtype)
-        return self._acquisition(self._posterior, self._rows)
+        before = _changes(self._rows)
+        utilities = self._acquisition(self._posterior, self._rows)
+        if _changes(self._rows) != before:
+            raise ValueError(f"{self._name} must not change the rows that it gets in place: they are those of the pool")
+        return utilities
+
+
+def _changes(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; those of inference mode have no count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def spec(acquisition: Acquisition, name: str) -> Spec:

@@ -1,5 +1,6 @@
 """A query strategy for scikit-activeml around ``select_batch``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
             clf: a ``SklearnClassifier`` around a ``LaplaceClassifier``, whose ``step`` and ``gamma`` are used to absorb
                 the picks; not modified. Its ``classes`` are required while y has labels of fewer than two classes.
             fit_clf: whether to fit a copy of ``clf`` to the labels first; if not, ``clf`` must be fitted.
-            candidates: samples to choose from: None for all without a label, their indices, or their features
+            candidates: samples to choose from: None for all without a label, their indices in [0, N), or their features
                 [n_candidates, D], which need not be in X.
             batch_size: samples to choose; more than there are candidates gives a warning.
             return_utilities: whether to return utilities beside the indices.
@@ -101,6 +102,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
             TypeError, ValueError: an argument or a parameter is invalid.
             NotFittedError: ``fit_clf`` is False and ``clf`` is not fitted.
         """
+        _check_candidates(candidates, len(X) if hasattr(X, "__len__") else 0)
         X, y, candidates, batch_size, return_utilities = self._validate_data(
             X, y, candidates, batch_size, return_utilities, check_X_dict={"dtype": DTYPES}
         )
@@ -109,7 +111,7 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
             raise ValueError("candidates must hold at least one sample, got none: every sample has its label")
         encoder = ExtLabelEncoder(classes=clf.classes, missing_label=self.missing_label_)
         labels = encoder.fit_transform(y)
-        posterior = _fit(clf.estimator, X, labels, len(encoder.classes_)) if fit_clf else _fitted(clf)
+        posterior = _fit(clf, X, labels, encoder.classes_) if fit_clf else _fitted(clf)
         dtype = posterior.mean.numpy().dtype
         pool, mapping = self._transform_candidates(candidates, X, y)
         pool, labelled = pool.astype(dtype, copy=False), X[labels >= 0].astype(dtype, copy=False)
@@ -161,34 +163,61 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
             check_choice("targets", self.targets, (AUTO, "predicted"))
 
 
+def _check_candidates(candidates: Any, n_samples: int) -> None:
+    """Raise a typed error for a mask, which scikit-activeml reads as the indices 0 and 1, and for negative indices."""
+    if candidates is None:
+        return
+    given = np.asarray(candidates)
+    if given.ndim != 1 or given.dtype.kind not in "biuf" or len(given) == 0:
+        return  # features, or what scikit-activeml refuses
+    if given.dtype.kind == "b":
+        raise TypeError("candidates must hold indices, got booleans: of a mask pass numpy.flatnonzero(mask)")
+    if given.min() < 0:
+        raise ValueError(f"candidates must lie in [0, {n_samples}), one of the samples of X, got {given.min()}")
+
+
 def _fit(
-    classifier: LaplaceClassifier,
+    clf: SklearnClassifier,
     X: NDArray[Any],  # [N, D]
     labels: NDArray[np.int64],  # [N], -1 where there is none
-    n_classes: int,
+    classes: NDArray[Any],  # [C]
 ) -> LastLayerLaplace:
     """Posterior of a copy of the classifier, given the known labels.
 
     A fit needs labels of two classes. With fewer, the labels update the prior of all classes, standardised by X.
 
     Raises:
-        ValueError: fewer than two classes are known, with ``clf.classes``.
+        ValueError: fewer than two classes are known, with ``clf.classes``; or ``class_weight`` has another class.
     """
-    labelled = labels >= 0
+    labelled, classifier = labels >= 0, clf.estimator
     if len(np.unique(labels[labelled])) >= 2:
-        fitted: LastLayerLaplace = clone(classifier).fit(X[labelled], labels[labelled]).posterior_
-        return fitted
-    if n_classes < 2:
+        weights = _numbered(classifier.class_weight, classes.tolist(), labels, complete=clf.classes is not None)
+        copied: LaplaceClassifier = clone(classifier).set_params(class_weight=weights)
+        return copied.fit(X[labelled], labels[labelled]).posterior_
+    if len(classes) < 2:
         raise ValueError("clf.classes must name at least two classes while y holds labels of fewer")
     prior = LastLayerLaplace.untrained(
         X,
-        n_classes,
+        len(classes),
         classifier.prior_precision,
         classifier.curvature,
         classifier.fit_bias,
         classifier.standardize,
     )
     return prior.update(X[labelled], labels[labelled], classifier.step, classifier.gamma)
+
+
+def _numbered(weights: Any, classes: list[Any], labels: NDArray[np.int64], *, complete: bool) -> Any:
+    """``class_weight`` by the numbers of classes, not their labels, without classes that have no label yet.
+
+    ``complete`` says whether no other class exists.
+    """
+    if not isinstance(weights, Mapping):
+        return weights
+    numbers = {label: number for number, label in enumerate(classes)}
+    if complete and (unknown := [label for label in weights if label not in numbers]):
+        raise ValueError(f"class_weight must hold classes of clf.classes, got {unknown[0]!r}")
+    return {numbers[label]: weight for label, weight in weights.items() if numbers.get(label) in labels}
 
 
 def _fitted(clf: Any) -> LastLayerLaplace:

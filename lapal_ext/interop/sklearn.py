@@ -21,7 +21,7 @@ try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.preprocessing import LabelEncoder
     from sklearn.utils.class_weight import compute_class_weight
-    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 except ImportError as error:
     raise ImportError(
@@ -50,7 +50,8 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         standardize: centre X and scale it by one number, so that ``prior_precision`` means the same on every data set;
             ``columns`` scales each column by itself, for columns in different units.
         class_weight: by which the weight of every row of a class is multiplied: a dictionary, ``balanced``, or None for
-            one. ``balanced`` is for ``fit`` only, since it needs the counts of all classes.
+            one. ``balanced`` gives all classes the same total weight, where rows count as often as ``sample_weight``
+            says. It is for ``fit`` only, since it needs the counts of all classes.
         tolerance: of the fit, see ``LastLayerLaplace.fit_map``.
         link: ``mean_field``, probabilities averaged over the posterior, or ``plugin``, those of its mean.
 
@@ -210,7 +211,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             if first_new and isinstance(first_new[0], str) != isinstance(known[0], str):
                 raise ValueError(f"y must hold labels of the kind of {known[0]!r}, got {first_new[0]!r}")
             classes = np.concatenate([self.classes_, new]) if first_new else self.classes_  # which keeps its dtype
-        encoder = LabelEncoder().fit(classes)
+        encoder = LabelEncoder().fit(_checked_classes(classes))
         if not first and not np.isin(self.classes_, encoder.classes_).all():
             raise ValueError(
                 f"classes must hold {self.classes_.tolist()} as in the first fit, got {encoder.classes_.tolist()}"
@@ -271,7 +272,9 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         weights: NDArray[Any] = _check_sample_weight(
             sample_weight, features, dtype=features.dtype, ensure_non_negative=True
         )
-        if self.class_weight is not None:
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            weights = weights * _balanced(labels, len(classes), weights)[labels].astype(weights.dtype)
+        elif self.class_weight is not None:
             of_classes = compute_class_weight(self.class_weight, classes=classes, y=classes[labels])
             weights = weights * of_classes[labels].astype(weights.dtype)
         return weights
@@ -299,6 +302,31 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         features, y = validate_data(self, X, y, dtype=dtype, reset=reset)
         check_classification_targets(y)
         return _supported_layout(features), column_or_1d(y)
+
+
+def _checked_classes(classes: Any) -> NDArray[Any]:  # [C]
+    """The classes of ``partial_fit``, or ValueError if a missing value is among them, or what is no label."""
+    kind = type_of_target(classes, input_name="classes")
+    if kind not in ("binary", "multiclass"):
+        raise ValueError(f"classes must hold labels of one sortable type, without missing values, got {kind} values")
+    labels: NDArray[Any] = column_or_1d(classes)
+    return labels
+
+
+def _balanced(
+    labels: NDArray[Any],  # [N]
+    n_classes: int,
+    weights: NDArray[Any],  # [N]
+) -> NDArray[Any]:  # [C]
+    """Weights of classes with which all have the same total weight, as if weight 2 were two rows and 0 were none.
+
+    scikit-learn's own function does not count ``sample_weight`` in all its versions that this module supports.
+    """
+    totals = np.bincount(labels, weights, n_classes)
+    present = totals > 0.0
+    of_classes: NDArray[Any] = np.ones(n_classes)
+    of_classes[present] = totals.sum() / (present.sum() * totals[present])
+    return of_classes
 
 
 def _supported_layout(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]

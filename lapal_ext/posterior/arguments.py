@@ -24,6 +24,7 @@ from lapal_ext.validation.tensors import (
     check_labels,
     check_tensors,
     shape_text,
+    way_out,
 )
 
 _WEIGHT, _BIAS = ShapeSpec.parse("[C, D]"), ShapeSpec.parse("[C]")
@@ -219,6 +220,8 @@ def check_gamma(
     """Return ``gamma``, a number or one per row, as runs of equal numbers, or raise a typed error."""
     count = features.shape[0]
     if not isinstance(value, (Tensor, np.ndarray)) or value.ndim == 0:
+        if not isinstance(value, (int, float)) and (hint := way_out(value)):  # a list or a column, with one per row
+            raise TypeError(f"gamma must be a number, got {type(value).__name__}{hint}")
         return [Run(slice(0, count), check_number("gamma", value, at_least=0.0))]
     values, counts = check_trust("gamma", value, features).unique_consecutive(return_counts=True)
     stops = counts.cumsum(0).tolist()
@@ -231,9 +234,11 @@ def trust_of(
     runs: list[Run],
     like: Tensor,  # [N, D]
 ) -> Tensor:  # [N]
-    """The trust of every row, in the dtype of ``like``."""
+    """The trust of every row, in the dtype of ``like``, or ValueError if the dtype cannot hold it."""
     trust = like.new_empty(like.shape[0])
     for rows, gamma in runs:
+        if gamma > torch.finfo(like.dtype).max:
+            raise ValueError(f"gamma must be finite in {like.dtype}, got {gamma:g}")
         trust[rows] = gamma
     return trust
 
@@ -278,8 +283,8 @@ def check_module_input(
 
 def check_standardize(value: object) -> Standardize:
     """Return ``value`` or raise a typed error unless it is True, False or ``columns``."""
-    if isinstance(value, bool):
-        return value
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
     if isinstance(value, str) and value == COLUMNS:
         return COLUMNS
     error = ValueError if isinstance(value, str) else TypeError

@@ -1,6 +1,6 @@
 """Names of the classes of a posterior."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -51,13 +51,12 @@ def class_numbers(name: str, labels: object, class_names: tuple[str, ...] | None
     """
     if isinstance(labels, str):
         return class_numbers(name, [labels], class_names)[0]  # type: ignore[index]  # a list
+    values: Sequence[object] = []
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "OUT":
         values = labels.tolist() if labels.ndim == 1 else []
     elif isinstance(labels, (list, tuple)):
-        values = labels if any(isinstance(value, str) for value in labels) else []
-    else:
-        values = []
-    if not values:
+        values = labels
+    if not any(isinstance(value, str) for value in values):
         return labels
     for value in values:
         if not isinstance(value, str):
@@ -66,7 +65,7 @@ def class_numbers(name: str, labels: object, class_names: tuple[str, ...] | None
         raise TypeError(f"{name} must hold integers where the classes have no names, got str: pass class_names first")
     numbers = {known: number for number, known in enumerate(class_names)}
     try:
-        return [numbers[value] for value in values]
+        return [numbers[str(value)] for value in values]
     except KeyError as error:
         raise ValueError(
             f"{name} must hold names of classes, got {str(error.args[0])!r}, which is none of{first_names(class_names)}"

@@ -255,7 +255,8 @@ class LastLayerLaplace(nn.Module):
         if names is not None:
             names = check_class_names(names, check_integer("num_classes", num_classes, at_least=2))
         data = check_labelled(features, targets, num_classes, names, weights)
-        bias = data.features.new_zeros(data.num_classes) if check_flag("fit_bias", fit_bias) else None
+        fit_bias = check_flag("fit_bias", fit_bias)
+        bias = data.features.new_zeros(data.num_classes) if fit_bias else None
         weight = data.features.new_zeros(data.num_classes, data.features.shape[1])
         kind = check_standardize(standardize)
         posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=names)
@@ -774,6 +775,14 @@ class LastLayerLaplace(nn.Module):
     def clone(self) -> Self:
         """Return a copy that shares no memory with this one."""
         return copy.deepcopy(self._successor())
+
+    def __copy__(self) -> Self:
+        """Return a copy for ``copy.copy``: matrices are shared until one of the two changes, which leaves the other.
+
+        A shallow copy of another module shares its dictionary of buffers, so that an update of the copy would give this
+        posterior the new mean and covariance, but not the counts and names that belong to them.
+        """
+        return self._successor()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the posterior to one safetensors file with a checksum; atomic, and without pickle.

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -191,11 +190,8 @@ def events_of(state: Mapping[str, object], n_classes: int, device: torch.device)
 
 
 def integers(state: Mapping[str, object], name: str, device: torch.device) -> Tensor:
-    """A vector of a state; an empty one has any dtype, since a list does not keep it."""
-    value = state[name]
-    if isinstance(value, (Tensor, np.ndarray)) and tuple(value.shape) == (0,):
-        value = []
-    return as_labels(f"state[{name!r}]", value, device)
+    """A vector of a state."""
+    return as_labels(f"state[{name!r}]", state[name], device)
 
 
 def _numbers(name: str, value: object, device: torch.device) -> Tensor:

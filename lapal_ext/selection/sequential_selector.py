@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.references import References, Uncertainty
@@ -274,6 +275,15 @@ class SequentialSelector:
         pairs = torch.stack([self._pool.to_rows(answers.rows), answers.labels], dim=1).unique(dim=0)
         rows: Tensor = pairs[1:, 0][pairs[1:, 0] == pairs[:-1, 0]].unique()
         return rows
+
+    def __copy__(self) -> Self:
+        """Return a copy for ``copy.copy``, with the same answers: it shares the pool, and goes on by itself.
+
+        Labels change a scorer in place, so the copy makes its own from the record.
+        """
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__, _progress=self._progress._replace(scorer=None))
+        return copied
 
     def __repr__(self) -> str:
         """The numbers of answers and of rows that are left; never a matrix."""

@@ -13,6 +13,8 @@ from lapal_ext.pool.sharding import Ranks
 from lapal_ext.posterior.calibration import Calibration
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.validation.arrays import Rows
+from lapal_ext.validation.scalars import check_number
+from lapal_ext.validation.tensors import check_overflow
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -61,18 +63,21 @@ def expected_accuracy(
     ranks = Ranks(group)
     with ranks.together():
         rows = Pool(posterior, pool, None, ranks)
+        temperature, error = _checked(calibration)
         counted = torch.ones(len(rows), dtype=torch.bool, device=rows.storage.device)
         if exclude is not None:
             counted[rows.shard.here(rows.to_picks(rows.check_rows("exclude", exclude), "exclude"))] = False
         total = counted.new_zeros(2, dtype=torch.float64)  # sum of probabilities, number of rows
         for tile, x in rows.standardized_tiles():
-            highest = (x @ posterior.mean.T / calibration.temperature).softmax(1).amax(1)
+            logits = x @ posterior.mean.T / temperature
+            check_overflow("pool", logits)
+            highest = logits.softmax(1).amax(1)
             total += torch.stack([highest[counted[tile]].double().sum(), counted[tile].sum().double()])
         total = rows.shard.add(total)
         if float(total[1]) == 0.0:
             raise ValueError("no row is left: exclude has all rows of pool")
         value = float(total[0] / total[1])
-    width = _NORMAL * math.hypot(calibration.error, _SELECTED)
+    width = _NORMAL * math.hypot(error, _SELECTED)
     return ExpectedAccuracy(value, max(0.0, value - width), min(1.0, value + width))
 
 
@@ -92,7 +97,7 @@ def changed_classes(
 
     Args:
         before: a model.
-        after: another one, of the same classes.
+        after: another one, of the same classes; classes that ``add_class`` has added since may come after them.
         pool: features, [N, D], as in ``select_batch``.
         group: a process group that shares the pool, as in ``select_batch``.
 
@@ -104,6 +109,7 @@ def changed_classes(
     """
     ranks = Ranks(group)
     with ranks.together():
+        _check_comparable(before, after)
         earlier, later = (Pool(model, pool, None, ranks) for model in (before, after))
         changed = (_classes(earlier, before) != _classes(later, after)).sum().double()
         return float(later.shard.add(changed)) / max(1, later.size)
@@ -112,5 +118,35 @@ def changed_classes(
 def _classes(pool: Pool, posterior: LastLayerLaplace) -> Tensor:  # [n] int64
     classes = torch.empty(len(pool), dtype=torch.int64, device=pool.storage.device)
     for rows, x in pool.standardized_tiles():
-        classes[rows] = (x @ posterior.mean.T).argmax(1)
+        logits = x @ posterior.mean.T
+        check_overflow("pool", logits)
+        classes[rows] = logits.argmax(1)
     return classes
+
+
+def _checked(calibration: object) -> tuple[float, float]:
+    """Temperature and error of a calibration, or a typed error."""
+    if not isinstance(calibration, Calibration):
+        raise TypeError(f"calibration must be what calibrate() returned, got {type(calibration).__name__}")
+    error = calibration.error
+    if error != math.inf:  # with too few rows
+        error = check_number("calibration.error", error, at_least=0.0)
+    return check_number("calibration.temperature", calibration.temperature, above=0.0), error
+
+
+def _check_comparable(before: LastLayerLaplace, after: LastLayerLaplace) -> None:
+    """Raise a typed error unless a class, or a column of the features, has the same number in both models."""
+    for name, model in (("before", before), ("after", after)):
+        if not isinstance(model, LastLayerLaplace):
+            raise TypeError(f"{name} must be a LastLayerLaplace, got {type(model).__name__}")
+    if after.num_features != before.num_features:
+        raise ValueError(f"after must have {before.num_features} features like before, got {after.num_features}")
+    if after.num_classes < before.num_classes:
+        raise ValueError(f"after must have the {before.num_classes} classes of before, got {after.num_classes}")
+    if before.class_names is None or after.class_names is None:
+        return
+    for old, new in zip(before.class_names, after.class_names, strict=False):
+        if old != new:
+            raise ValueError(
+                f"after must have the classes of before in the same order, got {new!r} in place of {old!r}"
+            )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 _INT64_MAX = 2**63 - 1  # torch counts in int64
@@ -63,10 +64,10 @@ def check_integer(name: str, value: Any, *, at_least: int, at_most: int = _INT64
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return ``value`` or raise TypeError unless it is True or False; the string "no" would be truthy."""
-    if not isinstance(value, bool):
+    """Return a bool, or raise TypeError unless ``value`` is True or False, also of NumPy; "no" would be truthy."""
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {type(value).__name__}")
-    return value
+    return bool(value)
 
 
 def check_generator(name: str, value: object, device: torch.device | None = None) -> None:

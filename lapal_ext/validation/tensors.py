@@ -21,6 +21,7 @@ STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)  # as storage of what is computed in float32
 _ROWS_ADDED = 8192  # rows of half precision in one sum
 _FIXED_DTYPES = {"int64": torch.int64, "bool": torch.bool, "float64": torch.float64}
+_OF_A_MASK = ": of a mask pass mask.nonzero()[:, 0], or numpy.flatnonzero(mask)"
 _SPECIFICATION = re.compile(r"^(?:(\w+) )?\[(.*)\]$")
 
 
@@ -222,9 +223,11 @@ def check_distinct(name: str, indices: Tensor) -> None:
 def as_labels(name: str, labels: object, device: torch.device, *, rows: bool = False) -> Tensor:
     """Return integers of any type as an int64 tensor on ``device``; floats and booleans are refused.
 
+    An empty vector may have any dtype: that of ``torch.tensor([])`` and ``numpy.array([])`` is a floating-point one.
+
     Args:
         name: name of the argument, for errors.
-        labels: a tensor, an array, or a list, tuple or range of integers.
+        labels: a tensor, an array (also of objects, as pandas makes it), or a list, tuple or range of integers.
         device: where they must be; a list is put there.
         rows: whether they are row numbers, for which a mask is a common mistake.
 
@@ -232,25 +235,30 @@ def as_labels(name: str, labels: object, device: torch.device, *, rows: bool = F
         TypeError: not a tensor, an array or a list of integers.
         ValueError: on another device.
     """
+    if isinstance(labels, np.ndarray) and labels.dtype == object and labels.ndim == 1:
+        labels = labels.tolist()
     if isinstance(labels, (list, tuple, range)):
-        return torch.tensor([_as_integer(name, value) for value in labels], dtype=torch.int64, device=device)
+        numbers = [_as_integer(name, value, rows=rows) for value in labels]
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
     labels = as_dense(name, labels)
-    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
-        mask = rows and labels.dtype == torch.bool
-        hint = ": of a mask pass mask.nonzero()[:, 0], or numpy.flatnonzero(mask)" if mask else ""
+    real = labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool
+    if real and labels.shape != (0,):
+        hint = _OF_A_MASK if rows and labels.dtype == torch.bool else ""
         raise TypeError(f"{name} must hold integers, got {labels.dtype}{hint}")
     if labels.device != device:
         raise ValueError(f"{name} must be on {device}, got {labels.device}")
     return labels.to(torch.int64)
 
 
-def _as_integer(name: str, value: Any) -> int:
+def _as_integer(name: str, value: Any, *, rows: bool) -> int:
+    mask = isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool
     try:
-        if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool:
+        if mask:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must hold integers, got a list with {type(value).__name__}") from None
+        hint = _OF_A_MASK if rows and mask else ""
+        raise TypeError(f"{name} must hold integers, got a list with {type(value).__name__}{hint}") from None
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"{name} must hold integers of 64 bits, got {number}")
     return number

@@ -284,12 +284,12 @@ def choice(good: object, *, optional: bool = False) -> Argument:
 
 
 def flag(good: bool) -> Argument:
-    values = ("no", 1, 0, None, 1.0, torch.tensor(True), np.True_, [])
+    values = ("no", 1, 0, None, 1.0, torch.tensor(True), np.int64(1), [])
     return Argument(good, lambda choose, _: Changed(choose(st.sampled_from(values)), REFUSED, "no flag"))
 
 
 def standardize(good: bool | str) -> Argument:
-    values = ("no", "column", "", 1, 0, None, 1.0, torch.tensor(True), np.True_, [], ["columns"])
+    values = ("no", "column", "", 1, 0, None, 1.0, torch.tensor(True), np.int64(1), [], ["columns"])
     return Argument(good, lambda choose, _: Changed(choose(st.sampled_from(values)), REFUSED, "no way to standardise"))
 
 

@@ -101,6 +101,17 @@ class TestCandidates:
         features = strategy.query(task.X, task.y, task.clf, candidates=task.X[rows], batch_size=4)
         assert every.tolist() == indices.tolist() == rows[features].tolist()
 
+    @pytest.mark.parametrize("form", [list, np.array])
+    def test_a_mask_is_refused(self, task: Task, form: Any) -> None:
+        """scikit-activeml reads it as the indices 0 and 1."""
+        mask = form([row > 60 for row in range(80)])
+        with pytest.raises(TypeError, match=r"^candidates must hold indices, .*numpy\.flatnonzero\(mask\)"):
+            LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=mask)
+
+    def test_negative_indices_are_refused(self, task: Task) -> None:
+        with pytest.raises(ValueError, match=r"^candidates must lie in \[0, 80\), one of the samples of X, got -1"):
+            LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=[79, -1], batch_size=2)
+
     def test_only_candidates_are_picked(self, task: Task) -> None:
         rows = np.array([70, 20, 33, 51])
         strategy = LaplaceQueryStrategy("margin")
@@ -259,6 +270,31 @@ class TestColdStart:
         y[0] = 2.0
         with pytest.raises(ValueError, match=r"^clf.classes must name at least two classes"):
             LaplaceQueryStrategy().query(task.X, y, SklearnClassifier(LaplaceClassifier()))
+
+
+class TestClassWeight:
+    @pytest.mark.parametrize("names", [["cat", "dog", "eel", "fox"], [1, 2, 3, 4]])
+    def test_it_names_the_classes_of_the_classifier(self, task: Task, names: list[Any]) -> None:
+        """``query`` fits the model that the classifier itself fits, whatever the labels are called."""
+        missing = "" if isinstance(names[0], str) else -1
+        y = np.array([*names, missing])[np.where(is_labeled(task.y), task.truth, 4).astype(int)]
+        weights = dict(zip(names, (1.0, 1.0, 30.0, 1.0), strict=True))
+        clf = SklearnClassifier(LaplaceClassifier(class_weight=weights), classes=names, missing_label=missing)
+        strategy = LaplaceQueryStrategy("margin", missing_label=missing)
+        fitted = strategy.query(task.X, y, clf.fit(task.X, y), fit_clf=False, batch_size=5, return_utilities=True)
+        picks, utilities = strategy.query(task.X, y, clf, batch_size=5, return_utilities=True)
+        assert picks.tolist() == fitted[0].tolist()
+        np.testing.assert_array_equal(utilities, fitted[1])
+
+    def test_a_class_without_a_label_may_have_a_weight(self, task: Task) -> None:
+        clf = SklearnClassifier(LaplaceClassifier(class_weight={7: 5.0}), classes=[0, 1, 2, 3, 7])
+        plain = LaplaceQueryStrategy("margin").query(task.X, task.y, task.clf, batch_size=5)
+        assert LaplaceQueryStrategy("margin").query(task.X, task.y, clf, batch_size=5).tolist() == plain.tolist()
+
+    def test_other_classes_are_refused(self, task: Task) -> None:
+        clf = SklearnClassifier(LaplaceClassifier(class_weight={"cat": 5.0}), classes=range(4))
+        with pytest.raises(ValueError, match=r"^class_weight must hold classes of clf.classes, got 'cat'$"):
+            LaplaceQueryStrategy().query(task.X, task.y, clf)
 
 
 class TestInTheLibrary:

@@ -163,6 +163,16 @@ class TestWeights:
         by_row = LaplaceClassifier().fit(X, y, sample_weight=weights)
         np.testing.assert_allclose(balanced.predict_proba(X), by_row.predict_proba(X), rtol=1e-12)
 
+    def test_balanced_classes_count_copies(self, data: Any) -> None:
+        X, y = data
+        copies = np.arange(len(X)) % 4
+        weighted = LaplaceClassifier(class_weight="balanced", tolerance=0.0).fit(X, y, sample_weight=copies)
+        repeated = LaplaceClassifier(class_weight="balanced", tolerance=0.0)
+        repeated.fit(X.repeat(copies, 0), y.repeat(copies))
+        np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-6)
+        without = LaplaceClassifier(class_weight="balanced").fit(X, y, sample_weight=(y != "fox") * 1.0)
+        assert "fox" not in without.predict(X)
+
     def test_weights_of_partial_fit_are_gamma(self, problem: Problem, data: Any) -> None:
         X, y = data
         weights = np.linspace(0.0, 2.0, 10)
@@ -185,6 +195,22 @@ class TestNewClasses:
         known = after[:, 1:5] / after[:, 1:5].sum(1, keepdims=True)
         assert np.abs(known - before).max() < 0.2  # the odds of the others are nearly those of before
         assert after[0, 5] > after[2:, 5].mean()
+
+
+def test_a_search_over_arrays_of_parameters(data: Any) -> None:
+    """A search takes its values out of arrays as NumPy's own booleans, numbers and texts."""
+    grid = {
+        "fit_bias": np.array([True, False]),
+        "standardize": np.array([True, False]),
+        "link": np.array(["plugin"]),
+        "prior_precision": np.array([1.0], np.float32),
+    }
+    search = GridSearchCV(LaplaceClassifier(), grid, cv=2, error_score="raise").fit(*data)
+    assert len(search.cv_results_["params"]) == 4
+    best = {name: value.item() for name, value in search.best_params_.items()}
+    assert search.best_estimator_.posterior_.has_bias is best["fit_bias"]
+    expected = LaplaceClassifier(**best).fit(*data)
+    np.testing.assert_array_equal(search.predict_proba(data[0]), expected.predict_proba(data[0]))
 
 
 def test_logarithms_of_probabilities_are_finite(data: Any) -> None:
@@ -233,6 +259,24 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^y contains previously unseen labels"):
             classifier.partial_fit(X[:2], ["cat", "owl"], classes=NAMES)
         np.testing.assert_array_equal(classifier.predict_proba(X), before)
+
+    @pytest.mark.parametrize(
+        ("classes", "says"),
+        [
+            ([None, *NAMES], "labels of one sortable type, without missing values, got unknown values"),
+            ([0.0, 1.0, np.nan], "NaN"),
+            ([0.5, 1.5], "labels of one sortable type, without missing values, got continuous values"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+    def test_missing_values_are_no_classes(self, data: Any, classes: list[Any], says: str) -> None:
+        X, y = data
+        unfitted = LaplaceClassifier()
+        with pytest.raises(ValueError, match=f"classes .*{says}"):
+            unfitted.partial_fit(X, y, classes)
+        assert not hasattr(unfitted, "classes_")
+        with pytest.raises(ValueError, match=f"classes .*{says}"):
+            LaplaceClassifier().fit(X, y).partial_fit(X[:2], y[:2], classes)
 
     def test_known_classes_keep_their_dtype(self, data: Any) -> None:
         X, y = data

@@ -119,6 +119,24 @@ def test_an_update_that_is_stopped_warns_the_caller(monkeypatch: pytest.MonkeyPa
     assert caught[0].filename == __file__
 
 
+@pytest.mark.parametrize("step", ["line_search", "newton", "joint"])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_a_trust_that_the_dtype_cannot_hold_is_refused(step: str, per_row: bool) -> None:
+    base, pool, labels, _, _ = make_problem(dtype=torch.float32)
+    gamma = torch.tensor([1.0, 1e300], dtype=torch.float64) if per_row else 1e300
+    before = base.clone()
+    with pytest.raises(ValueError, match=r"^gamma must "):
+        base.update(pool[:2], labels[:2], step=step, gamma=gamma)
+    assert torch.equal(base.mean, before.mean)
+    assert torch.equal(base.covariance, before.covariance)
+
+
+def test_a_list_of_trust_is_refused_with_what_to_write() -> None:
+    base, pool, labels, _, _ = make_problem()
+    with pytest.raises(TypeError, match=r"^gamma must be a number, got list: pass torch\.tensor"):
+        base.update(pool[:2], labels[:2], gamma=[1.0, 2.0])
+
+
 def test_an_unknown_step_is_refused() -> None:
     base, pool, labels, _, _ = make_problem()
     with pytest.raises(ValueError, match="step must be one of 'line_search', 'newton', 'joint', got 'best'"):

@@ -1,5 +1,6 @@
 """The posterior: construction, fit, predictions, and its use as a module."""
 
+import copy
 import math
 import warnings
 
@@ -190,6 +191,21 @@ def test_states_and_dtypes_are_those_of_any_module() -> None:
     assert {buffer.dtype for buffer in single.buffers()} == {torch.float32}
     torch.testing.assert_close(single.predict_proba(points.float()).double(), posterior.predict_proba(points))
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_shallow_copy_and_its_original_change_apart() -> None:
+    posterior, pool, labels, points, _ = make_problem()
+    expected = posterior.condition_on(pool[:3], labels[:3]).add_class()
+    state = copy.deepcopy(posterior.state_dict())
+    twin = copy.copy(posterior)
+    assert twin.mean.data_ptr() == posterior.mean.data_ptr()
+    assert twin.update(pool[:3], labels[:3]).add_class() is twin
+    assert torch.equal(twin.predict_proba(points), expected.predict_proba(points))
+    assert torch.equal(twin.precision, expected.precision)
+    twin.float()
+    now = posterior.state_dict()
+    assert now.pop("_extra_state") == state.pop("_extra_state")
+    torch.testing.assert_close(dict(now), dict(state), rtol=0.0, atol=0.0)
 
 
 def test_results_never_require_grad_nor_alias(draw: Draw) -> None:

@@ -108,6 +108,19 @@ def test_trust_scales_the_labels_of_one_call(problem: Problem) -> None:
     assert annotators.tolist() == [0] * 5
 
 
+@pytest.mark.parametrize("acquisition", ACQUISITIONS)
+def test_a_row_with_two_answers_counts_once_among_the_rows(problem: Problem, acquisition: str) -> None:
+    if acquisition in ("typiclust", "probcover"):
+        pytest.importorskip("sklearn")
+    selector = make(problem, acquisition)
+    for annotator in range(3):
+        selector.tell([8, 5], [0, annotator], annotator=annotator)
+    for count in (1, 3, 58):
+        rows = selector.ask(count).tolist()
+        assert len(set(rows)) == count
+        assert not {5, 8} & set(rows)
+
+
 def test_two_annotators_are_two_observations(problem: Problem) -> None:
     selector, x, y = make(problem), problem.pool, problem.labels
     for annotator in (1, 2):

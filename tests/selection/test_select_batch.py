@@ -236,6 +236,22 @@ def test_a_callable_may_return_an_array(dtype: type) -> None:
         assert torch.equal(picks[0].indices, picks[1].indices)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_a_callable_must_not_change_the_pool(dtype: torch.dtype) -> None:
+    problem = make_problem(dtype=torch.float32 if dtype == torch.float16 else dtype)
+    pool = problem.pool.to(dtype)
+
+    def centred(_: LastLayerLaplace, rows: Tensor) -> Tensor:
+        rows -= rows.mean(0)
+        return rows[:, 0]
+
+    with pytest.raises(ValueError, match=r"^acquisition must not change the rows that it gets in place"):
+        select_batch(problem.posterior, pool, 3, centred)
+    with torch.inference_mode():  # whose tensors have no count of changes
+        made_there = pool.clone()
+    assert len(select_batch(problem.posterior, made_there, 3, lambda _, rows: rows[:, 0]).indices) == 3
+
+
 def test_a_callable_sees_the_updated_model() -> None:
     problem = make_problem()
     result = select_batch(

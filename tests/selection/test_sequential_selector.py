@@ -1,5 +1,8 @@
 """Ask and tell: one question, one update, the next question."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 
@@ -172,6 +175,28 @@ def test_bad_states_change_nothing(problem: Problem) -> None:
         selector.load_state_dict({})
     assert torch.equal(selector.ask(), due)
     assert torch.equal(selector.state_dict()["rows"], state["rows"])
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
+@pytest.mark.parametrize("acquisition", ["margin", "uherding", "badge", "coreset"])
+def test_a_copy_and_its_original_go_on_apart(problem: Problem, acquisition: str, copied: Any) -> None:
+    def told(rows: list[int]) -> SequentialSelector:
+        seed = torch.Generator().manual_seed(4)
+        selector = SequentialSelector(
+            problem.posterior, problem.pool, acquisition, labelled=problem.pool[:4], generator=seed
+        )
+        selector.tell(rows, problem.labels[rows])
+        return selector
+
+    original = told([0, 1])
+    original.ask(2)
+    twin = copied(original)
+    twin.tell([2, 3], problem.labels[2:4])
+    assert torch.equal(original.ask(5), told([0, 1]).ask(5))
+    assert torch.equal(twin.ask(5), told([0, 1, 2, 3]).ask(5))
+    assert (len(original.answers.rows), len(twin.answers.rows)) == (2, 4)
+    original.tell(9, 1)
+    assert torch.equal(twin.ask(5), told([0, 1, 2, 3]).ask(5))
 
 
 def test_print_says_what_was_answered_and_what_is_left() -> None:

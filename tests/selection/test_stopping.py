@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from lapal_ext import LastLayerLaplace
 from lapal_ext.posterior.calibration import Calibration, calibrate, fit_temperature
 from lapal_ext.selection.stopping import changed_classes, expected_accuracy
 from tests.draws import Draw
@@ -54,11 +55,38 @@ def test_changed_classes_are_counted() -> None:
 
 def test_errors_name_the_argument() -> None:
     model, pool = PROBLEM.posterior, PROBLEM.pool
+    steep, far = LastLayerLaplace(torch.tensor([[9.0], [-9.0]])).fit(torch.zeros(1, 1)), torch.full((2, 1), 1e38)
     for call, message in (
         (lambda: expected_accuracy(model, pool, EXACT, exclude=range(60)), "no row is left"),
         (lambda: expected_accuracy(model, pool, EXACT, exclude=[60]), "exclude must lie in"),
         (lambda: expected_accuracy(model, pool * torch.nan, EXACT), "pool must be finite"),
+        (lambda: expected_accuracy(steep, far, EXACT), "^pool must give results that are finite"),
+        (lambda: expected_accuracy(model, pool, EXACT._replace(temperature=0.0)), "temperature must be greater"),
+        (lambda: expected_accuracy(model, pool, EXACT._replace(temperature=math.nan)), "temperature must be finite"),
+        (lambda: expected_accuracy(model, pool, EXACT._replace(error=math.nan)), "calibration.error must be finite"),
         (lambda: changed_classes(model, model, pool[:, :3]), "pool must have"),
+        (lambda: changed_classes(steep, steep, far), "^pool must give results that are finite"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+    for value in (None, 0.7, (0.7, 0.0)):
+        with pytest.raises(TypeError, match=r"^calibration must be what calibrate\(\) returned, got "):
+            expected_accuracy(model, pool, value)
+
+
+def test_only_models_of_the_same_classes_are_compared() -> None:
+    model, pool = PROBLEM.posterior, PROBLEM.pool
+    assert changed_classes(model, model.clone().add_class(), pool) == 0.0  # a new class is never the likeliest
+    named, other = model.clone(), model.clone()
+    named.class_names, other.class_names = ["a", "b", "c", "d"], ["b", "a", "c", "d"]
+    assert changed_classes(model, other, pool) == changed_classes(named, named.clone().add_class("e"), pool) == 0.0
+    narrow = make_problem(n_features=3, dtype=torch.float32).posterior
+    for before, after, message in (
+        (model.clone().add_class(), model, "after must have the 5 classes of before, got 4"),
+        (named, other, "after must have the classes of before in the same order, got 'b' in place of 'a'"),
+        (model, narrow, f"after must have {model.num_features} features like before, got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            changed_classes(before, after, pool)
+    with pytest.raises(TypeError, match=r"^before must be a LastLayerLaplace, got NoneType"):
+        changed_classes(None, model, pool)

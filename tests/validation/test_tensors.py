@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapal_ext.validation.scalars import check_choice, check_integer, check_number
+from lapal_ext.validation.scalars import check_choice, check_flag, check_integer, check_number
 from lapal_ext.validation.tensors import (
     ShapeSpec,
     as_labels,
@@ -295,6 +295,30 @@ def test_labels_of_any_integer_dtype_are_accepted(dtype: torch.dtype) -> None:
 def test_labels_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=rf"^targets must hold integers, got {dtype}$"):
         as_labels("targets", torch.zeros(2, dtype=dtype), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("empty", [[], torch.tensor([]), np.array([]), np.array([], object), torch.ones(0).bool()])
+def test_an_empty_vector_may_have_any_dtype(empty: object) -> None:
+    labels = as_labels("exclude", empty, torch.device("cpu"), rows=True)
+    assert (labels.dtype, tuple(labels.shape)) == (torch.int64, (0,))
+
+
+def test_arrays_of_objects_count_as_lists() -> None:
+    assert as_labels("targets", np.array([1, 0], object), torch.device("cpu")).tolist() == [1, 0]
+    with pytest.raises(TypeError, match=r"^targets must hold integers, got a list with NoneType$"):
+        as_labels("targets", np.array([1, None], object), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("value", [True, np.True_])
+def test_flag(value: object) -> None:
+    assert check_flag("progress", value) is True
+    assert check_flag("progress", not value) is False
+
+
+@pytest.mark.parametrize("value", [1, "no", None, np.int64(1), torch.tensor(True)])
+def test_not_a_flag(value: object) -> None:
+    with pytest.raises(TypeError, match=rf"^progress must be True or False, got {type(value).__name__}$"):
+        check_flag("progress", value)
 
 
 def test_labels_of_another_type_or_device_are_refused() -> None:
