@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.errors import NotFittedError
-from lapal_ext.posterior.class_names import class_numbers
+from lapal_ext.posterior.class_names import check_class_names, class_numbers
 from lapal_ext.posterior.standardization import COLUMNS, Standardize
 from lapal_ext.validation.arrays import Array, Labels
 from lapal_ext.validation.scalars import check_integer, check_number
@@ -146,20 +146,23 @@ class LabelledFeatures(NamedTuple):
         return self._replace(features=self.features[rows], labels=self.labels[rows], weights=weights)
 
 
-def check_class_count(num_classes: object, class_names: object) -> Any:
-    """Return ``num_classes``, or the number of names where it is None; ``check_labelled`` checks its value.
+def check_classes(num_classes: object, class_names: object) -> tuple[Any, tuple[str, ...] | None]:
+    """Return the number of classes, by default that of the names, and the names; ``check_labelled`` checks the number.
 
     Raises:
-        TypeError: neither is given.
+        TypeError: neither is given, or names are not strings.
+        ValueError: names are not distinct, or not as many as classes.
     """
-    if num_classes is not None:
-        return num_classes
-    if isinstance(class_names, Sized) and not isinstance(class_names, str):
-        return len(class_names)
-    raise TypeError(
-        "num_classes must be the number of classes, since labels need not have all of them: pass num_classes=10, for "
-        "example, or a list of class_names"
-    )
+    if num_classes is None and isinstance(class_names, Sized) and not isinstance(class_names, str):
+        num_classes = len(class_names)
+    if num_classes is None:
+        raise TypeError(
+            "num_classes must be the number of classes, since labels need not have all of them: pass num_classes=10, "
+            "for example, or a list of class_names"
+        )
+    if class_names is None:
+        return num_classes, None
+    return num_classes, check_class_names(class_names, check_integer("num_classes", num_classes, at_least=2))
 
 
 def check_labelled(

@@ -18,7 +18,7 @@ from lapal_ext.posterior import prior_search
 from lapal_ext.posterior.arguments import (
     MEAN,
     LabelledFeatures,
-    check_class_count,
+    check_classes,
     check_features,
     check_first_features,
     check_gamma,
@@ -250,10 +250,7 @@ class LastLayerLaplace(nn.Module):
             UserWarning: a few columns carry more than half of all variance.
             RuntimeWarning: the fit has not converged.
         """
-        num_classes = check_class_count(num_classes, class_names)
-        names = class_names
-        if names is not None:
-            names = check_class_names(names, check_integer("num_classes", num_classes, at_least=2))
+        num_classes, names = check_classes(num_classes, class_names)
         data = check_labelled(features, targets, num_classes, names, weights)
         fit_bias = check_flag("fit_bias", fit_bias)
         bias = data.features.new_zeros(data.num_classes) if fit_bias else None
@@ -281,7 +278,7 @@ class LastLayerLaplace(nn.Module):
     def untrained(
         cls,
         features: Array,  # [N, D]
-        num_classes: int,
+        num_classes: int | None = None,
         prior_precision: float = 10.0,
         curvature: str = "categorical",
         fit_bias: bool = True,
@@ -294,7 +291,7 @@ class LastLayerLaplace(nn.Module):
 
         Args:
             features: unlabelled features, [N, D], N >= 1. They set the centre and scale, and nothing else.
-            num_classes: C >= 2.
+            num_classes: C >= 2; needed unless ``class_names`` are given.
             prior_precision: lambda > 0.
             curvature: ``categorical`` or ``gaussian``.
             fit_bias: whether the layer has a bias.
@@ -304,11 +301,12 @@ class LastLayerLaplace(nn.Module):
         Warns:
             UserWarning: a few columns carry more than half of all variance.
         """
+        num_classes, names = check_classes(num_classes, class_names)
         num_classes = check_integer("num_classes", num_classes, at_least=2)
         features = check_first_features(features)
         weight = features.new_zeros(num_classes, features.shape[1])
         bias = weight[:, 0] if check_flag("fit_bias", fit_bias) else None
-        posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=class_names)
+        posterior = cls(weight, prior_precision, curvature, bias=bias, class_names=names)
         kind = check_standardize(standardize)
         if kind is not False:
             _standardize(posterior, features, kind)
@@ -321,12 +319,13 @@ class LastLayerLaplace(nn.Module):
         cls,
         features: Array,  # [N, D]
         targets: Labels,  # [N]
-        num_classes: int,
+        num_classes: int | None = None,
         prior_precisions: Array | None = None,  # [P]
         n_folds: int | None = None,
         fit_bias: bool = True,
         standardize: Standardize = True,
         generator: torch.Generator | None = None,
+        class_names: Iterable[str] | None = None,
     ) -> float:
         """Return the prior precision with which ``fit_map`` predicts held-out labels best.
 
@@ -336,13 +335,14 @@ class LastLayerLaplace(nn.Module):
 
         Args:
             features: [N, D], N >= 2.
-            targets: labels in [0, num_classes), [N]; classes may be missing.
-            num_classes: C >= 2.
+            targets: labels in [0, num_classes), or names in ``class_names``, [N]; classes may be missing.
+            num_classes: C >= 2; needed unless ``class_names`` are given.
             prior_precisions: the values to try, float [P]; by default 11 from 0.01 to 1000, two per power of ten.
             n_folds: 2 to N; by default 5, or N if there are fewer rows.
             fit_bias: as for ``fit_map``.
             standardize: as for ``fit_map``, separately for each training part.
             generator: for the folds; the same draws give the same result.
+            class_names: one per class, distinct, or None.
 
         Returns:
             One of ``prior_precisions``; ties go to the first. The cost is P ``n_folds`` fits.
@@ -351,7 +351,8 @@ class LastLayerLaplace(nn.Module):
             UserWarning: the result is the smallest or the largest of ``prior_precisions``, or a few columns carry more
                 than half of all variance.
         """
-        data = check_labelled(features, targets, num_classes)
+        num_classes, names = check_classes(num_classes, class_names)
+        data = check_labelled(features, targets, num_classes, names)
         kind = check_standardize(standardize)
         best, at_edge = prior_search.best_prior_precision(
             data,

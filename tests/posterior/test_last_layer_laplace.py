@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -147,11 +148,25 @@ def test_fit_map_predicts_classes_without_labels(draw: Draw) -> None:
     assert posterior.predict_proba(draw.normal(4, 5)).shape == (4, 8)
 
 
-def test_fit_map_needs_the_number_of_classes_or_their_names(draw: Draw) -> None:
-    x, y = draw.normal(3, 5), torch.tensor([0, 0, 2])
-    with pytest.raises(TypeError, match=r"num_classes must be the number of classes.* pass num_classes=10"):
-        LastLayerLaplace.fit_map(x, y)
-    assert LastLayerLaplace.fit_map(x, y, class_names=list("abcd")).num_classes == 4
+def test_the_number_of_classes_or_their_names_are_needed(draw: Draw) -> None:
+    x, y, names = draw.normal(9, 5), torch.tensor([0, 1, 2]).repeat(3), list("abcd")
+    model = LastLayerLaplace
+    calls = (partial(model.fit_map, x, y), partial(model.untrained, x), partial(model.optimize_prior_precision, x, y))
+    for call in calls:
+        with pytest.raises(TypeError, match=r"num_classes must be the number of classes.* pass num_classes=10"):
+            call()
+    assert model.fit_map(x, y, class_names=names).num_classes == 4
+    assert model.untrained(x, class_names=names).class_names == tuple(names)
+
+
+def test_the_prior_precision_is_found_for_labels_by_name(draw: Draw) -> None:
+    y, names = draw.integers(3, 60), ("a", "b", "c")
+    x = draw.normal(60, 5) + torch.nn.functional.one_hot(y, 5)
+    tried = torch.tensor([0.1, 30.0, 1e5])
+    find = partial(LastLayerLaplace.optimize_prior_precision, x, prior_precisions=tried)
+    by_number = find(y, 3, generator=torch.Generator().manual_seed(2))
+    by_name = find([names[label] for label in y], class_names=names, generator=torch.Generator().manual_seed(2))
+    assert by_name == by_number
 
 
 def test_constant_features_have_scale_one() -> None:
