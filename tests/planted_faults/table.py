@@ -387,6 +387,7 @@ FAULTS = (
     _reference("posterior/calibration.py", "_MOST_ROWS = 1000", "_MOST_ROWS = 10_000", "posterior/test_calibration.py"),
     _command("saved_model.py", 'saved["model"] == _checksum(path)', "True", "cli/test_extract_and_predict.py"),
     _reference("posterior/calibration.py", "torch.isin(y, y[~out]) & out", "out", "posterior/test_calibration.py"),
+    _reference("posterior/calibration.py", "max(0.0, _OWN * (1.0 - ratio))", "1.0", "posterior/test_calibration.py"),
     _command("select/label_studio_file.py", "elif len(tasks.exported) != pool_rows:", "elif False:", _STUDIO[0]),
     _file("interop/label_studio/annotations.py", 'annotation.get("was_cancelled")', "False", _STUDIO[1]),
     _file("interop/label_studio/annotations.py", "if len(chosen) != 1 or", "if not chosen or", _STUDIO[1]),
