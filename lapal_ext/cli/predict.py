@@ -113,6 +113,6 @@ def _unlike(
     if low <= square <= high:
         return ""
     return (
-        f"the features of the pool are {square**0.5:.2g} times as far from the centre of the model as those that it was "
-        "made for: if another encoder made them, the classes mean nothing"
+        f"the features of the pool are {square**0.5:.2g} times as far from the centre of the model as those that it "
+        "was made for: if another encoder made them, the classes mean nothing"
     )

@@ -22,6 +22,7 @@ _OWN = 3.0  # T_0 counts in full if a third of the logits of labelled rows is du
 _BEYOND = 4.0  # factor by which T may be below or above both
 _HALVINGS = 45  # of the interval of log T
 _LEAST_LOSS = 1e-12  # of a labelled row, since log(1 - pbar) needs one
+_LEAST_EXCESS = 1e-4  # g; what is less may be rounding
 
 
 class Calibration(NamedTuple):
@@ -125,11 +126,11 @@ def _suggested_temperature(
     logits: Tensor,  # [N, C] float64
     labels: Tensor,  # [N] int64
 ) -> float:
-    """T_0 of ``fit_temperature``; 1 if the model is no better at its own labels than chance."""
+    """T_0 of ``fit_temperature``; 1 if the model knows its own labels no better than chance does."""
     num_classes = logits.shape[1]
     loss = max(float(torch.nn.functional.cross_entropy(logits, labels)), _LEAST_LOSS)  # -log pbar
     excess = math.log(num_classes - 1) - loss - math.log(-math.expm1(-loss))
-    return excess / (2.0 * math.log(num_classes + 1)) if excess > 0.0 else 1.0
+    return excess / (2.0 * math.log(num_classes + 1)) if excess > _LEAST_EXCESS else 1.0
 
 
 def _excess(
