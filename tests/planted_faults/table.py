@@ -316,6 +316,7 @@ FAULTS = (
         "        write(path)\n        write(scratch)\n",
         "fuzz/test_persistence.py",
     ),
+    _file("atomic_file.py", "not _runs(int(found[1]))", "True", "test_atomic_file.py"),
     _file(
         "features/cache.py", "if foreign or checksum != _checksum(journal):", "if foreign:", "features/test_cache.py"
     ),
@@ -336,7 +337,9 @@ FAULTS = (
     # The command.
     _command("select/label_file.py", "if self._on_disk() != self._content:", "if False:", "cli/select"),
     _command("select/label_file.py", "if key in seen:", "if False:", "cli/select"),
-    _command("select/label_file.py", 'lineterminator="\\n"', 'lineterminator="\\r\\n"', "cli/select"),
+    _command("select/label_file.py", 'self._line_end = "\\n"', 'self._line_end = "\\r\\n"', "cli/select"),
+    _command("text_files.py", '.endswith(b"\\r")', '.endswith(b"?")', "cli/select/test_label_file.py"),
+    _command("predict.py", "low <= square <= high", "True", "cli/test_extract_and_predict.py"),
     _command("select/questions.py", "self._selector.forget(row)\n", "pass\n", "cli/select/test_changed_answers.py"),
     _command(
         "select/questions.py", "self._selector.forget(corrected.row)", "pass", "cli/select/test_changed_answers.py"
