@@ -19,6 +19,11 @@ dtype that shares its memory. Nothing is converted, so a float32 model needs flo
 
 from importlib.metadata import PackageNotFoundError, version
 
+from lapal_ext.interrupts import end_quietly_while_importing
+
+# ruff: noqa: E402
+end_quietly_while_importing()  # before the imports that take seconds
+
 from lapal_ext import baselines, ops
 from lapal_ext.errors import NotFittedError, NotPSDError, RankError, StorageError
 from lapal_ext.lookahead.expected_error_reduction import expected_error_reduction

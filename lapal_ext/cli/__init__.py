@@ -14,9 +14,10 @@ import lapal_ext
 from lapal_ext.cli import demo, doctor, experiment, extract, predict, report
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.select import command as select
+from lapal_ext.interrupts import INTERRUPTED, MESSAGE, handle_again
 
 _COMMANDS = (extract, select, predict, demo, experiment, report, doctor)
-_FAILURE, _USAGE, _INTERRUPTED = 1, 2, 130
+_FAILURE, _USAGE = 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return _USAGE
     try:
+        handle_again()
         options.run(options)
         sys.stdout.flush()
     except CommandError as error:
@@ -46,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it when it exits
         return _FAILURE
     except KeyboardInterrupt:
-        print("lapal-ext: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        print(MESSAGE, file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

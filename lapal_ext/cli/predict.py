@@ -5,12 +5,20 @@ import csv
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lapal_ext.cli.arguments import check_outputs
 from lapal_ext.cli.errors import CommandError, explained
 from lapal_ext.cli.items import ID, add_options, check_counts, read_items
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+
 _COLUMNS = ("row", "class", "probability", "second_class")
+_SAMPLED, _JUDGED = 1000, 10  # rows that say whether a pool is like that of the model; fewer than 10 do not
+_LIKE = (0.35, 2.5)  # mean square of rows; in experiments 0.5 to 2.0 for one class, ten rows or other texts alone
 _EXAMPLE = """\
 example (the first two lines make a model, the third one uses it):
   python -c "import numpy as np; np.save('x.npy', np.random.rand(500, 16).astype('f4'))"
@@ -60,6 +68,7 @@ def _run(options: argparse.Namespace) -> None:
         model, temperature = load_model(options.model)
         pool = map_file("--pool", options.pool)
         check_counts(options, items, len(pool))
+        warning = _unlike(model, pool)
         names = model.class_names or tuple(map(str, range(model.num_classes)))
         shown = sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
 
@@ -81,5 +90,29 @@ def _run(options: argparse.Namespace) -> None:
         with progress_bar("predicting", len(pool), shown=shown) as advance:
             replace_file(options.out, fill)
     print(f"Classes of {len(pool)} rows are in {options.out}.")
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     if temperature is None:
         print("Their probabilities are not calibrated: lapal-ext select --save does that, without --head.")
+
+
+def _unlike(
+    model: "LastLayerLaplace",
+    pool: "Tensor",  # [N, D]
+) -> str:
+    """A sentence if the rows are much farther from the centre of the model, or closer to it, than those it was made of.
+
+    Their standardised features then have a mean square that is far from one. Few rows, and models that do not
+    standardise, tell nothing.
+    """
+    if len(pool) < _JUDGED or pool.shape[1] != model.num_features or model.standardization.kind is False:
+        return ""
+    rows = pool[:: -(-len(pool) // _SAMPLED)].to(model.mean.dtype)
+    square = float(model.standardization.standardized(rows)[:, : model.num_features].double().square().mean())
+    low, high = _LIKE
+    if low <= square <= high:
+        return ""
+    return (
+        f"the features of the pool are {square**0.5:.2g} times as far from the centre of the model as those that it "
+        "was made for: if another encoder made them, the classes mean nothing"
+    )

@@ -22,6 +22,7 @@ class Table(NamedTuple):
     rows: Sequence[tuple[int, Mapping[str, str]]]  # each with the number of the line on which it ends
     delimiter: str
     encoding: str
+    line_end: str  # that of the first line: two characters as on Windows, or one
 
 
 def decoded(content: bytes, path: Path, *, errors: str = "strict") -> tuple[str, str]:
@@ -82,7 +83,7 @@ def parse_table(content: bytes, path: Path) -> Table:
         cells = {name: values[raw] or "" for name, raw in zip(columns, reader.fieldnames or (), strict=True)}
         if any(cells.values()):
             rows.append((number, cells))
-    return Table(columns, rows, delimiter, encoding)
+    return Table(columns, rows, delimiter, encoding, "\r\n" if content.partition(b"\n")[0].endswith(b"\r") else "\n")
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Names of the classes of a posterior."""
 
+import difflib
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 
 _SHOWN = 3  # names that ``print`` lists
+ALIKE = 0.6  # similarity from which a name is suggested for another one
 
 
 def check_class_names(names: object, num_classes: int) -> tuple[str, ...] | None:
@@ -67,9 +69,19 @@ def class_numbers(name: str, labels: object, class_names: tuple[str, ...] | None
     try:
         return [numbers[str(value)] for value in values]
     except KeyError as error:
+        given = str(error.args[0])
+        meant = closest(given, class_names)
+        hint = "" if meant is None else f": did you mean {meant}?"
         raise ValueError(
-            f"{name} must hold names of classes, got {str(error.args[0])!r}, which is none of{first_names(class_names)}"
+            f"{name} must hold names of classes, got {given!r}, which is none of{first_names(class_names)}{hint}"
         ) from None
+
+
+def closest(text: str, names: Sequence[str], cutoff: float = ALIKE) -> str | None:
+    """The name that is most like a text, whatever its case; None if none is alike."""
+    folded = {name.casefold(): name for name in names}
+    found = difflib.get_close_matches(text.casefold(), folded, 1, cutoff)
+    return folded[found[0]] if found else None
 
 
 def check_new_name(name: object, names: tuple[str, ...] | None) -> tuple[str, ...] | None:

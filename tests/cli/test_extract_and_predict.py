@@ -175,6 +175,27 @@ class TestPredict:
         assert [float(line["probability"]) for line in read("labels.csv")] == pytest.approx(plain.tolist(), abs=1e-4)
         assert "not calibrated: lapal-ext select --save does that, without --head" in capsys.readouterr().out
 
+    @pytest.mark.parametrize("change", [lambda x: 0.3 * x, lambda x: 4.0 * x, lambda x: x + 3.0])
+    def test_features_of_another_encoder_are_warned_of(self, change, capsys):
+        np.save("pool.npy", change(self.pool).numpy())
+        assert self.predict() == 0
+        assert "as those that it was made for: if another encoder made them" in capsys.readouterr().err
+        assert len(read("labels.csv")) == 50
+
+    @pytest.mark.parametrize("rows", ["one class", "few", "one", "wrong"])
+    def test_a_part_of_the_pool_is_not_warned_of(self, rows, capsys):
+        """Nor are rows that are too few to tell; a wrong width has its own error."""
+        classes = self.model.predict_logits(self.pool).argmax(1)
+        part = {
+            "one class": self.pool[classes == classes.mode().values],
+            "few": self.pool[20:32],
+            "one": 9.0 * self.pool[:1],
+            "wrong": self.pool[:, :3],
+        }[rows]
+        np.save("pool.npy", part.numpy())
+        assert self.predict() == (1 if rows == "wrong" else 0)
+        assert "encoder" not in capsys.readouterr().err
+
     def test_the_file_is_replaced_as_a_whole(self, monkeypatch):
         assert self.predict() == 0
         before = Path("labels.csv").read_bytes()

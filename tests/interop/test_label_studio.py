@@ -68,8 +68,12 @@ class TestReading:
     def test_rounds_may_have_files_of_their_own(self) -> None:
         files = [export([task(102, note(2, "cash"))], "2.json"), export([task(101, note(1, "card"))], "1.json")]
         assert [answer[:2] for answer in read_tasks(files, CONFIG).answers] == [(0, "card"), (1, "cash")]
-        with pytest.raises(StorageError, match=r"1.json, task 101: the same id is in 1.json"):
-            read_tasks(["1.json", "1.json"], CONFIG)
+        export([task(103), task(101)], "3.json")
+        message = (
+            r"1.json, task 101 \(number 1 in its list\) and 3.json, task 101 \(number 2\) have the same id: export"
+        )
+        with pytest.raises(StorageError, match=message):
+            read_tasks(["1.json", "2.json", "3.json"], CONFIG)
 
     def test_a_webhook_sends_annotations_of_known_tasks(self) -> None:
         read = read_tasks(export([task(101), task(102)]), CONFIG)
@@ -91,7 +95,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no id": (changed(lambda t, _: t.pop("id")), "project.json, task in place 1: id is missing"),
     "no data": (changed(lambda t, _: t.pop("data")), "project.json, task 101: data is missing"),
     "no annotations": (changed(lambda t, _: t.pop("annotations")), "project.json, task 101: annotations is missing"),
-    "twice": ([task(101), task(101)], "project.json, task 101: the same id is in project.json"),
+    "twice": ([task(101), task(101)], r"101 \(number 1 in its list\) and project.json, task 101 \(number 2\)"),
     "no field to show": (changed(lambda t, _: t["data"].pop("text")), "task 101: data must have 'text', .*got nothing"),
     "id of another type": (changed(lambda _, n: n.update(id="1")), "101, annotation: id must be of type int, got str"),
     "no result": (changed(lambda _, n: n.pop("result")), "task 101, annotation 1: result is missing"),

@@ -17,7 +17,7 @@ ROOT = "__init__"  # what ``import lapal_ext`` loads
 
 # The folders and single files of the package: each may import those to its left. A new one must be added here first.
 ORDER = [
-    "errors", "entries", "atomic_file", "tiles", "validation", "line_search", "likelihood", "losses",
+    "interrupts", "errors", "entries", "atomic_file", "tiles", "validation", "line_search", "likelihood", "losses",
     "utilities", "rules", "ops", "posterior", "baselines", "pool", "acquisition", "selection", "lookahead",
     ROOT,
     "features", "interop", "study", "cli", "__main__",

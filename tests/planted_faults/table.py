@@ -316,6 +316,7 @@ FAULTS = (
         "        write(path)\n        write(scratch)\n",
         "fuzz/test_persistence.py",
     ),
+    _file("atomic_file.py", "not _runs(int(found[1]))", "True", "test_atomic_file.py"),
     _file(
         "features/cache.py", "if foreign or checksum != _checksum(journal):", "if foreign:", "features/test_cache.py"
     ),
@@ -336,7 +337,9 @@ FAULTS = (
     # The command.
     _command("select/label_file.py", "if self._on_disk() != self._content:", "if False:", "cli/select"),
     _command("select/label_file.py", "if key in seen:", "if False:", "cli/select"),
-    _command("select/label_file.py", 'lineterminator="\\n"', 'lineterminator="\\r\\n"', "cli/select"),
+    _command("select/label_file.py", 'self._line_end = "\\n"', 'self._line_end = "\\r\\n"', "cli/select"),
+    _command("text_files.py", '.endswith(b"\\r")', '.endswith(b"?")', "cli/select/test_label_file.py"),
+    _command("predict.py", "low <= square <= high", "True", "cli/test_extract_and_predict.py"),
     _command("select/questions.py", "self._selector.forget(row)\n", "pass\n", "cli/select/test_changed_answers.py"),
     _command(
         "select/questions.py", "self._selector.forget(corrected.row)", "pass", "cli/select/test_changed_answers.py"
@@ -387,6 +390,7 @@ FAULTS = (
     _reference("posterior/calibration.py", "_MOST_ROWS = 1000", "_MOST_ROWS = 10_000", "posterior/test_calibration.py"),
     _command("saved_model.py", 'saved["model"] == _checksum(path)', "True", "cli/test_extract_and_predict.py"),
     _reference("posterior/calibration.py", "torch.isin(y, y[~out]) & out", "out", "posterior/test_calibration.py"),
+    _reference("posterior/calibration.py", "max(0.0, _OWN * (1.0 - ratio))", "1.0", "posterior/test_calibration.py"),
     _command("select/label_studio_file.py", "elif len(tasks.exported) != pool_rows:", "elif False:", _STUDIO[0]),
     _file("interop/label_studio/annotations.py", 'annotation.get("was_cancelled")', "False", _STUDIO[1]),
     _file("interop/label_studio/annotations.py", "if len(chosen) != 1 or", "if not chosen or", _STUDIO[1]),

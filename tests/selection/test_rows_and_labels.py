@@ -137,6 +137,8 @@ def test_names_of_classes_are_labels(named: Problem, use: str, form: str) -> Non
     assert torch.equal(call(given), call(named.labels))
     with pytest.raises(ValueError, match=r"must hold names of classes, got 'eel', which is none of \(ant, bee, cat, …"):
         call(AS_NAMES[form](["eel"] * 60))
+    with pytest.raises(ValueError, match=r"'Bea', which is none of \(ant, bee, cat, …\): did you mean bee\?$"):
+        call(AS_NAMES[form](["Bea"] * 60))
 
 
 @pytest.mark.parametrize("use", LABELS)

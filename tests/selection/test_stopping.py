@@ -42,7 +42,10 @@ def test_the_error_is_that_of_the_mean_over_held_out_rows(seed: int) -> None:
     calibration = calibrate(prior, features, targets)
     assert calibration.temperature == fit_temperature(prior, features, targets)
     assert calibration.error == pytest.approx(0.5 / 10, rel=0.02)
-    assert calibrate(prior, features[:5], targets[:5]) == (1.0, math.inf)
+    few = calibrate(prior, features[:5], targets[:5])
+    logits = prior.condition_on(features[:5], targets[:5], "joint").predict_logits(features[:1])
+    assert few.error == math.inf
+    assert 0.5 < float((logits / few.temperature).softmax(1).max()) < 0.7
 
 
 def test_changed_classes_are_counted() -> None:

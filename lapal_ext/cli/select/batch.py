@@ -13,9 +13,9 @@ from lapal_ext.cli.items import Items, check_counts, read_items
 from lapal_ext.cli.saved_model import save_model
 from lapal_ext.cli.select.annotators import Handout, disagreements, interleaved, report
 from lapal_ext.cli.select.answers import AnswerFile, Line, labels_of, rows_of
-from lapal_ext.cli.select.classes import Classes, closest
+from lapal_ext.cli.select.classes import Classes
 from lapal_ext.cli.select.display import safe, wrapped
-from lapal_ext.cli.select.label_file import RESERVED, LabelFile
+from lapal_ext.cli.select.label_file import ANNOTATOR, RESERVED, LabelFile
 from lapal_ext.cli.select.label_studio_file import LabelStudioFile
 from lapal_ext.cli.select.pool_record import PoolRecord
 from lapal_ext.cli.select.start import LEAST_CLASSES, Start
@@ -24,6 +24,7 @@ from lapal_ext.cli.select.torchrun import map_shard
 from lapal_ext.pool.checksum import checksum, row_digests
 from lapal_ext.pool.sharding import Ranks, Shard
 from lapal_ext.posterior.calibration import Calibration
+from lapal_ext.posterior.class_names import closest
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.selection.select_batch import select_batch
 
@@ -199,8 +200,15 @@ def conclude(options: argparse.Namespace, lines: Sequence[Line], start: Start, p
 
 
 def tell_changes(files: Sequence[AnswerFile], classes: Classes, *, grows: bool) -> None:
-    """Print which rows of label files are gone from the pool, and which classes may be slips."""
+    """Print what of label files does not count, which of their rows are gone, and which classes may be slips."""
     for file in files:
+        named = {line.others.get(ANNOTATOR, "").strip() for line in (*file.lines, *file.gone)} - {"", file.annotator}
+        if file.annotator is not None and named:
+            names = ", ".join(sorted(map(safe, named))[:_NAMED]) + (", …" if len(named) > _NAMED else "")
+            print(
+                f"The column annotator of {file.path} ({names}) does not count: with --annotators, all answers in a "
+                f"file are those of {file.annotator}."
+            )
         if not file.gone:
             continue
         answers = len(labels_of(file.gone))

@@ -1,10 +1,10 @@
 """The classes of ``lapal-ext select``: numbered names, from a file or as they occur in the answers."""
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.posterior.class_names import closest
 
 SKIP, BACK, UNDO, QUIT = "skip", "back", "undo", "quit"
 COMMANDS = (SKIP, BACK, UNDO, QUIT)  # what may be typed in place of a label; no class may have such a name
@@ -13,7 +13,6 @@ MOST = 1_000_000
 _MOST_UNDECLARED = 1000  # one more class takes memory for one more row of weights, and a number may be a slip
 _NUMBER = re.compile(r"([0-9]{1,9})(\.0+)?")  # spreadsheets turn integers into floats in columns with gaps
 _SHOWN = 5  # names that a message lists
-_ALIKE = 0.6  # similarity from which a name is suggested for another one
 
 
 def whole_number(text: str) -> int | None:
@@ -158,10 +157,3 @@ class Classes:
     def model_names(self) -> tuple[str, ...] | None:
         """Names for a posterior; None where they are its numbers."""
         return None if self.are_numbers else tuple(self.names)
-
-
-def closest(text: str, names: Sequence[str], cutoff: float = _ALIKE) -> str | None:
-    """The name that is most like a text, whatever its case; None if none is alike."""
-    folded = {name.casefold(): name for name in names}
-    found = difflib.get_close_matches(text.casefold(), folded, 1, cutoff)
-    return folded[found[0]] if found else None

@@ -33,7 +33,7 @@ _GONE = -1
 
 
 class LabelFile:
-    """A label file that is read once and written many times, with the same separator, columns and byte order mark.
+    """A label file that is read once and written many times, as it was: separator, columns, line ends, byte order mark.
 
     Args:
         path: of the file; one that does not exist counts as empty.
@@ -70,9 +70,11 @@ class LabelFile:
         self._content = self._on_disk()
         self._columns = [name for name in (ROW, ID, UTILITY, SUGGESTED, LABEL) if name != ID or ids is not None]
         self._delimiter, self._encoding = ",", "utf-8"
+        self._line_end = "\n"
         if self._content is not None:
             table = parse_table(self._content, path)
             self._columns, self._delimiter, self._encoding = list(table.columns), table.delimiter, table.encoding
+            self._line_end = table.line_end
             self._parse(table)
 
     def write(self, lines: Sequence[Line]) -> None:
@@ -114,8 +116,8 @@ class LabelFile:
         needed = [ROW, UTILITY, LABEL] if self._ids is None else [ROW, ID, UTILITY, LABEL]
         columns = list(dict.fromkeys([*self._columns, *needed, *(name for line in lines for name in line.others)]))
         file = io.StringIO(newline="")
-        writer = csv.DictWriter(  # one character at the end of a line, for text editors
-            file, columns, restval="", extrasaction="ignore", delimiter=self._delimiter, lineterminator="\n"
+        writer = csv.DictWriter(
+            file, columns, restval="", extrasaction="ignore", delimiter=self._delimiter, lineterminator=self._line_end
         )
         writer.writeheader()
         for line in lines:
@@ -148,7 +150,9 @@ class LabelFile:
             if key in seen:
                 what = f"id {line.name!r}" if by_id else f"row {line.row}"
                 whose = f" of annotator {line.annotator!r}" if line.annotator and self.annotator is None else ""
-                raise CommandError(f"{place}: {what}{whose} occurs twice, first in line {seen[key]}")
+                ignored = line.others.get(ANNOTATOR) and self.annotator is not None
+                hint = f": {ANNOTATOR} does not count with --annotators, which has a file for each" if ignored else ""
+                raise CommandError(f"{place}: {what}{whose} occurs twice, first in line {seen[key]}{hint}")
             seen[key] = number
             (self.gone if line.row == _GONE else self.lines).append(line)
         if self._record is not None and self._ids is not None:

@@ -115,15 +115,20 @@ def read_tasks(
     """
     paths = [check_path("path", one) for one in ([path] if isinstance(path, (str, PathLike)) else path)]
     source = ", ".join(map(str, paths))
-    tasks = sorted(((task, f"{one}, task {task['id']}") for one in paths for task in _load(one)), key=_number)
+    loaded = [(task, f"{one}, task {task['id']}", number) for one in paths for number, task in enumerate(_load(one), 1)]
+    loaded.sort(key=lambda entry: entry[0]["id"])
+    for (task, name, number), (following, other, later) in pairwise(loaded):
+        if task["id"] == following["id"]:
+            raise StorageError(
+                f"{name} (number {number} in its list) and {other} (number {later}) have the same id: export all tasks "
+                "again, into one file"
+            )
+    tasks = [(task, name) for task, name, _ in loaded]
     annotations = [(note, row, place) for row, (task, place) in enumerate(tasks) for note in task["annotations"]]
     if label_config is None:
         tag = control_of(((note, place) for note, _, place in annotations), control, source)
     else:
         tag = read_control(label_config, control)
-    for (task, place), (following, other) in pairwise(tasks):
-        if task["id"] == following["id"]:
-            raise StorageError(f"{place}: the same id is in {other.rpartition(',')[0]}: export all rounds at once")
     for task, place in tasks:
         _check_data(task, tag, place)
     answers = [(time_of(note, place), read_annotation(note, row, tag, place)) for note, row, place in annotations]
@@ -151,11 +156,6 @@ def _load(path: Path) -> list[dict[str, Any]]:
         field(task, "data", dict, f"{path}, task {number}")
         field(task, "annotations", list, f"{path}, task {number}")
     return tasks
-
-
-def _number(task: tuple[Mapping[str, Any], str]) -> int:
-    number: int = task[0]["id"]
-    return number
 
 
 def _last(answers: Iterable[Answer]) -> tuple[Answer, ...]:

@@ -129,6 +129,21 @@ class TestTrust:
 
 
 class TestFiles:
+    def test_a_column_with_other_annotators_does_not_count_and_is_named(self, capsys):
+        text = "row,label,annotator\n1,ant,anna\n2,bee,carl\n3,ant,\n4,ant,dora\n"
+        Path("anna.csv").write_text(text)
+        Path("bert.csv").write_text("row,label,annotator\n1,ant,bert\n")
+        assert several("--number", 0, "--save", "model") == 0
+        out = capsys.readouterr().out
+        assert "The column annotator of anna.csv (carl, dora) does not count: with --annotators, all answers in" in out
+        assert "bert.csv (" not in out
+        assert "(anna 4, bert 1)" in out
+        assert Path("anna.csv").read_text().startswith("row,label,annotator")
+        Path("anna.csv").write_text("row,label,annotator\n1,ant,anna\n1,bee,carl\n")
+        assert several("--number", 0, "--save", "model") == 1
+        message = "line 3: row 1 occurs twice, first in line 2: annotator does not count with --annotators"
+        assert message in capsys.readouterr().err
+
     def test_rows_are_disjoint_but_for_the_overlap(self, capsys):
         assert several("--number", 5, "--overlap", 2) == 0
         anna, bert = rows("anna.csv"), rows("bert.csv")

@@ -35,6 +35,13 @@ class TestLabelFile:
         assert Path("out.csv").read_bytes().count(b"\n") == 3
         assert b"\r" not in Path("out.csv").read_bytes()
 
+    def test_a_file_keeps_its_line_ends(self, data):  # noqa: ARG002 the fixture writes the files
+        Path("out.csv").write_bytes(b'row,label,note\r\n7,bee,"two\nlines"\r\n3,,\r\n')
+        assert select("--number", 1, "--more") == 0
+        content = Path("out.csv").read_bytes()
+        assert content.startswith(b'row,label,note,utility\r\n7,bee,"two\nlines",\r\n3,,,\r\n')
+        assert content.count(b"\r\n") == content.count(b"\n") - 1 == content.count(b"\r") == 4
+
     def test_answers_are_absorbed_and_the_rest_stays(self, data, capsys):
         pool, features, _ = data
         select("--number", 4)
