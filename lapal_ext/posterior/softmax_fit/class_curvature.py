@@ -29,7 +29,7 @@ from lapal_ext import ops
 from lapal_ext.posterior.softmax_fit.objective import Objective
 
 _ROWS_OF_SHARED = 4  # times D: so many rows, evenly spaced, estimate S
-_ROWS_OF_CLASS = 1.0  # times sqrt(N): so many rows of a class, which together cost less than a pass over all rows
+_SHARE = 0.7  # of the average number of rows of a class, 2 N / C
 _MOST_ROWS = 192  # of a class
 _RESOLVED = 0.1  # over eps: the largest condition of M whose inverse is resolved
 
@@ -70,8 +70,8 @@ class ClassCurvature:
         if not self.usable:
             return
         x = self._objective.features
-        count = min(round(_ROWS_OF_CLASS * math.sqrt(len(x))) + 1, _MOST_ROWS)
-        rows, weights = _rows_of_classes(classes, (largest - others).clamp_(min=0.0), n_classes, count)
+        most = _most_rows(len(x), n_classes)
+        rows, weights = _rows_of_classes(classes, (largest - others).clamp_(min=0.0), n_classes, most)
         used, place = rows.flatten().unique(return_inverse=True)  # a row may be in two classes
         some = x[used]
         solved = ops.inner_products.unchecked(some, self._inverse)
@@ -114,6 +114,11 @@ class ClassCurvature:
         if self.usable:
             self._inverse = torch.cholesky_inverse(factor)
         return condition
+
+
+def _most_rows(n_rows: int, n_classes: int) -> int:
+    """m: with sqrt(N) rows, all classes together cost less than a pass; with more than a share, most places are empty."""
+    return min(math.isqrt(n_rows) + 1, math.ceil(_SHARE * 2 * n_rows / n_classes), _MOST_ROWS)
 
 
 def _rows_of_classes(
