@@ -48,7 +48,7 @@ def solved_densely(blocks: list[Tensor], gradients: Tensor) -> Tensor:  # [G, C,
 
 @pytest.mark.parametrize("most_rows", [30, 3])
 def test_the_measured_curvature_of_each_class(most_rows: int, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_curvature, "_most_rows", lambda n_rows, n_classes: most_rows)
+    monkeypatch.setattr(class_curvature, "_most_rows", lambda *_: most_rows)
     objective = make_objective(draw)
     probabilities, gradients = (2 * draw.normal(5, 30)).softmax(0), draw.normal(3, 5, 7)
     curvature = ClassCurvature(objective)

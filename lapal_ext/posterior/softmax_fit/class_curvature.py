@@ -117,7 +117,7 @@ class ClassCurvature:
 
 
 def _most_rows(n_rows: int, n_classes: int) -> int:
-    """m: with sqrt(N) rows, all classes together cost less than a pass; with more than a share, most places are empty."""
+    """m. With sqrt(N) all classes together cost less than a pass; with more than a share, most places stay empty."""
     return min(math.isqrt(n_rows) + 1, math.ceil(_SHARE * 2 * n_rows / n_classes), _MOST_ROWS)
 
 
