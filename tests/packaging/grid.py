@@ -1,4 +1,4 @@
-"""Which processor, compiler, Python and torch were tried together: results of `matrix`, kept in the table of README.md."""
+"""Which processor, compiler, Python and torch were tried together: the table of README.md, written by `matrix`."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def known(text: str) -> list[Cell]:
 
 
 def merged(cells: list[Cell], earlier: list[Cell]) -> list[Cell]:
-    """Results with those of earlier calls: a new one replaces the same cell, but headers that compile no wheel that runs."""
+    """Results with those of earlier calls, which they replace; only headers that compile do not replace a wheel."""
     found = {cell[:4]: cell for cell in earlier}
     for cell in cells:
         if cell.result != "compiles" or found.get(cell[:4], cell).result == "compiles":

@@ -1,7 +1,7 @@
 """A plugin of pytest that runs some cases of each test, the same ones every time: `-p tests.packaging.some_cases`.
 
-Of the cases of a parametrised test, it draws one in EVERY, and at least one, by a generator that is seeded with the name
-of the test. So every test still runs, and a slow machine, such as an emulated one, has fewer cases to run.
+Of the cases of a parametrised test, it draws one in EVERY, and at least one, by a generator that is seeded with the
+name of the test. So every test still runs, and a slow machine, such as an emulated one, has fewer cases to run.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections import defaultdict
 
 import pytest
 
-EVERY = 4
+EVERY = 2
 
 
 def some_of(names: list[str]) -> set[str]:
