@@ -183,18 +183,18 @@ LAPAL_HD void update_pairs(const Update<T>& update, int64_t begin, int64_t end, 
   }
 }
 
-#define LAPAL_UPDATE_KERNELS(T)                                                                      \
-  LAPAL_CLONES void avx512_panels(const Update<T>& update, int64_t begin, int64_t end) {             \
-    prepare_panels<kAvx512Rows>(update, begin, end);                                                 \
-  }                                                                                                  \
-  LAPAL_CLONES void portable_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
-    prepare_panels<kPortableRows>(update, begin, end);                                               \
-  }                                                                                                  \
-  LAPAL_CLONES void avx512_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {   \
-    update_pairs<kAvx512Rows>(update, begin, end, group);                                            \
-  }                                                                                                  \
-  LAPAL_CLONES void portable_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
-    update_pairs<kPortableRows>(update, begin, end, group);                                          \
+#define LAPAL_UPDATE_KERNELS(T)                                                                          \
+  LAPAL_AVX512 void avx512_panels(const Update<T>& update, int64_t begin, int64_t end) {                 \
+    prepare_panels<kAvx512Rows>(update, begin, end);                                                     \
+  }                                                                                                      \
+  LAPAL_NOT_AVX512 void portable_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
+    prepare_panels<kPortableRows>(update, begin, end);                                                   \
+  }                                                                                                      \
+  LAPAL_AVX512 void avx512_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {       \
+    update_pairs<kAvx512Rows>(update, begin, end, group);                                                \
+  }                                                                                                      \
+  LAPAL_NOT_AVX512 void portable_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
+    update_pairs<kPortableRows>(update, begin, end, group);                                              \
   }
 LAPAL_UPDATE_KERNELS(float)
 LAPAL_UPDATE_KERNELS(double)
@@ -210,7 +210,7 @@ void update_with_rows(Update<T> update) {
   const int group_rows = rows_of_group();
   const int64_t panel_work = update.n_rows * kPanel<T> * (update.triangle == nullptr ? 1 : update.n_rows / 2 + 1);
   torch::stable::parallel_for(0, n_panels, 1 + kGrainWork / (panel_work + 1), [&](int64_t begin, int64_t end) {
-    if (group_rows == kAvx512Rows) {
+    if (has_avx512()) {
       avx512_panels(update, begin, end);
     } else {
       portable_panels(update, begin, end);
@@ -221,7 +221,7 @@ void update_with_rows(Update<T> update) {
   parallel_tiles((n_groups + 1) / 2, 1 + kGrainWork / work, kOp,
                  [&] { return Scratch<T>((update.n_rows + 1) * kColumnStride<kAvx512Rows>); },
                  [&](int64_t begin, int64_t end, const Scratch<T>& group) {
-                   if (group_rows == kAvx512Rows) {
+                   if (has_avx512()) {
                      avx512_kernel(update, begin, end, group.data());
                    } else {
                      portable_kernel(update, begin, end, group.data());
