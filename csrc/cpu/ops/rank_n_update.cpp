@@ -134,8 +134,15 @@ LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column,
   const int64_t width = kInside ? kPanel<T> : std::min<int64_t>(kPanel<T>, first + height - column);
   for (int64_t j = 0; j < width; ++j) {
     T* to = update.out + (column + j) * size + first;
-    for (int64_t row = kInside ? 0 : std::max<int64_t>(0, column + j - first); row < height; ++row) {
-      to[row] = tile[row * kPanel<T> + j];
+    if constexpr (kInside) {
+      LAPAL_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        to[row] = tile[row * kPanel<T> + j];
+      }
+    } else {
+      for (int64_t row = std::max<int64_t>(0, column + j - first); row < height; ++row) {
+        to[row] = tile[row * kPanel<T> + j];
+      }
     }
   }
 }
