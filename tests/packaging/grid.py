@@ -1,6 +1,5 @@
-"""Which processor, compiler, Python and torch were tried together: results of `matrix`, kept and printed as a table."""
+"""Which processor, compiler, Python and torch were tried together: the table of README.md, written by `matrix`."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +13,12 @@ REFUSED = (
     ("any", "any", "any, torch 2.9 and older", "pip: `torch>=2.10`; CMake: `lapal_ext needs torch>=2.10`"),
 )
 UNTESTED = (
-    ("x86-64", "g++", "3.10, 3.12, 3.13", "not in the calls so far; `--all` runs them"),
     ("macOS arm64", "AppleClang", "any", "no such machine; `csrc/CMakeLists.txt` follows torch's own extensions"),
     ("Windows x86-64", "MSVC", "any", "no such machine; without kernels the package is plain torch"),
 )
+
+
+RESULTS = ("runs", "compiles", "FAILED")
 
 
 class Cell(NamedTuple):
@@ -25,18 +26,26 @@ class Cell(NamedTuple):
     compiler: str  # "none" for the wheel without kernels
     python: str
     torch: str  # major and minor
-    result: str  # "runs", "compiles" or "FAILED"
-    detail: str
+    result: str  # one of RESULTS
 
 
-def keep(cells: list[Cell], file: Path) -> list[Cell]:
-    """Adds results to those of earlier calls, replaces the same cell, and returns all of them."""
-    known = [Cell(*cell) for cell in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else []
-    found = {cell[:4]: cell for cell in known}
+def known(text: str) -> list[Cell]:
+    """The results in the table of a text, which earlier calls have written."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_of(text).splitlines()]
+    return [
+        Cell(*row[:3], torch, result)
+        for row in rows
+        for torch, result in zip(TORCHES, row[3:], strict=False)
+        if result in RESULTS
+    ]
+
+
+def merged(cells: list[Cell], earlier: list[Cell]) -> list[Cell]:
+    """Results with those of earlier calls, which they replace; only headers that compile do not replace a wheel."""
+    found = {cell[:4]: cell for cell in earlier}
     for cell in cells:
         if cell.result != "compiles" or found.get(cell[:4], cell).result == "compiles":
             found[cell[:4]] = cell
-    file.write_text(json.dumps(sorted(found.values()), indent=0) + "\n", encoding="utf-8")
     return sorted(found.values())
 
 
@@ -56,7 +65,14 @@ def _order(first: tuple[str, ...]) -> tuple[object, ...]:
     return processor != "x86-64", processor, compiler == "none", compiler, [int(part) for part in python.split(".")]
 
 
-def write_readme(cells: list[Cell]) -> None:
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text("\n".join([before + BEGIN, *lines(cells), END + after]), encoding="utf-8")
+def table_of(text: str) -> str:
+    return text.partition(BEGIN)[2].partition(END)[0]
+
+
+def keep(cells: list[Cell], readme: Path = README) -> list[Cell]:
+    """Writes results into the table, which keeps those of earlier calls; returns all of them."""
+    text = readme.read_text(encoding="utf-8")
+    found = merged(cells, known(text))
+    before, _, rest = text.partition(BEGIN)
+    readme.write_text("\n".join([before + BEGIN, *lines(found), END + rest.partition(END)[2]]), encoding="utf-8")
+    return found

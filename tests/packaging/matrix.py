@@ -10,8 +10,8 @@ A Python with two slashes is unpacked from Debian's packages (debian_python.py).
 against the headers of every torch, and needs pybind11. It is not a test of pytest, because it takes minutes: on Linux
 x86-64 a torch from PyPI is 5 to 7 GB, which stay in a temporary environment until its rows are done. It needs a C++
 compiler, a package index and Python 3.11. It repairs and tests wheels with the commands of `[tool.cibuildwheel]` in
-pyproject.toml, as cibuildwheel does. The wheels and the results stay in `--out`. The last lines are the rows of this
-call; the table of all results goes into README.md. The exit status is 1 if a row has failed.
+pyproject.toml, as cibuildwheel does. The wheels stay in `--out`. The last lines are the rows of this call. Their
+results go into the table of README.md, which keeps those of earlier calls. The exit status is 1 if a row has failed.
 """
 
 import argparse
@@ -31,10 +31,9 @@ import tomllib
 
 from tests.packaging.contents import check_sdist, check_wheel
 from tests.packaging.debian_python import unpack
-from tests.packaging.grid import Cell, keep, write_readme
+from tests.packaging.grid import Cell, keep
 
 ROOT = Path(__file__).parents[2]
-RESULTS = "matrix.json"
 BUILT_AGAINST = "2.13.0"  # where it is among the releases; else the first of them
 TORCHES = ("2.10.0", "2.13.0", "2.14.1")  # the oldest supported, the one to build against, the newest tried
 TOOLS = ("build", "cmake>=3.20")
@@ -181,13 +180,12 @@ def try_python(python: str, compiler: str, torches: Sequence[str], out: Path) ->
             for wheel, by in zip(wheels, (compiler, "none"), strict=True):
                 row = try_wheel(wheel, torch, programs)
                 result = "FAILED" if row.picks == "FAILED" else "runs"
-                cell = Cell(machine, by, version, release(torch), result, f"{row.kernels}; {row.digest}")
-                keep([cell], out / RESULTS)
+                keep([Cell(machine, by, version, release(torch), result)])
                 rows.append(row)
     return rows
 
 
-def try_headers(compiler: str, out: Path) -> None:
+def try_headers(compiler: str) -> None:
     """Compiles the sources against the headers of every torch, and keeps the results."""
     from tests.packaging.torch_headers import RELEASES, complaints, headers_of, sources
 
@@ -198,7 +196,7 @@ def try_headers(compiler: str, out: Path) -> None:
             headers = headers_of(torch, Path(folder))
             said = "".join(complaints(compiler, source, headers) for source in sources())
         print(said, file=sys.stderr)
-        keep([Cell(machine, compiler, version, release(torch), "FAILED" if said else "compiles", "")], out / RESULTS)
+        keep([Cell(machine, compiler, version, release(torch), "FAILED" if said else "compiles")])
 
 
 def release(torch: str) -> str:
@@ -218,16 +216,14 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for compiler in (ALL[0][1] if options.all else options.compilers) if options.all or options.headers else ():
-        try_headers(compiler, out)
+        try_headers(compiler)
     for pythons, compilers, torches in ALL if options.all else ((options.pythons, options.compilers, options.torches),):
         for python in pythons:
             interpreter = str(unpack(python, out / "pythons")) if python.count("/") == 2 else python
             for compiler in compilers:
                 rows += try_python(interpreter, compiler, torches, out)
     print(table(rows))
-    cells = keep([], out / RESULTS)
-    write_readme(cells)
-    sys.exit(any(cell.result == "FAILED" for cell in cells))
+    sys.exit(any(cell.result == "FAILED" for cell in keep([])))
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ struct Avx512Results {
 
 // Classes [first, first + kClasses).
 template <int kBlocks, int kClasses, Moment moment>
-LAPAL_AVX512 inline void avx512_move_group(const Avx512Blocks& blocks, int64_t first,
-                                           const typename Avx512LosingSums<moment>::Exp2& exp2,
-                                           Avx512LosingSums<moment> (&losing)[kBlocks]) {
+LAPAL_AVX512_INLINED void avx512_move_group(const Avx512Blocks& blocks, int64_t first,
+                                            const typename Avx512LosingSums<moment>::Exp2& exp2,
+                                            Avx512LosingSums<moment> (&losing)[kBlocks]) {
   constexpr int kL = kLanes<float>;
   const int64_t block_size = blocks.n_classes * kL;
   __m512 x[kBlocks][kClasses];
@@ -95,9 +95,9 @@ LAPAL_AVX512 inline void avx512_move_group(const Avx512Blocks& blocks, int64_t f
 
 // A group of `size` <= kClasses classes.
 template <int kBlocks, int kClasses, Moment moment>
-LAPAL_AVX512 inline void avx512_move_some(const Avx512Blocks& blocks, int64_t first, int64_t size,
-                                          const typename Avx512LosingSums<moment>::Exp2& exp2,
-                                          Avx512LosingSums<moment> (&losing)[kBlocks]) {
+LAPAL_AVX512_INLINED void avx512_move_some(const Avx512Blocks& blocks, int64_t first, int64_t size,
+                                           const typename Avx512LosingSums<moment>::Exp2& exp2,
+                                           Avx512LosingSums<moment> (&losing)[kBlocks]) {
   if constexpr (kClasses > 1) {
     if (size < kClasses) {
       return avx512_move_some<kBlocks, kClasses - 1>(blocks, first, size, exp2, losing);

@@ -176,17 +176,17 @@ LAPAL_HD void multiply_few_rows(const Product<T>& product, int64_t begin, int64_
   }
 }
 
-#define LAPAL_PRODUCT_KERNELS(T)                                                                          \
-  LAPAL_CLONES void few_rows_kernel(const Product<T>& product, int64_t begin, int64_t end) {              \
-    multiply_few_rows(product, begin, end);                                                               \
-  }                                                                                                       \
-  LAPAL_CLONES void avx512_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end,   \
-                                  const Buffers<T>& buffers) {                                            \
-    multiply_block<kAvx512Rows>(product, block, begin, end, buffers);                                     \
-  }                                                                                                       \
-  LAPAL_CLONES void portable_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end, \
-                                    const Buffers<T>& buffers) {                                          \
-    multiply_block<kPortableRows>(product, block, begin, end, buffers);                                   \
+#define LAPAL_PRODUCT_KERNELS(T)                                                                              \
+  LAPAL_CLONES void few_rows_kernel(const Product<T>& product, int64_t begin, int64_t end) {                  \
+    multiply_few_rows(product, begin, end);                                                                   \
+  }                                                                                                           \
+  LAPAL_AVX512 void avx512_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end,       \
+                                  const Buffers<T>& buffers) {                                                \
+    multiply_block<kAvx512Rows>(product, block, begin, end, buffers);                                         \
+  }                                                                                                           \
+  LAPAL_NOT_AVX512 void portable_kernel(const Product<T>& product, int64_t block, int64_t begin, int64_t end, \
+                                        const Buffers<T>& buffers) {                                          \
+    multiply_block<kPortableRows>(product, block, begin, end, buffers);                                       \
   }
 LAPAL_PRODUCT_KERNELS(float)
 LAPAL_PRODUCT_KERNELS(double)
@@ -219,7 +219,7 @@ void multiply_panels(Product<T> product) {
       const int64_t stop = std::min(end, base + row_blocks);
       const int64_t first_group = (begin - base) * kBlockGroups;
       const int64_t last_group = std::min((stop - base) * kBlockGroups, n_groups);
-      if (group_rows == kAvx512Rows) {
+      if (has_avx512()) {
         avx512_kernel(product, block, first_group, last_group, buffers);
       } else {
         portable_kernel(product, block, first_group, last_group, buffers);

@@ -271,25 +271,25 @@ LAPAL_HD void pack_block(const Coverage<T>& coverage, int64_t index, T* panels) 
   }
 }
 
-#define LAPAL_COVERAGE_KERNELS(T)                                                                           \
-  LAPAL_CLONES void pack_kernel(const Coverage<T>& coverage, int64_t index, T* panels) {                    \
-    pack_block(coverage, index, panels);                                                                    \
-  }                                                                                                         \
-  LAPAL_CLONES void avx512_pair_kernel(const Coverage<T>& coverage, int64_t rows_index, int64_t index,      \
-                                       const Buffers<T>& buffers, double* direct, double* mirrored) {       \
-    cover_pair<kAvx512Rows>(coverage, rows_index, index, buffers, direct, mirrored);                        \
-  }                                                                                                         \
-  LAPAL_CLONES void portable_pair_kernel(const Coverage<T>& coverage, int64_t rows_index, int64_t index,    \
-                                         const Buffers<T>& buffers, double* direct, double* mirrored) {     \
-    cover_pair<kPortableRows>(coverage, rows_index, index, buffers, direct, mirrored);                      \
-  }                                                                                                         \
-  LAPAL_CLONES void avx512_kernel(const Coverage<T>& coverage, int64_t block, int64_t begin, int64_t end,   \
-                                  const Buffers<T>& buffers, double* gains) {                               \
-    cover_groups<kAvx512Rows>(coverage, block, begin, end, buffers, gains);                                 \
-  }                                                                                                         \
-  LAPAL_CLONES void portable_kernel(const Coverage<T>& coverage, int64_t block, int64_t begin, int64_t end, \
-                                    const Buffers<T>& buffers, double* gains) {                             \
-    cover_groups<kPortableRows>(coverage, block, begin, end, buffers, gains);                               \
+#define LAPAL_COVERAGE_KERNELS(T)                                                                               \
+  LAPAL_CLONES void pack_kernel(const Coverage<T>& coverage, int64_t index, T* panels) {                        \
+    pack_block(coverage, index, panels);                                                                        \
+  }                                                                                                             \
+  LAPAL_AVX512 void avx512_pair_kernel(const Coverage<T>& coverage, int64_t rows_index, int64_t index,          \
+                                       const Buffers<T>& buffers, double* direct, double* mirrored) {           \
+    cover_pair<kAvx512Rows>(coverage, rows_index, index, buffers, direct, mirrored);                            \
+  }                                                                                                             \
+  LAPAL_NOT_AVX512 void portable_pair_kernel(const Coverage<T>& coverage, int64_t rows_index, int64_t index,    \
+                                             const Buffers<T>& buffers, double* direct, double* mirrored) {     \
+    cover_pair<kPortableRows>(coverage, rows_index, index, buffers, direct, mirrored);                          \
+  }                                                                                                             \
+  LAPAL_AVX512 void avx512_kernel(const Coverage<T>& coverage, int64_t block, int64_t begin, int64_t end,       \
+                                  const Buffers<T>& buffers, double* gains) {                                   \
+    cover_groups<kAvx512Rows>(coverage, block, begin, end, buffers, gains);                                     \
+  }                                                                                                             \
+  LAPAL_NOT_AVX512 void portable_kernel(const Coverage<T>& coverage, int64_t block, int64_t begin, int64_t end, \
+                                        const Buffers<T>& buffers, double* gains) {                             \
+    cover_groups<kPortableRows>(coverage, block, begin, end, buffers, gains);                                   \
   }
 LAPAL_COVERAGE_KERNELS(float)
 LAPAL_COVERAGE_KERNELS(double)
@@ -367,7 +367,7 @@ bool mirror_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& c
       }
       const int64_t rows_index = pair - base;
       double *direct = partial.data() + index * n_rows, *mirrored = partial.data() + rows_index * n_rows;
-      if (group_rows == kAvx512Rows) {
+      if (has_avx512()) {
         avx512_pair_kernel(coverage, rows_index, index, buffers, direct, mirrored);
       } else {
         portable_pair_kernel(coverage, rows_index, index, buffers, direct, mirrored);
@@ -414,7 +414,7 @@ void add_coverage(Coverage<T> coverage, const Tensor& weight, const Tensor& cove
         const int64_t first_group = (begin - base) * kBlockGroups;
         const int64_t last_group = std::min((stop - base) * kBlockGroups, n_groups);
         double* sums = partial.data() + index * n_rows;
-        if (group_rows == kAvx512Rows) {
+        if (has_avx512()) {
           avx512_kernel(coverage, first_block + index, first_group, last_group, buffers, sums);
         } else {
           portable_kernel(coverage, first_block + index, first_group, last_group, buffers, sums);

@@ -150,18 +150,18 @@ LAPAL_HD void variance_rows(const Form<T>& form, const T* covariance, int64_t be
   }
 }
 
-#define LAPAL_VARIANCE_KERNELS(T)                                                                              \
-  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) {  \
-    pack_panels(covariance, size, begin, end, triangle);                                                       \
-  }                                                                                                            \
-  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {    \
-    variance_rows(form, covariance, begin, end);                                                               \
-  }                                                                                                            \
-  LAPAL_CLONES void avx512_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {   \
-    variance_groups<kAvx512Rows>(form, begin, end, size, group);                                               \
-  }                                                                                                            \
-  LAPAL_CLONES void portable_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) { \
-    variance_groups<kPortableRows>(form, begin, end, size, group);                                             \
+#define LAPAL_VARIANCE_KERNELS(T)                                                                                  \
+  LAPAL_CLONES void pack_kernel(const T* covariance, int64_t size, int64_t begin, int64_t end, T* triangle) {      \
+    pack_panels(covariance, size, begin, end, triangle);                                                           \
+  }                                                                                                                \
+  LAPAL_CLONES void few_rows_kernel(const Form<T>& form, const T* covariance, int64_t begin, int64_t end) {        \
+    variance_rows(form, covariance, begin, end);                                                                   \
+  }                                                                                                                \
+  LAPAL_AVX512 void avx512_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) {       \
+    variance_groups<kAvx512Rows>(form, begin, end, size, group);                                                   \
+  }                                                                                                                \
+  LAPAL_NOT_AVX512 void portable_kernel(const Form<T>& form, int64_t begin, int64_t end, int64_t size, T* group) { \
+    variance_groups<kPortableRows>(form, begin, end, size, group);                                                 \
   }
 LAPAL_VARIANCE_KERNELS(float)
 LAPAL_VARIANCE_KERNELS(double)
@@ -184,7 +184,7 @@ void predictive_variance_impl(Form<T> form, const T* covariance) {
   parallel_tiles(
       n_groups, grain, kOp, [&] { return Scratch<T>(size); },
       [&](int64_t begin, int64_t end, const Scratch<T>& group) {
-        if (rows == kAvx512Rows) {
+        if (has_avx512()) {
           avx512_kernel(form, begin, end, size, group.data());
         } else {
           portable_kernel(form, begin, end, size, group.data());

@@ -134,8 +134,15 @@ LAPAL_HD void store_tile(const Update<T>& update, int64_t first, int64_t column,
   const int64_t width = kInside ? kPanel<T> : std::min<int64_t>(kPanel<T>, first + height - column);
   for (int64_t j = 0; j < width; ++j) {
     T* to = update.out + (column + j) * size + first;
-    for (int64_t row = kInside ? 0 : std::max<int64_t>(0, column + j - first); row < height; ++row) {
-      to[row] = tile[row * kPanel<T> + j];
+    if constexpr (kInside) {
+      LAPAL_UNROLL
+      for (int row = 0; row < kRows; ++row) {
+        to[row] = tile[row * kPanel<T> + j];
+      }
+    } else {
+      for (int64_t row = std::max<int64_t>(0, column + j - first); row < height; ++row) {
+        to[row] = tile[row * kPanel<T> + j];
+      }
     }
   }
 }
@@ -183,18 +190,18 @@ LAPAL_HD void update_pairs(const Update<T>& update, int64_t begin, int64_t end, 
   }
 }
 
-#define LAPAL_UPDATE_KERNELS(T)                                                                      \
-  LAPAL_CLONES void avx512_panels(const Update<T>& update, int64_t begin, int64_t end) {             \
-    prepare_panels<kAvx512Rows>(update, begin, end);                                                 \
-  }                                                                                                  \
-  LAPAL_CLONES void portable_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
-    prepare_panels<kPortableRows>(update, begin, end);                                               \
-  }                                                                                                  \
-  LAPAL_CLONES void avx512_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {   \
-    update_pairs<kAvx512Rows>(update, begin, end, group);                                            \
-  }                                                                                                  \
-  LAPAL_CLONES void portable_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
-    update_pairs<kPortableRows>(update, begin, end, group);                                          \
+#define LAPAL_UPDATE_KERNELS(T)                                                                          \
+  LAPAL_AVX512 void avx512_panels(const Update<T>& update, int64_t begin, int64_t end) {                 \
+    prepare_panels<kAvx512Rows>(update, begin, end);                                                     \
+  }                                                                                                      \
+  LAPAL_NOT_AVX512 void portable_panels(const Update<T>& update, int64_t begin, int64_t end) {           \
+    prepare_panels<kPortableRows>(update, begin, end);                                                   \
+  }                                                                                                      \
+  LAPAL_AVX512 void avx512_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) {       \
+    update_pairs<kAvx512Rows>(update, begin, end, group);                                                \
+  }                                                                                                      \
+  LAPAL_NOT_AVX512 void portable_kernel(const Update<T>& update, int64_t begin, int64_t end, T* group) { \
+    update_pairs<kPortableRows>(update, begin, end, group);                                              \
   }
 LAPAL_UPDATE_KERNELS(float)
 LAPAL_UPDATE_KERNELS(double)
@@ -210,7 +217,7 @@ void update_with_rows(Update<T> update) {
   const int group_rows = rows_of_group();
   const int64_t panel_work = update.n_rows * kPanel<T> * (update.triangle == nullptr ? 1 : update.n_rows / 2 + 1);
   torch::stable::parallel_for(0, n_panels, 1 + kGrainWork / (panel_work + 1), [&](int64_t begin, int64_t end) {
-    if (group_rows == kAvx512Rows) {
+    if (has_avx512()) {
       avx512_panels(update, begin, end);
     } else {
       portable_panels(update, begin, end);
@@ -221,7 +228,7 @@ void update_with_rows(Update<T> update) {
   parallel_tiles((n_groups + 1) / 2, 1 + kGrainWork / work, kOp,
                  [&] { return Scratch<T>((update.n_rows + 1) * kColumnStride<kAvx512Rows>); },
                  [&](int64_t begin, int64_t end, const Scratch<T>& group) {
-                   if (group_rows == kAvx512Rows) {
+                   if (has_avx512()) {
                      avx512_kernel(update, begin, end, group.data());
                    } else {
                      portable_kernel(update, begin, end, group.data());

@@ -73,49 +73,58 @@ struct Memory {
   Scratch<double> gram, logits, steps, scalars, rows;
 };
 
+// Adds factor * row to the sums of kBlocks blocks.
+template <int kBlocks>
+LAPAL_HD void add_row(double factor, const double* row, double (&sums)[kBlocks][kL]) {
+  LAPAL_UNROLL
+  for (int block = 0; block < kBlocks; ++block) {
+#pragma omp simd
+    for (int lane = 0; lane < kL; ++lane) {
+      sums[block][lane] += factor * row[block * kL + lane];
+    }
+  }
+}
+
 // out += sign * sum_j coefficients[j * stride] * rows[j], for kBlocks blocks. The sums stay in registers. Few blocks
 // have several chains of sums, so that multiply-adds do not wait for each other.
 template <int kBlocks>
 LAPAL_HD void add_blocks(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
                          int64_t row_size, double* out) {
   constexpr int kChains = 8 / kBlocks;
-  double sums[kChains][kBlocks * kL];
+  double sums[kChains][kBlocks][kL];
   LAPAL_UNROLL
   for (int chain = 0; chain < kChains; ++chain) {
+    LAPAL_UNROLL
+    for (int block = 0; block < kBlocks; ++block) {
 #pragma omp simd
-    for (int lane = 0; lane < kBlocks * kL; ++lane) {
-      sums[chain][lane] = chain == 0 ? out[lane] : 0.0;
+      for (int lane = 0; lane < kL; ++lane) {
+        sums[chain][block][lane] = chain == 0 ? out[block * kL + lane] : 0.0;
+      }
     }
   }
   int64_t j = 0;
   for (; j + kChains <= count; j += kChains) {
     LAPAL_UNROLL
     for (int chain = 0; chain < kChains; ++chain) {
-      const double factor = sign * coefficients[(j + chain) * stride];
-      const double* row = rows + (j + chain) * row_size;
-#pragma omp simd
-      for (int lane = 0; lane < kBlocks * kL; ++lane) {
-        sums[chain][lane] += factor * row[lane];
-      }
+      add_row(sign * coefficients[(j + chain) * stride], rows + (j + chain) * row_size, sums[chain]);
     }
   }
   for (; j < count; ++j) {
-    const double factor = sign * coefficients[j * stride];
-#pragma omp simd
-    for (int lane = 0; lane < kBlocks * kL; ++lane) {
-      sums[0][lane] += factor * rows[j * row_size + lane];
-    }
+    add_row(sign * coefficients[j * stride], rows + j * row_size, sums[0]);
   }
   LAPAL_UNROLL
-  for (int chain = 1; chain < kChains; ++chain) {
+  for (int block = 0; block < kBlocks; ++block) {
+    LAPAL_UNROLL
+    for (int chain = 1; chain < kChains; ++chain) {
 #pragma omp simd
-    for (int lane = 0; lane < kBlocks * kL; ++lane) {
-      sums[0][lane] += sums[chain][lane];
+      for (int lane = 0; lane < kL; ++lane) {
+        sums[0][block][lane] += sums[chain][block][lane];
+      }
     }
-  }
 #pragma omp simd
-  for (int lane = 0; lane < kBlocks * kL; ++lane) {
-    out[lane] = sums[0][lane];
+    for (int lane = 0; lane < kL; ++lane) {
+      out[block * kL + lane] = sums[0][block][lane];
+    }
   }
 }
 

@@ -12,6 +12,8 @@
 // caller chooses by has_avx512().
 #define LAPAL_AVX512 __attribute__((target("arch=x86-64-v4")))
 #define LAPAL_NOT_AVX512 __attribute__((target_clones("arch=x86-64-v3", "default")))
+// For parts of such a kernel that keep their values in registers from call to call, which Clang would not inline.
+#define LAPAL_AVX512_INLINED LAPAL_AVX512 inline __attribute__((always_inline))
 #else
 #define LAPAL_HAS_CLONES 0
 #define LAPAL_CLONES
