@@ -73,17 +73,12 @@ struct Memory {
   Scratch<double> gram, logits, steps, scalars, rows;
 };
 
-// Adds factor * row to the sums of kBlocks blocks.
-template <int kBlocks>
-LAPAL_HD void add_row(double factor, const double* row, double (&sums)[kBlocks][kL]) {
-  LAPAL_UNROLL
-  for (int block = 0; block < kBlocks; ++block) {
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      sums[block][lane] += factor * row[block * kL + lane];
-    }
-  }
-}
+// Lanes of kBlocks blocks. Clang would make a loop over the blocks, and keep their sums in memory.
+#if defined(__clang__)
+#define LAPAL_ALL_BLOCKS _Pragma("omp simd simdlen(kBlocks * kL)")
+#else
+#define LAPAL_ALL_BLOCKS _Pragma("omp simd")
+#endif
 
 // out += sign * sum_j coefficients[j * stride] * rows[j], for kBlocks blocks. The sums stay in registers. Few blocks
 // have several chains of sums, so that multiply-adds do not wait for each other.
@@ -91,42 +86,46 @@ template <int kBlocks>
 LAPAL_HD void add_blocks(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
                          int64_t row_size, double* out) {
   constexpr int kChains = 8 / kBlocks;
-  double sums[kChains][kBlocks][kL];
+  double sums[kChains][kBlocks * kL];
   LAPAL_UNROLL
   for (int chain = 0; chain < kChains; ++chain) {
-    LAPAL_UNROLL
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[chain][block][lane] = chain == 0 ? out[block * kL + lane] : 0.0;
-      }
+    LAPAL_ALL_BLOCKS
+    for (int lane = 0; lane < kBlocks * kL; ++lane) {
+      sums[chain][lane] = chain == 0 ? out[lane] : 0.0;
     }
   }
   int64_t j = 0;
   for (; j + kChains <= count; j += kChains) {
     LAPAL_UNROLL
     for (int chain = 0; chain < kChains; ++chain) {
-      add_row(sign * coefficients[(j + chain) * stride], rows + (j + chain) * row_size, sums[chain]);
+      const double factor = sign * coefficients[(j + chain) * stride];
+      const double* row = rows + (j + chain) * row_size;
+      LAPAL_ALL_BLOCKS
+      for (int lane = 0; lane < kBlocks * kL; ++lane) {
+        sums[chain][lane] += factor * row[lane];
+      }
     }
   }
   for (; j < count; ++j) {
-    add_row(sign * coefficients[j * stride], rows + j * row_size, sums[0]);
+    const double factor = sign * coefficients[j * stride];
+    LAPAL_ALL_BLOCKS
+    for (int lane = 0; lane < kBlocks * kL; ++lane) {
+      sums[0][lane] += factor * rows[j * row_size + lane];
+    }
   }
   LAPAL_UNROLL
-  for (int block = 0; block < kBlocks; ++block) {
-    LAPAL_UNROLL
-    for (int chain = 1; chain < kChains; ++chain) {
-#pragma omp simd
-      for (int lane = 0; lane < kL; ++lane) {
-        sums[0][block][lane] += sums[chain][block][lane];
-      }
-    }
-#pragma omp simd
-    for (int lane = 0; lane < kL; ++lane) {
-      out[block * kL + lane] = sums[0][block][lane];
+  for (int chain = 1; chain < kChains; ++chain) {
+    LAPAL_ALL_BLOCKS
+    for (int lane = 0; lane < kBlocks * kL; ++lane) {
+      sums[0][lane] += sums[chain][lane];
     }
   }
+  LAPAL_ALL_BLOCKS
+  for (int lane = 0; lane < kBlocks * kL; ++lane) {
+    out[lane] = sums[0][lane];
+  }
 }
+#undef LAPAL_ALL_BLOCKS
 
 // The same over all blocks of a row.
 LAPAL_HD void add_rows(const double* coefficients, int64_t stride, double sign, const double* rows, int64_t count,
