@@ -282,7 +282,6 @@ void multiply_factors(const Product<T>& product) {
   const int64_t n_blocks = (n_lines + kBlockClasses - 1) / kBlockClasses;
   const int64_t work = std::min(n_lines, kBlockClasses) * panels.size * product.n_rows;
   const auto make_memory = [] { return Memory<T>(); };
-  const bool wide = has_avx512();
   parallel_tiles(n_blocks * panels.count, 1 + kGrainWork / work, kOp, make_memory,
                  [&](int64_t begin, int64_t end, const Memory<T>& memory) {
                    const Buffers<T> buffers{memory.panels.data(), memory.group.data(), memory.sums.data()};
@@ -299,7 +298,7 @@ void multiply_factors(const Product<T>& product) {
                                        std::min((first + taken) * panels.size, panels.n_features),
                                        0,
                                        0};
-                     if (wide) {
+                     if (has_avx512()) {
                        avx512_kernel(product, block, buffers);
                      } else {
                        portable_kernel(product, block, buffers);
