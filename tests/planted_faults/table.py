@@ -139,7 +139,7 @@ FAULTS = (
     _cpu("rank_one_update", "out[j] = row[j] - shrinkage * product;", "out[j] = row[j] + shrinkage * product;"),
     _cpu("rank_one_update", "return scale > 0.0 ?", "return scale > -1e9 ?"),
     _cpu("rank_n_update", "rows[i] -= known[i];", "rows[i] += known[i];"),
-    _cpu("rank_n_update", "to[row] = tile[row * kPanel<T> + j];", "to[row] = T(0);"),
+    _cpu("rank_n_update", "std::max<int64_t>(0, column + j - first)", "std::max<int64_t>(0, column + j - first + 2)"),
     _cpu(
         "predictive_variance",
         "to[k * kPanel<T> + j] = row[j] + mirrored[k][j];",
