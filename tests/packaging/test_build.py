@@ -31,12 +31,12 @@ def without_native_code(reason):
 
 
 def run(*command, cwd, **settings):
-    """Runs a command with only the LAPAL_EXT_* variables given; returns its exit status and output."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LAPAL_EXT_")}
+    """Runs a command with only the LAPAL_EXT_* and CMAKE_* variables given; returns its exit status and output."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("LAPAL_EXT_", "CMAKE_"))}
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=environment | settings,
+        env=inherited | settings,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
