@@ -9,8 +9,9 @@
 // Layout: first the factors of x_n, a matrix [(1 + H) C, N], with rows in lanes (cpu/passes/class_lines.h). Then their
 // product with the features. Features are in lanes: kDepth rows of a block of features are packed as panels, which stay
 // in second-level cache for all classes, and a few classes at a time are multiplied with a panel in registers
-// (cpu/gemm/tile.h). A panel may be mostly empty: a bias is one feature more than a whole number of panels. Such last
-// features are dot products with the lines of the factors.
+// (cpu/gemm/tile.h). For few lines of factors, packing costs more than it saves, and contiguous features are read in
+// place. A panel may be mostly empty: a bias is one feature more than a whole number of panels. Such last features are
+// dot products with the lines of the factors.
 //
 // Sums over the rows: in T within kDepth rows, then in double.
 //
@@ -47,6 +48,7 @@ constexpr int64_t kGrainWork = 1 << 17;             // multiply-adds per worker,
 constexpr int64_t kBlockPanels = 8;                 // at most: 384 KiB of packed features, part of a second-level cache
 constexpr int64_t kBlockClasses = 8 * kAvx512Rows;  // lines of factors of one task
 constexpr int64_t kFewFeatures = 4;                 // of a last panel: up to here, dot products
+constexpr int64_t kInPlaceLines = 2 * kAvx512Rows;  // of factors: up to here, features are read in place
 constexpr int kHeightStep = 4;                      // between the heights of tiles: 2, 6, 10 and 14 lines
 
 // Distance between the lines of sums of a block.
@@ -167,6 +169,7 @@ struct Memory {
 struct Block {
   int64_t first_line, last_line;
   int64_t first_feature, last_feature;
+  int64_t first_packed;  // features before it are read in place
   int64_t start, depth;  // rows
 };
 
@@ -182,8 +185,14 @@ LAPAL_HD void multiply_lines_of_block(const Product<T>& product, const Block& bl
   pack_group<kRows>(product.factors, line, block.start, block.depth, buffers.group);
   for (int64_t feature = block.first_feature; feature < block.last_feature; feature += kPanel<T>) {
     alignas(kBlockBytes) T tile[kRows * kPanel<T>];
-    const T* panel = buffers.panels + (feature - block.first_feature) * block.depth;
-    multiply_panel<kRows>(buffers.group, kGroupStride<T>, panel, block.depth, tile);
+    if (feature < block.first_packed) {
+      const int64_t line_stride = product.features.feature_stride;
+      const T* panel = product.features.data + feature + block.start * line_stride;
+      multiply_lines<kRows>(buffers.group, kGroupStride<T>, panel, block.depth, tile, line_stride);
+    } else {
+      const T* panel = buffers.panels + (feature - block.first_packed) * block.depth;
+      multiply_panel<kRows>(buffers.group, kGroupStride<T>, panel, block.depth, tile);
+    }
     const int64_t place = (line - block.first_line) * kSumsStride<T> + feature - block.first_feature;
     for (int64_t r = 0; r < std::min<int64_t>(kRows, height); ++r) {
       double* sums = buffers.sums + place + r * kSumsStride<T>;
@@ -215,6 +224,9 @@ LAPAL_HD void multiply_few_features(const Product<T>& product, const Block& bloc
 template <int kRows, class T>
 LAPAL_HD void multiply_block(const Product<T>& product, Block block, const Buffers<T>& buffers) {
   const int64_t width = block.last_feature - block.first_feature;
+  // Packing features that are contiguous pays only if many lines use them.
+  const bool in_place = product.features.row_stride == 1 && block.last_line - block.first_line <= kInPlaceLines;
+  block.first_packed = block.first_feature + (in_place ? width / kPanel<T> * kPanel<T> : 0);
   for (int64_t line = 0; line < block.last_line - block.first_line; ++line) {
     std::fill_n(buffers.sums + line * kSumsStride<T>, round_up(width, kPanel<T>), 0.0);
   }
@@ -225,9 +237,9 @@ LAPAL_HD void multiply_block(const Product<T>& product, Block block, const Buffe
       continue;
     }
     if (product.features.row_stride == 1) {
-      pack_lines(product.features, block.first_feature, block.last_feature, block.start, block.depth, buffers.panels);
+      pack_lines(product.features, block.first_packed, block.last_feature, block.start, block.depth, buffers.panels);
     } else {
-      pack_points(product.features, block.first_feature, block.last_feature, block.start, block.depth, buffers.panels);
+      pack_points(product.features, block.first_packed, block.last_feature, block.start, block.depth, buffers.panels);
     }
     for (int64_t line = block.first_line; line < block.last_line; line += kRows) {
       multiply_lines_of_block<kRows>(product, block, line, std::min<int64_t>(kRows, block.last_line - line), buffers);
@@ -296,6 +308,7 @@ void multiply_factors(const Product<T>& product) {
                                        std::min((index + 1) * kBlockClasses, n_lines),
                                        first * panels.size,
                                        std::min((first + taken) * panels.size, panels.n_features),
+                                       0,
                                        0,
                                        0};
                      if (has_avx512()) {
