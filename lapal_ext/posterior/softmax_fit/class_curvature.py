@@ -28,7 +28,7 @@ from torch import Tensor
 from lapal_ext import ops
 from lapal_ext.posterior.softmax_fit.objective import Objective
 
-_ROWS_OF_SHARED = 4  # times D: so many rows, evenly spaced, estimate S
+_ROWS_OF_SHARED = 8  # times D: so many rows, evenly spaced, estimate S
 _SHARE = 0.7  # of the average number of rows of a class, 2 N / C
 _MOST_ROWS = 192  # of a class
 _RESOLVED = 0.1  # over eps: the largest condition of M whose inverse is resolved
