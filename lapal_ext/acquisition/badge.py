@@ -1,5 +1,8 @@
 """Rows whose gradient embeddings are large and far apart, by k-means++."""
 
+from collections import defaultdict
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,8 @@ from lapal_ext.validation.tensors import check_overflow
 
 _SAME_POINT = 16.0  # as in badge_step_, eps of the norms: a smaller distance is rounding
 _CENTRES = 256  # centres that a tile of the pool is compared with at a time
+
+_Centres: TypeAlias = defaultdict[float, list[int]]  # by |phi|^2
 
 
 class BadgeScorer(LatentScorer):
@@ -53,7 +58,9 @@ class BadgeScorer(LatentScorer):
         norms = gradient.square().sum(1) * self._squares
         check_overflow("pool", norms)  # a weight of NaN makes the draw impossible
         known, shard = self._centres, self._pool.shard
-        centres = _Centres(known.tolist(), shard.gather(self._squares, known).tolist())
+        centres: _Centres = defaultdict(list)
+        for pick, square in zip(known.tolist(), shard.gather(self._squares, known).tolist(), strict=True):
+            centres[square].append(pick)
         draws = thresholds(self._seed, len(known) + count, norms.dtype).to(norms.device)
         distance = self._distance(gradient, norms)
         distance[self._taken] = 0.0
@@ -64,7 +71,7 @@ class BadgeScorer(LatentScorer):
                 last, utility = self._draw(last, centres, gradient, norms, distance, threshold)
             else:
                 last, utility = best_first(norms, self._taken, 1, shard)
-            centres.add(int(last), float(shard.gather(self._squares, last)))
+            centres[float(shard.gather(self._squares, last))].append(int(last))
             picks.append(last)
             utilities.append(utility)
         return torch.cat(picks), torch.cat(utilities)
@@ -100,7 +107,7 @@ class BadgeScorer(LatentScorer):
     def _draw(
         self,
         last: Tensor,  # [1] int64, the last centre
-        centres: "_Centres",  # ``distance`` includes all but the last
+        centres: _Centres,  # ``distance`` includes all but the last
         gradient: Tensor,  # [N, C]
         norms: Tensor,  # [N]
         distance: Tensor,  # [N], changed in place
@@ -122,29 +129,14 @@ class BadgeScorer(LatentScorer):
             # The product of uncentred features has more rounding than its norms suggest, so that a copy may be drawn.
             distance[(pool.storage == gather(pool.storage, pick)).all(1)] = 0.0
 
-    def _is_copy(self, pick: Tensor, centres: "_Centres") -> bool:
+    def _is_copy(self, pick: Tensor, centres: _Centres) -> bool:
         """Whether a row equals one of the centres; equal rows have equal norms, to the bit."""
         gather = self._pool.shard.gather
-        alike = centres.with_square(float(gather(self._squares, pick)))
+        alike = centres.get(float(gather(self._squares, pick)), [])
         if not alike:
             return False
         rows = gather(self._pool.storage, torch.cat([pick, pick.new_tensor(alike)]))
         return bool((rows[1:] == rows[0]).all(1).any())
-
-
-class _Centres:
-    """The centres by their |phi|^2."""
-
-    def __init__(self, picks: list[int], squares: list[float]) -> None:
-        self._by_square: dict[float, list[int]] = {}
-        for pick, square in zip(picks, squares, strict=True):
-            self.add(pick, square)
-
-    def add(self, pick: int, square: float) -> None:
-        self._by_square.setdefault(square, []).append(pick)
-
-    def with_square(self, square: float) -> list[int]:
-        return self._by_square.get(square, [])
 
 
 def thresholds(seed: int, count: int, dtype: torch.dtype) -> Tensor:  # [count]

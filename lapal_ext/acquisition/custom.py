@@ -10,7 +10,7 @@ from lapal_ext.acquisition.scorer import best_first, check_utilities
 from lapal_ext.acquisition.spec import Setting, Spec
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.validation.arrays import Array
-from lapal_ext.validation.tensors import as_dense, shape_text
+from lapal_ext.validation.tensors import as_dense, count_of_changes, shape_text
 
 Acquisition = Callable[[LastLayerLaplace, Tensor], Array]
 """(posterior, pool [N, D]) -> utilities [N], higher is better."""
@@ -59,16 +59,11 @@ class CustomScorer(RowScorer):
     def _score(self) -> Array:  # [N]
         if self._rows is None:
             self._rows = self._pool.storage.to(self._posterior.mean.dtype)
-        before = _changes(self._rows)
+        before = count_of_changes(self._rows)
         utilities = self._acquisition(self._posterior, self._rows)
-        if _changes(self._rows) != before:
+        if count_of_changes(self._rows) != before:
             raise ValueError(f"{self._name} must not change the rows that it gets in place: they are those of the pool")
         return utilities
-
-
-def _changes(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; those of inference mode have no count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def spec(acquisition: Acquisition, name: str) -> Spec:

@@ -15,6 +15,7 @@ from lapal_ext import ops
 from lapal_ext.entries import entry, outside_inference_mode
 from lapal_ext.errors import NotPSDError
 from lapal_ext.likelihood import curvature_weight
+from lapal_ext.validation.tensors import count_of_changes
 
 
 class _State(NamedTuple):
@@ -26,7 +27,7 @@ class _State(NamedTuple):
     observations: tuple[tuple[Tensor, Tensor], ...]  # standardised rows [n, D] and their curvature weights [n]
 
     def is_inverse_of(self, covariance: Tensor) -> bool:
-        return self.covariance is covariance and self.version == _version(covariance)
+        return self.covariance is covariance and self.version == count_of_changes(covariance)
 
 
 class PendingPrecision:
@@ -43,7 +44,7 @@ class PendingPrecision:
     """
 
     def __init__(self, covariance: Tensor, precision: Tensor | None = None) -> None:
-        self._state = _State(covariance, _version(covariance), precision, ())
+        self._state = _State(covariance, count_of_changes(covariance), precision, ())
 
     @entry
     @outside_inference_mode
@@ -59,7 +60,7 @@ class PendingPrecision:
         """
         state = self._state
         if not state.is_inverse_of(covariance):
-            state = _State(covariance, _version(covariance), None, ())
+            state = _State(covariance, count_of_changes(covariance), None, ())
         if state.precision is not None and not state.observations:
             return state.precision
         if state.precision is None:
@@ -83,12 +84,12 @@ class PendingPrecision:
         """
         state = self._state
         if not state.is_inverse_of(before):
-            state = _State(before, _version(before), None, ())
+            state = _State(before, count_of_changes(before), None, ())
         if state.precision is None:  # inverting ``after``, when it is read, costs no more than inverting ``before`` now
-            self._state = _State(after, _version(after), None, ())
+            self._state = _State(after, count_of_changes(after), None, ())
             return
         recorded = (*state.observations, (rows, weights))
-        self._state = _State(after, _version(after), state.precision, recorded)
+        self._state = _State(after, count_of_changes(after), state.precision, recorded)
         if sum(len(some) for some, _ in recorded) > rows.shape[1]:
             self.value(after)
 
@@ -122,11 +123,6 @@ class PendingPrecision:
         covariance = self._state.covariance
         known = self._state.precision is not None and self._state.is_inverse_of(covariance)
         return PendingPrecision, (covariance, self.value(covariance) if known else None)
-
-
-def _version(tensor: Tensor) -> int:
-    # Tensors of torch.inference_mode have no count, so that their changes in place are not detected.
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def precision_matrix(

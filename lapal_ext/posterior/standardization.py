@@ -78,7 +78,7 @@ class Standardization(NamedTuple):
     ) -> tuple[Tensor, Tensor]:  # [K, D], [K]
         """Weights W and offsets o for products with these rows, standardised: W phi + o for a raw phi.
 
-        This is ``raw(standardized(rows))`` in a third of the calls, for a pass over a pool that takes as long as those.
+        The same as ``raw(standardized(rows))`` up to rounding, in fewer calls: it is called once for every pick.
         """
         weights = (rows.detach() - self.centre) * self.scale.square()
         offsets = -(weights @ self.centre)

@@ -149,6 +149,11 @@ def _shape_of(value: object) -> str:
     return shape_text(value.shape) if isinstance(value, Tensor) else ""
 
 
+def count_of_changes(tensor: Tensor) -> int:
+    """How often a tensor was changed in place, as torch counts it; those of inference mode have no count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
 def is_finite(*values: Tensor) -> bool:
     """Whether ``values`` hold neither NaN nor infinity.
 
