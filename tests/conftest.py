@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis.internal.conjecture import providers
 
 from lapal_ext.ops import replace_ops
 from tests.draws import Draw
@@ -54,6 +55,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = 0
+    # hypothesis also draws numbers and texts that occur in the modules imported so far, so that a test would draw other
+    # cases after other tests (test_drawn_cases.py). It has no setting for that.
+    providers._get_local_constants = providers.Constants  # type: ignore[attr-defined]  # private
     # The problems are small: on a busy machine, a second thread makes them many times slower, not faster.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for the processes that tests start

@@ -110,4 +110,5 @@ def _minimise(objective: Objective, start: Tensor | None, tolerance: float) -> F
         fit = Fit(ended.weight.double(), True, math.nan)
     else:
         fit = trust_region.minimise(objective, ended.weight if ended.weight.isfinite().all() else start, tolerance)
-    return fit if basis is None else fit._replace(weight=fit.weight @ basis.T.double())
+    weight = fit.weight - fit.weight.mean(0)  # a tiny prior does not hold rounding back that all classes share
+    return fit._replace(weight=weight if basis is None else weight @ basis.T.double())

@@ -90,10 +90,13 @@ def not_here(tensor: Tensor) -> Options:
 
 
 def in_arrays(choose: Choose, tensor: Tensor) -> Options:
-    seen, refused = evenly(choose, sorted(arrays.SEEN)), evenly(choose, sorted(arrays.REFUSED))
+    """The same numbers in arrays. A vector of integers may also be an array of objects, as pandas makes it."""
+    seen, other = evenly(choose, sorted(arrays.SEEN)), evenly(choose, sorted(arrays.REFUSED))
+    is_vector_of_integers = tensor.dtype == torch.int64 and tensor.dim() == 1
+    verdict = SAME if other == "of objects" and is_vector_of_integers else REFUSED
     return {
         f"an array, {seen}": (SAME, lambda: arrays.SEEN[seen](arrays.as_array(tensor))),
-        f"an array, {refused}": (REFUSED, lambda: arrays.REFUSED[refused](arrays.as_array(tensor))),
+        f"an array, {other}": (verdict, lambda: arrays.REFUSED[other](arrays.as_array(tensor))),
     }
 
 
@@ -227,7 +230,15 @@ def rows(indices: Tensor, size: int, *, optional: bool = True) -> Argument:
     return Argument(indices, change)
 
 
-def number(good: float, *, above_zero: bool = False, optional: bool = False) -> Argument:
+def number(
+    good: float, *, above_zero: bool = False, optional: bool = False, low: float = 5e-324, high: float | None = None
+) -> Argument:
+    """A number >= 0, which a campaign changes to another one in [low, high].
+
+    A fit whose prior is no more than rounding, or much more than all rows, has weights that no dtype resolves
+    (tests/posterior/test_map_fit.py), so that results in float32 and float64 are not compared there.
+    """
+
     def change(choose: Choose, good: float) -> Changed:
         options: Options = {
             "negative": (REFUSED, lambda: -choose(st.floats(min_value=1e-300, allow_infinity=False))),
@@ -237,7 +248,7 @@ def number(good: float, *, above_zero: bool = False, optional: bool = False) -> 
                 lambda: one_of(choose, True, "1", [1.0], torch.tensor(1.0), np.True_, 1j),
             ),
             "another type": (SAME, lambda: one_of(choose, np.float64, Fraction)(good)),
-            "another": (EITHER, lambda: choose(st.floats(min_value=5e-324, allow_infinity=False))),
+            "another": (EITHER, lambda: choose(st.floats(low, high, allow_infinity=False))),
         }
         options["zero"] = (REFUSED if above_zero else EITHER, lambda: one_of(choose, 0, 0.0, -0.0))
         if not optional:

@@ -73,7 +73,7 @@ def _other_classes(known: NDArray[Any], *, first: bool) -> Callable[[Choose, obj
         return pick(
             choose,
             {
-                "one more": (EITHER if first else REFUSED, lambda: np.append(known, known[:1] + known[-1:])),
+                "one more": (EITHER, lambda: np.append(known, known[:1] + known[-1:])),
                 "one less": (EITHER if first else REFUSED, lambda: known[1:]),
                 "no classes": (REFUSED, lambda: evenly(choose, ([], 1, "x", {}, object(), [[1]], [None, None]))),
                 "the same, in another order": (SAME, lambda: known[::-1]),
@@ -86,7 +86,7 @@ def _other_classes(known: NDArray[Any], *, first: bool) -> Callable[[Choose, obj
 
 def _parameters(choose: Choose) -> Arguments:
     return {
-        "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True),
+        "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True, low=1e-3, high=1e6),
         "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
         "fit_bias": changes.flag(choose(st.booleans())),
         "standardize": changes.standardize(choose(st.sampled_from([True, False, "columns"]))),
@@ -96,7 +96,7 @@ def _parameters(choose: Choose) -> Arguments:
 def _of_updates(choose: Choose) -> Arguments:
     return {
         "step": changes.choice(choose(st.sampled_from(UPDATE_STEPS))),
-        "gamma": changes.number(choose(st.sampled_from([1.0, 0.5]))),
+        "gamma": changes.number(choose(st.sampled_from([1.0, 0.5])), low=1e-6, high=1e6),
         "link": changes.choice(choose(st.sampled_from(["plugin", "mean_field"]))),
     }
 

@@ -207,8 +207,7 @@ def state(good: LastLayerLaplace) -> Argument:
                     REFUSED,
                     lambda: saved | {"_extra_state": saved["_extra_state"] | {"class_names": nonsense or "bogus"}},
                 ),
-                # States of an older version have no class names.
-                "no class names": (SAME, lambda: saved | {"_extra_state": _without(saved, "class_names")}),
+                "no class names": (REFUSED, lambda: saved | {"_extra_state": _without(saved, "class_names")}),
                 "the same": (SAME, lambda: dict(saved)),
             },
         )

@@ -29,6 +29,8 @@ TYPED = (ValueError, TypeError, KeyError, OSError, NotFittedError, NotPSDError)
 OF_A_POSTERIOR = ("posterior", "mean", "centre", "scale", "covariance", "precision", "gamma", "utility")
 OF_A_STATE = ATTRIBUTES  # what an error about a state may name instead
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-7}  # relative to the largest entry; 15,000 calls had no outlier
+_OF_HALF = {torch.float16: 2e-3, torch.bfloat16: 2e-2}  # the same, of a result in half precision
+_OF_A_GAIN = 64.0  # eps: a gain of uncertainty herding, whose terms are at most one, may be rounding alone
 
 
 def tensors(result: object) -> list[Tensor]:
@@ -62,7 +64,7 @@ def wide(value: object) -> object:
     if isinstance(value, LastLayerLaplace):
         return value.clone().double()
     if isinstance(value, Restartable):
-        return value.again(wide)
+        return value.again(fresh if value.draws else wide)
     if isinstance(value, LaplaceClassifier):
         copied = copy.deepcopy(value)
         vars(copied).update({name: wide(part) for name, part in vars(value).items() if name == "posterior_"})
@@ -85,10 +87,12 @@ def agree(result: object, expected: object, tolerance: float) -> bool:
     """Whether results are equal up to rounding; picks may differ from the first on at which two utilities tie."""
     if isinstance(result, SelectionResult) and isinstance(expected, SelectionResult):
         for place, (row, wanted) in enumerate(zip(result.indices, expected.indices, strict=True)):
-            if not _close(result.utilities[place], expected.utilities[place], tolerance):
+            floor = _OF_A_GAIN * torch.finfo(result.utilities.dtype).eps
+            if not _close(result.utilities[place], expected.utilities[place], tolerance, floor):
                 return False
             if row != wanted:
                 return True
+        return agree(result.posterior, expected.posterior, tolerance)
     if isinstance(result, LastLayerLaplace) and result.class_names != expected.class_names:
         return False
     return all(
@@ -96,11 +100,12 @@ def agree(result: object, expected: object, tolerance: float) -> bool:
     )
 
 
-def _close(value: Tensor, wanted: Tensor, tolerance: float) -> bool:
+def _close(value: Tensor, wanted: Tensor, tolerance: float, floor: float = 0.0) -> bool:
     if value.shape != wanted.shape:
         return False
     known = wanted.double()[wanted.isfinite()].abs()
-    allowed = tolerance * float(known.max()) if known.numel() else 0.0
+    relative = max(tolerance, _OF_HALF.get(value.dtype, 0.0))
+    allowed = max(relative * float(known.max()) if known.numel() else 0.0, floor)
     return torch.allclose(value.double(), wanted.double(), rtol=0.0, atol=allowed, equal_nan=True)
 
 
@@ -142,6 +147,8 @@ def _computed(result: object, given: object) -> list[Tensor]:
     """The tensors of a result that differ from those of the given posterior, which may hold NaN."""
     if isinstance(result, SelectionResult):
         return [result.utilities, *_computed(result.posterior, given)]
+    if isinstance(result, (tuple, list)):
+        return [tensor for part in result for tensor in _computed(part, given)]
     if not isinstance(given, LastLayerLaplace) or not isinstance(result, LastLayerLaplace):
         return tensors(result)
     kept = [

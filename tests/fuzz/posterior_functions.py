@@ -27,7 +27,7 @@ def _update(choose: Choose, p: Small) -> Arguments:
         "features": changes.features(p.x),
         "targets": changes.labels(p.y, p.n_classes),
         "step": changes.choice(choose(st.sampled_from(UPDATE_STEPS))),
-        "gamma": changes.number(choose(st.sampled_from([1.0, 0.5, 0.0]))),
+        "gamma": changes.number(choose(st.sampled_from([1.0, 0.5, 0.0])), low=1e-6, high=1e6),
     }
 
 
@@ -79,32 +79,26 @@ def _from_linear(choose: Choose, p: Small) -> Arguments:
 
 
 def _labelled(choose: Choose, p: Small) -> Arguments:
+    names = class_names(choose, p.n_classes)
     return {
         "features": changes.any_features(p.x),
         "targets": changes.labels(p.y, p.n_classes),
-        "num_classes": changes.integer(p.n_classes, 2),
+        "num_classes": changes.integer(p.n_classes, 2, optional=names.good is not None),  # names say how many
+        "class_names": names,
         "fit_bias": changes.flag(choose(st.booleans())),
         "standardize": changes.standardize(choose(st.sampled_from([True, False, "columns"]))),
     }
 
 
-def _of_classes(choose: Choose, p: Small) -> Arguments:
+def _fit_map(choose: Choose, p: Small) -> Arguments:
     return _labelled(choose, p) | {
-        "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True),
+        "prior_precision": changes.number(choose(st.sampled_from([0.1, 10.0])), above_zero=True, low=1e-3, high=1e6),
         "curvature": changes.choice(choose(st.sampled_from(CURVATURES))),
-        "class_names": class_names(choose, p.n_classes),
     }
 
 
-def _fit_map(choose: Choose, p: Small) -> Arguments:
-    arguments = _of_classes(choose, p)
-    # Names say how many classes there are.
-    named = arguments["class_names"].good is not None
-    return arguments | {"num_classes": changes.integer(p.n_classes, 2, optional=named)}
-
-
 def _untrained(choose: Choose, p: Small) -> Arguments:
-    arguments = _of_classes(choose, p)
+    arguments = _fit_map(choose, p)
     del arguments["targets"]
     return arguments
 
@@ -114,7 +108,7 @@ def _optimize(choose: Choose, p: Small) -> Arguments:
         p = p._replace(x=torch.cat([p.x, p.x + 1]), y=torch.cat([p.y, p.y]))
     return _labelled(choose, p) | {
         "prior_precisions": model_changes.prior_precisions(torch.tensor([0.1, 10.0])),
-        "n_folds": changes.integer(2, 2, len(p.x)),
+        "n_folds": changes.integer(2, 2, len(p.x), optional=True),
         "generator": changes.generator(3),
     }
 

@@ -1,5 +1,8 @@
 """The fit of the layer itself: the gradient vanishes, whatever the features, and a warning says so if it does not."""
 
+from contextlib import nullcontext
+
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -7,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lapal_ext import LastLayerLaplace, ops
+from lapal_ext.ops import use_references
 from lapal_ext.posterior.map_fit import TOLERANCE, map_weights
 from lapal_ext.posterior.softmax_fit import quasi_newton, trust_region
 from tests.draws import Draw
@@ -48,6 +52,23 @@ def test_the_gradient_vanishes(kind: str, n_classes: int, prior_precision: float
     assert weight.shape == (n_classes, x.shape[1])
     assert float(gradient(weight, x, y, prior_precision).abs().max()) <= 1.01e-5
     assert float(weight.sum(0).abs().max()) <= 1e-5 * float(weight.abs().max())  # the rows of a minimum sum to zero
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["native", "reference"])
+def test_a_prior_that_is_no_more_than_rounding(replaced: bool, draw: Draw) -> None:
+    """Along some directions it is the only curvature: a step along these could leave nothing else of the weights."""
+    choose = np.random.default_rng(6)
+    with use_references() if replaced else nullcontext():
+        for _ in range(12):
+            n_rows, n_features, n_classes = (int(choose.integers(low, low + 3)) for low in (1, 1, 2))
+            x = draw.normal(n_rows, n_features) * 10.0 ** choose.integers(-3, 4)
+            y, prior_precision = draw.integers(n_classes, n_rows), 10.0 ** -choose.uniform(10, 300)
+            fit = map_weights(x, y, n_classes, prior_precision, tolerance=TOLERANCE)
+            weight, size = fit.weight, float(x.abs().max())
+            assert weight.isfinite().all()
+            assert float(weight.sum(0).abs().max()) <= 1e-10 * float(weight.abs().max())
+            if fit.converged:
+                assert float(gradient(weight, x, y, prior_precision).abs().max()) <= 10.0 * TOLERANCE * n_rows * size
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e-3, 1e3, 1e6])

@@ -135,10 +135,11 @@ def test_the_search_finds_the_minimum_along_a_direction(
         middle = 0.5 * (low + high)
         low, high = (low, middle) if slope(middle) > 0.0 else (middle, high)
     arguments = objective, (x @ weight.T).T.contiguous(), (x @ direction.T).T.contiguous(), weight, direction
-    rough, _ = quasi_newton._search(*arguments)
-    assert abs(rough - float(low)) <= 0.2 * float(low)
+    rough = quasi_newton._search(*arguments)
+    assert abs(rough.length - float(low)) <= 0.2 * float(low)
+    assert rough.norm == pytest.approx(float(direction.norm()))
     monkeypatch.setattr(quasi_newton, "_CLOSE", 1e-9)
-    length, rate = quasi_newton._search(*arguments)
+    length, rate, _ = quasi_newton._search(*arguments)
     assert length == pytest.approx(float(low), rel=1e-7)
     p, v = (x @ (weight + low * direction).T).softmax(1), x @ direction.T
     largest = float((p * (v - (p * v).sum(1, keepdim=True))).abs().max())
@@ -155,6 +156,7 @@ def test_the_search_finds_the_minimum_along_a_direction(
         ([0.9**i for i in range(12)], 0.9**11 * 0.9 / 0.1 / 3),  # steps that shrink slowly add up
         ([2.0**i for i in range(12)], 2.0**11 * 33),
         ([0.1, 0.1, 0.1, 0.1, 0.1, 0.0, 0.0, 0.0], 0.0),
+        ([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1], 0.1),
     ],
 )
 def test_what_is_still_to_come(changes: list[float], still_to_come: float) -> None:

@@ -28,6 +28,7 @@ _FEW = 3  # steps that are small together
 _TREND = 5  # steps over which it is judged how fast they shrink
 _SLOWEST = 0.99  # factor by which steps shrink
 _CLOSE = 0.3  # a step is taken when its next correction is relatively smaller
+_ROUNDING = 0.1  # of the kept logits, in nats; with more, the method has failed
 
 
 class Ended(NamedTuple):
@@ -35,6 +36,14 @@ class Ended(NamedTuple):
 
     weight: Tensor  # [C, D]
     change: float  # of the probabilities, that is still to come; infinite if the method failed
+
+
+class _Line(NamedTuple):
+    """The minimum along a direction."""
+
+    length: float  # in directions; not positive or not finite if there is none
+    rate: float  # the largest change of a probability per length
+    norm: float  # of the direction
 
 
 class _Step(NamedTuple):
@@ -120,6 +129,10 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> En
     inverse_hessian = _InverseHessian(curvature)
     moved: Tensor | None = None
     changes: list[float] = []  # the largest change of a probability in each step
+    # The kept logits move by at most the path times the norm of their row, with a rounding of eps times that. Along a
+    # direction in which a tiny prior is all the curvature, a step can be so long that nothing else of W is left.
+    numbers = torch.finfo(x.dtype)
+    path, longest = 0.0, _ROUNDING / numbers.eps / max(float(x.norm(dim=1).max()), numbers.tiny)
     for iteration in range(_MOST_ITERATIONS):
         gradient = ops.softmax_gradient.unchecked(x, logits, targets, trust, none)[1]
         gradient.add_(weight, alpha=prior_precision)
@@ -132,13 +145,14 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> En
             inverse_hessian.renew()
         direction = inverse_hessian.times(gradient, moved).neg_()
         along = ops.inner_products.unchecked(direction, points)  # [C, N]
-        length, rate = _search(objective, logits, along, weight, direction)
-        if not 0.0 < length < math.inf:
+        line = _search(objective, logits, along, weight, direction)
+        path += line.length * line.norm
+        if not line.length > 0.0 or not path < longest:
             break
-        moved = direction * length
+        moved = direction * line.length
         weight = weight + moved
-        logits.add_(along, alpha=length)
-        changes.append(length * rate)
+        logits.add_(along, alpha=line.length)
+        changes.append(line.length * line.rate)
         if _still_to_come(changes) <= tolerance and objective.is_near(gradient):
             return Ended(weight, _still_to_come(changes))
     return Ended(weight, math.inf)
@@ -155,7 +169,8 @@ def _still_to_come(changes: list[float]) -> float:
         return math.inf
     few = max(changes[-_FEW:])
     before = changes[-_FEW - _TREND : -_TREND]
-    q = min((few / max(before)) ** (1.0 / _TREND), _SLOWEST) if before and few > 0.0 else 0.0
+    steps_were_made = few > 0.0 and max(before, default=0.0) > 0.0
+    q = min((few / max(before)) ** (1.0 / _TREND), _SLOWEST) if steps_were_made else 0.0
     return max(changes[-1], 0.5 * few) * max(1.0, q / (1.0 - q) / 3.0)
 
 
@@ -165,22 +180,23 @@ def _search(
     along: Tensor,  # [C, N]
     weight: Tensor,  # [C, D]
     direction: Tensor,  # [C, D]
-) -> tuple[float, float]:
-    """The step length that minimises the objective along a direction, and the largest rate of a probability there.
+) -> _Line:
+    """Minimise the objective along a direction.
 
     The slope grows with the length, since the objective is convex: Newton's method for its root, within a bracket.
     """
     flat = direction.flatten()
     slope_of_prior = objective.prior_precision * _dot(weight.flatten(), flat)
-    curvature_of_prior = objective.prior_precision * _dot(flat, flat)
-    low, high, length = 0.0, math.inf, 1.0
+    square = _dot(flat, flat)
+    curvature_of_prior = objective.prior_precision * square
+    norm, low, high, length = math.sqrt(square), 0.0, math.inf, 1.0
     for _ in range(_MOST_TRIALS):
         derivatives = ops.directional_derivatives.unchecked(logits, along, objective.targets, objective.trust, length)
         slope, steepness, rate = map(float, derivatives)
         slope += slope_of_prior + length * curvature_of_prior
         steepness += curvature_of_prior
         if not math.isfinite(slope) or not steepness > 0.0:
-            return math.nan, rate
+            return _Line(math.nan, rate, norm)
         low, high = (low, length) if slope > 0.0 else (length, high)
         proposal = length - slope / steepness
         if not low < proposal < high:
@@ -188,5 +204,5 @@ def _search(
         close = abs(proposal - length) <= _CLOSE * proposal
         length = proposal
         if close:
-            return length, rate
-    return length, rate
+            return _Line(length, rate, norm)
+    return _Line(length if high < math.inf else math.nan, rate, norm)
