@@ -114,13 +114,13 @@ class BadgeScorer(LatentScorer):
         threshold: Tensor,  # []
     ) -> tuple[Tensor, Tensor]:  # [1] int64, [1]
         pool, gather = self._pool, self._pool.shard.gather
-        weights, offsets = self._posterior.standardization.products(pool.raw(last))
+        weights, offsets = self._standardization.products(pool.raw(last))
         g, norm = gather(gradient, last)[0], gather(norms, last)[0]
         while True:
             row = ops.badge_step_.unchecked(
                 pool.storage, weights[0], offsets[0], gradient, g, norms, norm, threshold, distance
             )
-            pick = last.new_tensor([pool.shard.draw(row, distance, threshold)])
+            pick = pool.shard.draw(row, distance, threshold)
             if int(pick) < 0:
                 return best_first(torch.zeros_like(norms), self._taken, 1, pool.shard)
             if not self._is_copy(pick, centres):

@@ -100,7 +100,7 @@ class BaitScorer(PosteriorScorer):
         s, fisher, shard = objective.curvature, objective.fisher, self._pool.shard
         h, q = objective.h.clone(), objective.q.clone()
         zero = h.new_zeros(())
-        covariance = self._posterior.covariance
+        covariance, standardization = self._posterior.covariance, self._posterior.standardization
         directions, betas = covariance.new_zeros(count, len(covariance)), covariance.new_zeros(count)
 
         def shrunk(
@@ -134,7 +134,7 @@ class BaitScorer(PosteriorScorer):
             u = shrunk(phi, t)
             beta = weight / (1.0 + weight * (phi @ u))
             along = fisher @ u
-            weights, offsets = self._posterior.standardization.raw(torch.stack([u, shrunk(along, t)]))
+            weights, offsets = standardization.raw(torch.stack([u, shrunk(along, t)]))
             fisher_norm = u @ along
             directions[t], betas[t] = u, beta
         return torch.cat(picks), torch.cat(gains)

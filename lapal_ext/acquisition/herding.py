@@ -65,6 +65,7 @@ class HerdingScorer(PosteriorScorer):
         self._covered = self._covered_at_start
         given = setting.uncertainty
         self._uncertainty = default if given is None else given if isinstance(given, str) else None
+        self._may_overflow = "uncertainty" if isinstance(given, Tensor) else "pool"  # the argument, for errors
         self._weight = torch.ones_like(self._covered)
         if isinstance(given, Tensor):
             self._weight = pool.values_of_rows(given, rows).to(self._weight.dtype)
@@ -94,7 +95,7 @@ class HerdingScorer(PosteriorScorer):
         if self._gains is None:
             self._weigh()
             gains = self._kernel.all_gains(self._weight, self._covered)
-            check_overflow("pool", gains)
+            check_overflow(self._may_overflow, gains)
             self._gains = LazyGains(gains, self._kernel.rounding)
         lazy, covered = self._gains, self._covered
         picks: list[Tensor] = []

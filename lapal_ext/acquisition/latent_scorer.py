@@ -21,6 +21,7 @@ class LatentScorer:
 
     def __init__(self, setting: Setting, *, with_variance: bool) -> None:
         self._posterior, self._pool, self._kappa = setting.posterior, setting.pool, setting.link.kappa
+        self._standardization = setting.posterior.standardization
         self._with_variance = with_variance or setting.link.uses_variance
         LatentScorer.restart(self)
 
@@ -78,7 +79,7 @@ class LatentScorer:
         logits: Tensor,  # [k, C]
         variance: Tensor | None,  # [k]
     ) -> Tensor:  # [k, C]
-        return ops.predictive(logits, variance if self._kappa > 0 else None, self._kappa)
+        return ops.predictive.unchecked(logits, variance if self._kappa > 0 else None, self._kappa)
 
     def _columns(
         self,
@@ -116,7 +117,7 @@ class LatentScorer:
         else:
             direction, g, beta = mean.new_zeros(1, mean.shape[1]), mean.new_zeros(mean.shape[0]), mean.new_zeros(())
         self._applied = len(self._beta)
-        weights, offsets = self._posterior.standardization.raw(direction)
+        weights, offsets = self._standardization.raw(direction)
         return ops.selection_step_.unchecked(
             self._pool.storage,
             weights[0],

@@ -30,7 +30,7 @@ class UncertaintyScorer(LatentScorer):
             index, utility = self._step_through_pool(self._taken, self._scale, self._kind)
             return self._pool.shard.best_of_candidates(index, utility, self._taken)
         self._bring_up_to_date()
-        utilities = ops.utility(self._logits, self._variance, self._scale, self._kind, self._kappa)
+        utilities = ops.utility.unchecked(self._logits, self._variance, self._scale, self._kind, self._kappa)
         return best_first(utilities, self._taken, count, self._pool.shard)
 
 

@@ -179,7 +179,7 @@ class Shard:
     ) -> Tensor:  # [k, ...]
         """Values of picks in any process, as a sum to which each rank contributes those of its own rows."""
         if self.is_whole:
-            return values[picks]
+            return values.index_select(0, picks)
         result = values.new_zeros(len(picks), *values.shape[1:])
         result[self._is_here(picks)] = values[self.here(picks)]
         return self._ranks.add(result)
@@ -256,22 +256,22 @@ class Shard:
         row: Tensor,  # [] int64, the row drawn in this process, -1 if all its weights are zero
         weights: Tensor,  # [n]
         threshold: Tensor,  # []
-    ) -> int:
+    ) -> Tensor:  # [1] int64
         """The pick at which the running sum of all weights exceeds threshold times its total, -1 if that is zero."""
         if self.is_whole:
-            return int(row)
+            return row[None]
         # ``row`` was drawn from this shard alone.
         running = weights.double().cumsum(0)
         totals = self._ranks.collect(running[-1] if len(running) else running.new_zeros(()))
         ends = [0.0, *accumulate(totals.tolist())]
         if not ends[-1] > 0.0:
-            return -1
+            return row.new_full((1,), -1)
         level = min(float(threshold) * ends[-1], math.nextafter(ends[-1], 0.0))  # below the largest running sum
         owner = next(rank for rank, end in enumerate(ends[1:]) if end > level)
-        pick = row.new_zeros(())
+        pick = row.new_zeros(1)
         if owner == self._ranks.rank:
-            pick = (ends[owner] + running > level).int().argmax() + self.numbers.start
-        return int(self._ranks.add(pick))
+            pick = (ends[owner] + running > level).int().argmax()[None] + self.numbers.start
+        return self._ranks.add(pick)
 
     def add(self, value: Tensor) -> Tensor:
         """Sum of the values of all shards."""

@@ -662,7 +662,7 @@ class LastLayerLaplace(nn.Module):
         for rows in row_tiles(features.shape[0]):
             x = self.standardization.standardized(features[rows])
             torch.mm(x, self.mean.T, out=logits[rows])
-            variance[rows] = ops.predictive_variance(x, self.covariance)
+            variance[rows] = ops.predictive_variance.unchecked(x, self.covariance)
             check_variance(variance[rows], x, self.covariance, "features", rows.start)
         check_overflow("features", logits)
         return LatentPrediction(logits, variance)
@@ -692,9 +692,9 @@ class LastLayerLaplace(nn.Module):
         if n_samples is not None and chosen.name != "mc":
             raise ValueError(f"n_samples is for link='mc', got it with link={link!r}")
         if not chosen.uses_variance:
-            return ops.predictive(self.predict_logits(features), None, chosen.kappa)
+            return ops.predictive.unchecked(self.predict_logits(features), None, chosen.kappa)
         if chosen.name != "mc":
-            return ops.predictive(*self.predict_latent(features), chosen.kappa)
+            return ops.predictive.unchecked(*self.predict_latent(features), chosen.kappa)
         count = check_integer("n_samples", _DEFAULT_SAMPLES if n_samples is None else n_samples, at_least=1)
         latent = self.predict_latent(features)
         shape = (count, self.num_classes)

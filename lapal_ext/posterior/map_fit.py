@@ -13,6 +13,7 @@ TOLERANCE = 1e-4  # the largest change of a probability that is still to come wh
 _RESOLVED = {torch.float32: 1e-5, torch.float64: 1e-10}  # changes of probabilities in L-BFGS
 
 
+@torch.no_grad()
 def map_weights(
     features: Tensor,  # [N, D]
     targets: Tensor,  # [N] int64
@@ -48,6 +49,7 @@ def map_weights(
     return fit
 
 
+@torch.no_grad()
 def map_weights_from(
     mean: Tensor,  # [C, D]
     factor: Tensor,  # [D, D] float64

@@ -169,8 +169,8 @@ def _check_rows(
     first_row: int,
 ) -> None:
     """Raise if a row of ``x`` cannot be absorbed; ``first_row`` is the number of its first row, for errors."""
-    columns = ops.inner_products(x, covariance.mT)
-    gram, logits = ops.inner_products(columns, x), ops.inner_products(x, mean)
+    columns = ops.inner_products.unchecked(x, covariance.mT)
+    gram, logits = ops.inner_products.unchecked(columns, x), ops.inner_products.unchecked(x, mean)
     rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
     _, triangle, beta, _ = (
         result[0]

@@ -209,6 +209,17 @@ class TestUncertainty:
             with pytest.raises(error, match=f"^uncertainty {says}"):
                 call(problem.posterior, problem.pool, **arguments)
 
+    def test_an_error_names_it_where_its_sums_overflow(self) -> None:
+        problem = make_problem()
+        with pytest.raises(ValueError, match="^uncertainty must give results that are finite"):
+            select_batch(
+                problem.posterior,
+                problem.pool,
+                3,
+                "uherding",
+                uncertainty=torch.full((60,), 1e308, dtype=torch.float64),
+            )
+
     @pytest.mark.parametrize("name", ["margin", "maxherding", "coreset"])
     def test_other_strategies_refuse_it(self, name: str) -> None:
         problem = make_problem()

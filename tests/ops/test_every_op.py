@@ -139,6 +139,34 @@ def test_gradients_raise(name: str, argument: str, device: str) -> None:
     assert args[argument].grad is None
 
 
+@every_variant
+def test_a_call_without_checks_gives_the_same(name: str, variant: str, dtype: torch.dtype, device: str) -> None:
+    op, args = OPS[name], cast(OPS[name], example(name, variant), dtype, device=device)
+    op(**args | {k: v.clone() for k, v in args.items() if isinstance(v, Tensor)})  # from the first call on it is direct
+    with torch.no_grad():
+        assert_same(outcome(op.unchecked, op, args), outcome(op, op, args))
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(OPS) if not mutated_names(OPS[name])])
+def test_a_call_without_checks_drops_no_gradient_in_silence(name: str, device: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32, device=device)
+    args[OPS[name]._like].requires_grad_()
+    results = OPS[name].unchecked(**args)
+    first = results[0] if isinstance(results, tuple) else results
+    with pytest.raises(RuntimeError, match=r"autograd|does not require grad|derivative|backward"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(OPS) if mutated_names(OPS[name])])
+def test_a_call_counts_as_a_change_of_what_it_changes(name: str, device: str) -> None:
+    args = cast(OPS[name], example(name), torch.float32, device=device)
+    with torch.no_grad():
+        for _ in range(2):
+            before = {argument: args[argument]._version for argument in mutated_names(OPS[name])}
+            OPS[name](**args)
+            assert all(args[argument]._version > count for argument, count in before.items())
+
+
 # Checks: every message holds the argument's name
 
 
