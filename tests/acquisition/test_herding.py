@@ -211,7 +211,7 @@ class TestUncertainty:
 
     def test_an_error_names_it_where_its_sums_overflow(self) -> None:
         problem = make_problem()
-        with pytest.raises(ValueError, match="^uncertainty must give results that are finite"):
+        with pytest.raises(ValueError, match=r"^uncertainty must give results that are finite"):
             select_batch(
                 problem.posterior,
                 problem.pool,
