@@ -390,7 +390,7 @@ class LastLayerLaplace(nn.Module):
         weights: Tensor | None,  # [N]
     ) -> Self:
         self._set_precision(
-            precision_matrix(self._tiles(features), self.mean, self.prior_precision, self.curvature, weights)
+            *precision_matrix(self._tiles(features), self.mean, self.prior_precision, self.curvature, weights)
         )
         self.fitted, self.fitted_rows, self.absorbed_labels = True, features.shape[0], 0
         return self
@@ -946,11 +946,12 @@ class LastLayerLaplace(nn.Module):
     def _set_precision(
         self,
         precision: Tensor,  # [D, D] float64
+        covariance: Tensor | None = None,  # [D, D] float64
     ) -> None:
-        """Set the precision, and the covariance to its inverse."""
+        """Set the precision, and the covariance to its inverse, which is computed if it is not given."""
         stored = precision.to(self.mean.dtype)
         check_overflow("features", stored)
-        self.covariance = inverse(precision).to(self.mean.dtype)
+        self.covariance = (inverse(precision) if covariance is None else covariance).to(self.mean.dtype)
         self._precision = PendingPrecision(self.covariance, stored)
 
     @outside_inference_mode
