@@ -59,18 +59,26 @@ def check_outputs(options: argparse.Namespace, outputs: Sequence[str], inputs: S
         outputs: names of options whose files are written; the first of them may be label files.
         inputs: names of options whose files are read. Not all need to exist.
     """
+    from lapal_ext.pool.feature_files import FEATURE_SUFFIXES
+
     taken: dict[Path, str] = {}
     for name in (*inputs, *outputs):
         value = getattr(options, name, None)
         option = f"--{name.replace('_', '-')}"
-        for path in value if isinstance(value, list) else [value]:
+        for given in value if isinstance(value, list) else [value]:
+            path = Path(given) if isinstance(given, str) and name in inputs else given  # --classes may be a file
             if not isinstance(path, Path):
                 continue
             other = taken.setdefault(path.resolve(), option)
-            if name in outputs and other != option:
+            if name not in outputs:
+                continue
+            if other != option:
                 raise CommandError(f"{option} must be another file than {other}, got {path}")
-            if name in outputs[1:] and path.with_name(f"{path.name}{RECORD}").exists():
-                raise CommandError(f"{option} must not be a label file, which has answers, got {path}")
+            folder = taken.get(path.resolve().parent)
+            if folder is not None and path.suffix in FEATURE_SUFFIXES:
+                raise CommandError(f"{option} must not lie in the folder of {folder}, which is read whole, got {path}")
+            if path.name.endswith(RECORD) or (name in outputs[1:] and path.with_name(f"{path.name}{RECORD}").exists()):
+                raise CommandError(f"{option} must not be a label file, which has answers, or its record, got {path}")
 
 
 def prepared(folder: Path) -> Path:

@@ -33,7 +33,7 @@ Features: TypeAlias = Array | str | os.PathLike[str]
 """A matrix [N, D]: a tensor, an array (``numpy.memmap`` too), a .npy or .safetensors file, or a folder of such."""
 
 _MATRIX = "features"  # name of the matrix in a safetensors file that holds several tensors
-_SUFFIXES = (".npy", ".safetensors")
+FEATURE_SUFFIXES = (".npy", ".safetensors")
 _NO_FEATURES = ".targets.npy"  # the labels that ``features.extract`` writes beside features
 _DIGITS = re.compile(r"([0-9]+)")
 _CODES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -94,7 +94,8 @@ def map_file(name: str, path: Path) -> Tensor:
 
 
 def _joined(name: str, folder: Path) -> Tensor:
-    paths = [path for path in folder.iterdir() if path.suffix in _SUFFIXES and not path.name.endswith(_NO_FEATURES)]
+    files = [path for path in folder.iterdir() if path.suffix in FEATURE_SUFFIXES]
+    paths = [path for path in files if not path.name.endswith(_NO_FEATURES)]
     if not paths:
         raise FileNotFoundError(f"{name} must be a file, or a folder of .npy or .safetensors files, got {folder}")
     paths.sort(key=_by_numbers)

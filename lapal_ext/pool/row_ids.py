@@ -1,6 +1,7 @@
 """Names of the rows of a pool, by which an answer finds its row after the pool was reordered, has grown or shrunk."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 _WHOLE = re.compile(r"0*([0-9]{1,15})(\.0+)?")  # spreadsheets drop leading zeros, and make floats of whole numbers
@@ -10,7 +11,7 @@ class RowIds:
     """One id per row of a pool, in the order of the rows.
 
     Args:
-        ids: N texts, distinct; spaces around them do not count.
+        ids: N texts, distinct; spaces around them do not count, nor does how Unicode composes a letter and its accents.
         source: the file that has them, for errors.
         lines: the line of each in that file, for errors; counted from one by default.
 
@@ -26,12 +27,13 @@ class RowIds:
         for row, name in enumerate(self.ids):
             if not name:
                 raise ValueError(f"{source}, line {places[row]}: an id must not be empty")
-            if name in self._rows:
+            composed = _composed(name)
+            if composed in self._rows:
                 raise ValueError(
-                    f"{source}, lines {places[self._rows[name]]} and {places[row]}: both rows have the id "
+                    f"{source}, lines {places[self._rows[composed]]} and {places[row]}: both rows have the id "
                     f"{name!r}, and every row needs an id of its own"
                 )
-            self._rows[name] = row
+            self._rows[composed] = row
         self._numbers: dict[str, int | None] | None = None
 
     def __len__(self) -> int:
@@ -43,7 +45,7 @@ class RowIds:
 
         A whole number also finds the only id of the same value: spreadsheets write 7 for 007, and 7.0 for 7.
         """
-        name = name.strip()
+        name = _composed(name.strip())
         if name in self._rows:
             return self._rows[name]
         number = _WHOLE.fullmatch(name)
@@ -55,3 +57,8 @@ class RowIds:
                 if match := _WHOLE.fullmatch(known):
                     self._numbers[match[1]] = None if match[1] in self._numbers else row
         return self._numbers.get(number[1])
+
+
+def _composed(name: str) -> str:
+    """One form of texts that look the same: macOS takes the accents of file names apart."""
+    return unicodedata.normalize("NFC", name)

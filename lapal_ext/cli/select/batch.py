@@ -182,7 +182,8 @@ def save(
     if options.save is None:
         return ""
     if len(start.classes) < LEAST_CLASSES or not start.is_taught(lines):
-        return f"{options.save} is not written: a model needs answers, and at least two classes.\n"
+        older = f" The older model in {options.save} stays." if options.save.exists() else ""
+        return f"{options.save} is not written: a model needs answers, and at least two classes.{older}\n"
     save_model(model, None if calibration is None else calibration.temperature, options.save)
     return f"The model with all answers is in {options.save}.\n"
 
@@ -218,7 +219,17 @@ def tell_changes(files: Sequence[AnswerFile], classes: Classes, *, grows: bool) 
             f"Rows of {file.path} that are gone from the pool: {len(gone)} ({names}). They stay in the file; "
             f"the model does not get their labels, of which there are {answers}."
         )
-    if not grows or classes.are_numbers:
+    if not grows:
+        return
+    if classes.are_numbers:
+        given = {label for file in files for label in labels_of(file.lines)}
+        missing = [str(number) for number in range(classes.declared, len(classes)) if number not in given]
+        if missing:
+            print(
+                f"Labels are the numbers of classes, from 0 on, and no row has {', '.join(missing[:_NAMED])}"
+                f"{', …' if len(missing) > _NAMED else ''}. If there are no such classes, label with names in place of "
+                "numbers, such as c1 and c2."
+            )
         return
     counts = Counter(classes.names[label] for file in files for label in labels_of(file.lines))
     for name, count in counts.items():

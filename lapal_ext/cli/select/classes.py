@@ -1,6 +1,7 @@
 """The classes of ``lapal-ext select``: numbered names, from a file or as they occur in the answers."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from lapal_ext.cli.errors import CommandError
@@ -21,6 +22,11 @@ def whole_number(text: str) -> int | None:
     return int(number[1]) if number else None
 
 
+def composed(text: str) -> str:
+    """One form of names that look the same, however a keyboard or a file system composes letters and accents."""
+    return unicodedata.normalize("NFC", text)
+
+
 def is_command(text: str) -> bool:
     """Whether a text means something else than a class where labels are typed."""
     return text.lower() in COMMANDS or text in (MORE, LIST)
@@ -37,20 +43,24 @@ class Classes:
         names: of the classes, distinct.
         grows: whether a name that occurs in the answers adds a class.
         source: the file of the names, for errors.
+        by_name: whether an answer is always the name of its class, as a choice of Label Studio is. A name may then look
+            like a number or a command.
 
     Raises:
         CommandError: names cannot be told apart from each other, from numbers or from commands.
     """
 
-    def __init__(self, names: Iterable[str], *, grows: bool = False, source: object = "--classes") -> None:
+    def __init__(
+        self, names: Iterable[str], *, grows: bool = False, source: object = "--classes", by_name: bool = False
+    ) -> None:
         self.names: list[str] = []
-        self.grows = grows
-        for number, name in enumerate(names):
+        self.grows, self._by_name = grows, by_name
+        for number, name in enumerate(names if by_name else map(composed, names)):
             if name in self.names:
                 raise CommandError(f"{source} must hold a different name for each class, got {name!r} twice")
-            if is_command(name):
+            if is_command(name) and not by_name:
                 raise CommandError(f"{source}: {_no_name(name)}")
-            if name.isdigit() and name != str(number):
+            if name.isdigit() and name != str(number) and not by_name:
                 raise CommandError(f"{source} must not call class {number} {name!r}, the number of another class")
             self.names.append(name)
         self.declared = len(self.names)  # the numbers of further classes depend on the order of the answers
@@ -62,13 +72,14 @@ class Classes:
     @property
     def are_numbers(self) -> bool:
         """Whether no class has a name besides its number."""
-        return all(name == str(number) for number, name in enumerate(self.names))
+        return not self._by_name and all(name == str(number) for number, name in enumerate(self.names))
 
     def number_of(self, text: str) -> int | None:
         """The class with this name or number, or None if there is none.
 
         Spreadsheets capitalise cells, so without an exact match a single name that only differs in case is accepted.
         """
+        text = composed(text)
         if text in self.names:
             return self.names.index(text)
         alike = [number for number, name in enumerate(self.names) if name.casefold() == text.casefold()]
@@ -88,7 +99,7 @@ class Classes:
             number is None
             or number < self.declared
             or self.are_numbers
-            or self.names[number].casefold() == text.casefold()
+            or self.names[number].casefold() == composed(text).casefold()
         ):
             return number
         raise CommandError(f"label must be the name of its class, since classes have no fixed numbers, got {text!r}")
@@ -108,16 +119,16 @@ class Classes:
         Raises:
             CommandError: it is no name for a class; the text follows the place of the answer.
         """
-        number = whole_number(text)
+        number = None if self._by_name else whole_number(text)
         if self.names and self.are_numbers != (number is not None):
             kind = "numbers" if self.are_numbers else "names"
             raise CommandError(f"labels must be all numbers or all names, got {text!r} where others are {kind}")
-        if is_command(text):
+        if is_command(text) and not self._by_name:
             raise CommandError(_no_name(text))
         if number is None:
             if not text.isprintable():
                 raise CommandError(f"a class must have a name that can be printed, got {text!r}")
-            self.names.append(text)
+            self.names.append(text if self._by_name else composed(text))
             return len(self.names) - 1
         if number >= _MOST_UNDECLARED:
             raise CommandError(

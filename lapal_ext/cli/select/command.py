@@ -9,7 +9,7 @@ from lapal_ext.cli.items import add_options
 from lapal_ext.cli.select import label_studio_file
 from lapal_ext.cli.select.label_file import SUFFIXES
 
-_INPUTS = ("pool", "features", "labels", "head", "items", "ids", "texts", "label_studio", "label_config")
+_INPUTS = ("pool", "features", "labels", "head", "classes", "items", "ids", "texts", "label_studio", "label_config")
 _PICTURES = (".png", ".svg", ".pdf")
 _EXAMPLE = """\
 example, from no label at all (the first line makes a pool of 500 rows):
@@ -170,5 +170,7 @@ def _check_label_files(options: argparse.Namespace) -> None:
 
 
 def _check_folder(name: str, path: Path) -> None:
+    if path.is_dir():
+        raise CommandError(f"{name} must be a file, got the folder {path}")
     if not path.parent.is_dir():
         raise CommandError(f"{name} must lie in an existing folder, got {path}")

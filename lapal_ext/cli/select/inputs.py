@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lapal_ext.cli.errors import CommandError
-from lapal_ext.cli.select.classes import MOST, Classes, whole_number
+from lapal_ext.cli.select.classes import MOST, Classes, composed, whole_number
 from lapal_ext.cli.select.label_studio_file import classes_of
 from lapal_ext.cli.text_files import read_lines
 from lapal_ext.posterior.class_names import closest
@@ -24,7 +24,8 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor | None, Classes]":
 
     declared = _declared(options)
     if options.labels is None:
-        return None, Classes([], grows=True) if declared is None else declared
+        by_name = options.label_studio is not None
+        return None, Classes([], grows=True, by_name=by_name) if declared is None else declared
     array = _read_array(options.labels)
     named = array.dtype.kind == "U" and array.ndim == 1
     if array.ndim != 1 or not (named or array.dtype.kind in "iu"):
@@ -33,9 +34,10 @@ def read_labels(options: argparse.Namespace) -> "tuple[Tensor | None, Classes]":
             f"{_way_out(array)}"
         )
     if named:
-        names = array.tolist()
+        names = [composed(name) for name in array.tolist()]
         classes = declared
         if classes is None:
+            _check_kind(names, options.labels)
             if all(map(str.isdigit, names)):
                 raise CommandError(
                     f"{options.labels} holds numbers as str: convert them with labels.astype(int), or pass --classes "
@@ -106,6 +108,19 @@ def _read_array(path: Path) -> "NDArray[Any]":
             )
     numbers = [whole_number(line) for line in lines]
     return np.array(lines if None in numbers else numbers)
+
+
+def _check_kind(labels: Sequence[str], path: Path) -> None:
+    """Raise CommandError if some labels are numbers and some are not: one slip would make names of all numbers."""
+    are_numbers = [whole_number(label) is not None for label in labels]
+    if not any(are_numbers) or all(are_numbers):
+        return
+    most = 2 * sum(are_numbers) >= len(labels)
+    row = are_numbers.index(not most)
+    kind = "numbers" if most else "names"
+    raise CommandError(
+        f"{path}, label {row + 1}: labels must be all numbers or all names, got {labels[row]!r} where others are {kind}"
+    )
 
 
 def _numbers_of(labels: Sequence[str], names: Sequence[str], path: Path) -> "NDArray[np.int64]":

@@ -51,7 +51,9 @@ def classes_of(options: argparse.Namespace) -> Classes | None:
     from lapal_ext.interop.label_studio import read_control
 
     names = read_control(_text(options.label_config), options.control).classes
-    return None if names is None else Classes(names, grows=options.new_classes, source=options.label_config)
+    if names is None:
+        return None
+    return Classes(names, grows=options.new_classes, source=options.label_config, by_name=True)
 
 
 class LabelStudioFile:

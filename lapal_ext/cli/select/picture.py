@@ -81,6 +81,7 @@ def _draw_agreement(axes: "Axes", summary: Summary) -> None:
     numbers = torch.arange(1, len(sums), device="cpu")
     starts = (numbers - WINDOW).clamp(min=0)
     shares = (sums[numbers] - sums[starts]) / (numbers - starts)
+    axes.set_xlim(0, max(WINDOW, len(numbers)))
     axes.plot(numbers[WINDOW // 5 :], shares[WINDOW // 5 :], color="#0072B2")
     axes.set_xlabel("answers for rows with a suggestion")
     axes.set_ylim(0, 1)
@@ -103,7 +104,7 @@ def _draw_bars(axes: "Axes", summary: Summary, classes: Classes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(order) <= _NAMED:
         names = [safe(classes.names[number])[:24] for number in order]
-        axes.set_xticks(range(len(order)), names, rotation=90 if len(order) > 4 else 0)
+        axes.set_xticks(range(len(order)), names, rotation=90 if len(order) > 4 else 0, parse_math=False)
     else:
         axes.set_xlabel(f"{len(order)} classes, most labels first")
 

@@ -1,6 +1,7 @@
 """From a pool without any label to a finished one."""
 
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from lapal_ext import LastLayerLaplace, select_batch
 from lapal_ext.cli import main
-from tests.cli.select.problem import CLASSES, LABELLED, NAMES, ROWS, fill, lines
+from tests.cli.select.problem import CLASSES, LABELLED, NAMES, ROWS, fill, lines, write
 
 COMMAND = ["select", "--pool", "pool.npy", "--out", "out.csv"]
 
@@ -206,6 +207,68 @@ def test_labels_may_be_names_or_lines_of_text(data):
         Path("out.csv").unlink()
         assert select(*labels, file) == 0
         assert picked() == expected
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_letters_and_their_accents_may_be_composed_in_two_ways(form, capsys):
+    """A keyboard composes é, and macOS takes it apart in the names of files."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    Path("ids.txt").write_text("\n".join(normalize(form, f"café{row}.jpg") for row in range(ROWS)))
+    Path("classes.txt").write_text(normalize(form, "café\nthé\n"))
+    options = ("--ids", "ids.txt", "--classes", "classes.txt", "--number", 2)
+    assert select(*options) == 0
+    table = lines()
+    for line, label in zip(table, ("café", "thé"), strict=True):
+        line |= {"id": normalize(other, line["id"]), "label": normalize(other, label)}
+    write(table)
+    capsys.readouterr()
+    assert select(*options) == 0
+    printed = capsys.readouterr().out
+    assert "Answers: 2." in printed
+    assert "gone" not in printed
+    assert [line["label"] for line in lines()[:2]] == ["café", "thé"]
+    Path("named.txt").write_text("\n".join(normalize(other if row % 2 else form, "café") for row in range(LABELLED)))
+    Path("out.csv").unlink()
+    assert select(*options, "--features", "train.npy", "--labels", "named.txt") == 0
+
+
+@pytest.mark.parametrize(
+    ("place", "slip", "content", "message"),
+    [
+        (29, "NA", range(LABELLED), "labels.txt, label 30: labels must be all numbers or all names, got 'NA'"),
+        (3, "-1", range(LABELLED), "labels.txt, label 4: labels must be all numbers or all names, got '-1'"),
+        (
+            0,
+            "7",
+            NAMES * (LABELLED // CLASSES),
+            "label 1: labels must be all numbers or all names, got '7'",
+        ),
+    ],
+)
+def test_one_slip_does_not_make_names_of_numbers(place, slip, content, message, capsys):
+    written = list(map(str, content))
+    written[place] = slip
+    Path("labels.txt").write_text("\n".join(written))
+    assert select("--features", "train.npy", "--labels", "labels.txt") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_numbers_that_no_row_has_are_named(capsys):
+    assert select("--number", 3) == 0
+    fill("1", "3", "1")
+    capsys.readouterr()
+    assert select("--number", 1) == 0
+    assert "Labels are the numbers of classes, from 0 on, and no row has 0, 2." in capsys.readouterr().out
+    assert select("--number", 1, "--classes", CLASSES + 1) == 0
+    assert "no row has" not in capsys.readouterr().out  # the person has said that these are classes
+
+
+def test_an_older_model_is_said_to_stay(capsys):
+    assert select("--number", 2) == 0
+    Path("model").write_text("older")
+    assert select("--save", "model") == 0
+    assert "model is not written" in (printed := capsys.readouterr().out)
+    assert "The older model in model stays." in printed
 
 
 def test_a_class_that_nobody_has_named_is_not_suggested(capsys):

@@ -233,7 +233,19 @@ class TestOtherFiles:
     """Nothing that the command reads, and no answer, is overwritten."""
 
     @pytest.mark.parametrize("option", ["--save", "--picture"])
-    @pytest.mark.parametrize("path", ["pool.npy", "train.npy", "labels.npy", "texts.txt", "out.csv", "older.csv"])
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "pool.npy",
+            "train.npy",
+            "labels.npy",
+            "names.txt",
+            "texts.txt",
+            "out.csv",
+            "older.csv",
+            "older.csv.pool.json",
+        ],
+    )
     def test_a_file_of_the_command_is_not_written(self, option, path, capsys):
         Path("older.csv.pool.json").write_text("{}")
         Path("older.csv").write_text("row,label\n")
@@ -243,6 +255,16 @@ class TestOtherFiles:
         error = rf"{option} must (be another file than --|not be a label file).*{path}"
         assert re.search(error, capsys.readouterr().err)
         assert Path(path).read_bytes() == before
+
+    @pytest.mark.parametrize("name", ["part.npy", "model.safetensors"])
+    def test_nothing_is_written_into_a_folder_that_is_read_whole(self, name, capsys):
+        Path("parts").mkdir()
+        Path("pool.npy").rename("parts/part.npy")
+        assert select("--pool", "parts", "--save", f"parts/{name}") == 1
+        assert "--save must not lie in the folder of --pool, which is read whole" in capsys.readouterr().err
+        assert select("--pool", "parts", "--save", "parts") == 1
+        assert "--save must be a file, got the folder parts" in capsys.readouterr().err
+        assert select("--pool", "parts", "--out", "parts/out.csv") == 0
 
     @pytest.mark.parametrize("path", ["model", "pool.npy", "items.csv", "out.csv"])
     def test_predict_writes_none_of_its_inputs_and_no_label_file(self, path, capsys):

@@ -109,6 +109,25 @@ def test_classes_may_come_with_the_answers(capsys) -> None:
     assert chosen()[0]["predictions"][0]["result"] == []
 
 
+@pytest.mark.parametrize("config", [False, True])
+def test_choices_may_look_like_numbers_and_commands(config: bool, capsys) -> None:
+    """A choice is its name, in any order: three stars are not the fourth class."""
+    stars = {"ant": "3", "bee": "1", "cat": "skip"}
+    export({place: stars[name] for place, name in some_answers().items()})
+    Path("stars.xml").write_text(CONFIG.format("".join(f'<Choice value="{name}"/>' for name in stars.values())))
+    options = ("--label-config", "stars.xml") if config else ()
+    assert select("--number", 2, "--save", "model", *options, config=False) == 0
+    assert "Labels per class: " in capsys.readouterr().out
+    names = LastLayerLaplace.load("model").class_names
+    assert names is not None
+    assert set(names) == set(stars.values())
+    assert main(["predict", "--model", "model", "--pool", "pool.npy", "--out", "all.csv"]) == 0
+    named = {name: number for number, name in enumerate(stars.values())}
+    given = [named[line["class"]] for line in lines_of_label_file("all.csv")]
+    expected = [(LABELLED + row) % CLASSES for row in range(ROWS)]
+    assert sum(a == b for a, b in zip(given, expected, strict=True)) > 0.8 * ROWS
+
+
 def test_a_part_of_the_tasks_will_do_where_rows_have_ids(capsys) -> None:
     Path("items.csv").write_text("id,text\n" + "".join(f"scan-{row},text {row}\n" for row in range(ROWS)))
     export(some_answers(36), rows=range(0, ROWS, 2), id="scan-{}")

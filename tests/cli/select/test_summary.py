@@ -117,3 +117,23 @@ def test_the_pool_of_a_single_row_has_a_picture():
     pytest.importorskip("sklearn")
     np.save("pool.npy", np.ones((1, 4), np.float32))
     assert select("--classes", "names.txt", "--number", 1, "--picture", "picture.png") == 0
+
+
+@pytest.mark.usefixtures("data")
+def test_names_of_classes_are_drawn_as_they_are(monkeypatch):
+    """matplotlib reads what stands between two dollar signs as a formula."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    from matplotlib.figure import Figure
+
+    drawn = []
+    write = Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        write(figure, *args, **kwargs)
+        drawn.extend(label.get_text() for label in figure.axes[1].get_xticklabels() if not label.get_parse_math())
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    Path("names.txt").write_text("fee #1 $1 #$2\n$0-$50\nc\n")
+    assert select("--classes", "names.txt", "--picture", "picture.png") == 0
+    assert sorted(drawn) == ["$0-$50", "c", "fee #1 $1 #$2"]
