@@ -27,7 +27,7 @@ except ImportError as error:
         f'lapal_ext.interop.skactiveml needs scikit-activeml: pip install "lapal_ext[skactiveml]" ({error})'
     ) from error
 
-from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier
+from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier, check_class_weight
 
 
 @entry
@@ -218,6 +218,7 @@ def _numbered(weights: Any, classes: list[Any], labels: NDArray[np.int64], *, co
     """
     if not isinstance(weights, Mapping):
         return weights
+    check_class_weight(weights)  # by its own labels
     numbers = {label: number for number, label in enumerate(classes)}
     if complete and (unknown := [label for label in weights if label not in numbers]):
         raise ValueError(f"class_weight must hold classes of clf.classes, got {unknown[0]!r}")

@@ -312,6 +312,13 @@ class TestClassWeight:
             LaplaceQueryStrategy().query(task.X, task.y, clf)
 
 
+    def test_a_negative_weight_is_named_by_its_label(self, task: Task) -> None:
+        y = np.array(["a", "b", ""])[np.where(is_labeled(task.y), task.truth > 1, 2).astype(int)]
+        clf = SklearnClassifier(LaplaceClassifier(class_weight={"b": -5.0}), classes=["a", "b"], missing_label="")
+        with pytest.raises(ValueError, match=r"^class_weight\['b'\] must be at least 0, got -5$"):
+            LaplaceQueryStrategy(missing_label="").query(task.X, y, clf)
+
+
 class TestInTheLibrary:
     def test_it_is_a_query_strategy_of_scikit_activeml(self) -> None:
         strategy = LaplaceQueryStrategy("bald", targets=None, random_state=3)
