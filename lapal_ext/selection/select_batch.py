@@ -208,7 +208,7 @@ def select_batch(
                     scorer.absorb(picks, chosen[-1][2], rule)
                 advance(count)
         picks, utilities, absorbed = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        check_utilities(utilities, "acquisition")
+        check_utilities(utilities, "acquisition", named=isinstance(acquisition, str))
         if targets is None and update_every == batch_size:
             return SelectionResult(rows.to_rows(picks), utilities, posterior.clone())
         after = posterior.condition_on(rows.raw(picks), absorbed, rule.step, rule.gamma)

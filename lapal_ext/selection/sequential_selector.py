@@ -132,7 +132,8 @@ class SequentialSelector:
             reserve: hand the rows out to one of several people: they are not asked for again until ``release``.
 
         Raises:
-            ValueError: fewer than ``n`` rows are left, or the acquisition returned NaN.
+            ValueError: fewer than ``n`` rows are left, a callable acquisition returned NaN, or the numbers of the pool
+                are so large that a utility overflows.
         """
         check_flag("reserve", reserve)
         closed = self._progress.record.closed
@@ -149,7 +150,7 @@ class SequentialSelector:
         if picks is None or len(picks) != n:
             scorer = self._take_scorer()
             picks, utilities = scorer.pick(n)
-            check_utilities(utilities, "acquisition")
+            check_utilities(utilities, "acquisition", named=isinstance(self._acquisition, str))
             self._progress = self._progress._replace(scorer=scorer, asked=picks)
         after, rows = self._progress, self._pool.to_rows(picks).clone()
         if reserve:  # the picks are taken in the scorer

@@ -85,6 +85,20 @@ def test_rows_that_overflow_raise_in_every_acquisition(name: str) -> None:
             call()
 
 
+@pytest.mark.parametrize(("acquisition", "link"), [("variance", "plugin"), ("bald", "plugin"), ("bald", "mc")])
+def test_a_pool_whose_utilities_overflow_is_named(acquisition: str, link: str) -> None:
+    """Not the acquisition: it is one of our own, and the numbers of the pool are too large for it."""
+    drawn = Draw(seed=2)
+    model = LastLayerLaplace.fit_map(drawn.normal(30, 8).float(), torch.arange(30) % 3, 3, 1e-3)
+    pool, generator = 1e18 * drawn.normal(60, 8).float(), torch.Generator()
+    with pytest.raises(ValueError, match=r"^pool must give results that are finite in torch.float32"):
+        if link == "mc":
+            select_batch(model, pool, 5, acquisition, link=link, generator=generator)
+        selector = SequentialSelector(model, pool, acquisition, link=link, generator=generator)
+        for _ in range(5):
+            selector.tell(selector.ask(), 0)
+
+
 def test_a_gamma_with_which_the_baselines_overflow_raises() -> None:
     with pytest.raises(ValueError, match=r"^gamma must leave the steps finite in torch.float32, got 1e\+300"):
         baselines.first_order(STEEP, ROWS, LABELS, 1e300)
