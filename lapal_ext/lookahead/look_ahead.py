@@ -26,7 +26,6 @@ from lapal_ext.validation.tensors import (
     shape_text,
 )
 
-
 LabelsOfBatches = Labels | Sequence[Sequence[int]] | Sequence[Sequence[str]]
 """Labels in one row, or one row of them per batch."""
 
@@ -155,7 +154,7 @@ def _in_one_row(targets: LabelsOfBatches) -> tuple[object, tuple[int, int] | Non
         return targets, None
     if not all(isinstance(labels, (list, tuple, range)) for labels in targets):
         return targets, None
-    rows: list[list[object]] = [list(labels) for labels in targets]  # type: ignore[arg-type]  # checked above
+    rows: list[list[object]] = [list(labels) for labels in targets]
     for number, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise ValueError(

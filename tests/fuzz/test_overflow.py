@@ -90,13 +90,19 @@ def test_a_pool_whose_utilities_overflow_is_named(acquisition: str, link: str) -
     """Not the acquisition: it is one of our own, and the numbers of the pool are too large for it."""
     drawn = Draw(seed=2)
     model = LastLayerLaplace.fit_map(drawn.normal(30, 8).float(), torch.arange(30) % 3, 3, 1e-3)
-    pool, generator = 1e18 * drawn.normal(60, 8).float(), torch.Generator()
-    with pytest.raises(ValueError, match=r"^pool must give results that are finite in torch.float32"):
-        if link == "mc":
-            select_batch(model, pool, 5, acquisition, link=link, generator=generator)
-        selector = SequentialSelector(model, pool, acquisition, link=link, generator=generator)
+    pool = 1e18 * drawn.normal(60, 8).float()
+
+    def ask_and_tell() -> None:
+        selector = SequentialSelector(model, pool, acquisition, link=link, generator=torch.Generator())
         for _ in range(5):
             selector.tell(selector.ask(), 0)
+
+    def in_a_batch() -> None:
+        select_batch(model, pool, 5, acquisition, link=link, generator=torch.Generator())
+
+    for call in (ask_and_tell, in_a_batch) if link == "mc" else (ask_and_tell,):
+        with pytest.raises(ValueError, match=r"^pool must give results that are finite in torch.float32"):
+            call()
 
 
 def test_a_gamma_with_which_the_baselines_overflow_raises() -> None:

@@ -311,7 +311,6 @@ class TestClassWeight:
         with pytest.raises(ValueError, match=r"^class_weight must hold classes of clf.classes, got 'cat'$"):
             LaplaceQueryStrategy().query(task.X, task.y, clf)
 
-
     def test_a_negative_weight_is_named_by_its_label(self, task: Task) -> None:
         y = np.array(["a", "b", ""])[np.where(is_labeled(task.y), task.truth > 1, 2).astype(int)]
         clf = SklearnClassifier(LaplaceClassifier(class_weight={"b": -5.0}), classes=["a", "b"], missing_label="")

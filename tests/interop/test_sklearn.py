@@ -182,7 +182,6 @@ class TestWeights:
         classifier.partial_fit(X[:10], y[:10], sample_weight=weights)
         assert torch.equal(classifier.posterior_.mean, posterior.mean)
 
-
     @pytest.mark.parametrize("step", ["line_search", "newton", "joint"])
     def test_a_later_partial_fit_takes_weights_that_are_all_zero(self, data: Any, step: str) -> None:
         X, y = data
