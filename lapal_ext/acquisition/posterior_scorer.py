@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.acquisition.spec import Setting
+from lapal_ext.posterior.last_layer_laplace import absorb_rows
 from lapal_ext.rules import UpdateRule
 from lapal_ext.validation.tensors import check_overflow
 
@@ -37,7 +38,8 @@ class PosteriorScorer:
 
     def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
         """See ``Scorer``."""
-        self._posterior.update(self._pool.raw(picks), labels, rule.step, rule.gamma)
+        rows = self._pool.to_rows(picks)
+        absorb_rows(self._posterior, "pool", rows, self._pool.raw(picks), labels, rule.step, rule.gamma)
 
     def predictive(self, picks: Tensor) -> Tensor:
         """See ``Scorer``."""

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lapal_ext.pool.sharding import Shard
 from lapal_ext.rules import UpdateRule
+from lapal_ext.validation.tensors import check_overflow
 
 
 class Scorer(Protocol):
@@ -41,10 +42,21 @@ class Scorer(Protocol):
 def check_utilities(
     utilities: Tensor,  # [k]
     name: str,
+    *,
+    named: bool = False,
 ) -> None:
-    """Raise ValueError if a utility is NaN; ``name`` is the argument that holds the acquisition."""
-    if bool(utilities.isnan().any()):
-        raise ValueError(f"{name} gave a utility that is not a number; nothing was selected")
+    """Raise ValueError if a utility is NaN.
+
+    Args:
+        utilities: of the picks, [k]; minus infinity is allowed.
+        name: the argument that holds the acquisition, for errors.
+        named: whether it is one of our own. These give NaN only where numbers of the pool overflow.
+    """
+    if not bool(utilities.isnan().any()):
+        return
+    if named:
+        check_overflow("pool", utilities)
+    raise ValueError(f"{name} gave a utility that is not a number; nothing was selected")
 
 
 def best_first(

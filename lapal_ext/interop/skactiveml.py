@@ -27,7 +27,7 @@ except ImportError as error:
         f'lapal_ext.interop.skactiveml needs scikit-activeml: pip install "lapal_ext[skactiveml]" ({error})'
     ) from error
 
-from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier
+from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier, check_class_weight
 
 
 @entry
@@ -83,7 +83,9 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
             X: features of all samples [N, D], labelled or not.
             y: labels [N], ``missing_label`` where there is none.
             clf: a ``SklearnClassifier`` around a ``LaplaceClassifier``, whose ``step`` and ``gamma`` are used to absorb
-                the picks; not modified. Its ``classes`` are required while y has labels of fewer than two classes.
+                the picks; not modified. With ``step="joint"``, which solves for many labels at once, picks are absorbed
+                by ``line_search``, since each brings one label. Its ``classes`` are required while y has labels of
+                fewer than two classes.
             fit_clf: whether to fit a copy of ``clf`` to the labels first; if not, ``clf`` must be fitted.
             candidates: samples to choose from: None for all without a label, their indices in [0, N), or their features
                 [n_candidates, D], which need not be in X.
@@ -117,6 +119,8 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         pool, labelled = pool.astype(dtype, copy=False), X[labels >= 0].astype(dtype, copy=False)
         seed = int(self.random_state_.randint(2**31 - 1))
         step, gamma = clf.estimator.step, clf.estimator.gamma
+        if step == "joint":  # of many labels at once; a pick has one
+            step = "line_search"
 
         def select(model: LastLayerLaplace, count: int, targets: str | None, exclude: Any = None) -> SelectionResult:
             return select_batch(
@@ -214,6 +218,7 @@ def _numbered(weights: Any, classes: list[Any], labels: NDArray[np.int64], *, co
     """
     if not isinstance(weights, Mapping):
         return weights
+    check_class_weight(weights)  # by its own labels
     numbers = {label: number for number, label in enumerate(classes)}
     if complete and (unknown := [label for label in weights if label not in numbers]):
         raise ValueError(f"class_weight must hold classes of clf.classes, got {unknown[0]!r}")

@@ -1,5 +1,6 @@
 """A scikit-learn classifier that absorbs further labels in closed form."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,9 @@ except ImportError as error:
     ) from error
 
 DTYPES = (np.float64, np.float32)  # other dtypes, such as integers, are converted to the first
+# Where scikit-learn refuses weights that are all zero, this allows them: a later ``partial_fit`` takes them.
+_ALL_ZERO = "allow_all_zero_weights"
+_ALLOWED = {_ALL_ZERO: True} if _ALL_ZERO in inspect.signature(_check_sample_weight).parameters else {}
 
 
 @entry
@@ -49,9 +53,9 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         fit_bias: whether there is a bias.
         standardize: centre X and scale it by one number, so that ``prior_precision`` means the same on every data set;
             ``columns`` scales each column by itself, for columns in different units.
-        class_weight: by which the weight of every row of a class is multiplied: a dictionary, ``balanced``, or None for
-            one. ``balanced`` gives all classes the same total weight, where rows count as often as ``sample_weight``
-            says. It is for ``fit`` only, since it needs the counts of all classes.
+        class_weight: by which the weight of every row of a class is multiplied: a dictionary of numbers >= 0,
+            ``balanced``, or None for one. ``balanced`` gives all classes the same total weight, where rows count as
+            often as ``sample_weight`` says. It is for ``fit`` only, since it needs the counts of all classes.
         tolerance: of the fit, see ``LastLayerLaplace.fit_map``.
         link: ``mean_field``, probabilities averaged over the posterior, or ``plugin``, those of its mean.
 
@@ -97,8 +101,8 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         Args:
             X: features [N, D], finite; no sparse matrix.
-            y: labels [N] of any type that can be sorted, of at least two classes.
-            sample_weight: how often each row counts, >= 0, [N]; None is one.
+            y: labels [N], all strings, all booleans or all whole numbers (also as floats), of at least two classes.
+            sample_weight: how often each row counts, >= 0, [N], with one row above 0; None is one.
 
         Returns:
             self.
@@ -121,11 +125,12 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         Args:
             X: features [N, D], finite; no sparse matrix.
-            y: labels [N].
+            y: labels [N] of the kind of the first fit: strings, booleans or whole numbers.
             classes: labels of all classes, also of those that are not in y. They are required in the first call of an
                 unfitted classifier. A later call may repeat them, with new ones among them; without it the labels of y
                 say which classes are new.
-            sample_weight: trust in every label, >= 0, [N], by which ``gamma`` is multiplied; None is one.
+            sample_weight: trust in every label, >= 0, [N], by which ``gamma`` is multiplied; None is one. The first
+                call of an unfitted classifier needs one row above 0.
 
         Returns:
             self.
@@ -205,13 +210,14 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             raise ValueError(f"class_weight must be a dictionary or None for partial_fit, got {self.class_weight!r}")
         dtype = DTYPES if first else self.posterior_.mean.numpy().dtype
         features, y = self._check_labelled(X, y, dtype=dtype, reset=first)
+        if not first:
+            _check_kind("y", y, self.classes_)
         if classes is None:
             new = y[~np.isin(y, self.classes_)]
-            known, first_new = self.classes_[:1].tolist(), new[:1].tolist()
-            if first_new and isinstance(first_new[0], str) != isinstance(known[0], str):
-                raise ValueError(f"y must hold labels of the kind of {known[0]!r}, got {first_new[0]!r}")
-            classes = np.concatenate([self.classes_, new]) if first_new else self.classes_  # which keeps its dtype
+            classes = np.concatenate([self.classes_, new]) if len(new) else self.classes_  # which keeps its dtype
         encoder = LabelEncoder().fit(_checked_classes(classes))
+        if not first:
+            _check_kind("classes", encoder.classes_, self.classes_)
         if not first and not np.isin(self.classes_, encoder.classes_).all():
             raise ValueError(
                 f"classes must hold {self.classes_.tolist()} as in the first fit, got {encoder.classes_.tolist()}"
@@ -250,6 +256,9 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self._check_parameters()
         if len(classes) < 2:
             raise ValueError(f"{name} must hold at least two classes, got one class: {classes.tolist()[0]!r}")
+        if weights is not None and not weights.any():
+            source = "sample_weight" if self.class_weight is None else "sample_weight times class_weight"
+            raise ValueError(f"{source} must be above zero for at least one row, got zeros")
         self.posterior_ = LastLayerLaplace.fit_map(
             features,
             labels,
@@ -269,8 +278,9 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """The weight of every row, or None if all are one."""
         if sample_weight is None and self.class_weight is None:
             return None
+        check_class_weight(self.class_weight)
         weights: NDArray[Any] = _check_sample_weight(
-            sample_weight, features, dtype=features.dtype, ensure_non_negative=True
+            sample_weight, features, dtype=features.dtype, ensure_non_negative=True, **_ALLOWED
         )
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
             weights = weights * _balanced(labels, len(classes), weights)[labels].astype(weights.dtype)
@@ -302,6 +312,22 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         features, y = validate_data(self, X, y, dtype=dtype, reset=reset)
         check_classification_targets(y)
         return _supported_layout(features), column_or_1d(y)
+
+
+def check_class_weight(class_weight: Mapping[Any, float] | str | None) -> None:
+    """Raise a typed error if the weight of a class is negative or not finite; scikit-learn takes any number."""
+    for label, weight in class_weight.items() if isinstance(class_weight, Mapping) else ():
+        check_number(f"class_weight[{label!r}]", weight, at_least=0.0)
+
+
+def _check_kind(name: str, labels: NDArray[Any], known: NDArray[Any]) -> None:
+    """Raise ValueError unless strings meet strings, booleans booleans and numbers numbers.
+
+    NumPy would make integers of booleans that it joins with numbers.
+    """
+    first, example = labels[:1].tolist()[0], known[:1].tolist()[0]
+    if any(isinstance(first, kind) != isinstance(example, kind) for kind in (str, bool)):
+        raise ValueError(f"{name} must hold labels of the kind of {example!r}, got {first!r}")
 
 
 def _checked_classes(classes: Any) -> NDArray[Any]:  # [C]

@@ -1,5 +1,8 @@
 """The loss that the model would have after each of many hypothetical batches."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +26,9 @@ from lapal_ext.validation.tensors import (
     shape_text,
 )
 
+LabelsOfBatches = Labels | Sequence[Sequence[int]] | Sequence[Sequence[str]]
+"""Labels in one row, or one row of them per batch."""
+
 
 @entry
 @torch.no_grad()
@@ -30,7 +36,7 @@ def look_ahead(
     posterior: LastLayerLaplace,
     pool: Features,  # [N, D]
     batches: Array,  # [M, b] int64
-    targets: Labels,  # [N] or [M, b]
+    targets: LabelsOfBatches,  # [N] or [M, b]
     eval_features: Array,  # [E, D]
     eval_targets: Labels | None = None,  # [E]
     loss: str = "expected_zero_one",
@@ -47,7 +53,8 @@ def look_ahead(
         posterior: a fitted model; not modified.
         pool: features that ``batches`` index, [N, D].
         batches: M candidate batches of b distinct rows, int64 [M, b].
-        targets: the labels to assume, one per row of the pool [N] or one per entry of the batches [M, b].
+        targets: the labels to assume, one per row of the pool [N] or one per entry of the batches [M, b]: numbers of
+            classes or, where the posterior has ``class_names``, their names. Both may be a list, or M lists of b.
         eval_features: the evaluation points, [E, D], E >= 1.
         eval_targets: their labels, int64 [E]; for ``cross_entropy``, ``zero_one`` and ``brier``.
         loss: one of those, or ``expected_cross_entropy`` (the entropy) or ``expected_zero_one``, which are expectations
@@ -58,6 +65,10 @@ def look_ahead(
 
     Returns:
         [M], lower is better. O(N' D^2 + N' D E + M E b C) for N' distinct rows.
+
+    Raises:
+        ValueError, TypeError: an argument is invalid; the message names it.
+        NotPSDError: the covariance is not positive semi-definite.
     """
     rows = Pool(posterior, pool)
     batches = as_dense("batches", batches)
@@ -109,9 +120,16 @@ def _check_batches(batches: Tensor, pool: Pool) -> None:
         raise ValueError(f"batches must not hold a row twice, got batch {int(twice.int().argmax())} with one")
 
 
-def _labels_of_batches(targets: Labels, batches: Tensor, pool: Pool, posterior: LastLayerLaplace) -> Tensor:
+def _labels_of_batches(
+    targets: LabelsOfBatches,
+    batches: Tensor,  # [M, b]
+    pool: Pool,
+    posterior: LastLayerLaplace,
+) -> Tensor:  # [M, b]
     num_classes = posterior.num_classes
-    labels = as_labels("targets", class_numbers("targets", targets, posterior.class_names), pool.storage.device)
+    given, shape = _in_one_row(targets)
+    labels = as_labels("targets", class_numbers("targets", given, posterior.class_names), pool.storage.device)
+    labels = labels if shape is None else labels.view(shape)
     if labels.shape == (pool.size,):
         check_labels("targets", labels, num_classes)
         return labels[batches]
@@ -122,3 +140,25 @@ def _labels_of_batches(targets: Labels, batches: Tensor, pool: Pool, posterior: 
         )
     check_labels("targets", labels, num_classes)
     return labels
+
+
+def _in_one_row(targets: LabelsOfBatches) -> tuple[object, tuple[int, int] | None]:
+    """Lists of labels, or a matrix of names or objects, as one list and its shape; other labels are left as they are.
+
+    Raises:
+        ValueError: the lists differ in length.
+    """
+    if isinstance(targets, np.ndarray) and targets.ndim == 2 and targets.dtype.kind in "OUT":
+        return targets.reshape(-1).tolist(), (targets.shape[0], targets.shape[1])
+    if not isinstance(targets, (list, tuple)) or not targets:
+        return targets, None
+    if not all(isinstance(labels, (list, tuple, range)) for labels in targets):
+        return targets, None
+    rows: list[list[object]] = [list(labels) for labels in targets]
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise ValueError(
+                f"targets must hold lists of one length, got {len(rows[0])} labels in list 0 and {len(row)} in list "
+                f"{number}"
+            )
+    return [label for row in rows for label in row], (len(rows), len(rows[0]))

@@ -79,7 +79,7 @@ def propose_by_acquisition(
     for _ in range(count):
         setting = Setting(posterior, pool, link, labelled, choose_seed(acquisition, link, len(pool), generator))
         picks, utilities = make_scorer(acquisition, setting, name="proposals").pick(batch_size)
-        check_utilities(utilities, "proposals")
+        check_utilities(utilities, "proposals", named=isinstance(acquisition, str))
         if callable(acquisition) and batches and torch.equal(picks, batches[-1]):
             break
         batches.append(picks)

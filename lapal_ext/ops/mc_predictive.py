@@ -5,11 +5,18 @@ from torch import Tensor
 
 from lapal_ext.losses import loss
 from lapal_ext.ops.declare import define
+from lapal_ext.validation.tensors import shape_text
+
+
+def _check(noise: Tensor) -> None:
+    if noise.shape[0] == 0:
+        raise ValueError(f"noise must hold at least one sample, got shape {shape_text(noise.shape)}")
 
 
 @define(
     shapes={"logits": "[N, C]", "variance": "[N]", "noise": "[S, C]"},
     returns=("[N, C]", "[N]"),
+    check=_check,
 )
 def mc_predictive(
     logits: Tensor,  # [N, C]

@@ -62,6 +62,8 @@ def fit_temperature(
 
         T_0 = g / (2 log(C + 1))
 
+    T is looked for in [min(T_0, 1) / 4, 4 max(T_0, 1)], so few rows cannot move it far from both.
+
     The excess of the most likely class over the others at a held-out row is r times that with its own label, on
     average. w = min(1, 3 (1 - r)): where the own label changes nothing, as with features that say nothing, a row is
     similar to all labels and T_0 means nothing.

@@ -537,10 +537,21 @@ class LastLayerLaplace(nn.Module):
 
     @outside_inference_mode
     @torch.no_grad()
-    def _absorb(self, features: Array, targets: Labels, step: str, gamma: float | Array) -> str:
-        """Absorb labels in place; return the text of a warning, or an empty string."""
+    def _absorb(
+        self,
+        features: Array,
+        targets: Labels,
+        step: str,
+        gamma: float | Array,
+        name: str = "features",
+        rows: Tensor | None = None,
+    ) -> str:
+        """Absorb labels in place; return the text of a warning, or an empty string.
+
+        Errors about a row say which one of the argument ``name`` it is, by its number in ``rows`` if that is given.
+        """
         require_fitted(self.fitted)
-        features = check_features(self, features)
+        features = check_features(self, features, name=name)
         count = features.shape[0]
         labels = check_targets(self, targets, count)
         check_choice("step", step, UPDATE_STEPS)
@@ -555,12 +566,13 @@ class LastLayerLaplace(nn.Module):
             before = self.covariance
             if len(runs) == 1:
                 rule = UpdateRule(runs[0].gamma, step, self.curvature)
-                mean, covariance, weights = absorb(self.mean, before, x, labels, rule)
+                mean, covariance, weights = absorb(self.mean, before, x, labels, rule, name, rows)
             else:
                 mean, covariance, gained = self.mean, before, []
-                for rows, trust in runs:
+                numbers = torch.arange(count, device=x.device) if rows is None else rows
+                for run, trust in runs:
                     rule = UpdateRule(trust, step, self.curvature)
-                    mean, covariance, weights = absorb(mean, covariance, x[rows], labels[rows], rule)
+                    mean, covariance, weights = absorb(mean, covariance, x[run], labels[run], rule, name, numbers[run])
                     gained.append(weights)
                 weights = torch.cat(gained)
             self._precision.add(x, weights, before, covariance)
@@ -968,6 +980,34 @@ class LastLayerLaplace(nn.Module):
             if buffer is not None and buffer.dim() < 2:
                 copied._buffers[name] = buffer.clone()
         return copied
+
+
+def absorb_rows(
+    posterior: LastLayerLaplace,
+    name: str,
+    rows: Tensor,  # [n]
+    features: Tensor,  # [n, D]
+    targets: Tensor,  # [n]
+    step: str,
+    gamma: float | Tensor,  # [] or [n]
+) -> None:
+    """``LastLayerLaplace.update`` for rows with these numbers in the argument ``name``, which errors name."""
+    posterior._absorb(features, targets, step, gamma, name, rows)
+
+
+def condition_on_rows(
+    posterior: LastLayerLaplace,
+    name: str,
+    rows: Tensor,  # [n]
+    features: Tensor,  # [n, D]
+    targets: Tensor,  # [n]
+    step: str,
+    gamma: float | Tensor,  # [] or [n]
+) -> LastLayerLaplace:
+    """``LastLayerLaplace.condition_on`` for rows of the argument ``name``, see ``absorb_rows``."""
+    conditioned = posterior._successor()
+    absorb_rows(conditioned, name, rows, features, targets, step, gamma)
+    return conditioned
 
 
 def _uneven(features: Tensor, standardize: Standardize) -> str:

@@ -18,8 +18,19 @@ def absorb(
     features: Tensor,  # [n, D]
     targets: Tensor,  # [n]
     rule: UpdateRule,
+    name: str = "features",
+    rows: Tensor | None = None,  # [n]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Absorb n labels in order; the inputs are not modified.
+
+    Args:
+        mean: [C, D].
+        covariance: [D, D].
+        features: of the observations, standardised, [n, D].
+        targets: their labels, [n].
+        rule: of the update.
+        name: the argument that holds the observations, for errors.
+        rows: their row numbers in that argument, [n]; by default from 0 on.
 
     Returns:
         The new mean [C, D] and covariance [D, D], and the curvature weight [n] of each observation, which is what the
@@ -36,8 +47,10 @@ def absorb(
         mean, covariance, weights, well_conditioned = ops.absorb_labels.unchecked(old_mean, old_covariance, x, y, *rule)
         if not well_conditioned:
             squares = x.square().sum(1)
-            _check_rows(old_mean, old_covariance, x, squares, y, rule, start)
-            check_overflow("features", mean, covariance, weights * squares)
+            stop = start + x.shape[0]
+            numbers = torch.arange(start, stop, device=x.device) if rows is None else rows[start:stop]
+            _check_rows(old_mean, old_covariance, x, squares, y, rule, name, numbers)
+            check_overflow(name, mean, covariance, weights * squares)
         gained.append(weights)
     return mean, covariance, gained[0] if len(gained) == 1 else torch.cat(gained)
 
@@ -93,9 +106,11 @@ def check_variance(
     x: Tensor,  # [n, D], standardised
     covariance: Tensor,  # [D, D]
     name: str,
-    first_row: int = 0,
+    rows: int | Tensor = 0,  # or [n]
 ) -> None:
     """Raise a typed error unless the variances phi^T Sigma phi are finite, not negative, and accurate.
+
+    ``rows`` are the numbers of the rows in the argument ``name``, or that of the first if they follow one another.
 
     Every entry of Sigma is rounded, which changes the variance by about eps sqrt(sum_ij (phi_i Sigma_ij phi_j)^2), at
     most eps |phi|^2 max_i Sigma_ii. This is far more than the variance itself if the features are large and Sigma is
@@ -114,13 +129,14 @@ def check_variance(
     eps = torch.finfo(variance.dtype).eps
     allowed = (RESOLUTION / eps) * (1.0 + variance.clamp(min=0.0))
     suspects = (squares * covariance.diagonal().abs().max() > allowed) | (variance < 0.0)
-    rows = suspects.nonzero()[:, 0]
-    negative = variance[rows] < -PSD_SLACK * eps * squares[rows] * covariance.norm()
+    suspects = suspects.nonzero()[:, 0]
+    numbers = suspects + rows if isinstance(rows, int) else rows[suspects]
+    negative = variance[suspects] < -PSD_SLACK * eps * squares[suspects] * covariance.norm()
     if bool(negative.any()):
-        raise _not_psd(first_row + int(rows[negative][0]), name)
-    lost = _rounding(x[rows], covariance) > allowed[rows]
+        raise _not_psd(int(numbers[negative][0]), name)
+    lost = _rounding(x[suspects], covariance) > allowed[suspects]
     if bool(lost.any()):
-        raise _unresolved_variance(first_row + int(rows[lost][0]), name, variance.dtype)
+        raise _unresolved_variance(int(numbers[lost][0]), name, variance.dtype)
 
 
 def _rounding_is_small(
@@ -166,17 +182,16 @@ def _check_rows(
     squares: Tensor,
     targets: Tensor,
     rule: UpdateRule,
-    first_row: int,
+    name: str,
+    rows: Tensor,
 ) -> None:
-    """Raise if a row of ``x`` cannot be absorbed; ``first_row`` is the number of its first row, for errors."""
+    """Raise if a row of ``x`` cannot be absorbed; ``name`` and ``rows`` are as for ``absorb``."""
     columns = ops.inner_products.unchecked(x, covariance.mT)
     gram, logits = ops.inner_products.unchecked(columns, x), ops.inner_products.unchecked(x, mean)
-    rows = torch.arange(first_row, first_row + x.shape[0], device=x.device)
     _, triangle, beta, _ = (
-        result[0]
-        for result in coefficients(gram[None], logits[None], targets[None], rule, name="features", rows=rows[None])
+        result[0] for result in coefficients(gram[None], logits[None], targets[None], rule, name=name, rows=rows[None])
     )
     if x.shape[0] > 0 and not _rounding_is_small(squares, covariance):
         # The variance of row t when it is absorbed: T_tu = beta_u c_tu for the earlier rows u.
         before = (triangle.tril(-1).square() / beta.clamp(min=torch.finfo(beta.dtype).tiny)).sum(1)
-        check_variance(gram.diagonal() - before, x, covariance, "features", first_row)
+        check_variance(gram.diagonal() - before, x, covariance, name, rows)

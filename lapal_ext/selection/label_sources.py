@@ -1,6 +1,6 @@
 """Sources of labels for a selection: the model, a draw from its predictive, a tensor, or a callable."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -42,7 +42,7 @@ def label_source(
         return _asked(targets, pool, posterior, ranks)
     if targets is None:
         return predicted
-    check_source(targets)
+    check_source(targets, (AUTO, *SOURCES))  # the caller has replaced "auto" itself
     return predicted if targets == "predicted" else _sampled(generator, ranks)
 
 
@@ -51,14 +51,14 @@ def is_labels(targets: object) -> TypeGuard[Labels]:
     return isinstance(targets, (Tensor, np.ndarray, list, tuple, range))
 
 
-def check_source(targets: object) -> None:
-    """Raise a typed error unless ``targets`` names a source of labels."""
+def check_source(targets: object, choices: Sequence[str] = SOURCES) -> None:
+    """Raise a typed error unless ``targets`` names a source of labels, one of ``choices``."""
     if not isinstance(targets, str):
         raise TypeError(
             "targets must be a torch.Tensor, a NumPy array or name a source of labels, got "
             f"{type(targets).__name__}{way_out(targets)}"
         )
-    check_choice("targets", targets, SOURCES)
+    check_choice("targets", targets, choices)
 
 
 def predicted(scorer: Scorer, picks: Tensor) -> Tensor:

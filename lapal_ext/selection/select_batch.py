@@ -24,7 +24,7 @@ from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.pool.sharding import Ranks
 from lapal_ext.posterior.arguments import check_features
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, condition_on_rows
 from lapal_ext.rules import Link, check_rule
 from lapal_ext.selection.label_sources import AUTO, Targets, label_source
 from lapal_ext.selection.progress import progress_bar
@@ -208,11 +208,12 @@ def select_batch(
                     scorer.absorb(picks, chosen[-1][2], rule)
                 advance(count)
         picks, utilities, absorbed = (torch.cat(parts) for parts in zip(*chosen, strict=True))
-        check_utilities(utilities, "acquisition")
+        check_utilities(utilities, "acquisition", named=isinstance(acquisition, str))
+        indices = rows.to_rows(picks)
         if targets is None and update_every == batch_size:
-            return SelectionResult(rows.to_rows(picks), utilities, posterior.clone())
-        after = posterior.condition_on(rows.raw(picks), absorbed, rule.step, rule.gamma)
-        return SelectionResult(rows.to_rows(picks), utilities, after)
+            return SelectionResult(indices, utilities, posterior.clone())
+        after = condition_on_rows(posterior, "pool", indices, rows.raw(picks), absorbed, rule.step, rule.gamma)
+        return SelectionResult(indices, utilities, after)
 
 
 def _check_unlabelled(acquisition: str | Acquisition, link: Link, update_every: int, batch_size: int) -> None:

@@ -25,7 +25,7 @@ from lapal_ext.pool.feature_files import Features
 from lapal_ext.pool.pool import Pool
 from lapal_ext.posterior.arguments import check_features, check_gamma, trust_of
 from lapal_ext.posterior.class_names import class_numbers
-from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior
+from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace, check_posterior, condition_on_rows
 from lapal_ext.rules import UpdateRule, check_rule
 from lapal_ext.selection.answers import VECTORS, Answers, Event, Forgotten, Record, Skipped, Told, events_of, integers
 from lapal_ext.validation.arrays import Array, Labels, Rows
@@ -132,7 +132,8 @@ class SequentialSelector:
             reserve: hand the rows out to one of several people: they are not asked for again until ``release``.
 
         Raises:
-            ValueError: fewer than ``n`` rows are left, or the acquisition returned NaN.
+            ValueError: fewer than ``n`` rows are left, a callable acquisition returned NaN, or the numbers of the pool
+                are so large that a utility overflows.
         """
         check_flag("reserve", reserve)
         closed = self._progress.record.closed
@@ -149,7 +150,7 @@ class SequentialSelector:
         if picks is None or len(picks) != n:
             scorer = self._take_scorer()
             picks, utilities = scorer.pick(n)
-            check_utilities(utilities, "acquisition")
+            check_utilities(utilities, "acquisition", named=isinstance(self._acquisition, str))
             self._progress = self._progress._replace(scorer=scorer, asked=picks)
         after, rows = self._progress, self._pool.to_rows(picks).clone()
         if reserve:  # the picks are taken in the scorer
@@ -256,7 +257,8 @@ class SequentialSelector:
         if len(picks) == 0:
             return self._initial.clone()
         gamma = float(trust[0]) if bool((trust == trust[0]).all()) else trust.to(self._initial.mean.device)
-        return self._initial.condition_on(self._pool.raw(picks), labels, self._rule.step, gamma)
+        rows, features = self._pool.to_rows(picks), self._pool.raw(picks)
+        return condition_on_rows(self._initial, "pool", rows, features, labels, self._rule.step, gamma)
 
     @property
     @entry

@@ -75,7 +75,8 @@ def expected_accuracy(
             total += torch.stack([highest[counted[tile]].double().sum(), counted[tile].sum().double()])
         total = rows.shard.add(total)
         if float(total[1]) == 0.0:
-            raise ValueError("no row is left: exclude has all rows of pool")
+            why = "exclude has all rows of pool" if rows.size else "pool has no rows"
+            raise ValueError(f"no row is left: {why}")
         value = float(total[0] / total[1])
     width = _NORMAL * math.hypot(error, _SELECTED)
     return ExpectedAccuracy(value, max(0.0, value - width), min(1.0, value + width))

@@ -85,13 +85,15 @@ def check_path(name: str, value: object) -> Path:
 
     Raises:
         TypeError: neither a str nor an os.PathLike of str.
-        ValueError: no file can have this name.
+        ValueError: no file can have this name, or it is empty, which ``Path`` reads as the current folder.
     """
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a str or an os.PathLike, got {type(value).__name__}")
     given = os.fspath(value)
     if not isinstance(given, str):
         raise TypeError(f"{name} must be a str or an os.PathLike of str, got {type(value).__name__}, a path in bytes")
+    if not given:
+        raise ValueError(f"{name} must be the name of a file or a folder, got an empty str")
     if "\0" in given:
         raise ValueError(f"{name} must not hold a null character, got {given!r}")
     try:

@@ -46,10 +46,11 @@ def no_path(choose: Choose, file: Path) -> Options:
     return {
         "no path": (REFUSED, lambda: evenly(choose, (1, 1.5, [], {}, True, object(), b"x", torch.zeros(1)))),
         "a path in bytes": (REFUSED, PathInBytes),
+        "no name": (REFUSED, str),
         "a null character": (REFUSED, lambda: f"{file}\0"),
         "a name that cannot be written": (REFUSED, lambda: f"{file}\ud800"),
         "a name too long": (REFUSED, lambda: str(file.with_name("x" * 300))),
-        "a folder": (REFUSED, lambda: evenly(choose, (file.parent, ".", "", "/"))),
+        "a folder": (REFUSED, lambda: evenly(choose, (file.parent, ".", "/"))),
     }
 
 

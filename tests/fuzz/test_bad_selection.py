@@ -41,8 +41,10 @@ def ask_and_tell(**arguments: object) -> None:
     selector.ask(n=2)
 
 
-UNKNOWN = {"unknown": Bad("bogus", ValueError, "must be one of 'predicted', 'sampled', got")}
-SOURCES = {**values.labels(LABELS, 4), **UNKNOWN}
+def sources(names: str) -> dict[str, Bad]:
+    return {**values.labels(LABELS, 4), "unknown": Bad("bogus", ValueError, f"must be one of {names}, got 'bogus'$")}
+
+
 POOLS = {
     **values.features_of(POOL),
     "numpy, integers": Bad(np.zeros(POOL.shape, np.int64), TypeError, r"must be .*, got torch\.int64"),
@@ -82,7 +84,10 @@ CALLS = {
             "exclude": rows(CANDIDATES, "exclude"),
             "memory": {words: bad for words, bad in values.numbers(above_zero=True).items() if words != "NoneType"},
             "batch_size": values.integers(at_least=1, at_most=N),
-            "targets": {words: bad for words, bad in SOURCES.items() if words != "None"} | annotators(),
+            "targets": {
+                words: bad for words, bad in sources("'auto', 'predicted', 'sampled'").items() if words != "None"
+            }
+            | annotators(),
             "update_every": values.integers(at_least=1, at_most=3),
             "progress": values.flags(),
         },
@@ -131,7 +136,7 @@ CALLS = {
             "batch_size": values.integers(at_least=1, at_most=N),
             "n_batches": values.integers(at_least=2),
             "n_label_samples": values.integers(at_least=1),
-            "targets": SOURCES,
+            "targets": sources("'predicted', 'sampled'"),
             "eval_targets": {words: bad for words, bad in values.labels(TRUTH, 4).items() if words != "None"},
             "loss": values.choices(),
             "proposals": {

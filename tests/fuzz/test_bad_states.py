@@ -132,6 +132,8 @@ def test_impossible_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^path must name a saved posterior, got"):
         LastLayerLaplace.load(tmp_path)
     for call in (problem.posterior.save, LastLayerLaplace.load):
+        with pytest.raises(ValueError, match=r"^path must be the name of a file or a folder, got an empty str"):
+            call("")
         with pytest.raises(ValueError, match=r"^path must not hold a null character"):
             call("a\0b")
         with pytest.raises(ValueError, match=r"^path must be a valid file name, got"):

@@ -3,11 +3,19 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from lapal_ext import LastLayerLaplace, NotPSDError, expected_error_reduction, look_ahead, select_batch
+from lapal_ext import (
+    LastLayerLaplace,
+    NotPSDError,
+    SequentialSelector,
+    expected_error_reduction,
+    look_ahead,
+    select_batch,
+)
 from lapal_ext.ops import OPS
 from tests.draws import Draw, cast
 from tests.fuzz.calls import bits
@@ -91,6 +99,25 @@ def test_an_observation_that_leaves_only_rounding_errors_raises(n_rows: int) -> 
     wide = LastLayerLaplace(torch.zeros(2, 4).double(), curvature="gaussian").fit(torch.zeros(0, 4).double())
     wide.update(rows, y)
     assert wide.drift() < 1e-6
+
+
+@pytest.mark.parametrize("acquisition", ["variance", "badge", "coreset", lambda _, pool: pool.norm(dim=1)])
+@pytest.mark.parametrize(("batch_size", "candidates"), [(1, None), (3, None), (3, range(5, 30))])
+def test_a_pick_that_cannot_be_absorbed_is_named_as_a_row_of_pool(
+    acquisition: Any, batch_size: int, candidates: range | None
+) -> None:
+    model = LastLayerLaplace(torch.zeros(2, 4), curvature="gaussian").fit(torch.zeros(0, 4))
+    pool, labels = Draw(0).normal(30, 4).float(), torch.zeros(30, dtype=torch.int64)
+    pool[17] *= 1e4 / pool[17].norm()
+    selector = SequentialSelector(model, pool, acquisition, candidates=candidates, generator=torch.Generator())
+    for call in (
+        lambda: select_batch(
+            model, pool, batch_size, acquisition, labels, candidates=candidates, generator=torch.Generator()
+        ),
+        lambda: selector.tell(17, 0) or selector.posterior,
+    ):
+        with pytest.raises(NotPSDError, match=r"^covariance cannot hold in .* along row 17 of pool: "):
+            call()
 
 
 def test_a_variance_lost_in_rounding_raises() -> None:

@@ -85,6 +85,27 @@ def test_rows_that_overflow_raise_in_every_acquisition(name: str) -> None:
             call()
 
 
+@pytest.mark.parametrize(("acquisition", "link"), [("variance", "plugin"), ("bald", "plugin"), ("bald", "mc")])
+def test_a_pool_whose_utilities_overflow_is_named(acquisition: str, link: str) -> None:
+    """Not the acquisition: it is one of our own, and the numbers of the pool are too large for it."""
+    drawn = Draw(seed=2)
+    model = LastLayerLaplace.fit_map(drawn.normal(30, 8).float(), torch.arange(30) % 3, 3, 1e-3)
+    pool = 1e18 * drawn.normal(60, 8).float()
+
+    def ask_and_tell() -> None:
+        selector = SequentialSelector(model, pool, acquisition, link=link, generator=torch.Generator())
+        for _ in range(5):
+            selector.tell(selector.ask(), 0)
+
+    def in_a_batch() -> None:
+        labels = torch.zeros(60, dtype=torch.int64)
+        select_batch(model, pool, 5, acquisition, labels, link=link, generator=torch.Generator())
+
+    for call in (ask_and_tell, in_a_batch):
+        with pytest.raises(ValueError, match=r"^pool must give results that are finite in torch.float32"):
+            call()
+
+
 def test_a_gamma_with_which_the_baselines_overflow_raises() -> None:
     with pytest.raises(ValueError, match=r"^gamma must leave the steps finite in torch.float32, got 1e\+300"):
         baselines.first_order(STEEP, ROWS, LABELS, 1e300)

@@ -73,6 +73,21 @@ class TestPicks:
         expected = select_batch(posterior, task.X[LABELLED:], 8, "bald", step="newton", gamma=0.1)
         assert picks.tolist() == (expected.indices + LABELLED).tolist()
 
+    def test_picks_of_a_joint_classifier_are_absorbed_by_line_search(self, task: Task) -> None:
+        strategy = LaplaceQueryStrategy("margin")
+        joint, line_search = (
+            strategy.query(
+                task.X,
+                task.y,
+                SklearnClassifier(LaplaceClassifier(step=step, gamma=0.5), classes=range(4)),
+                batch_size=8,
+                return_utilities=True,
+            )
+            for step in ("joint", "line_search")
+        )
+        assert joint[0].tolist() == line_search[0].tolist()
+        np.testing.assert_array_equal(joint[1], line_search[1])
+
     @pytest.mark.parametrize("acquisition", ["random", "power_margin", "badge", "typiclust", "probcover"])
     def test_the_random_state_decides(self, task: Task, acquisition: str) -> None:
         def query(random_state: Any) -> list[int]:
@@ -295,6 +310,12 @@ class TestClassWeight:
         clf = SklearnClassifier(LaplaceClassifier(class_weight={"cat": 5.0}), classes=range(4))
         with pytest.raises(ValueError, match=r"^class_weight must hold classes of clf.classes, got 'cat'$"):
             LaplaceQueryStrategy().query(task.X, task.y, clf)
+
+    def test_a_negative_weight_is_named_by_its_label(self, task: Task) -> None:
+        y = np.array(["a", "b", ""])[np.where(is_labeled(task.y), task.truth > 1, 2).astype(int)]
+        clf = SklearnClassifier(LaplaceClassifier(class_weight={"b": -5.0}), classes=["a", "b"], missing_label="")
+        with pytest.raises(ValueError, match=r"^class_weight\['b'\] must be at least 0, got -5$"):
+            LaplaceQueryStrategy(missing_label="").query(task.X, y, clf)
 
 
 class TestInTheLibrary:

@@ -182,6 +182,34 @@ class TestWeights:
         classifier.partial_fit(X[:10], y[:10], sample_weight=weights)
         assert torch.equal(classifier.posterior_.mean, posterior.mean)
 
+    @pytest.mark.parametrize("step", ["line_search", "newton", "joint"])
+    def test_a_later_partial_fit_takes_weights_that_are_all_zero(self, data: Any, step: str) -> None:
+        X, y = data
+        classifier = LaplaceClassifier(step=step).fit(X, y)
+        before = classifier.predict_log_proba(X)
+        classifier.partial_fit(X[:3], y[:3], sample_weight=np.zeros(3))
+        zero = LaplaceClassifier(step=step, gamma=0.0).fit(X, y).partial_fit(X[:3], y[:3])
+        np.testing.assert_allclose(classifier.predict_log_proba(X), zero.predict_log_proba(X), rtol=1e-12)
+        np.testing.assert_allclose(classifier.predict_log_proba(X), before, atol=0.5)  # only the covariance moves
+
+    @pytest.mark.parametrize("class_weight", [None, "balanced", dict.fromkeys(NAMES.tolist(), 2.0)], ids=str)
+    def test_the_first_fit_needs_a_weight_above_zero(self, data: Any, class_weight: Any) -> None:
+        X, y = data
+        zeros = np.zeros(len(X))
+        with pytest.raises(ValueError, match=r"^sample_weight .*must be above zero for at least one row"):
+            LaplaceClassifier(class_weight=class_weight).fit(X, y, zeros)
+        if class_weight != "balanced":
+            with pytest.raises(ValueError, match=r"^sample_weight .*must be above zero for at least one row"):
+                LaplaceClassifier(class_weight=class_weight).partial_fit(X, y, NAMES, zeros)
+
+    @pytest.mark.parametrize(("weight", "error"), [(-1.0, ValueError), (np.nan, ValueError), ("2", TypeError)])
+    def test_a_bad_class_weight_is_named(self, data: Any, weight: Any, error: type[Exception]) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X, y).set_params(class_weight={"cat": weight})
+        for call in (classifier.fit, classifier.partial_fit):
+            with pytest.raises(error, match=r"^class_weight\['cat'\] must be "):
+                call(X, y)
+
 
 class TestNewClasses:
     @pytest.mark.parametrize("classes", [None, [*NAMES, "bee", "owl"]])
@@ -259,6 +287,20 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^y contains previously unseen labels"):
             classifier.partial_fit(X[:2], ["cat", "owl"], classes=NAMES)
         np.testing.assert_array_equal(classifier.predict_proba(X), before)
+
+    @pytest.mark.parametrize("given", [[0, 1], [0.0, 2.0], ["cat", "dog"]], ids=str)
+    def test_booleans_meet_booleans_only(self, data: Any, given: list[Any]) -> None:
+        X, y = data
+        classifier = LaplaceClassifier().fit(X, y == "cat")
+        says = f"must hold labels of the kind of False, got {given[0]!r}$"
+        with pytest.raises(ValueError, match=f"^y {says}"):
+            classifier.partial_fit(X[:2], given)
+        with pytest.raises(ValueError, match=f"^classes {says}"):
+            classifier.partial_fit(X[:2], [False, True], classes=given)
+        assert classifier.partial_fit(X[:2], [np.True_, False]).classes_.dtype == bool
+        others = LaplaceClassifier().fit(X, np.where(y == "cat", *given))
+        with pytest.raises(ValueError, match=f"^y must hold labels of the kind of {given[0]!r}, got True$"):
+            others.partial_fit(X[:2], [True, False])
 
     @pytest.mark.parametrize(
         ("classes", "says"),

@@ -60,6 +60,12 @@ def test_no_variance_is_the_plugin(variance: float, dtype: torch.dtype, device: 
     torch.testing.assert_close(entropy, torch.tensor(each, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
+def test_no_samples_are_refused() -> None:
+    args = example("mc_predictive", C=3, S=0)
+    with pytest.raises(ValueError, match=r"^noise must hold at least one sample, got shape \(0, 3\)$"):
+        op(**args)
+
+
 def test_rows_share_the_noise(dtype: torch.dtype, device: str) -> None:
     args = example("mc_predictive", N=2)
     args = args | {name: args[name][[0, 0]] for name in ("logits", "variance")}

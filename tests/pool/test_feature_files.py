@@ -248,6 +248,7 @@ class TestErrors:
             (np.ma.zeros((2, FEATURES), np.float32), TypeError, "pool must not be a masked array"),
             (np.zeros((2, FEATURES + 1), np.float32), ValueError, r"pool must have shape \(N, 12\)"),
             (np.zeros((2, FEATURES)), TypeError, "pool must be torch.float32"),
+            ("", ValueError, "^pool must be the name of a file or a folder, got an empty str$"),
             ("nowhere.npy", FileNotFoundError, "pool must be an existing file, got nowhere.npy"),
         ],
     )

@@ -185,6 +185,19 @@ def test_a_failed_update_changes_nothing(draw: Draw, bad_row: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(posterior.buffers(), before.buffers(), strict=True))
 
 
+@pytest.mark.parametrize("bad_row", [0, 3, 280])
+def test_the_row_is_named_where_every_row_has_its_own_gamma(draw: Draw, bad_row: int) -> None:
+    posterior = make_posterior(draw, 3, 6, "gaussian")
+    posterior.covariance[5, :] = posterior.covariance[:, 5] = 0.0
+    posterior.covariance[5, 5] = -0.5
+    x, y = draw.normal(bad_row + 1, 6), draw.integers(3, bad_row + 1)
+    x[:, 5] = 0.0
+    x[bad_row] = torch.tensor([0.0, 0, 0, 0, 0, 2])
+    gamma = torch.linspace(0.5, 1.0, bad_row + 1, dtype=x.dtype)
+    with pytest.raises(NotPSDError, match=rf"along row {bad_row} of features"):
+        posterior.update(x, y, gamma=gamma)
+
+
 def test_line_search_never_overshoots_where_newton_does() -> None:
     """A confidently wrong model: s vanishes, so Newton steps by gamma along a long direction."""
     weight = torch.tensor([[30.0, 0.0], [0.0, 0.0]], dtype=torch.float64)

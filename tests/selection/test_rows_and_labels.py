@@ -153,6 +153,39 @@ def test_numbers_in_a_list_are_labels_too(problem: Problem, use: str) -> None:
             call(["ant", *problem.labels.tolist()[1:]])
 
 
+OF_BATCHES: dict[str, Callable[[list[list[Any]]], Any]] = {
+    "lists": list,
+    "tuples": lambda rows: tuple(tuple(row) if isinstance(row, list) else row for row in rows),
+    "an array": np.array,
+    "an array of objects": lambda rows: np.array(rows, object),
+}
+
+
+@pytest.mark.parametrize("form", OF_BATCHES)
+def test_labels_of_batches_in_lists_and_arrays(named: Problem, form: str) -> None:
+    x, batches, make = named.pool, torch.arange(6).view(3, 2), OF_BATCHES[form]
+    numbers = named.labels[:6].view(3, 2)
+    expected = look_ahead(named.posterior, x, batches, numbers, x)
+    names = [[NAMES[label] for label in row] for row in numbers.tolist()]
+    for given in (numbers.tolist(), names):
+        assert torch.equal(look_ahead(named.posterior, x, batches, make(given), x), expected)
+
+    def refused(labels: list[list[Any]], error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=f"^targets must {message}"):
+            look_ahead(named.posterior, x, batches, make(labels), x)
+
+    refused([["ant", "Bea"]] * 3, ValueError, r"hold names of classes, got 'Bea', .*: did you mean bee\?$")
+    refused([[0, 4]] * 3, ValueError, r"lie in \[0, 4\), one of the 4 classes, got 4")
+    refused([["ant"] * 3] * 2, ValueError, r"have shape \(60,\), .*, or \(3, 2\) like batches, got \(2, 3\)")
+    if form != "an array":
+        refused([["ant", 1]] * 3, TypeError, "hold names of classes or their numbers, got str and int")
+    if form in ("lists", "tuples"):
+        refused([[0, 1], [0], [1, 2]], ValueError, "hold lists of one length, got 2 labels in list 0 and 1 in list 1")
+        refused([[0, 1], 2, 3], TypeError, "hold integers, got a list with (list|tuple)")
+    named.posterior.class_names = None
+    refused(names, TypeError, "hold integers where the classes have no names, got str: pass class_names first")
+
+
 def test_one_name_for_one_row(named: Problem) -> None:
     one, other = (SequentialSelector(named.posterior, named.pool) for _ in range(2))
     one.tell(7, "cat")

@@ -60,7 +60,12 @@ def test_errors_name_the_argument() -> None:
     model, pool = PROBLEM.posterior, PROBLEM.pool
     steep, far = LastLayerLaplace(torch.tensor([[9.0], [-9.0]])).fit(torch.zeros(1, 1)), torch.full((2, 1), 1e38)
     for call, message in (
-        (lambda: expected_accuracy(model, pool, EXACT, exclude=range(60)), "no row is left"),
+        (
+            lambda: expected_accuracy(model, pool, EXACT, exclude=range(60)),
+            "^no row is left: exclude has all rows of pool$",
+        ),
+        (lambda: expected_accuracy(model, pool[:0], EXACT), "^no row is left: pool has no rows$"),
+        (lambda: expected_accuracy(model, pool[:0], EXACT, exclude=[]), "^no row is left: pool has no rows$"),
         (lambda: expected_accuracy(model, pool, EXACT, exclude=[60]), "exclude must lie in"),
         (lambda: expected_accuracy(model, pool * torch.nan, EXACT), "pool must be finite"),
         (lambda: expected_accuracy(steep, far, EXACT), "^pool must give results that are finite"),
