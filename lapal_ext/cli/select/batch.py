@@ -161,13 +161,14 @@ def map_pool(
 
 
 def print_summary(options: argparse.Namespace, summary: Summary, classes: Classes, pool_map: "PoolMap | None") -> None:
-    """Print how far the labelling is, and write ``--picture``."""
-    for text in texts(summary, classes):
-        print("\n".join(wrapped(safe(text))))
-    if pool_map is not None:
+    """Write ``--picture``, and print how far the labelling is."""
+    if pool_map is not None:  # before a closed pipe can end the command
         from lapal_ext.cli.select.picture import draw
 
         draw(options.picture, summary, classes, pool_map)
+    for text in texts(summary, classes):
+        print("\n".join(wrapped(safe(text))))
+    if pool_map is not None:
         print(f"The picture is in {options.picture}.")
 
 
