@@ -371,6 +371,15 @@ class TestExperiment:
         assert main(["experiment", "updating", "--data", "digits", "--out", str(tmp_path)]) == 1
         assert "run the same command again" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("jobs", ["1", "2"])
+    def test_a_prior_precision_that_a_fit_refuses_is_named(self, jobs, tmp_path, capsys):
+        arguments = ["experiment", "active-learning", "--data", "digits", "--out", str(tmp_path), "--arms", "margin"]
+        assert main([*arguments, "--seeds", "2", "--jobs", jobs, "--prior-precisions", "1e-300"]) == 1
+        assert capsys.readouterr().err == (
+            "error: prior_precision must lie in [1.2e-38, 8.5e+37], where it has an inverse in torch.float32, "
+            "got 1e-300\n"
+        )
+
     def test_an_unfinished_experiment_has_no_report(self, tmp_path, capsys):
         assert main(["report", str(tmp_path)]) == 1
         assert "holds no finished experiment" in capsys.readouterr().err
