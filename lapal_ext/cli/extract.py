@@ -190,8 +190,8 @@ def _read_origin(path: Path) -> Mapping[str, Any]:
     return origin
 
 
-def _checksum(encoder: "Encoder", items: _List) -> str:
-    """The checksum of what the model of an encoder gets for the first items."""
+def _checksum(encoder: "Encoder", items: _List) -> str | None:
+    """The checksum of what the model of an encoder gets for the first items; None if that has no bits to compare."""
     from lapal_ext.features.data_checksum import sha256
 
     return sha256(encoder.prepare(items.values[:_COMPARED]))

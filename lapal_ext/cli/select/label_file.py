@@ -32,6 +32,7 @@ RESERVED = (*COLUMNS, TRUST, ANNOTATOR, COMMON, "")  # columns that a table of i
 _TABS = ".tsv"  # a new file with this suffix has tabs between its cells
 SUFFIXES = (".csv", _TABS, ".txt")
 _GONE = -1
+_MOST_TRUST = 3.4e38  # about the largest number in float32, the dtype of most models
 
 
 class LabelFile:
@@ -227,8 +228,10 @@ def _trust(cell: str, place: str) -> float:
         trust = float(cell.replace(",", ".")) if cell else 1.0
     except ValueError:
         trust = math.nan
-    if 0.0 <= trust < math.inf:
+    if 0.0 <= trust <= _MOST_TRUST:
         return trust
+    if _MOST_TRUST < trust < math.inf:
+        raise CommandError(f"{place}: trust must be at most {_MOST_TRUST:g}, got {cell!r}")
     raise CommandError(
         f"{place}: trust must be a number of at least 0, got {cell!r}: type 0.5 for half the trust, 0 for none, or "
         "nothing for 1"
