@@ -5,8 +5,6 @@ of its parser. Then add the module to ``_COMMANDS``. A subcommand imports option
 """
 
 import argparse
-import io
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,10 +12,12 @@ import lapal_ext
 from lapal_ext.cli import demo, doctor, experiment, extract, predict, report
 from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.select import command as select
+from lapal_ext.cli.standard_streams import OutputError, print_error, usable_streams
 from lapal_ext.interrupts import INTERRUPTED, MESSAGE, handle_again
 
 _COMMANDS = (extract, select, predict, demo, experiment, report, doctor)
 _FAILURE, _USAGE = 1, 2
+_PIPE_CLOSED = 141  # as shells show the end by SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,11 +27,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line, without the name of the program; by default those of this process.
 
     Returns:
-        The exit status: 0 for success, 1 for a failure with a message, 2 for wrong usage, 130 after Ctrl-C.
+        The exit status: 0 for success, 1 for a failure with a message, 2 for wrong usage, 130 after Ctrl-C, 141 without
+        a message if standard output is a pipe that nobody reads any more.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 may lack a letter of a name or a text
+    with usable_streams():
+        try:
+            try:
+                return _run(arguments)
+            finally:
+                sys.stdout.flush()  # of a help too, after which argparse raises SystemExit
+        except OutputError as error:
+            if error.is_closed:
+                return _PIPE_CLOSED
+            print_error(f"error: {error}")
+            return _FAILURE
+        except KeyboardInterrupt:
+            print_error(MESSAGE)
+            return INTERRUPTED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.run is None:
@@ -40,16 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         handle_again()
         options.run(options)
-        sys.stdout.flush()
     except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         return _FAILURE
-    except BrokenPipeError:  # the reader of the output has closed the pipe
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes it when it exits
-        return _FAILURE
-    except KeyboardInterrupt:
-        print(MESSAGE, file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 

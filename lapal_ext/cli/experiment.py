@@ -128,8 +128,9 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     require("experiment", "experiment", _NEEDS)
+    from lapal_ext.errors import NotPSDError
     from lapal_ext.selection.progress import progress_bar
-    from lapal_ext.study.experiment import RESULTS, MismatchError, run_experiment, units
+    from lapal_ext.study.experiment import RESULTS, run_experiment, units
 
     source = _source(options.data)
     configuration = _configuration(options, source)
@@ -137,7 +138,7 @@ def _run(options: argparse.Namespace) -> None:
     try:
         with progress_bar("experiment", len(units(configuration)), shown=sys.stderr.isatty()) as advance:
             run_experiment(folder, configuration, source, options.jobs, advance)
-    except MismatchError as error:
+    except (NotPSDError, ValueError) as error:  # also of fits, which may refuse a prior precision
         raise CommandError(str(error)) from error
     except BrokenProcessPool as error:
         raise CommandError("a process died; run the same command again to continue the experiment") from error

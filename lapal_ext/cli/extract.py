@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lapal_ext.features.encoders import Encoder
 
 _COMPARED = 32  # items whose inputs for the model tell one encoder from another
+_MODEL, _INPUTS, _SIZES = "model", "inputs", "sizes"  # what the file that recognises encoder and items holds
 
 _EXAMPLE = """\
 example (the first line makes an encoder and two texts):
@@ -90,7 +91,7 @@ def _extract(options: argparse.Namespace) -> None:
 
     from lapal_ext.atomic_file import replace_file
     from lapal_ext.features import extract
-    from lapal_ext.features.encoders import load_encoder
+    from lapal_ext.features.encoders import IMAGES, load_encoder
 
     if options.out.suffix not in (".npy", ".safetensors") or not options.out.parent.is_dir():
         raise CommandError(f"--out must be a .npy or .safetensors file in an existing folder, got {options.out}")
@@ -107,10 +108,20 @@ def _extract(options: argparse.Namespace) -> None:
         raise CommandError(
             f"{options.out} was begun with other items, or in another order, which {record} lists: {otherwise}"
         )
+    sizes = [Path(path).stat().st_size for path in items.values] if items.kind == IMAGES else None
+    before = _read_origin(origin) if begun else {}
+    # Records of older versions have no sizes.
+    for name, old, new in zip(items.ids, before.get(_SIZES) or (), sizes or (), strict=False):
+        if old != new:
+            raise CommandError(
+                f"{options.out} was begun with other items: the file of {name!r} had {old} bytes, and has {new}: "
+                f"{otherwise}"
+            )
     encoder = load_encoder(options.model, items.kind)
-    inputs = _checksum(options.model, encoder, items)
-    if begun and not (origin.exists() and origin.read_bytes() == inputs):
+    now = {_MODEL: options.model, _INPUTS: _checksum(encoder, items)}
+    if begun and any(before.get(key) != value for key, value in now.items()):
         raise CommandError(f"{options.out} was begun with another encoder, or other inputs for it: {otherwise}")
+    inputs = (json.dumps(now if sizes is None else {**now, _SIZES: sizes}, indent=1) + "\n").encode()
     replace_file(record, lambda scratch: scratch.write_bytes(content))
     replace_file(origin, lambda scratch: scratch.write_bytes(inputs))
     data: Any = items.values  # a list is a dataset too
@@ -168,12 +179,22 @@ def _table(path: Path) -> _List:
     return _List(ids, files, items.columns, IMAGES)
 
 
-def _checksum(name: str, encoder: "Encoder", items: _List) -> bytes:
-    """The name of an encoder and the checksum of what its model gets, for the file that recognises the encoder."""
+def _read_origin(path: Path) -> Mapping[str, Any]:
+    """What a file says of the encoder and the items of an older run; nothing if it says nothing that is understood."""
+    try:
+        origin = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    if not isinstance(origin, dict) or not isinstance(origin.get(_SIZES, []), list):
+        return {}
+    return origin
+
+
+def _checksum(encoder: "Encoder", items: _List) -> str | None:
+    """The checksum of what the model of an encoder gets for the first items; None if that has no bits to compare."""
     from lapal_ext.features.data_checksum import sha256
 
-    inputs = sha256(encoder.prepare(items.values[:_COMPARED]))
-    return (json.dumps({"model": name, "inputs": inputs}, indent=1) + "\n").encode()
+    return sha256(encoder.prepare(items.values[:_COMPARED]))
 
 
 def _as_table(items: _List) -> bytes:

@@ -78,7 +78,7 @@ def read_table(path: Path, reserved: Sequence[str] = ()) -> Items:
         CommandError: the file is invalid.
     """
     try:
-        table = parse_table(path.read_bytes(), path)
+        table = parse_table(path.read_bytes(), path, (ID, *_SHOWN))
     except OSError as error:
         raise CommandError(f"--items must be a CSV file, got {path}: {error.strerror}") from error
     if ID not in table.columns:

@@ -3,6 +3,8 @@
 import codecs
 import csv
 import io
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from lapal_ext.cli.errors import CommandError
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BEGINNING = 1000  # bytes in which a zero says that this is no text in UTF-8
+_NAMED_SEPARATOR = re.compile(r'\n*("?sep=([,;|\t])"?)[,;|\t]*(?:\n|$)', re.IGNORECASE)  # the first line of Excel
 _AS_UTF8 = "save it as UTF-8 (a spreadsheet: Save as, CSV UTF-8)"
 
 
@@ -23,6 +26,7 @@ class Table(NamedTuple):
     delimiter: str
     encoding: str
     line_end: str  # that of the first line: two characters as on Windows, or one
+    opening: str  # a first line such as "sep=;", by which Excel knows the separator; empty without it
 
 
 def decoded(content: bytes, path: Path, *, errors: str = "strict") -> tuple[str, str]:
@@ -58,32 +62,64 @@ def read_lines(option: str, path: Path, *, errors: str = "strict") -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def parse_table(content: bytes, path: Path) -> Table:
-    """Read a CSV file with commas, semicolons or tabs; lines without any content are left out.
+def parse_table(content: bytes, path: Path, wanted: Sequence[str]) -> Table:
+    """Read a CSV file with commas, semicolons or tabs, or with the separator of a first line such as ``sep=;``.
+
+    Lines without any content are left out, and so are columns at the end that have neither a name nor any content.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        wanted: names of columns. The separator is that with which the first line has the most of them, or, of equals,
+            the most columns.
 
     Raises:
         CommandError: it is no such file; the message has the line.
     """
     text, encoding = decoded(content, path)
-    first = text.partition("\n")[0]
-    delimiter = next((mark for mark in ",;\t" if mark in first), ",")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        with _cells_up_to(len(text)):
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            numbered = [(reader.line_num, values) for values in reader]
-    except csv.Error as error:
-        raise CommandError(f"{path}, after line {reader.line_num}: {error}") from error
+    named = _NAMED_SEPARATOR.match(text)
+    if named is not None:
+        text = "\n" * named[0].count("\n") + text[named.end() :]  # so that lines keep their numbers
+    with _cells_up_to(len(text)):
+        delimiter = _separator(text, set(wanted)) if named is None else named[2]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        try:
+            header = next(filter(_has_content, reader), [])
+            lines = [(reader.line_num, cells) for cells in reader if any(cells)]
+        except csv.Error as error:
+            raise CommandError(f"{path}, after line {reader.line_num}: {error}") from error
+    columns = [name.strip() for name in header]
+    while columns and not columns[-1] and not any(_has_content(cells[len(columns) - 1 :]) for _, cells in lines):
+        columns.pop()
     if len(set(columns)) < len(columns):
         raise CommandError(f"{path} must have columns of different names, got {', '.join(columns)}")
     rows = []
-    for number, values in numbered:
-        if None in values:  # the key of cells beyond the last column in csv
+    for number, cells in lines:
+        if len(columns) > 1 and not _has_content(cells):
+            continue  # in a single column, spaces may be a wrong id
+        if _has_content(cells[len(columns) :]):
             raise CommandError(f"{path}, line {number} has more cells than the first line has columns")
-        cells = {name: values[raw] or "" for name, raw in zip(columns, reader.fieldnames or (), strict=True)}
-        if any(cells.values()):
-            rows.append((number, cells))
-    return Table(columns, rows, delimiter, encoding, "\r\n" if content.partition(b"\n")[0].endswith(b"\r") else "\n")
+        rows.append((number, dict(itertools.zip_longest(columns, cells[: len(columns)], fillvalue=""))))
+    line_end = "\r\n" if content.partition(b"\n")[0].endswith(b"\r") else "\n"
+    return Table(columns, rows, delimiter, encoding, line_end, "" if named is None else named[1])
+
+
+def _separator(text: str, wanted: set[str]) -> str:
+    """The separator that fits the first line with content; separators within quotes do not count."""
+
+    def fit(mark: str) -> tuple[int, int]:
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+        try:
+            names = [name.strip() for name in next(filter(_has_content, lines), [])]
+        except csv.Error:  # a quoted name does not end where this separator is
+            return -1, 0
+        return len(wanted.intersection(names)), len(names)
+
+    return max(",;\t", key=fit)
+
+
+def _has_content(cells: Sequence[str]) -> bool:
+    return any(map(str.strip, cells))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.pool.sharding import Ranks, Shard
-from lapal_ext.validation.tensors import STORAGE_DTYPES
+from lapal_ext.validation.tensors import STORAGE_DTYPES, shape_text
 
 COMPARED = 1024
 """Rows whose bits are compared, at most 1,024 random reads of a file whatever its size."""
@@ -84,7 +84,13 @@ def checksum(
     shard: Shard | None = None,  # of all rows, candidates or not; by default this process has all
     ranks: Ranks | None = None,
 ) -> PoolChecksum:
-    """Checksum of the rows of all ranks; the same on each."""
+    """Checksum of the rows of all ranks; the same on each.
+
+    Raises:
+        ValueError: the pool has no columns, so that its rows cannot be told apart.
+    """
+    if features.shape[1] == 0:
+        raise ValueError(f"pool must have a column or more, got shape {shape_text(features.shape)}")
     ranks = Ranks() if ranks is None else ranks
     shard = Shard(ranks, [0, len(features)]) if shard is None else shard
     total = shard.total

@@ -88,6 +88,8 @@ def map_file(name: str, path: Path) -> Tensor:
         raise StorageError(f"{path} must hold float32, float64, bfloat16 or float16, got {features.dtype}")
     if features.dim() != 2:
         raise StorageError(f"{path} is no matrix of features: its shape is {shape_text(features.shape)}")
+    if features.shape[1] == 0:
+        raise StorageError(f"{name} must have a column or more, got {path} of shape {shape_text(features.shape)}")
     if not features.is_contiguous():
         raise StorageError(f"{path} holds its matrix by columns (Fortran order): save numpy.ascontiguousarray of it")
     return features

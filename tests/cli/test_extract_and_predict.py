@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -86,6 +87,34 @@ class TestExtract:
         prepare.lengths = lengths
         assert self.extract() == 0
         assert Path("x.npy").read_bytes() == before
+
+    @pytest.mark.parametrize("as_table", [False, True])
+    def test_another_file_of_the_same_name_is_another_item(self, as_table, capsys):
+        Path("folder").mkdir()
+        names = [f"{row:02}.png" for row in range(40)]
+        for name in names:
+            Path("folder", name).write_bytes(b"abc")
+        rows = "".join(f"{name},folder/{name}\n" for name in names)
+        Path("paths.csv").write_text(f"id,path\n{rows}")
+        items = "paths.csv" if as_table else "folder"
+        assert self.extract(items) == 0
+        assert self.extract(items) == 0
+        before = Path("x.npy").read_bytes()
+        Path("folder", "39.png").write_bytes(b"abcd")
+        assert self.extract(items) == 1
+        assert "x.npy was begun with other items: the file of '39.png' had 3 bytes, and has 4" in (
+            capsys.readouterr().err
+        )
+        origin = Path("x.npy.encoder.json")
+        older = json.loads(origin.read_text())
+        assert older.pop("sizes") == [3] * 40
+        origin.write_text(json.dumps(older, indent=1) + "\n")  # as older versions wrote it
+        assert self.extract(items) == 0
+        assert json.loads(origin.read_text())["sizes"] == [*[3] * 39, 4]
+        assert Path("x.npy").read_bytes() == before
+        origin.write_text("[]")
+        assert self.extract(items) == 1
+        assert "x.npy was begun with another encoder" in capsys.readouterr().err
 
     def test_an_encoder_may_import_from_the_current_folder_later(self, monkeypatch):
         monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])

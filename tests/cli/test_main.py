@@ -1,3 +1,5 @@
+import io
+import os
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -369,6 +371,15 @@ class TestExperiment:
         assert main(["experiment", "updating", "--data", "digits", "--out", str(tmp_path)]) == 1
         assert "run the same command again" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("jobs", ["1", "2"])
+    def test_a_prior_precision_that_a_fit_refuses_is_named(self, jobs, tmp_path, capsys):
+        arguments = ["experiment", "active-learning", "--data", "digits", "--out", str(tmp_path), "--arms", "margin"]
+        assert main([*arguments, "--seeds", "2", "--jobs", jobs, "--prior-precisions", "1e-300"]) == 1
+        assert capsys.readouterr().err == (
+            "error: prior_precision must lie in [1.2e-38, 8.5e+37], where it has an inverse in torch.float32, "
+            "got 1e-300\n"
+        )
+
     def test_an_unfinished_experiment_has_no_report(self, tmp_path, capsys):
         assert main(["report", str(tmp_path)]) == 1
         assert "holds no finished experiment" in capsys.readouterr().err
@@ -396,3 +407,50 @@ def test_a_closed_pipe_gives_no_traceback():
     command = f"{sys.executable} -c 'from lapal_ext.cli import main; main([\"doctor\"])' | true"
     done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=True)
     assert not done.stderr
+
+
+_FULL = "error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="closes streams, and fills a disk that is always full")
+@pytest.mark.parametrize(
+    ("command", "status", "errors"),
+    [
+        ("select >&-", 0, ""),
+        ("select | true", 141, ""),
+        ("select > /dev/full", 1, _FULL),
+        ("select --interactive <&-", 0, ""),
+        ("select --interactive < /dev/null | true", 141, ""),
+        ("select <&- >&- 2>&-", 0, ""),
+        ("select --acquisition luck 2>&-", 1, ""),
+        ("select --acquisition luck 2> /dev/full", 1, ""),
+        ("doctor >&-", 0, ""),
+        ("doctor > /dev/full", 1, _FULL),
+        ("--help | true", 141, ""),
+        ("--help > /dev/full", 1, _FULL),
+    ],
+)
+def test_streams_that_are_closed_or_full(command, status, errors, tmp_path):
+    np.save(tmp_path / "pool.npy", np.eye(6, dtype=np.float32))
+    name, *rest = command.split(" ", 1)
+    options = "--pool pool.npy --classes 2 --out out.csv" if name == "select" else ""
+    line = f"set -o pipefail; {sys.executable} -m lapal_ext {name} {options} {' '.join(rest)}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (status, errors)
+    is_written = name == "select" and "luck" not in command and "--interactive" not in command
+    assert (tmp_path / "out.csv").exists() == is_written
+
+
+def test_an_error_of_standard_output_is_not_that_of_a_file(monkeypatch, capsys):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", full := Full())
+    monkeypatch.setattr("lapal_ext.cli.doctor.report", lambda: ["a line"])
+    assert main(["doctor"]) == 1
+    assert sys.stdout is full
+    assert capsys.readouterr().err == _FULL

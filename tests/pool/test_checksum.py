@@ -1,5 +1,6 @@
 """The checksum of a pool: what it notices, and what does not change it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +124,8 @@ def test_a_change_of_one_row_of_many_may_go_unnoticed() -> None:
 def test_other_numbers_are_refused(numbers: list[int]) -> None:
     with pytest.raises(ValueError, match="not a checksum of a pool"):
         PoolChecksum.from_numbers(numbers)
+
+
+def test_a_pool_without_columns_is_named():
+    with pytest.raises(ValueError, match=re.escape("pool must have a column or more, got shape (300, 0)")):
+        checksum(torch.zeros(300, 0))

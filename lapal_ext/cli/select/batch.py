@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lapal_ext.cli.errors import CommandError
 from lapal_ext.cli.items import Items, check_counts, read_items
 from lapal_ext.cli.saved_model import save_model
 from lapal_ext.cli.select.annotators import Handout, disagreements, interleaved, report
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from lapal_ext.cli.select.picture import PoolMap
 
 _NAMED = 5  # ids that a message lists
+_SEEDS = 2**64  # that torch knows
 _SAME = 0.8  # similarity from which two classes may be one
 
 
@@ -72,6 +74,7 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
     """Read the answers back, save the model that is fitted to all of them, and append rows to the label files."""
     ranks = Ranks(group)
     with ranks.together():
+        generator = seeded(options)
         items = read_items(options, RESERVED)
         rows_here, shard = map_shard("--pool", options.pool, ranks)
         start = Start(options, rows_here, shard, ranks)
@@ -99,7 +102,7 @@ def choose(options: argparse.Namespace, group: "ProcessGroup | None") -> None:
             rows_here,
             number,
             start.acquisition(lines),
-            generator=seeded(options),
+            generator=generator,
             labelled=covered,
             exclude=picked,
             memory=limit_of(options),
@@ -161,13 +164,14 @@ def map_pool(
 
 
 def print_summary(options: argparse.Namespace, summary: Summary, classes: Classes, pool_map: "PoolMap | None") -> None:
-    """Print how far the labelling is, and write ``--picture``."""
-    for text in texts(summary, classes):
-        print("\n".join(wrapped(safe(text))))
-    if pool_map is not None:
+    """Write ``--picture``, and print how far the labelling is."""
+    if pool_map is not None:  # before a closed pipe can end the command
         from lapal_ext.cli.select.picture import draw
 
         draw(options.picture, summary, classes, pool_map)
+    for text in texts(summary, classes):
+        print("\n".join(wrapped(safe(text))))
+    if pool_map is not None:
         print(f"The picture is in {options.picture}.")
 
 
@@ -239,7 +243,9 @@ def tell_changes(files: Sequence[AnswerFile], classes: Classes, *, grows: bool) 
 
 
 def seeded(options: argparse.Namespace) -> torch.Generator:
-    """The generator of ``--seed``."""
+    """The generator of ``--seed``; CommandError if torch takes no such number."""
+    if options.seed >= _SEEDS:
+        raise CommandError(f"--seed must be in [0, 2**64), got {options.seed}")
     return torch.Generator(device="cpu").manual_seed(options.seed)
 
 

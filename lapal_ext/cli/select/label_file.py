@@ -2,8 +2,9 @@
 
 A CSV file with the columns ``row`` (of the pool, from zero), ``id`` if rows have ids, ``utility`` (when it was picked),
 ``suggested`` (the class that the model expected then, which is no answer) and ``label``: the number or the name of a
-class, ``skip``, or nothing if there is no answer yet. Spreadsheets read and write it, with commas, semicolons or tabs.
-Further columns are kept. Without the column ``suggested``, nothing is suggested.
+class, ``skip``, or nothing if there is no answer yet. Spreadsheets read and write it, with commas, semicolons or tabs,
+and with or without a first line such as ``sep=;``. Further columns are kept. Without the column ``suggested``,
+nothing is suggested.
 
 People may add the columns ``trust`` (in the label, a number >= 0; an empty cell is 1) and ``annotator``. A row may have
 a line for each annotator, and each of them is an observation.
@@ -28,12 +29,17 @@ ROW, UTILITY, SUGGESTED, LABEL = "row", "utility", "suggested", "label"
 COLUMNS = (ROW, UTILITY, SUGGESTED, LABEL)
 TRUST, ANNOTATOR, COMMON = "trust", "annotator", "common_to"
 RESERVED = (*COLUMNS, TRUST, ANNOTATOR, COMMON, "")  # columns that a table of items must not have
-SUFFIXES = (".csv", ".tsv", ".txt")
+_TABS = ".tsv"  # a new file with this suffix has tabs between its cells
+SUFFIXES = (".csv", _TABS, ".txt")
 _GONE = -1
+_MOST_TRUST = 3.4e38  # about the largest number in float32, the dtype of most models
 
 
 class LabelFile:
     """A label file that is read once and written many times, as it was: separator, columns, line ends, byte order mark.
+
+    Columns at the end that have neither a name nor any content are left out. A new ``.tsv`` file gets tabs, other new
+    files get commas.
 
     Args:
         path: of the file; one that does not exist counts as empty.
@@ -69,12 +75,12 @@ class LabelFile:
         self._classes, self._record, self._ids = classes, record, ids
         self._content = self._on_disk()
         self._columns = [name for name in (ROW, ID, UTILITY, SUGGESTED, LABEL) if name != ID or ids is not None]
-        self._delimiter, self._encoding = ",", "utf-8"
-        self._line_end = "\n"
+        self._delimiter, self._encoding = "\t" if path.suffix.lower() == _TABS else ",", "utf-8"
+        self._line_end, self._opening = "\n", ""
         if self._content is not None:
-            table = parse_table(self._content, path)
+            table = parse_table(self._content, path, (ROW, ID, LABEL))
             self._columns, self._delimiter, self._encoding = list(table.columns), table.delimiter, table.encoding
-            self._line_end = table.line_end
+            self._line_end, self._opening = table.line_end, table.opening
             self._parse(table)
 
     def write(self, lines: Sequence[Line]) -> None:
@@ -116,6 +122,8 @@ class LabelFile:
         needed = [ROW, UTILITY, LABEL] if self._ids is None else [ROW, ID, UTILITY, LABEL]
         columns = list(dict.fromkeys([*self._columns, *needed, *(name for line in lines for name in line.others)]))
         file = io.StringIO(newline="")
+        if self._opening:
+            file.write(self._opening + self._line_end)
         writer = csv.DictWriter(
             file, columns, restval="", extrasaction="ignore", delimiter=self._delimiter, lineterminator=self._line_end
         )
@@ -220,8 +228,10 @@ def _trust(cell: str, place: str) -> float:
         trust = float(cell.replace(",", ".")) if cell else 1.0
     except ValueError:
         trust = math.nan
-    if 0.0 <= trust < math.inf:
+    if 0.0 <= trust <= _MOST_TRUST:
         return trust
+    if _MOST_TRUST < trust < math.inf:
+        raise CommandError(f"{place}: trust must be at most {_MOST_TRUST:g}, got {cell!r}")
     raise CommandError(
         f"{place}: trust must be a number of at least 0, got {cell!r}: type 0.5 for half the trust, 0 for none, or "
         "nothing for 1"

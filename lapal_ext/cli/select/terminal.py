@@ -202,6 +202,7 @@ class _Question:
         """The number of a class or one of ``COMMANDS``; the end of the input and Ctrl-C mean quit."""
         question = f"{self._text}\n{self._prompt}"
         while True:
+            sys.stdout.flush()  # whose error input() does not show
             try:
                 text = input(question).strip()
             except (EOFError, KeyboardInterrupt):

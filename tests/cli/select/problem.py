@@ -17,7 +17,7 @@ def select(*options: object) -> int:
 
 def lines(path: str = "out.csv") -> list[dict[str, str]]:
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(file, delimiter="\t" if path.endswith(".tsv") else ","))
 
 
 def fill(*labels: str) -> None:

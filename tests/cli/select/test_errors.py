@@ -29,6 +29,7 @@ class TestErrors:
             ("row,label,label\n1,ant,bee\n", "columns of different names"),
             ("row,label,,\n1,ant,x,y\n", "columns of different names"),
             ("row,label\n1_0,ant\n", "line 2: row must be a whole number"),
+            ("row,label,trust\n1,ant,1\n2,bee,1e39\n", "out.csv, line 3: trust must be at most 3.4e+38, got '1e39'"),
             (f"row,label\n1,{'9' * 5000}\n", "line 2: label must be"),
         ],
     )
@@ -80,6 +81,9 @@ class TestErrors:
                 ("--features", "wide.npy"),
                 f"--features must have as many columns as --pool, got {FEATURES + 1} and {FEATURES}",
             ),
+            (("--pool", "flat.npy"), "--pool must have a column or more, got flat.npy of shape (80, 0)"),
+            (("--seed", 2**70), "--seed must be in [0, 2**64), got 1180591620717411303424"),
+            (("--seed", 2**64, "--interactive"), "--seed must be in [0, 2**64), got 18446744073709551616"),
             (("--acquisition", "luck"), "--acquisition must be one of margin, entropy"),
             (("--head", "nowhere.safetensors"), "--head must be a .safetensors file with weight and bias"),
             (("--out", "nowhere/out.csv"), "--out must lie in an existing folder, got nowhere/out.csv"),
@@ -90,6 +94,7 @@ class TestErrors:
         Path("several.npy").write_bytes(Path("several.npz").read_bytes())
         Path("zip.npy").write_bytes(b"PK\x03\x04" + bytes(60))
         Path("out.py").touch()
+        np.save("flat.npy", np.zeros((ROWS, 0), np.float32))
         np.save("short.npy", np.zeros(LABELLED - 1, np.int64))
         np.save("zeros.npy", np.zeros(LABELLED, np.int64))
         np.save("negative.npy", np.full(LABELLED, -1))

@@ -51,6 +51,69 @@ def test_more_than_ten_classes_may_have_become_floats():
     assert [line["label"] for line in lines()[:2]] == ["120", "3"]
 
 
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        ('row;label;"city, state"\n1;cat;x\n', "row;label;city, state;utility\n1;cat;x;\n"),
+        ("row;label;a, b, c, d\n1;cat;x\n", "row;label;a, b, c, d;utility\n1;cat;x;\n"),
+        ('"row"\t"label"\t"a;b,c"\n1\tcat\tx\n', "row\tlabel\ta;b,c\tutility\n1\tcat\tx\t\n"),
+        ('"a;b;c;d",row,label\nx,1,cat\n', "a;b;c;d,row,label,utility\nx,1,cat,\n"),
+        ("row,label,,\n1,cat,,\n", "row,label,utility\n1,cat,\n"),
+        ("row,label,,,,\n1,cat\n", "row,label,utility\n1,cat,\n"),
+        ("row,label,,,\n1,cat,x,\n", "row,label,,utility\n1,cat,x,\n"),
+        ("row,label\n1,cat,,\n", "row,label,utility\n1,cat,\n"),
+        ("sep=;\nrow;label\n1;cat\n", "sep=;\nrow;label;utility\n1;cat;\n"),
+        ('"SEP=|"\r\nrow|label\r\n1|cat\r\n', '"SEP=|"\r\nrow|label|utility\r\n1|cat|\r\n'),
+        ("\ufeffsep=\t\nrow\tlabel\n1\tcat\n", "\ufeffsep=\t\nrow\tlabel\tutility\n1\tcat\t\n"),
+        ("\n\n ,,\nrow,label\n1,cat\n", "row,label,utility\n1,cat,\n"),
+        ("row,label,note\n ,,\n1,cat,x\n\t, ,\n", "row,label,note,utility\n1,cat,x,\n"),
+    ],
+)
+def test_a_table_of_a_spreadsheet_is_understood_and_written_back(content, written):
+    Path("out.csv").write_bytes(content.encode())
+    assert select("--number", 1) == 0
+    table = Path("out.csv").read_bytes().decode()
+    assert table.startswith(written)
+    assert len(table.removeprefix(written).splitlines()) == 1, "one chosen row"
+    assert select("--number", 1) == 0
+    assert Path("out.csv").read_bytes().decode() == table
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("row,label\n1,cat,,x\n", "out.csv, line 2 has more cells than the first line has columns"),
+        ("row,label,,\n1,cat,,x\n", "out.csv must have columns of different names"),
+        ("sep=;\n\nrow;label\n\n1;dog\n", "out.csv, line 5: label must be"),
+        ("sep=;\nrow,label\n1,cat\n", "out.csv must have a column called row, got row,label"),
+        ("\n\n", "out.csv must have a column called row, got nothing"),
+        ("row,label,note\n ,cat,\n", "out.csv, line 2: row must be a whole number"),
+    ],
+)
+def test_no_answer_of_a_spreadsheet_is_dropped(content, message, capsys):
+    Path("out.csv").write_text(content)
+    assert select("--number", 1) == 1
+    assert message in capsys.readouterr().err
+    assert Path("out.csv").read_text() == content
+
+
+def test_a_new_tsv_file_has_tabs_and_an_older_one_stays_as_it_is():
+    assert select("--number", 1, "--out", "x.TSV") == 0
+    assert Path("x.TSV").read_text().startswith("row\tutility\tsuggested\tlabel\n")
+    assert select("--number", 1, "--more", "--out", "x.TSV") == 0
+    assert [line.count("\t") for line in Path("x.TSV").read_text().splitlines()] == [3, 3, 3]
+    Path("old.tsv").write_text("row,label\n1,cat\n")
+    assert select("--number", 1, "--out", "old.tsv") == 0
+    assert Path("old.tsv").read_text().startswith("row,label,utility\n1,cat,\n")
+
+
+def test_a_table_of_items_may_have_its_commas_in_a_name():
+    rows = "".join(f"a{row};text {row};x\n" for row in range(80))
+    Path("items.csv").write_text(f'sep=;\nid;text;"city, state";;\n{rows}')
+    assert select("--number", 1, "--items", "items.csv") == 0
+    assert lines()[0]["city, state"] == "x"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 def test_a_terminal_that_is_not_utf8(encoding, monkeypatch):
     names = ["größer", "猫", "🐕", "d", "e", "f", "g"]
