@@ -160,6 +160,8 @@ class BaitScorer(PosteriorScorer):
         kept = torch.ones_like(picks, dtype=torch.bool)
         for _ in range(count):
             rise = (s * gain.diagonal() / (1.0 - s * gram.diagonal())).masked_fill(~kept, torch.inf)
+            if bool(rise.isnan().any()):
+                check_overflow("pool", rise)
             r = int((rise <= rise.amin() * (1.0 + _TIE)).nonzero()[-1])
             kept[r] = False
             _exchange(gram, gain, r, s[r] / (1.0 - s[r] * gram[r, r]))

@@ -159,3 +159,9 @@ def test_features_with_which_the_fit_overflows_raise() -> None:
 def test_a_huge_prior_precision_gives_tiny_weights() -> None:
     model = LastLayerLaplace.fit_map(ROWS.double(), LABELS, 3, prior_precision=1e300)
     assert 0.0 < float(model.mean.abs().max()) < 1e-299
+
+
+def test_a_backward_pass_that_overflows_raises() -> None:
+    model = LastLayerLaplace.fit_map(ROWS.double(), LABELS, 3)
+    with pytest.raises(ValueError, match=r"^pool must give results that are finite"):
+        select_batch(model, 1e100 * ROWS.double(), 3, "bait_forward_backward")
