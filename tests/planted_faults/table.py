@@ -337,7 +337,7 @@ FAULTS = (
     # The command.
     _command("select/label_file.py", "if self._on_disk() != self._content:", "if False:", "cli/select"),
     _command("select/label_file.py", "if key in seen:", "if False:", "cli/select"),
-    _command("select/label_file.py", 'self._line_end = "\\n"', 'self._line_end = "\\r\\n"', "cli/select"),
+    _command("select/label_file.py", 'self._opening = "\\n", ""', 'self._opening = "\\r\\n", ""', "cli/select"),
     _command("text_files.py", '.endswith(b"\\r")', '.endswith(b"?")', "cli/select/test_label_file.py"),
     _command("predict.py", "low <= square <= high", "True", "cli/test_extract_and_predict.py"),
     _command("select/questions.py", "self._selector.forget(row)\n", "pass\n", "cli/select/test_changed_answers.py"),
