@@ -419,11 +419,12 @@ class SequentialSelector:
         if isinstance(event, Forgotten) and event.annotator is None:
             after = after._replace(reserved=_without(progress.reserved, event.picks))
         if isinstance(event, Forgotten) or progress.record.replaced_by(event):
-            self._progress = self._replayed(after)
-            return
-        scorer = self._take_scorer()
-        _absorb(scorer, event, self._rule)
-        self._progress = after._replace(scorer=scorer)
+            after = self._replayed(after)
+        else:
+            scorer = self._take_scorer()
+            _absorb(scorer, event, self._rule)
+            after = after._replace(scorer=scorer)
+        self._progress = after  # last: an exception after it would tell the caller that nothing was kept
 
     def _checked(self, name: str, event: Event, record: Record) -> Event:
         """The event, or ValueError if it forgets what was never said."""
