@@ -57,7 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_OUT] = 0
     # hypothesis also draws numbers and texts that occur in the modules imported so far, so that a test would draw other
     # cases after other tests (test_drawn_cases.py). It has no setting for that.
-    providers._get_local_constants = providers.Constants  # type: ignore[attr-defined]  # private
+    if hasattr(providers, "Constants"):  # private; versions that do not have it draw no such numbers
+        providers._get_local_constants = providers.Constants  # type: ignore[attr-defined]
     # The problems are small: on a busy machine, a second thread makes them many times slower, not faster.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for the processes that tests start

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.acquisition.spec import Setting
-from lapal_ext.posterior.last_layer_laplace import absorb_rows
+from lapal_ext.posterior.last_layer_laplace import condition_on_rows
 from lapal_ext.rules import UpdateRule
 from lapal_ext.validation.tensors import check_overflow
 
@@ -38,8 +38,8 @@ class PosteriorScorer:
 
     def absorb(self, picks: Tensor, labels: Tensor, rule: UpdateRule) -> None:
         """See ``Scorer``."""
-        rows = self._pool.to_rows(picks)
-        absorb_rows(self._posterior, "pool", rows, self._pool.raw(picks), labels, rule.step, rule.gamma)
+        rows, features = self._pool.to_rows(picks), self._pool.raw(picks)
+        self._posterior = condition_on_rows(self._posterior, "pool", rows, features, labels, rule.step, rule.gamma)
 
     def predictive(self, picks: Tensor) -> Tensor:
         """See ``Scorer``."""

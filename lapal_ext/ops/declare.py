@@ -96,7 +96,7 @@ class Op(Generic[P, R]):
         caches: about as long as a short pick or update. Kernels still check what protects memory.
 
         Where no gradient is recorded, it also leaves out torch's own layers for a custom op, which are written in
-        Python: 10 us, or 100 us for an op that changes buffers in place. The version counters of these do not move.
+        Python and take as long as a small kernel. The version counters of what it changes in place do not move.
         """
         is_direct = self._has_kernel and self._implementation is self._overload
         if not is_direct or torch.is_grad_enabled() or torch.compiler.is_compiling():

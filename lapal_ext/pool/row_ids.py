@@ -27,13 +27,13 @@ class RowIds:
         for row, name in enumerate(self.ids):
             if not name:
                 raise ValueError(f"{source}, line {places[row]}: an id must not be empty")
-            composed = _composed(name)
-            if composed in self._rows:
+            key = composed(name)
+            if key in self._rows:
                 raise ValueError(
-                    f"{source}, lines {places[self._rows[composed]]} and {places[row]}: both rows have the id "
+                    f"{source}, lines {places[self._rows[key]]} and {places[row]}: both rows have the id "
                     f"{name!r}, and every row needs an id of its own"
                 )
-            self._rows[composed] = row
+            self._rows[key] = row
         self._numbers: dict[str, int | None] | None = None
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class RowIds:
 
         A whole number also finds the only id of the same value: spreadsheets write 7 for 007, and 7.0 for 7.
         """
-        name = _composed(name.strip())
+        name = composed(name.strip())
         if name in self._rows:
             return self._rows[name]
         number = _WHOLE.fullmatch(name)
@@ -59,6 +59,6 @@ class RowIds:
         return self._numbers.get(number[1])
 
 
-def _composed(name: str) -> str:
-    """One form of texts that look the same: macOS takes the accents of file names apart."""
+def composed(name: str) -> str:
+    """One form of names that look the same: keyboards compose letters and accents, and macOS takes them apart."""
     return unicodedata.normalize("NFC", name)

@@ -982,19 +982,6 @@ class LastLayerLaplace(nn.Module):
         return copied
 
 
-def absorb_rows(
-    posterior: LastLayerLaplace,
-    name: str,
-    rows: Tensor,  # [n]
-    features: Tensor,  # [n, D]
-    targets: Tensor,  # [n]
-    step: str,
-    gamma: float | Tensor,  # [] or [n]
-) -> None:
-    """``LastLayerLaplace.update`` for rows with these numbers in the argument ``name``, which errors name."""
-    posterior._absorb(features, targets, step, gamma, name, rows)
-
-
 def condition_on_rows(
     posterior: LastLayerLaplace,
     name: str,
@@ -1004,9 +991,9 @@ def condition_on_rows(
     step: str,
     gamma: float | Tensor,  # [] or [n]
 ) -> LastLayerLaplace:
-    """``LastLayerLaplace.condition_on`` for rows of the argument ``name``, see ``absorb_rows``."""
+    """``LastLayerLaplace.condition_on`` for ``rows`` of the argument ``name``, by which errors call them."""
     conditioned = posterior._successor()
-    absorb_rows(conditioned, name, rows, features, targets, step, gamma)
+    conditioned._absorb(features, targets, step, gamma, name, rows)
     return conditioned
 
 

@@ -112,5 +112,5 @@ def _minimise(objective: Objective, start: Tensor | None, tolerance: float) -> F
         fit = Fit(ended.weight.double(), True, math.nan)
     else:
         fit = trust_region.minimise(objective, ended.weight if ended.weight.isfinite().all() else start, tolerance)
-    weight = fit.weight - fit.weight.mean(0)  # a tiny prior does not hold rounding back that all classes share
+    weight = fit.weight - fit.weight.mean(0)  # rounding may add to all classes alike, which a tiny prior does not undo
     return fit._replace(weight=weight if basis is None else weight @ basis.T.double())

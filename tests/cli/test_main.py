@@ -409,6 +409,7 @@ def test_a_closed_pipe_gives_no_traceback():
     assert not done.stderr
 
 
+_UNREAD = "| true"
 _FULL = "error: cannot write to standard output: No space left on device\n"
 
 
@@ -434,11 +435,20 @@ def test_streams_that_are_closed_or_full(command, status, errors, tmp_path):
     np.save(tmp_path / "pool.npy", np.eye(6, dtype=np.float32))
     name, *rest = command.split(" ", 1)
     options = "--pool pool.npy --classes 2 --out out.csv" if name == "select" else ""
-    line = f"set -o pipefail; {sys.executable} -m lapal_ext {name} {options} {' '.join(rest)}"
+    line = f"{sys.executable} -m lapal_ext {name} {options} {' '.join(rest)}".removesuffix(_UNREAD)
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    reader, writer = os.pipe()
+    os.close(reader)  # before the command begins: a reader that ends by itself may do so too late
     done = subprocess.run(
-        ["bash", "-c", line], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, check=False
+        ["bash", "-c", line],
+        cwd=tmp_path,
+        env=environment,
+        stdout=writer if command.endswith(_UNREAD) else None,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
+    os.close(writer)
     assert (done.returncode, done.stderr) == (status, errors)
     is_written = name == "select" and "luck" not in command and "--interactive" not in command
     assert (tmp_path / "out.csv").exists() == is_written

@@ -153,6 +153,7 @@ def test_a_call_without_checks_drops_no_gradient_in_silence(name: str, device: s
     args[OPS[name]._like].requires_grad_()
     results = OPS[name].unchecked(**args)
     first = results[0] if isinstance(results, tuple) else results
+    assert first.requires_grad
     with pytest.raises(RuntimeError, match=r"autograd|does not require grad|derivative|backward"):
         first.sum().backward()
 

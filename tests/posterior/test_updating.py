@@ -170,32 +170,21 @@ def assert_equal_states(state: Mapping[str, object], expected: Mapping[str, obje
         assert same, name
 
 
+@pytest.mark.parametrize("one_gamma", [False, True])
 @pytest.mark.parametrize("bad_row", [0, 3, 280], ids=["single", "in a block", "in the second block"])
-def test_a_failed_update_changes_nothing(draw: Draw, bad_row: int) -> None:
+def test_a_failed_update_changes_nothing(draw: Draw, bad_row: int, one_gamma: bool) -> None:
     posterior = make_posterior(draw, 3, 6, "gaussian")
     posterior.covariance[5, :] = posterior.covariance[:, 5] = 0.0
     posterior.covariance[5, 5] = -0.5
     x, y = draw.normal(bad_row + 1, 6), draw.integers(3, bad_row + 1)
     x[:, 5] = 0.0
     x[bad_row] = torch.tensor([0.0, 0, 0, 0, 0, 2])
+    gamma = 1.0 if one_gamma else torch.linspace(0.5, 1.0, bad_row + 1, dtype=x.dtype)
     before = posterior.clone()
     with pytest.raises(NotPSDError, match=rf"along row {bad_row} of features"):
-        posterior.update(x, y)
+        posterior.update(x, y, gamma=gamma)
     assert torch.equal(posterior.precision, before.precision)
     assert all(torch.equal(a, b) for a, b in zip(posterior.buffers(), before.buffers(), strict=True))
-
-
-@pytest.mark.parametrize("bad_row", [0, 3, 280])
-def test_the_row_is_named_where_every_row_has_its_own_gamma(draw: Draw, bad_row: int) -> None:
-    posterior = make_posterior(draw, 3, 6, "gaussian")
-    posterior.covariance[5, :] = posterior.covariance[:, 5] = 0.0
-    posterior.covariance[5, 5] = -0.5
-    x, y = draw.normal(bad_row + 1, 6), draw.integers(3, bad_row + 1)
-    x[:, 5] = 0.0
-    x[bad_row] = torch.tensor([0.0, 0, 0, 0, 0, 2])
-    gamma = torch.linspace(0.5, 1.0, bad_row + 1, dtype=x.dtype)
-    with pytest.raises(NotPSDError, match=rf"along row {bad_row} of features"):
-        posterior.update(x, y, gamma=gamma)
 
 
 def test_line_search_never_overshoots_where_newton_does() -> None:

@@ -1,10 +1,10 @@
 """The classes of ``lapal-ext select``: numbered names, from a file or as they occur in the answers."""
 
 import re
-import unicodedata
 from collections.abc import Iterable
 
 from lapal_ext.cli.errors import CommandError
+from lapal_ext.pool.row_ids import composed
 from lapal_ext.posterior.class_names import closest
 
 SKIP, BACK, UNDO, QUIT = "skip", "back", "undo", "quit"
@@ -20,11 +20,6 @@ def whole_number(text: str) -> int | None:
     """The whole number that a cell holds, or None if it holds something else."""
     number = _NUMBER.fullmatch(text)
     return int(number[1]) if number else None
-
-
-def composed(text: str) -> str:
-    """One form of names that look the same, however a keyboard or a file system composes letters and accents."""
-    return unicodedata.normalize("NFC", text)
 
 
 def is_command(text: str) -> bool:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lapal_ext.cli.errors import CommandError
-from lapal_ext.cli.select.classes import MOST, Classes, composed, whole_number
+from lapal_ext.cli.select.classes import MOST, Classes, whole_number
 from lapal_ext.cli.select.label_studio_file import classes_of
 from lapal_ext.cli.text_files import read_lines
+from lapal_ext.pool.row_ids import composed
 from lapal_ext.posterior.class_names import closest
 
 if TYPE_CHECKING:
