@@ -85,6 +85,18 @@ FAULTS = (
         "posterior/test_softmax_fit.py",
     ),
     _reference(
+        "posterior/softmax_fit/class_curvature.py",
+        "block = prior + others[k] * spread",
+        "block = prior",
+        "posterior/test_softmax_fit.py",
+    ),
+    _reference(
+        "posterior/softmax_fit/trust_region.py",
+        "product = (square / before) * (product + share * direction_square)",
+        "product = (square / before) * product",
+        "posterior/test_softmax_fit.py",
+    ),
+    _reference(
         "posterior/softmax_fit/quasi_newton.py",
         "            if product > 0.0:\n",
         "            if True:\n",

@@ -1,7 +1,16 @@
 """An approximate inverse of the Hessian of a softmax regression, with one block for each class.
 
-The block of class k is H_k = prior_precision I + sum_n q_nk x_n x_n^T with the curvature q_nk = t_n p_nk (1 - p_nk). A
-row has most of its curvature in its two likeliest classes. So
+The block of class k is H_k = prior_precision I + sum_n q_nk x_n x_n^T with the curvature q_nk = t_n p_nk (1 - p_nk).
+Blocks between two classes are left out.
+
+With few classes and features for the rows, every block is a matrix [D, D]. Its sum has the m rows with the most
+curvature in class k, and what the other rows add up to, c_k, is spread like the curvature of all classes together:
+
+    M_k = prior_precision I + sum over the m rows of q_nk x_n x_n^T + c_k R,
+    R   = sum_n r_n x_n x_n^T,    r_n = sum_k q_nk, scaled to a sum of one.
+
+With more, that would take more time than the passes that it saves, or too much memory. A row has most of its curvature
+in its two likeliest classes. So
 
     M_k = S + sum over rows with k among these two of (q_nk - r_n) x_n x_n^T,
     S   = prior_precision I + sum_n r_n x_n x_n^T,
@@ -14,9 +23,6 @@ m vectors:
 
 where A_k has the rows sqrt(q_nk - r_n) x_n, and L_k is a Cholesky factor.
 
-Blocks between two classes are left out. With S alone, L-BFGS takes 1.5 to 2.5 times as many passes over the feature
-sets of ``lapal_ext.study``.
-
 Source: ours. S is the shared covariance of Huseljic et al., arXiv 2210.06112, with another weight.
 """
 
@@ -27,26 +33,33 @@ from torch import Tensor
 
 from lapal_ext import ops
 from lapal_ext.posterior.softmax_fit.objective import Objective
+from lapal_ext.tiles import row_tiles
 
+_PASSES = 16  # of a fit, which the blocks as matrices may cost in any case
+_MEMORY = 2.0  # of these blocks, in sizes of the features
+_UNUSED = 20  # classes: a pass takes as long as one with so many more classes, at the full rate of products
+_SLOWER = 3.0  # by which factors and inverses are slower than products
 _ROWS_OF_SHARED = 8  # times D: so many rows, evenly spaced, estimate S
+_ROWS_OF_OTHERS = 2  # times D: so many estimate R
 _SHARE = 0.7  # of the average number of rows of a class, 2 N / C
-_MOST_ROWS = 192  # of a class
+_MOST_ROWS = 192  # of a class whose block is not a matrix
 _RESOLVED = 0.1  # over eps: the largest condition of M whose inverse is resolved
 
 
 class ClassCurvature:
-    """M^-1 G for gradients G [C, D].
+    """M^-1 G for gradients G [C, D], in one dtype, which may be wider than that of the features.
 
     Attributes:
         usable: whether M is positive definite to working accuracy.
     """
 
     usable: bool
-    _inverse: Tensor  # of S, [D, D]
+    _inverse: Tensor  # of S, [D, D], or of all M_k, [C, D, D]
     _vectors: Tensor | None  # B, [C, m, D]
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, dtype: torch.dtype) -> None:
         self._objective = objective
+        self._dtype = dtype
 
     def share(
         self,
@@ -60,36 +73,27 @@ class ClassCurvature:
     def measure(
         self,
         probabilities: Tensor,  # [C, N]
+        passes: int,
     ) -> None:
-        """Set M to the curvature of the probabilities."""
+        """Set M to the curvature of the probabilities. A fit that has taken many passes may take many more."""
         curvature = self._curvature(probabilities)
-        n_classes = len(curvature)
-        largest, classes = curvature.topk(2, dim=0)  # [2, N]
-        others = ((curvature.sum(0) - largest.sum(0)) / max(n_classes - 2, 1)).clamp_(min=0.0)
-        condition = self._set_shared(others)
-        if not self.usable:
-            return
-        x = self._objective.features
-        most = _most_rows(len(x), n_classes)
-        rows, weights = _rows_of_classes(classes, (largest - others).clamp_(min=0.0), n_classes, most)
-        used, place = rows.flatten().unique(return_inverse=True)  # a row may be in two classes
-        some = x[used]
-        solved = ops.inner_products.unchecked(some, self._inverse)
-        scale = weights.sqrt()[:, :, None]
-        vectors = solved[place].view(*rows.shape, -1).mul_(scale)
-        kernel = vectors @ some[place].view(*rows.shape, -1).mul_(scale).mT
-        kernel.diagonal(dim1=1, dim2=2).add_(1.0)
-        factor, info = torch.linalg.cholesky_ex(kernel)
-        self._vectors = torch.linalg.solve_triangular(factor, vectors, upper=False)
-        condition *= float(kernel.diagonal(dim1=1, dim2=2).amax())
-        self.usable = not bool(info.any()) and condition <= _RESOLVED / torch.finfo(x.dtype).eps
+        n_classes, n_rows = curvature.shape
+        n_features = self._objective.features.shape[1]
+        is_small = n_classes * n_features <= _MEMORY * n_rows
+        if is_small and _passes_of_blocks(n_rows, n_features, n_classes) <= max(passes, _PASSES):
+            self._set_blocks(curvature)
+        else:
+            self._set_shared_and_rows(curvature)
 
     def solve(
         self,
         gradients: Tensor,  # [G, C, D]
     ) -> Tensor:  # [G, C, D]
         """M^-1 times gradients, class by class, less their mean over the classes."""
-        result = ops.inner_products.unchecked(gradients.flatten(0, 1), self._inverse).view_as(gradients)
+        if self._inverse.dim() == 3:
+            result = (gradients.movedim(1, 0) @ self._inverse).movedim(0, 1)
+        else:
+            result = ops.inner_products.unchecked(gradients.flatten(0, 1), self._inverse).view_as(gradients)
         if self._vectors is not None:
             along = gradients.movedim(0, 1) @ self._vectors.mT  # [C, G, m]
             result -= (along @ self._vectors).movedim(1, 0)
@@ -98,27 +102,105 @@ class ClassCurvature:
     def _curvature(self, probabilities: Tensor) -> Tensor:
         return probabilities.mul(1.0 - probabilities).mul_(self._objective.trust)
 
+    def _set_blocks(
+        self,
+        curvature: Tensor,  # [C, N]
+    ) -> None:
+        x, prior = self._objective.features, self._prior()
+        largest, rows = curvature.topk(_rows_of_a_class(*curvature.T.shape), dim=1)  # [C, m]
+        others = (curvature.sum(1) - largest.sum(1)).clamp_(min=0.0)  # c, [C]
+        some, weights = self._evenly_spaced(curvature.sum(0), _ROWS_OF_OTHERS)
+        weights /= weights.sum().clamp_(min=torch.finfo(self._dtype).tiny)  # zero where no row has any curvature
+        spread = ops.rank_n_update.unchecked(torch.zeros_like(prior), some, weights, None)
+        inverses = prior.new_empty(len(curvature), *prior.shape)
+        for k in range(len(curvature)):
+            block = prior + others[k] * spread
+            for tile in row_tiles(rows.shape[1]):
+                of_class = x[rows[k, tile]].to(self._dtype)
+                block = ops.rank_n_update.unchecked(block, of_class, largest[k, tile], None)
+            self._invert(block)
+            if not self.usable:
+                return
+            inverses[k] = self._inverse
+        self._inverse, self._vectors = inverses, None
+
+    def _set_shared_and_rows(
+        self,
+        curvature: Tensor,  # [C, N]
+    ) -> None:
+        n_classes, n_rows = curvature.shape
+        largest, classes = curvature.topk(2, dim=0)  # [2, N]
+        others = ((curvature.sum(0) - largest.sum(0)) / max(n_classes - 2, 1)).clamp_(min=0.0)
+        condition = self._set_shared(others)
+        if not self.usable:
+            return
+        more = (largest - others).clamp_(min=0.0)
+        rows, weights = _rows_of_classes(classes, more, n_classes, _most_rows(n_rows, n_classes))
+        used, place = rows.flatten().unique(return_inverse=True)  # a row may be in two classes
+        some = self._objective.features[used].to(self._dtype)
+        solved = ops.inner_products.unchecked(some, self._inverse)
+        scale = weights.sqrt()[:, :, None]
+        vectors = solved[place].view(*rows.shape, -1).mul_(scale)
+        kernel = vectors @ some[place].view(*rows.shape, -1).mul_(scale).mT
+        kernel.diagonal(dim1=1, dim2=2).add_(1.0)
+        factor, info = torch.linalg.cholesky_ex(kernel)
+        self._vectors = torch.linalg.solve_triangular(factor, vectors, upper=False)
+        condition *= float(kernel.diagonal(dim1=1, dim2=2).amax())
+        self.usable = not bool(info.any()) and self._is_resolved(condition)
+
     def _set_shared(
         self,
         weights: Tensor,  # [N]
     ) -> float:
-        """Set S, and return its condition, as the diagonal of its factor tells it."""
+        """Set S, and return its condition."""
+        some, weights_of_some = self._evenly_spaced(weights, _ROWS_OF_SHARED)
+        return self._invert(ops.rank_n_update.unchecked(self._prior(), some, weights_of_some, None))
+
+    def _prior(self) -> Tensor:  # [D, D]
         x = self._objective.features
-        step = max(1, len(x) // (_ROWS_OF_SHARED * x.shape[1]))
-        some = x[::step]
-        prior = self._objective.prior_precision * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        matrix = ops.rank_n_update.unchecked(prior, some, weights[::step] * (len(x) / len(some)), None)
+        return self._objective.prior_precision * torch.eye(x.shape[1], dtype=self._dtype, device=x.device)
+
+    def _evenly_spaced(
+        self,
+        weights: Tensor,  # [N]
+        most: int,
+    ) -> tuple[Tensor, Tensor]:  # [n, D], [n]
+        """About ``most`` times D rows, at equal distances, with weights that are as large together as all."""
+        x = self._objective.features
+        step = max(1, len(x) // (most * x.shape[1]))
+        some = x[::step].to(self._dtype)
+        return some, weights[::step] * (len(x) / len(some))
+
+    def _invert(
+        self,
+        matrix: Tensor,  # [D, D]
+    ) -> float:
+        """Set the inverse, if it is resolved, and return the condition, as the diagonal of the factor tells it."""
         factor, info = torch.linalg.cholesky_ex(matrix)
         condition = float(factor.diagonal().max() / factor.diagonal().min()) ** 2
-        self.usable = int(info) == 0 and condition <= _RESOLVED / torch.finfo(x.dtype).eps
+        self.usable = int(info) == 0 and self._is_resolved(condition)
         if self.usable:
             self._inverse = torch.cholesky_inverse(factor)
         return condition
 
+    def _is_resolved(self, condition: float) -> bool:
+        return condition <= _RESOLVED / torch.finfo(self._dtype).eps
+
+
+def _passes_of_blocks(n_rows: int, n_features: int, n_classes: int) -> float:
+    """How many passes take as long as making the blocks as matrices. A pass is two products with all rows."""
+    one = n_features**2 * (_SLOWER * n_features + _rows_of_a_class(n_rows, n_classes))
+    return n_classes * one / (4.0 * n_rows * n_features * (n_classes + _UNUSED))
+
+
+def _rows_of_a_class(n_rows: int, n_classes: int) -> int:
+    """m. Most rows beyond these would have hardly any curvature in the class."""
+    return min(n_rows, math.ceil(_SHARE * 2 * n_rows / n_classes))
+
 
 def _most_rows(n_rows: int, n_classes: int) -> int:
-    """m. With sqrt(N) all classes together cost less than a pass; with more than a share, most places stay empty."""
-    return min(math.isqrt(n_rows) + 1, math.ceil(_SHARE * 2 * n_rows / n_classes), _MOST_ROWS)
+    """m of a class whose block is not a matrix. With sqrt(N), all classes together cost less than a pass."""
+    return min(math.isqrt(n_rows) + 1, _rows_of_a_class(n_rows, n_classes), _MOST_ROWS)
 
 
 def _rows_of_classes(

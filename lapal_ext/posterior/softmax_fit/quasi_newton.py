@@ -21,6 +21,7 @@ from lapal_ext.posterior.softmax_fit.objective import Objective
 
 _MEMORY = 20  # steps
 _MEASURED = 10  # iterations of a fit from nothing, after which the curvature is measured
+_MEASURED_AGAIN = 40, 80, 160, 320  # iterations of any fit
 _MOST_ITERATIONS = 400
 _TRANSPOSED = 1 << 25  # numbers; up to here the features are transposed once, and not in each product
 _MOST_TRIALS = 40  # of a line search
@@ -121,11 +122,11 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> En
     if start is not None:
         logits += ops.inner_products.unchecked(weight, points)
     none = logits[None][:0]
-    curvature = ClassCurvature(objective)
+    curvature = ClassCurvature(objective, x.dtype)
     if start is None:
         curvature.share(logits.softmax(0))
     else:
-        curvature.measure(logits.softmax(0))
+        curvature.measure(logits.softmax(0), 0)
     inverse_hessian = _InverseHessian(curvature)
     moved: Tensor | None = None
     changes: list[float] = []  # the largest change of a probability in each step
@@ -136,9 +137,9 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> En
     for iteration in range(_MOST_ITERATIONS):
         gradient = ops.softmax_gradient.unchecked(x, logits, targets, trust, none)[1]
         gradient.add_(weight, alpha=prior_precision)
-        is_measured_now = start is None and iteration == _MEASURED
+        is_measured_now = iteration in _MEASURED_AGAIN or (start is None and iteration == _MEASURED)
         if is_measured_now:
-            curvature.measure(logits.softmax(0))
+            curvature.measure(logits.softmax(0), iteration)
         if not curvature.usable:
             break
         if is_measured_now:

@@ -1,11 +1,13 @@
 """A trust-region Newton method for a softmax regression, in float64: exact and slow.
 
 It goes on where L-BFGS in float32 ends: for a tolerance that float32 does not resolve, and for features so badly scaled
-that float32 does not resolve them. The step between two evaluations comes from conjugate gradients.
+that float32 does not resolve them. The step between two evaluations comes from conjugate gradients, preconditioned by
+the curvature M of each class. The trust region is a ball in the norm |s|_M = sqrt(s . M s), whose value conjugate
+gradients know without a product by M: it follows from the scalars of the recurrence.
 
 Source: Steihaug, "The conjugate gradient method and trust regions in large scale optimization", SIAM J. Numer. Anal.
-20 (1983); for logistic regression Lin, Weng, Keerthi, "Trust region Newton method for large-scale logistic
-regression", JMLR 9 (2008).
+20 (1983); for the norm Conn, Gould, Toint, "Trust-region methods" (2000), section 7.5.1; for logistic regression Lin,
+Weng, Keerthi, "Trust region Newton method for large-scale logistic regression", JMLR 9 (2008).
 """
 
 import math
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import ops
+from lapal_ext.posterior.softmax_fit.class_curvature import ClassCurvature
 from lapal_ext.posterior.softmax_fit.objective import Fit, Objective
 from lapal_ext.tiles import row_tiles
 
@@ -22,6 +25,7 @@ _GRADIENT = 1e-8  # the method ends when the largest entry of the gradient of th
 _LARGE_GRADIENT = 1e-5  # it has failed if it ends with a larger entry, because float64 makes no more progress
 _MOST_STEPS = 500
 _MOST_PRODUCTS = 500, 20_000  # with the Hessian: in one step, and in all
+_MEASURED = 40  # products, after which the curvature is measured again
 _FORCING = 0.5, 0.03  # residual of a step, relative to the gradient: far from the minimum, and near it
 _WRONG, _HOLDS = 0.25, 0.75  # actual over predicted decrease: below, the radius shrinks; above, it grows
 _SHORTER, _LONGER = 0.3, 2.0  # the new radius, in lengths of the last step
@@ -50,6 +54,7 @@ class _Point(NamedTuple):
 
 class _Step(NamedTuple):
     direction: Tensor  # [C, D] float64
+    length: float  # |direction|_M
     decrease: float  # of the objective, as the quadratic model predicts it
     products: int  # that it took
 
@@ -100,62 +105,80 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> Fi
     """
     problem = _Problem(objective)
     point = problem.at(objective.zero(torch.float64) if start is None else start.double())
-    radius, first, products = math.inf, point.slope, 0
+    curvature = ClassCurvature(objective, torch.float64)
+    radius, first, products, measured = math.inf, point.slope, 0, -_MEASURED
     for _ in range(_MOST_STEPS):
         if not point.is_finite or point.worst <= _GRADIENT or products >= _MOST_PRODUCTS[1]:
             break
         forcing = max(min(_FORCING[0], math.sqrt(point.slope / first)), _FORCING[1])
-        step = _steihaug(problem, point, radius, forcing)
+        if products - measured >= _MEASURED:
+            curvature.measure(point.logits.softmax(0), products)
+            measured = products
+        step = _steihaug(problem, point, curvature, radius, forcing)
         products += step.products
         reached = problem.at(point.weight + step.direction)
         if step.decrease > _RESOLVED * abs(point.value):
             agreement = (point.value - reached.value) / step.decrease
-        elif reached.slope < point.slope:
+        elif _steepness(curvature, reached) < _steepness(curvature, point):
             agreement = 1.0
         else:
             break  # float64 makes no more progress
-        length = float(step.direction.norm())
         if not agreement >= _WRONG:  # NaN too
-            radius = _SHORTER * length
+            radius = _SHORTER * step.length
         elif agreement > _HOLDS:
-            radius = max(radius, _LONGER * length)
+            radius = max(radius, _LONGER * step.length)
         if agreement > 0.0:
             change = float((reached.logits.softmax(0) - point.logits.softmax(0)).abs().amax())
             point = reached
-            is_small = change <= _SAFE * tolerance and length < radius and agreement > _HOLDS
+            is_small = change <= _SAFE * tolerance and step.length < radius and agreement > _HOLDS
             if is_small and problem.objective.is_near(point.gradient):
                 return Fit(point.weight, True, point.worst)
     return Fit(point.weight, point.worst <= _LARGE_GRADIENT, point.worst if point.is_finite else math.nan)
 
 
-def _steihaug(problem: _Problem, point: _Point, radius: float, forcing: float) -> _Step:
+def _steihaug(problem: _Problem, point: _Point, curvature: ClassCurvature, radius: float, forcing: float) -> _Step:
     """Minimise the quadratic model by conjugate gradients, until the residual is small or the trust region ends."""
     slope = point.slope
     downhill = -point.gradient / slope
-    step, residual, direction = torch.zeros_like(downhill), downhill, downhill
-    square = float(residual.square().sum())
+    step, residual = torch.zeros_like(downhill), downhill
+    solved = direction = _solve(curvature, residual)
+    first = square = float((residual * solved).sum())  # residual . M^-1 residual
+    step_square, product, direction_square = 0.0, 0.0, square  # step . M step, step . M direction, ...
     for products in range(1, _MOST_PRODUCTS[0] + 1):  # noqa: B007 - read after the loop
         hessian_direction = problem.hessian_times(point, direction)
         along = float((direction * hessian_direction).sum())
-        if not along > 0.0:  # rounding: the Hessian is positive definite
+        if not (along > 0.0 and square > 0.0):  # rounding: the Hessian and M are positive definite
             break
-        longer = step + (square / along) * direction
-        if float(longer.norm()) * slope >= radius:
-            share = _to_boundary(step, direction, radius / slope)
-            step, residual = step + share * direction, residual - share * hessian_direction
+        share = square / along
+        missing = max((radius / slope) ** 2 - step_square, 0.0)
+        ends = 2.0 * share * product + share * share * direction_square >= missing
+        if ends:
+            share = _to_boundary(missing, product, direction_square)
+        step, residual = step + share * direction, residual - share * hessian_direction
+        step_square += 2.0 * share * product + share * share * direction_square
+        if ends:
             break
-        step, residual = longer, residual - (square / along) * hessian_direction
-        before, square = square, float(residual.square().sum())
-        if math.sqrt(square) <= forcing:
+        solved = _solve(curvature, residual)
+        before, square = square, float((residual * solved).sum())
+        if square <= forcing**2 * first:
             break
-        direction = residual + (square / before) * direction
+        direction = solved + (square / before) * direction
+        product = (square / before) * (product + share * direction_square)
+        direction_square = square + (square / before) ** 2 * direction_square
     decrease = 0.5 * slope * slope * float(((downhill + residual) * step).sum())
-    return _Step((step - step.mean(0)) * slope, decrease, products)
+    return _Step((step - step.mean(0)) * slope, math.sqrt(max(step_square, 0.0)) * slope, decrease, products)
 
 
-def _to_boundary(step: Tensor, direction: Tensor, radius: float) -> float:
-    """Return t >= 0 with |step + t direction| = radius, for a step within the radius."""
-    square, product = float(direction.square().sum()), float((step * direction).sum())
-    missing = max(radius * radius - float(step.square().sum()), 0.0)
-    root = product + math.sqrt(product * product + square * missing)
+def _steepness(curvature: ClassCurvature, point: _Point) -> float:
+    """The gradient times M^-1 times the gradient."""
+    return float((point.gradient * _solve(curvature, point.gradient)).sum())
+
+
+def _solve(curvature: ClassCurvature, residual: Tensor) -> Tensor:  # [C, D]
+    return curvature.solve(residual[None])[0] if curvature.usable else residual
+
+
+def _to_boundary(missing: float, product: float, direction_square: float) -> float:
+    """Return t >= 0 with |step + t direction|^2 = |step|^2 + ``missing``; ``product`` is step . M direction."""
+    root = product + math.sqrt(product * product + direction_square * missing)
     return missing / root if root > 0.0 else 0.0
