@@ -1,5 +1,6 @@
 """A query strategy for scikit-activeml around ``select_batch``."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,14 +21,21 @@ try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy
     from skactiveml.classifier import SklearnClassifier
     from skactiveml.utils import MISSING_LABEL, ExtLabelEncoder, check_equal_missing_label, check_type
-    from sklearn.base import clone
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
     raise ImportError(
         f'lapal_ext.interop.skactiveml needs scikit-activeml: pip install "lapal_ext[skactiveml]" ({error})'
     ) from error
 
-from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier, check_class_weight
+from lapal_ext.interop.sklearn import (
+    DTYPES,
+    LaplaceClassifier,
+    check_class_weight,
+    check_parameters,
+    fit_posterior,
+    row_weights,
+    with_classes,
+)
 
 
 @entry
@@ -76,6 +84,9 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
     ) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[Any]]:
         """Choose the samples to label next.
 
+        The model has all of ``clf.classes``, also those without a label. Labels of ``y`` count by ``class_weight``;
+        ``gamma`` is for absorbed picks only. While they are of one class at most, all of X standardises the features.
+
         Without any label the model is its prior, and every sample is equally uncertain. ``uherding`` then covers the
         samples as ``maxherding`` does; utilities do not rank them, and choose the lowest indices.
 
@@ -86,7 +97,9 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
                 the picks; not modified. With ``step="joint"``, which solves for many labels at once, picks are absorbed
                 by ``line_search``, since each brings one label. Its ``classes`` are required while y has labels of
                 fewer than two classes.
-            fit_clf: whether to fit a copy of ``clf`` to the labels first; if not, ``clf`` must be fitted.
+            fit_clf: whether to fit the model of ``clf`` to the labels first, over all of its ``classes``; if not,
+                ``clf`` must be fitted. scikit-activeml fits it only to the classes that have a label; the others are
+                then added by ``LastLayerLaplace.add_class``, so that earlier labels are no evidence against them.
             candidates: samples to choose from: None for all without a label, their indices in [0, N), or their features
                 [n_candidates, D], which need not be in X.
             batch_size: samples to choose; more than there are candidates gives a warning.
@@ -186,20 +199,27 @@ def _fit(
     labels: NDArray[np.int64],  # [N], -1 where there is none
     classes: NDArray[Any],  # [C]
 ) -> LastLayerLaplace:
-    """Posterior of a copy of the classifier, given the known labels.
+    """Posterior of the classifier's parameters, given the known labels.
 
-    A fit needs labels of two classes. With fewer, the labels update the prior of all classes, standardised by X.
+    It has all classes of ``clf.classes``, also those without a label. Labels whose class has weight zero do not count.
+    Labels of one class do not tell the size of the features: all samples then standardise them, as without any label.
 
     Raises:
         ValueError: fewer than two classes are known, with ``clf.classes``; or ``class_weight`` has another class.
     """
-    labelled, classifier = labels >= 0, clf.estimator
-    if len(np.unique(labels[labelled])) >= 2:
-        weights = _numbered(classifier.class_weight, classes.tolist(), labels, complete=clf.classes is not None)
-        copied: LaplaceClassifier = clone(classifier).set_params(class_weight=weights)
-        return copied.fit(X[labelled], labels[labelled]).posterior_
+    classifier: LaplaceClassifier = clf.estimator
+    check_parameters(classifier)
     if len(classes) < 2:
         raise ValueError("clf.classes must name at least two classes while y holds labels of fewer")
+    class_weight = _numbered(classifier.class_weight, classes.tolist(), complete=clf.classes is not None)
+    known = np.flatnonzero(labels >= 0)
+    weights = None
+    if len(known) > 0:
+        weights = row_weights(class_weight, X[known], labels[known], np.arange(len(classes)), None)
+    if weights is not None:
+        known, weights = known[weights > 0.0], weights[weights > 0.0]
+    if len(np.unique(labels[known])) >= 2:
+        return fit_posterior(classifier, X[known], labels[known], len(classes), weights)
     prior = LastLayerLaplace.untrained(
         X,
         len(classes),
@@ -208,13 +228,20 @@ def _fit(
         classifier.fit_bias,
         classifier.standardize,
     )
-    return prior.update(X[labelled], labels[labelled], classifier.step, classifier.gamma)
+    if len(known) == 0:
+        return prior
+    features = prior.standardization.standardized(torch.from_numpy(X[known]))[:, : prior.num_features]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about uneven columns, which the prior has given for all of X
+        posterior = fit_posterior(classifier, features, labels[known], len(classes), weights, standardize=False)
+    posterior.centre, posterior.scale = prior.centre, prior.scale
+    return posterior
 
 
-def _numbered(weights: Any, classes: list[Any], labels: NDArray[np.int64], *, complete: bool) -> Any:
-    """``class_weight`` by the numbers of classes, not their labels, without classes that have no label yet.
+def _numbered(weights: Any, classes: list[Any], *, complete: bool) -> Any:
+    """``class_weight`` by the numbers of classes, not their labels.
 
-    ``complete`` says whether no other class exists.
+    ``complete`` says whether no other class exists; if not, a class that has no label yet is left out.
     """
     if not isinstance(weights, Mapping):
         return weights
@@ -222,11 +249,13 @@ def _numbered(weights: Any, classes: list[Any], labels: NDArray[np.int64], *, co
     numbers = {label: number for number, label in enumerate(classes)}
     if complete and (unknown := [label for label in weights if label not in numbers]):
         raise ValueError(f"class_weight must hold classes of clf.classes, got {unknown[0]!r}")
-    return {numbers[label]: weight for label, weight in weights.items() if numbers.get(label) in labels}
+    return {numbers[label]: weight for label, weight in weights.items() if label in numbers}
 
 
 def _fitted(clf: Any) -> LastLayerLaplace:
-    """Posterior of a fitted classifier.
+    """Posterior of a fitted classifier, with all classes of ``clf.classes``.
+
+    scikit-activeml fits the estimator only to classes that have a label; ``add_class`` adds the others.
 
     Raises:
         NotFittedError: it is not fitted.
@@ -235,5 +264,6 @@ def _fitted(clf: Any) -> LastLayerLaplace:
     check_is_fitted(clf)
     if not clf.is_fitted_:
         raise ValueError("clf must have been fitted to labels of at least two classes, or fit_clf be True")
-    posterior: LastLayerLaplace = clf.estimator_.posterior_
-    return posterior
+    fitted: LaplaceClassifier = clf.estimator_
+    classes = fitted.classes_ if clf.classes is None else np.union1d(fitted.classes_, clf.classes)
+    return with_classes(fitted.posterior_, fitted.classes_, classes)

@@ -280,6 +280,47 @@ class TestColdStart:
         expected = prior.fit(task.X[:0]).update(task.X[:1], np.array([2])).predict_latent(task.X[1:]).variance
         np.testing.assert_allclose(utilities[0, 1:], expected)
 
+    @pytest.mark.parametrize("acquisition", ["margin", "entropy", "bald", "uherding", "gradient_norm"])
+    @pytest.mark.parametrize("known", [[0, 1], [7, 3, 9]], ids=str)
+    def test_the_model_has_all_classes_of_the_classifier(self, task: Task, acquisition: str, known: list[int]) -> None:
+        y, labels = np.full(80, MISSING_LABEL), np.resize(known, LABELLED)
+        y[:LABELLED] = labels
+        clf = SklearnClassifier(LaplaceClassifier(), classes=range(10))
+        picks, utilities = LaplaceQueryStrategy(acquisition).query(task.X, y, clf, batch_size=4, return_utilities=True)
+        model = LastLayerLaplace.fit_map(task.X[:LABELLED], labels, 10)
+        expected = select_batch(
+            model, task.X, 4, acquisition, labelled=task.X[:LABELLED], candidates=np.arange(LABELLED, 80)
+        )
+        assert picks.tolist() == expected.indices.tolist()
+        np.testing.assert_allclose(utilities[range(4), picks], expected.utilities, rtol=1e-9)
+
+    @pytest.mark.parametrize("known", [[], [4], [4, 2], [4, 2, 0]], ids=str)
+    def test_entropy_is_that_of_all_classes(self, task: Task, known: list[int]) -> None:
+        """A class without a label does not disappear when the second class is known."""
+        y = np.full(80, MISSING_LABEL)
+        y[: len(known)] = known
+        clf = SklearnClassifier(LaplaceClassifier(), classes=range(10))
+        _, utilities = LaplaceQueryStrategy("entropy").query(task.X, y, clf, return_utilities=True)
+        assert np.log(9) < np.nanmax(utilities) <= np.log(10) + 1e-9
+
+    @pytest.mark.parametrize("names", [range(10), list("jihgfedcba"), [float(place) for place in range(10)]], ids=str)
+    def test_a_fitted_classifier_gets_the_classes_without_a_label(self, task: Task, names: Any) -> None:
+        """scikit-activeml fits its estimator to the classes that have a label."""
+        text = isinstance(names[0], str)
+        missing, labels = ("" if text else -1), np.resize([2, 7], LABELLED)
+        y = np.array([*sorted(names), missing])[np.concatenate([labels, np.full(80 - LABELLED, 10)])]
+        clf = SklearnClassifier(LaplaceClassifier(), classes=names, missing_label=missing).fit(task.X, y)
+        assert len(clf.estimator_.classes_) == 2
+        strategy = LaplaceQueryStrategy("bald", missing_label=missing)
+        picks, utilities = strategy.query(task.X, y, clf, fit_clf=False, batch_size=4, return_utilities=True)
+        model = LastLayerLaplace.fit_map(task.X[:LABELLED], (labels == 7).astype(int), 2)
+        for _ in range(8):
+            model.add_class()
+        expected = select_batch(model, task.X[LABELLED:], 4, "bald")
+        assert picks.tolist() == (expected.indices + LABELLED).tolist()
+        np.testing.assert_allclose(utilities[range(4), picks], expected.utilities, rtol=1e-9)
+        assert clf.estimator_.posterior_.num_classes == 2
+
     def test_unknown_classes_raise(self, task: Task) -> None:
         y = np.full(80, MISSING_LABEL)
         y[0] = 2.0
@@ -303,8 +344,46 @@ class TestClassWeight:
 
     def test_a_class_without_a_label_may_have_a_weight(self, task: Task) -> None:
         clf = SklearnClassifier(LaplaceClassifier(class_weight={7: 5.0}), classes=[0, 1, 2, 3, 7])
-        plain = LaplaceQueryStrategy("margin").query(task.X, task.y, task.clf, batch_size=5)
+        unweighted = SklearnClassifier(LaplaceClassifier(), classes=clf.classes)
+        plain = LaplaceQueryStrategy("margin").query(task.X, task.y, unweighted, batch_size=5)
         assert LaplaceQueryStrategy("margin").query(task.X, task.y, clf, batch_size=5).tolist() == plain.tolist()
+
+    @pytest.mark.parametrize("class_weight", [None, "balanced", {2: 7.0}, {1: 9.0, 2: 0.5}], ids=str)
+    @pytest.mark.parametrize("parameters", [{}, {"fit_bias": False}, {"standardize": "columns"}], ids=str)
+    def test_labels_of_one_class_have_their_weight_and_not_gamma(
+        self, task: Task, class_weight: Any, parameters: dict[str, Any]
+    ) -> None:
+        y = np.full(80, MISSING_LABEL)
+        y[:5] = 2.0
+        clf = SklearnClassifier(
+            LaplaceClassifier(class_weight=class_weight, gamma=100.0, **parameters), classes=range(4)
+        )
+        _, utilities = LaplaceQueryStrategy("margin", targets=None).query(task.X, y, clf, return_utilities=True)
+        weight = class_weight[2] if isinstance(class_weight, dict) else 1.0
+        prior = LastLayerLaplace.untrained(task.X, 4, **parameters)
+        expected = prior.update(task.X[:5], np.full(5, 2), "joint", gamma=weight).predict_proba(task.X[5:], "plugin")
+        top = expected.topk(2).values
+        np.testing.assert_allclose(utilities[0, 5:], 1.0 - (top[:, 0] - top[:, 1]), rtol=2e-3)
+        quiet = SklearnClassifier(
+            LaplaceClassifier(class_weight=class_weight, gamma=0.0, **parameters), classes=range(4)
+        )
+        _, same = LaplaceQueryStrategy("margin", targets=None).query(task.X, y, quiet, return_utilities=True)
+        np.testing.assert_array_equal(utilities, same)
+
+    def test_a_class_of_weight_zero_counts_as_without_labels(self, task: Task) -> None:
+        clf = SklearnClassifier(LaplaceClassifier(class_weight={2: 0.0}), classes=range(4))
+        nothing, one, two = (np.full(80, MISSING_LABEL) for _ in range(3))
+        one[:5], two[:6] = 2.0, [2.0] * 5 + [1.0]
+
+        def utilities(y: NDArray[Any], clf: SklearnClassifier = clf) -> NDArray[Any]:
+            strategy = LaplaceQueryStrategy("entropy")
+            result: NDArray[Any] = strategy.query(task.X, y, clf, candidates=range(6, 80), return_utilities=True)[1]
+            return result
+
+        np.testing.assert_array_equal(utilities(one), utilities(nothing))
+        only = two.copy()
+        only[:5] = MISSING_LABEL
+        np.testing.assert_array_equal(utilities(two), utilities(only, task.clf))
 
     def test_other_classes_are_refused(self, task: Task) -> None:
         clf = SklearnClassifier(LaplaceClassifier(class_weight={"cat": 5.0}), classes=range(4))
