@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -181,14 +182,21 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
 
 
 def _check_candidates(candidates: Any, n_samples: int) -> None:
-    """Raise a typed error for a mask, which scikit-activeml reads as the indices 0 and 1, and for negative indices."""
+    """Raise a typed error for indices that scikit-activeml would change.
+
+    It reads a mask as the indices 0 and 1, takes the whole part of other numbers and of texts, and counts negative ones
+    from the end.
+    """
     if candidates is None:
         return
     given = np.asarray(candidates)
-    if given.ndim != 1 or given.dtype.kind not in "biuf" or len(given) == 0:
+    if given.ndim != 1 or len(given) == 0:
         return  # features, or what scikit-activeml refuses
     if given.dtype.kind == "b":
         raise TypeError("candidates must hold indices, got booleans: of a mask pass numpy.flatnonzero(mask)")
+    others = [value for value in given.tolist() if isinstance(value, bool) or not isinstance(value, Integral)]
+    if others:
+        raise TypeError(f"candidates must hold integers, got {type(others[0]).__name__} {others[0]!r}")
     if given.min() < 0:
         raise ValueError(f"candidates must lie in [0, {n_samples}), one of the samples of X, got {given.min()}")
 

@@ -123,6 +123,28 @@ class TestCandidates:
         with pytest.raises(TypeError, match=r"^candidates must hold indices, .*numpy\.flatnonzero\(mask\)"):
             LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=mask)
 
+    @pytest.mark.parametrize(
+        ("candidates", "got"),
+        [
+            ([20.0, 21.9, 22.5], r"float 20\.0"),
+            (np.array([20.0, 21.0]), r"float 20\.0"),
+            (np.array([20, 21.5], dtype=object), r"float 21\.5"),
+            (np.array([20, True], dtype=object), "bool True"),
+            (["20", "21"], "str '20'"),
+        ],
+        ids=str,
+    )
+    def test_numbers_that_are_no_integers_are_refused(self, task: Task, candidates: Any, got: str) -> None:
+        """scikit-activeml takes their whole part."""
+        with pytest.raises(TypeError, match=rf"^candidates must hold integers, got {got}$"):
+            LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=candidates, batch_size=2)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int64, object])
+    def test_integers_of_any_dtype_are_accepted(self, task: Task, dtype: Any) -> None:
+        candidates = np.array([np.int64(20), 21, 22], dtype=dtype)
+        picks = LaplaceQueryStrategy("margin").query(task.X, task.y, task.clf, candidates=candidates, batch_size=3)
+        assert sorted(picks.tolist()) == [20, 21, 22]
+
     def test_negative_indices_are_refused(self, task: Task) -> None:
         with pytest.raises(ValueError, match=r"^candidates must lie in \[0, 80\), one of the samples of X, got -1"):
             LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=[79, -1], batch_size=2)
