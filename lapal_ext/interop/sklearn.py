@@ -129,8 +129,11 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             classes: labels of all classes, also of those that are not in y. They are required in the first call of an
                 unfitted classifier. A later call may repeat them, with new ones among them; without it the labels of y
                 say which classes are new.
-            sample_weight: trust in every label, >= 0, [N], by which ``gamma`` is multiplied; None is one. The first
-                call of an unfitted classifier needs one row above 0.
+            sample_weight: >= 0, [N]; None is one. Zero leaves the row out, but a class that is new in ``y`` is added
+                all the same; with zeros only, nothing else changes. Another weight is trust in the label, by which
+                ``gamma`` is multiplied: it scales how far the label moves the mean, not how much the covariance
+                shrinks, so that weight 3 is not three copies of the row. The first call of an unfitted classifier is a
+                fit, where weights count rows, and needs one row above 0.
 
         Returns:
             self.
@@ -228,7 +231,10 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             self._fit(features, labels, encoder.classes_, "classes", weights)
             return
         check_parameters(self)
-        gamma = self.gamma if weights is None else self.gamma * weights
+        gamma: float | NDArray[Any] = self.gamma
+        if weights is not None:
+            counted = weights > 0.0  # with trust zero a row would still shrink the covariance
+            features, labels, gamma = features[counted], labels[counted], self.gamma * weights[counted]
         posterior = with_classes(self.posterior_, self.classes_, encoder.classes_)
         self.posterior_ = posterior.condition_on(features, labels, self.step, gamma)
         self.classes_ = encoder.classes_
