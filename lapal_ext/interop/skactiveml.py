@@ -21,7 +21,7 @@ from lapal_ext.validation.scalars import check_choice
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy
     from skactiveml.classifier import SklearnClassifier
-    from skactiveml.utils import MISSING_LABEL, ExtLabelEncoder, check_equal_missing_label, check_type
+    from skactiveml.utils import MISSING_LABEL, ExtLabelEncoder, check_equal_missing_label, check_type, is_labeled
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
     raise ImportError(
@@ -35,6 +35,7 @@ from lapal_ext.interop.sklearn import (
     check_parameters,
     fit_posterior,
     row_weights,
+    supported_layout,
     with_classes,
 )
 
@@ -93,11 +94,11 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
 
         Args:
             X: features of all samples [N, D], labelled or not.
-            y: labels [N], ``missing_label`` where there is none.
+            y: labels [N], each one of the classes of ``clf`` if it names them, ``missing_label`` where there is none.
             clf: a ``SklearnClassifier`` around a ``LaplaceClassifier``, whose ``step`` and ``gamma`` are used to absorb
                 the picks; not modified. With ``step="joint"``, which solves for many labels at once, picks are absorbed
                 by ``line_search``, since each brings one label. Its ``classes`` are required while y has labels of
-                fewer than two classes.
+                fewer than two classes. Its ``cost_matrix`` is not used.
             fit_clf: whether to fit the model of ``clf`` to the labels first, over all of its ``classes``; if not,
                 ``clf`` must be fitted. scikit-activeml fits it only to the classes that have a label; the others are
                 then added by ``LastLayerLaplace.add_class``, so that earlier labels are no evidence against them.
@@ -125,6 +126,8 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         self._check_model(clf, fit_clf)
         if batch_size == 0:
             raise ValueError("candidates must hold at least one sample, got none: every sample has its label")
+        self._check_labels(y, clf.classes)
+        X = supported_layout(X)
         encoder = ExtLabelEncoder(classes=clf.classes, missing_label=self.missing_label_)
         labels = encoder.fit_transform(y)
         posterior = _fit(clf, X, labels, encoder.classes_) if fit_clf else _fitted(clf)
@@ -175,10 +178,19 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         check_type(clf, "clf", SklearnClassifier)
         if not isinstance(clf.estimator, LaplaceClassifier):
             raise TypeError(f"clf must wrap a LaplaceClassifier, got {clf.estimator}")
+        if clf.include_unlabeled_samples:  # so that its fit makes a class of the missing label
+            raise ValueError("clf must have include_unlabeled_samples=False, got True: only known labels are fitted")
         check_equal_missing_label(clf.missing_label, self.missing_label_)
         check_acquisition(self.acquisition, self.link, None)
         if self.targets is not None:
             check_choice("targets", self.targets, (AUTO, "predicted"))
+
+    def _check_labels(self, y: NDArray[Any], classes: Any) -> None:
+        """Raise ValueError for a label that is no class, which scikit-activeml would cut to the type of the classes."""
+        known = None if classes is None else set(classes)
+        for label in y[is_labeled(y, self.missing_label_)].tolist():
+            if known is not None and label not in known:
+                raise ValueError(f"y must hold classes of clf.classes, got {label!r}")
 
 
 def _check_candidates(candidates: Any, n_samples: int) -> None:
@@ -251,9 +263,9 @@ def _numbered(weights: Any, classes: list[Any], *, complete: bool) -> Any:
 
     ``complete`` says whether no other class exists; if not, a class that has no label yet is left out.
     """
+    check_class_weight(weights)  # by its own labels
     if not isinstance(weights, Mapping):
         return weights
-    check_class_weight(weights)  # by its own labels
     numbers = {label: number for number, label in enumerate(classes)}
     if complete and (unknown := [label for label in weights if label not in numbers]):
         raise ValueError(f"class_weight must hold classes of clf.classes, got {unknown[0]!r}")

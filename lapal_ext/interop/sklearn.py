@@ -199,7 +199,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """Logits after the link."""
         check_is_fitted(self)
         check_parameters(self)
-        features = _supported_layout(validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False))
+        features = supported_layout(validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False))
         link = check_link(self.link)
         if not link.uses_variance:
             return self.posterior_.predict_logits(features)
@@ -221,10 +221,15 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         encoder = LabelEncoder().fit(_checked_classes(classes))
         if not first:
             _check_kind("classes", encoder.classes_, self.classes_)
+        else:
+            _check_kind("y", y, encoder.classes_)
         if not first and not np.isin(self.classes_, encoder.classes_).all():
             raise ValueError(
                 f"classes must hold {self.classes_.tolist()} as in the first fit, got {encoder.classes_.tolist()}"
             )
+        unseen = y[~np.isin(y, encoder.classes_)]
+        if len(unseen) > 0:  # the encoder would cut a text to the length of the longest class
+            raise ValueError(f"y contains previously unseen labels: {unseen.tolist()[0]!r} is not one of classes")
         labels = encoder.transform(y)
         weights = row_weights(self.class_weight, features, labels, encoder.classes_, sample_weight)
         if first:
@@ -272,7 +277,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def _check_labelled(self, X: Any, y: Any, *, dtype: Any, reset: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         features, y = validate_data(self, X, y, dtype=dtype, reset=reset)
         check_classification_targets(y)
-        return _supported_layout(features), column_or_1d(y)
+        return supported_layout(features), column_or_1d(y)
 
 
 def check_parameters(classifier: LaplaceClassifier) -> None:
@@ -344,9 +349,11 @@ def row_weights(
 
 
 def check_class_weight(class_weight: Mapping[Any, float] | str | None) -> None:
-    """Raise a typed error if the weight of a class is negative or not finite; scikit-learn takes any number."""
+    """Raise a typed error for an unknown text, or a weight below zero or not finite: scikit-learn takes any number."""
     for label, weight in class_weight.items() if isinstance(class_weight, Mapping) else ():
         check_number(f"class_weight[{label!r}]", weight, at_least=0.0)
+    if isinstance(class_weight, str):
+        check_choice("class_weight", class_weight, ("balanced",))
 
 
 def _check_kind(name: str, labels: NDArray[Any], known: NDArray[Any]) -> None:
@@ -384,7 +391,7 @@ def _balanced(
     return of_classes
 
 
-def _supported_layout(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
+def supported_layout(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
     """The same values in a layout that torch supports: no negative strides, no field of a structured array."""
     if any(step < 0 or step % features.itemsize for step in features.strides):
         return features.copy()  # numpy.ascontiguousarray leaves a single row as it is

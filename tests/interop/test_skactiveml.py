@@ -275,6 +275,26 @@ class TestModel:
         picks = LaplaceQueryStrategy(missing_label=missing).query(task.X, y, clf, batch_size=3)
         assert (picks >= LABELLED).all()
 
+    @pytest.mark.parametrize(
+        ("classes", "label", "missing"), [(["a", "b"], "abc", ""), ([0, 1], 0.5, -1.0), ([0, 1], 7, -1)], ids=str
+    )
+    def test_a_label_that_is_no_class_is_refused(self, task: Task, classes: Any, label: Any, missing: Any) -> None:
+        """scikit-activeml cuts it to the type of the classes, so that 'abc' is 'a' and 0.5 is 0."""
+        y = np.array([*classes, label] * 4 + [missing] * 68)
+        clf = SklearnClassifier(LaplaceClassifier(), classes=classes, missing_label=missing)
+        with pytest.raises(ValueError, match=rf"^y must hold classes of clf\.classes, got {label!r}$"):
+            LaplaceQueryStrategy(missing_label=missing).query(task.X, y, clf)
+
+    @pytest.mark.parametrize("fit_clf", [True, False])
+    def test_a_classifier_that_fits_samples_without_a_label_is_refused(self, task: Task, fit_clf: bool) -> None:
+        """The missing label would be one of its classes."""
+        y = np.where(is_labeled(task.y), task.truth, -1).astype(int)
+        clf = SklearnClassifier(
+            LaplaceClassifier(), include_unlabeled_samples=True, classes=range(4), missing_label=-1
+        ).fit(task.X, y)
+        with pytest.raises(ValueError, match=r"^clf must have include_unlabeled_samples=False, got True"):
+            LaplaceQueryStrategy(missing_label=-1).query(task.X, y, clf, fit_clf=fit_clf)
+
 
 class TestColdStart:
     @pytest.mark.parametrize("acquisition", ACQUISITIONS)
@@ -342,6 +362,15 @@ class TestColdStart:
         assert picks.tolist() == (expected.indices + LABELLED).tolist()
         np.testing.assert_allclose(utilities[range(4), picks], expected.utilities, rtol=1e-9)
         assert clf.estimator_.posterior_.num_classes == 2
+
+    @pytest.mark.parametrize("known", [[], [2.0], [2.0, 1.0]], ids=str)
+    def test_samples_in_reverse_are_taken(self, task: Task, known: list[float]) -> None:
+        """A view with negative strides, which torch does not have."""
+        y = np.full(80, MISSING_LABEL)
+        y[: len(known)] = known
+        picks = LaplaceQueryStrategy("maxherding").query(task.X[::-1], y, task.clf, batch_size=3)
+        copied = LaplaceQueryStrategy("maxherding").query(task.X[::-1].copy(), y, task.clf, batch_size=3)
+        assert picks.tolist() == copied.tolist()
 
     def test_unknown_classes_raise(self, task: Task) -> None:
         y = np.full(80, MISSING_LABEL)
@@ -411,6 +440,13 @@ class TestClassWeight:
         clf = SklearnClassifier(LaplaceClassifier(class_weight={"cat": 5.0}), classes=range(4))
         with pytest.raises(ValueError, match=r"^class_weight must hold classes of clf.classes, got 'cat'$"):
             LaplaceQueryStrategy().query(task.X, task.y, clf)
+
+    @pytest.mark.parametrize("n_labels", [0, 1, LABELLED])
+    def test_an_unknown_text_is_refused(self, task: Task, n_labels: int) -> None:
+        y = np.where(np.arange(80) < n_labels, task.truth, MISSING_LABEL)
+        clf = SklearnClassifier(LaplaceClassifier(class_weight="balance"), classes=range(4))
+        with pytest.raises(ValueError, match=r"^class_weight must be one of 'balanced', got 'balance'"):
+            LaplaceQueryStrategy().query(task.X, y, clf)
 
     def test_a_negative_weight_is_named_by_its_label(self, task: Task) -> None:
         y = np.array(["a", "b", ""])[np.where(is_labeled(task.y), task.truth > 1, 2).astype(int)]

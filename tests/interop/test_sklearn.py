@@ -319,6 +319,21 @@ class TestErrors:
             classifier.partial_fit(X[:2], ["cat", "owl"], classes=NAMES)
         np.testing.assert_array_equal(classifier.predict_proba(X), before)
 
+    @pytest.mark.parametrize("fitted", [False, True])
+    def test_a_text_that_is_longer_than_all_classes_is_not_cut(self, data: Any, fitted: bool) -> None:
+        classifier = LaplaceClassifier().fit(*data) if fitted else LaplaceClassifier()
+        with pytest.raises(ValueError, match=r"^y contains previously unseen labels: 'catfish' is not one of classes"):
+            classifier.partial_fit(data[0][:2], ["cat", "catfish"], classes=NAMES)
+
+    @pytest.mark.parametrize(
+        ("given", "classes"), [([0, 1], ["0", "1"]), ([True, False], [0, 1]), ([0, 1], [False, True])], ids=str
+    )
+    def test_the_first_partial_fit_wants_labels_of_the_kind_of_the_classes(
+        self, data: Any, given: list[Any], classes: list[Any]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"^y must hold labels of the kind of "):
+            LaplaceClassifier().partial_fit(data[0][:2], given, classes=classes)
+
     @pytest.mark.parametrize("given", [[0, 1], [0.0, 2.0], ["cat", "dog"]], ids=str)
     def test_booleans_meet_booleans_only(self, data: Any, given: list[Any]) -> None:
         X, y = data
