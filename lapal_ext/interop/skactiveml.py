@@ -1,6 +1,8 @@
 """A query strategy for scikit-activeml around ``select_batch``."""
 
+import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,15 +21,23 @@ from lapal_ext.validation.scalars import check_choice
 try:
     from skactiveml.base import SingleAnnotatorPoolQueryStrategy
     from skactiveml.classifier import SklearnClassifier
-    from skactiveml.utils import MISSING_LABEL, ExtLabelEncoder, check_equal_missing_label, check_type
-    from sklearn.base import clone
+    from skactiveml.utils import MISSING_LABEL, ExtLabelEncoder, check_equal_missing_label, check_type, is_labeled
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
     raise ImportError(
         f'lapal_ext.interop.skactiveml needs scikit-activeml: pip install "lapal_ext[skactiveml]" ({error})'
     ) from error
 
-from lapal_ext.interop.sklearn import DTYPES, LaplaceClassifier, check_class_weight
+from lapal_ext.interop.sklearn import (
+    DTYPES,
+    LaplaceClassifier,
+    check_class_weight,
+    check_parameters,
+    fit_posterior,
+    row_weights,
+    supported_layout,
+    with_classes,
+)
 
 
 @entry
@@ -76,17 +86,22 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
     ) -> NDArray[np.int64] | tuple[NDArray[np.int64], NDArray[Any]]:
         """Choose the samples to label next.
 
+        The model has all of ``clf.classes``, also those without a label. Labels of ``y`` count by ``class_weight``;
+        ``gamma`` is for absorbed picks only. While they are of one class at most, all of X standardises the features.
+
         Without any label the model is its prior, and every sample is equally uncertain. ``uherding`` then covers the
         samples as ``maxherding`` does; utilities do not rank them, and choose the lowest indices.
 
         Args:
             X: features of all samples [N, D], labelled or not.
-            y: labels [N], ``missing_label`` where there is none.
+            y: labels [N], each one of the classes of ``clf`` if it names them, ``missing_label`` where there is none.
             clf: a ``SklearnClassifier`` around a ``LaplaceClassifier``, whose ``step`` and ``gamma`` are used to absorb
                 the picks; not modified. With ``step="joint"``, which solves for many labels at once, picks are absorbed
                 by ``line_search``, since each brings one label. Its ``classes`` are required while y has labels of
-                fewer than two classes.
-            fit_clf: whether to fit a copy of ``clf`` to the labels first; if not, ``clf`` must be fitted.
+                fewer than two classes. Its ``cost_matrix`` is not used.
+            fit_clf: whether to fit the model of ``clf`` to the labels first, over all of its ``classes``; if not,
+                ``clf`` must be fitted. scikit-activeml fits it only to the classes that have a label; the others are
+                then added by ``LastLayerLaplace.add_class``, so that earlier labels are no evidence against them.
             candidates: samples to choose from: None for all without a label, their indices in [0, N), or their features
                 [n_candidates, D], which need not be in X.
             batch_size: samples to choose; more than there are candidates gives a warning.
@@ -111,6 +126,8 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         self._check_model(clf, fit_clf)
         if batch_size == 0:
             raise ValueError("candidates must hold at least one sample, got none: every sample has its label")
+        self._check_labels(y, clf.classes)
+        X = supported_layout(X)
         encoder = ExtLabelEncoder(classes=clf.classes, missing_label=self.missing_label_)
         labels = encoder.fit_transform(y)
         posterior = _fit(clf, X, labels, encoder.classes_) if fit_clf else _fitted(clf)
@@ -161,21 +178,37 @@ class LaplaceQueryStrategy(SingleAnnotatorPoolQueryStrategy):  # type: ignore[mi
         check_type(clf, "clf", SklearnClassifier)
         if not isinstance(clf.estimator, LaplaceClassifier):
             raise TypeError(f"clf must wrap a LaplaceClassifier, got {clf.estimator}")
+        if clf.include_unlabeled_samples:  # so that its fit makes a class of the missing label
+            raise ValueError("clf must have include_unlabeled_samples=False, got True: only known labels are fitted")
         check_equal_missing_label(clf.missing_label, self.missing_label_)
         check_acquisition(self.acquisition, self.link, None)
         if self.targets is not None:
             check_choice("targets", self.targets, (AUTO, "predicted"))
 
+    def _check_labels(self, y: NDArray[Any], classes: Any) -> None:
+        """Raise ValueError for a label that is no class, which scikit-activeml would cut to the type of the classes."""
+        known = None if classes is None else set(classes)
+        for label in y[is_labeled(y, self.missing_label_)].tolist():
+            if known is not None and label not in known:
+                raise ValueError(f"y must hold classes of clf.classes, got {label!r}")
+
 
 def _check_candidates(candidates: Any, n_samples: int) -> None:
-    """Raise a typed error for a mask, which scikit-activeml reads as the indices 0 and 1, and for negative indices."""
+    """Raise a typed error for indices that scikit-activeml would change.
+
+    It reads a mask as the indices 0 and 1, takes the whole part of other numbers and of texts, and counts negative ones
+    from the end.
+    """
     if candidates is None:
         return
     given = np.asarray(candidates)
-    if given.ndim != 1 or given.dtype.kind not in "biuf" or len(given) == 0:
+    if given.ndim != 1 or len(given) == 0:
         return  # features, or what scikit-activeml refuses
     if given.dtype.kind == "b":
         raise TypeError("candidates must hold indices, got booleans: of a mask pass numpy.flatnonzero(mask)")
+    others = [value for value in given.tolist() if isinstance(value, bool) or not isinstance(value, Integral)]
+    if others:
+        raise TypeError(f"candidates must hold integers, got {type(others[0]).__name__} {others[0]!r}")
     if given.min() < 0:
         raise ValueError(f"candidates must lie in [0, {n_samples}), one of the samples of X, got {given.min()}")
 
@@ -186,20 +219,27 @@ def _fit(
     labels: NDArray[np.int64],  # [N], -1 where there is none
     classes: NDArray[Any],  # [C]
 ) -> LastLayerLaplace:
-    """Posterior of a copy of the classifier, given the known labels.
+    """Posterior of the classifier's parameters, given the known labels.
 
-    A fit needs labels of two classes. With fewer, the labels update the prior of all classes, standardised by X.
+    It has all classes of ``clf.classes``, also those without a label. Labels whose class has weight zero do not count.
+    Labels of one class do not tell the size of the features: all samples then standardise them, as without any label.
 
     Raises:
         ValueError: fewer than two classes are known, with ``clf.classes``; or ``class_weight`` has another class.
     """
-    labelled, classifier = labels >= 0, clf.estimator
-    if len(np.unique(labels[labelled])) >= 2:
-        weights = _numbered(classifier.class_weight, classes.tolist(), labels, complete=clf.classes is not None)
-        copied: LaplaceClassifier = clone(classifier).set_params(class_weight=weights)
-        return copied.fit(X[labelled], labels[labelled]).posterior_
+    classifier: LaplaceClassifier = clf.estimator
+    check_parameters(classifier)
     if len(classes) < 2:
         raise ValueError("clf.classes must name at least two classes while y holds labels of fewer")
+    class_weight = _numbered(classifier.class_weight, classes.tolist(), complete=clf.classes is not None)
+    known = np.flatnonzero(labels >= 0)
+    weights = None
+    if len(known) > 0:
+        weights = row_weights(class_weight, X[known], labels[known], np.arange(len(classes)), None)
+    if weights is not None:
+        known, weights = known[weights > 0.0], weights[weights > 0.0]
+    if len(np.unique(labels[known])) >= 2:
+        return fit_posterior(classifier, X[known], labels[known], len(classes), weights)
     prior = LastLayerLaplace.untrained(
         X,
         len(classes),
@@ -208,25 +248,34 @@ def _fit(
         classifier.fit_bias,
         classifier.standardize,
     )
-    return prior.update(X[labelled], labels[labelled], classifier.step, classifier.gamma)
+    if len(known) == 0:
+        return prior
+    features = prior.standardization.standardized(torch.from_numpy(X[known]))[:, : prior.num_features]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about uneven columns, which the prior has given for all of X
+        posterior = fit_posterior(classifier, features, labels[known], len(classes), weights, standardize=False)
+    posterior.centre, posterior.scale = prior.centre, prior.scale
+    return posterior
 
 
-def _numbered(weights: Any, classes: list[Any], labels: NDArray[np.int64], *, complete: bool) -> Any:
-    """``class_weight`` by the numbers of classes, not their labels, without classes that have no label yet.
+def _numbered(weights: Any, classes: list[Any], *, complete: bool) -> Any:
+    """``class_weight`` by the numbers of classes, not their labels.
 
-    ``complete`` says whether no other class exists.
+    ``complete`` says whether no other class exists; if not, a class that has no label yet is left out.
     """
+    check_class_weight(weights)  # by its own labels
     if not isinstance(weights, Mapping):
         return weights
-    check_class_weight(weights)  # by its own labels
     numbers = {label: number for number, label in enumerate(classes)}
     if complete and (unknown := [label for label in weights if label not in numbers]):
         raise ValueError(f"class_weight must hold classes of clf.classes, got {unknown[0]!r}")
-    return {numbers[label]: weight for label, weight in weights.items() if numbers.get(label) in labels}
+    return {numbers[label]: weight for label, weight in weights.items() if label in numbers}
 
 
 def _fitted(clf: Any) -> LastLayerLaplace:
-    """Posterior of a fitted classifier.
+    """Posterior of a fitted classifier, with all classes of ``clf.classes``.
+
+    scikit-activeml fits the estimator only to classes that have a label; ``add_class`` adds the others.
 
     Raises:
         NotFittedError: it is not fitted.
@@ -235,5 +284,6 @@ def _fitted(clf: Any) -> LastLayerLaplace:
     check_is_fitted(clf)
     if not clf.is_fitted_:
         raise ValueError("clf must have been fitted to labels of at least two classes, or fit_clf be True")
-    posterior: LastLayerLaplace = clf.estimator_.posterior_
-    return posterior
+    fitted: LaplaceClassifier = clf.estimator_
+    classes = fitted.classes_ if clf.classes is None else np.union1d(fitted.classes_, clf.classes)
+    return with_classes(fitted.posterior_, fitted.classes_, classes)

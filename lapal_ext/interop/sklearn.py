@@ -114,7 +114,7 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             features, y = self._check_labelled(X, y, dtype=DTYPES, reset=True)
             encoder = LabelEncoder()
             labels = encoder.fit_transform(y)
-            weights = self._weights(features, labels, encoder.classes_, sample_weight)
+            weights = row_weights(self.class_weight, features, labels, encoder.classes_, sample_weight)
             self._fit(features, labels, encoder.classes_, "y", weights)
         return self
 
@@ -129,8 +129,11 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             classes: labels of all classes, also of those that are not in y. They are required in the first call of an
                 unfitted classifier. A later call may repeat them, with new ones among them; without it the labels of y
                 say which classes are new.
-            sample_weight: trust in every label, >= 0, [N], by which ``gamma`` is multiplied; None is one. The first
-                call of an unfitted classifier needs one row above 0.
+            sample_weight: >= 0, [N]; None is one. Zero leaves the row out, but a class that is new in ``y`` is added
+                all the same; with zeros only, nothing else changes. Another weight is trust in the label, by which
+                ``gamma`` is multiplied: it scales how far the label moves the mean, not how much the covariance
+                shrinks, so that weight 3 is not three copies of the row. The first call of an unfitted classifier is a
+                fit, where weights count rows, and needs one row above 0.
 
         Returns:
             self.
@@ -195,8 +198,8 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def _logits(self, X: Any) -> Tensor:  # [N, C]
         """Logits after the link."""
         check_is_fitted(self)
-        self._check_parameters()
-        features = _supported_layout(validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False))
+        check_parameters(self)
+        features = supported_layout(validate_data(self, X, dtype=self.posterior_.mean.numpy().dtype, reset=False))
         link = check_link(self.link)
         if not link.uses_variance:
             return self.posterior_.predict_logits(features)
@@ -218,32 +221,28 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         encoder = LabelEncoder().fit(_checked_classes(classes))
         if not first:
             _check_kind("classes", encoder.classes_, self.classes_)
+        else:
+            _check_kind("y", y, encoder.classes_)
         if not first and not np.isin(self.classes_, encoder.classes_).all():
             raise ValueError(
                 f"classes must hold {self.classes_.tolist()} as in the first fit, got {encoder.classes_.tolist()}"
             )
+        unseen = y[~np.isin(y, encoder.classes_)]
+        if len(unseen) > 0:  # the encoder would cut a text to the length of the longest class
+            raise ValueError(f"y contains previously unseen labels: {unseen.tolist()[0]!r} is not one of classes")
         labels = encoder.transform(y)
-        weights = self._weights(features, labels, encoder.classes_, sample_weight)
+        weights = row_weights(self.class_weight, features, labels, encoder.classes_, sample_weight)
         if first:
             self._fit(features, labels, encoder.classes_, "classes", weights)
             return
-        self._check_parameters()
-        gamma = self.gamma if weights is None else self.gamma * weights
-        posterior = self._with_classes(encoder.classes_)
+        check_parameters(self)
+        gamma: float | NDArray[Any] = self.gamma
+        if weights is not None:
+            counted = weights > 0.0  # with trust zero a row would still shrink the covariance
+            features, labels, gamma = features[counted], labels[counted], self.gamma * weights[counted]
+        posterior = with_classes(self.posterior_, self.classes_, encoder.classes_)
         self.posterior_ = posterior.condition_on(features, labels, self.step, gamma)
         self.classes_ = encoder.classes_
-
-    def _with_classes(self, classes: NDArray[Any]) -> LastLayerLaplace:
-        """The posterior with new classes, all in the order of ``classes``."""
-        if len(classes) == len(self.classes_):
-            return self.posterior_
-        posterior = self.posterior_.clone()
-        known = [int(place) for place in np.searchsorted(classes, self.classes_)]
-        added = [place for place in range(len(classes)) if place not in set(known)]
-        for _ in added:
-            posterior.add_class()
-        posterior.mean = posterior.mean[np.argsort([*known, *added])]
-        return posterior
 
     def _fit(
         self,
@@ -253,41 +252,14 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         name: str,
         weights: NDArray[Any] | None,
     ) -> None:
-        self._check_parameters()
+        check_parameters(self)
         if len(classes) < 2:
             raise ValueError(f"{name} must hold at least two classes, got one class: {classes.tolist()[0]!r}")
         if weights is not None and not weights.any():
             source = "sample_weight" if self.class_weight is None else "sample_weight times class_weight"
             raise ValueError(f"{source} must be above zero for at least one row, got zeros")
-        self.posterior_ = LastLayerLaplace.fit_map(
-            features,
-            labels,
-            len(classes),
-            self.prior_precision,
-            self.curvature,
-            self.fit_bias,
-            self.standardize,
-            weights=weights,
-            tolerance=self.tolerance,
-        )
+        self.posterior_ = fit_posterior(self, features, labels, len(classes), weights)
         self.classes_ = classes
-
-    def _weights(
-        self, features: NDArray[Any], labels: NDArray[Any], classes: NDArray[Any], sample_weight: Any
-    ) -> NDArray[Any] | None:
-        """The weight of every row, or None if all are one."""
-        if sample_weight is None and self.class_weight is None:
-            return None
-        check_class_weight(self.class_weight)
-        weights: NDArray[Any] = _check_sample_weight(
-            sample_weight, features, dtype=features.dtype, ensure_non_negative=True, **_ALLOWED
-        )
-        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
-            weights = weights * _balanced(labels, len(classes), weights)[labels].astype(weights.dtype)
-        elif self.class_weight is not None:
-            of_classes = compute_class_weight(self.class_weight, classes=classes, y=classes[labels])
-            weights = weights * of_classes[labels].astype(weights.dtype)
-        return weights
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
@@ -302,22 +274,86 @@ class LaplaceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             self.__dict__ = before
             raise
 
-    def _check_parameters(self) -> None:
-        """Raise a typed error about the parameters that only later calls use; ``fit_map`` checks the others."""
-        check_choice("step", self.step, UPDATE_STEPS)
-        check_number("gamma", self.gamma, at_least=0.0)
-        check_link(self.link)  # "mc" would give other probabilities at every call
-
     def _check_labelled(self, X: Any, y: Any, *, dtype: Any, reset: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         features, y = validate_data(self, X, y, dtype=dtype, reset=reset)
         check_classification_targets(y)
-        return _supported_layout(features), column_or_1d(y)
+        return supported_layout(features), column_or_1d(y)
+
+
+def check_parameters(classifier: LaplaceClassifier) -> None:
+    """Raise a typed error about the parameters that only later calls use; ``fit_map`` checks the others."""
+    check_choice("step", classifier.step, UPDATE_STEPS)
+    check_number("gamma", classifier.gamma, at_least=0.0)
+    check_link(classifier.link)  # "mc" would give other probabilities at every call
+
+
+def fit_posterior(
+    classifier: LaplaceClassifier,
+    features: NDArray[Any] | Tensor,  # [N, D]
+    labels: NDArray[Any],  # [N], numbers of classes
+    n_classes: int,
+    weights: NDArray[Any] | None,  # [N]
+    standardize: Standardize | None = None,
+) -> LastLayerLaplace:
+    """``fit_map`` with the parameters of the classifier; ``standardize`` takes the place of its own."""
+    return LastLayerLaplace.fit_map(
+        features,
+        labels,
+        n_classes,
+        classifier.prior_precision,
+        classifier.curvature,
+        classifier.fit_bias,
+        classifier.standardize if standardize is None else standardize,
+        weights=weights,
+        tolerance=classifier.tolerance,
+    )
+
+
+def with_classes(
+    posterior: LastLayerLaplace,
+    known: NDArray[Any],  # labels of its classes, sorted
+    classes: NDArray[Any],  # sorted, with all of ``known`` among them
+) -> LastLayerLaplace:
+    """The posterior with new classes, all in the order of ``classes``; the one that is given is not modified."""
+    if len(classes) == len(known):
+        return posterior
+    extended = posterior.clone()
+    old = [int(place) for place in np.searchsorted(classes, known)]
+    added = [place for place in range(len(classes)) if place not in set(old)]
+    for _ in added:
+        extended.add_class()
+    extended.mean = extended.mean[np.argsort([*old, *added])]
+    return extended
+
+
+def row_weights(
+    class_weight: Mapping[Any, float] | str | None,
+    features: NDArray[Any],  # [N, D]
+    labels: NDArray[Any],  # [N], numbers of classes
+    classes: NDArray[Any],  # [C]
+    sample_weight: Any,
+) -> NDArray[Any] | None:  # [N]
+    """The weight of every row, or None if all are one."""
+    if sample_weight is None and class_weight is None:
+        return None
+    check_class_weight(class_weight)
+    weights: NDArray[Any] = _check_sample_weight(
+        sample_weight, features, dtype=features.dtype, ensure_non_negative=True, **_ALLOWED
+    )
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        weights = weights * _balanced(labels, len(classes), weights)[labels].astype(weights.dtype)
+    elif class_weight is not None:
+        of_classes = compute_class_weight(class_weight, classes=classes, y=classes[labels])
+        weights = weights * of_classes[labels].astype(weights.dtype)
+    return weights
 
 
 def check_class_weight(class_weight: Mapping[Any, float] | str | None) -> None:
-    """Raise a typed error if the weight of a class is negative or not finite; scikit-learn takes any number."""
+    """Raise a typed error for an unknown text, or a weight below zero or not finite: scikit-learn takes any number."""
     for label, weight in class_weight.items() if isinstance(class_weight, Mapping) else ():
         check_number(f"class_weight[{label!r}]", weight, at_least=0.0)
+    if isinstance(class_weight, str):
+        check_choice("class_weight", class_weight, ("balanced",))
 
 
 def _check_kind(name: str, labels: NDArray[Any], known: NDArray[Any]) -> None:
@@ -355,7 +391,7 @@ def _balanced(
     return of_classes
 
 
-def _supported_layout(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
+def supported_layout(features: NDArray[Any]) -> NDArray[Any]:  # [N, D]
     """The same values in a layout that torch supports: no negative strides, no field of a structured array."""
     if any(step < 0 or step % features.itemsize for step in features.strides):
         return features.copy()  # numpy.ascontiguousarray leaves a single row as it is

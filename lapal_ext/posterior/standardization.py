@@ -106,12 +106,15 @@ def fit_standardization(
     """Centre and scale with which these features have mean zero and mean square one.
 
     One scale for all columns (True) keeps their relative sizes, which the encoder has learned; the prior precision and
-    gamma then have the same meaning for every feature set. The scale is one if all features are constant. Without a
+    gamma then have the same meaning for every feature set. The scale is one if all columns are constant. Without a
     bias the centre is zero, since only a bias can compensate for it. Computed in float64: it happens once per model,
     and every later update inherits its error.
 
     With ``columns`` each column has mean zero and mean square one, or without a bias mean square one. A column that is
     constant gets the scale that it has with True, since these rows do not tell its size. False changes nothing.
+
+    A column counts as constant if it deviates from its mean by at most eight times the rounding of float32, or of
+    float64 for such features: by 0.95 near a million in float32.
 
     With ``weights`` a row counts as often as its weight says.
 
@@ -127,18 +130,47 @@ def fit_standardization(
     share = features.new_full((n_rows,), 1.0 / n_rows, dtype=torch.float64)
     if weights is not None:
         share = weights.double() / weights.double().sum()
-    tiles = list(row_tiles(n_rows))
-    centre = sum((share[tile] @ features[tile].double() for tile in tiles), share.new_zeros(n_features))
-    square = sum(
-        (share[tile] @ (features[tile].double() - centre).square().mean(1) for tile in tiles), share.new_zeros(())
-    )
-    deviation = square.sqrt()
-    scale = torch.where(deviation > 0, deviation.reciprocal(), 1.0).to(dtype)
+    centre, squares = _moments(features, share)
+    deviation = squares.mean().sqrt()
+    constant = _is_constant(squares.sqrt(), centre, features.dtype).all()
+    scale = torch.where(constant, 1.0, deviation.reciprocal()).to(dtype)
     check_overflow("features", deviation, scale)
     if standardize == COLUMNS:
         scale = _scale_of_columns(features, share, centre, scale, has_bias=has_bias)
     centre = centre.to(dtype)
     return Standardization(centre if has_bias else torch.zeros_like(centre), scale, has_bias)
+
+
+def _moments(
+    features: Tensor,  # [N, D] raw
+    share: Tensor,  # of each row, [N] float64
+) -> tuple[Tensor, Tensor]:  # [D], [D], float64
+    """Mean and mean square deviation of each column.
+
+    The mean is taken of the differences from one row, so that a column of equal numbers has exactly that number as its
+    mean, and deviation zero. A sum of the numbers themselves would round.
+    """
+    row = features[share.argmax()].double()  # one with a weight, since the others do not count
+    centre, squares = torch.zeros_like(row), torch.zeros_like(row)
+    for tile in row_tiles(len(features)):
+        centre += share[tile] @ (features[tile].double() - row)
+    centre += row
+    for tile in row_tiles(len(features)):
+        squares += share[tile] @ (features[tile].double() - centre).square()
+    return centre, squares
+
+
+def _is_constant(
+    deviation: Tensor,  # of each column from its origin, [D] float64
+    origin: Tensor,  # [D] float64
+    dtype: torch.dtype,  # of the features
+) -> Tensor:  # [D] bool
+    """Whether a column is constant: it deviates from its origin by no more than the rounding of its numbers.
+
+    Half precision has the rounding of float32, in which a model computes with it.
+    """
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    return deviation <= _RESOLVED * eps * origin.abs()
 
 
 def _scale_of_columns(
@@ -154,7 +186,7 @@ def _scale_of_columns(
     for tile in row_tiles(len(features)):
         squares += share[tile] @ (features[tile].double() - origin).square()
     deviation = squares.sqrt()
-    constant = deviation <= _RESOLVED * torch.finfo(features.dtype).eps * origin.abs()
+    constant = _is_constant(deviation, origin, features.dtype)
     result = torch.where(constant, scale.double(), deviation.reciprocal()).to(scale.dtype)
     check_overflow("features", deviation, result)
     return result
@@ -171,20 +203,21 @@ def uneven_columns(
     """
     if len(features) < _JUDGED:
         return ""
-    sample = features[:: -(-len(features) // _SAMPLED)].double()
-    every = (sample - sample.mean(0)).square_().sum(0)
+    sample = features[:: -(-len(features) // _SAMPLED)]
+    centre, every = _moments(sample, sample.new_full((len(sample),), 1.0 / len(sample), dtype=torch.float64))
     few = max(1, len(every) // _FEW)
     if float(every.max()) * few < 0.5 * float(every.sum()):  # so that few columns cannot have half
         return ""
     variances, columns = every.sort(descending=True)
-    varying = int((variances > 0).sum())
+    varying = ~_is_constant(every.sqrt(), centre, features.dtype)
+    n_varying = int(varying.sum())
     shares = variances.cumsum(0) / variances.sum()
-    if varying == 0 or not bool(shares.isfinite().all()):  # they overflow, which is an error elsewhere
+    if n_varying == 0 or not bool(shares.isfinite().all()):  # they overflow, which is an error elsewhere
         return ""
     count = int((shares <= 0.5).sum()) + 1  # the fewest columns with more than half
-    if count > few or count >= varying:
+    if count > few or count >= n_varying:
         return ""
-    if not bool(variances[count - 1] >= _UNEVEN * variances[:varying].median()):
+    if not bool(variances[count - 1] >= _UNEVEN * every[varying].median()):
         return ""
     if len(columns) >= _ORDERED:
         order = torch.stack([columns, torch.arange(len(columns), device=columns.device)]).double()

@@ -123,6 +123,28 @@ class TestCandidates:
         with pytest.raises(TypeError, match=r"^candidates must hold indices, .*numpy\.flatnonzero\(mask\)"):
             LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=mask)
 
+    @pytest.mark.parametrize(
+        ("candidates", "got"),
+        [
+            ([20.0, 21.9, 22.5], r"float 20\.0"),
+            (np.array([20.0, 21.0]), r"float 20\.0"),
+            (np.array([20, 21.5], dtype=object), r"float 21\.5"),
+            (np.array([20, True], dtype=object), "bool True"),
+            (["20", "21"], "str '20'"),
+        ],
+        ids=str,
+    )
+    def test_numbers_that_are_no_integers_are_refused(self, task: Task, candidates: Any, got: str) -> None:
+        """scikit-activeml takes their whole part."""
+        with pytest.raises(TypeError, match=rf"^candidates must hold integers, got {got}$"):
+            LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=candidates, batch_size=2)
+
+    @pytest.mark.parametrize("dtype", [np.uint8, np.int64, object])
+    def test_integers_of_any_dtype_are_accepted(self, task: Task, dtype: Any) -> None:
+        candidates = np.array([np.int64(20), 21, 22], dtype=dtype)
+        picks = LaplaceQueryStrategy("margin").query(task.X, task.y, task.clf, candidates=candidates, batch_size=3)
+        assert sorted(picks.tolist()) == [20, 21, 22]
+
     def test_negative_indices_are_refused(self, task: Task) -> None:
         with pytest.raises(ValueError, match=r"^candidates must lie in \[0, 80\), one of the samples of X, got -1"):
             LaplaceQueryStrategy().query(task.X, task.y, task.clf, candidates=[79, -1], batch_size=2)
@@ -253,6 +275,26 @@ class TestModel:
         picks = LaplaceQueryStrategy(missing_label=missing).query(task.X, y, clf, batch_size=3)
         assert (picks >= LABELLED).all()
 
+    @pytest.mark.parametrize(
+        ("classes", "label", "missing"), [(["a", "b"], "abc", ""), ([0, 1], 0.5, -1.0), ([0, 1], 7, -1)], ids=str
+    )
+    def test_a_label_that_is_no_class_is_refused(self, task: Task, classes: Any, label: Any, missing: Any) -> None:
+        """scikit-activeml cuts it to the type of the classes, so that 'abc' is 'a' and 0.5 is 0."""
+        y = np.array([*classes, label] * 4 + [missing] * 68)
+        clf = SklearnClassifier(LaplaceClassifier(), classes=classes, missing_label=missing)
+        with pytest.raises(ValueError, match=rf"^y must hold classes of clf\.classes, got {label!r}$"):
+            LaplaceQueryStrategy(missing_label=missing).query(task.X, y, clf)
+
+    @pytest.mark.parametrize("fit_clf", [True, False])
+    def test_a_classifier_that_fits_samples_without_a_label_is_refused(self, task: Task, fit_clf: bool) -> None:
+        """The missing label would be one of its classes."""
+        y = np.where(is_labeled(task.y), task.truth, -1).astype(int)
+        clf = SklearnClassifier(
+            LaplaceClassifier(), include_unlabeled_samples=True, classes=range(4), missing_label=-1
+        ).fit(task.X, y)
+        with pytest.raises(ValueError, match=r"^clf must have include_unlabeled_samples=False, got True"):
+            LaplaceQueryStrategy(missing_label=-1).query(task.X, y, clf, fit_clf=fit_clf)
+
 
 class TestColdStart:
     @pytest.mark.parametrize("acquisition", ACQUISITIONS)
@@ -280,6 +322,56 @@ class TestColdStart:
         expected = prior.fit(task.X[:0]).update(task.X[:1], np.array([2])).predict_latent(task.X[1:]).variance
         np.testing.assert_allclose(utilities[0, 1:], expected)
 
+    @pytest.mark.parametrize("acquisition", ["margin", "entropy", "bald", "uherding", "gradient_norm"])
+    @pytest.mark.parametrize("known", [[0, 1], [7, 3, 9]], ids=str)
+    def test_the_model_has_all_classes_of_the_classifier(self, task: Task, acquisition: str, known: list[int]) -> None:
+        y, labels = np.full(80, MISSING_LABEL), np.resize(known, LABELLED)
+        y[:LABELLED] = labels
+        clf = SklearnClassifier(LaplaceClassifier(), classes=range(10))
+        picks, utilities = LaplaceQueryStrategy(acquisition).query(task.X, y, clf, batch_size=4, return_utilities=True)
+        model = LastLayerLaplace.fit_map(task.X[:LABELLED], labels, 10)
+        expected = select_batch(
+            model, task.X, 4, acquisition, labelled=task.X[:LABELLED], candidates=np.arange(LABELLED, 80)
+        )
+        assert picks.tolist() == expected.indices.tolist()
+        np.testing.assert_allclose(utilities[range(4), picks], expected.utilities, rtol=1e-9)
+
+    @pytest.mark.parametrize("known", [[], [4], [4, 2], [4, 2, 0]], ids=str)
+    def test_entropy_is_that_of_all_classes(self, task: Task, known: list[int]) -> None:
+        """A class without a label does not disappear when the second class is known."""
+        y = np.full(80, MISSING_LABEL)
+        y[: len(known)] = known
+        clf = SklearnClassifier(LaplaceClassifier(), classes=range(10))
+        _, utilities = LaplaceQueryStrategy("entropy").query(task.X, y, clf, return_utilities=True)
+        assert np.log(9) < np.nanmax(utilities) <= np.log(10) + 1e-9
+
+    @pytest.mark.parametrize("names", [range(10), list("jihgfedcba"), [float(place) for place in range(10)]], ids=str)
+    def test_a_fitted_classifier_gets_the_classes_without_a_label(self, task: Task, names: Any) -> None:
+        """scikit-activeml fits its estimator to the classes that have a label."""
+        text = isinstance(names[0], str)
+        missing, labels = ("" if text else -1), np.resize([2, 7], LABELLED)
+        y = np.array([*sorted(names), missing])[np.concatenate([labels, np.full(80 - LABELLED, 10)])]
+        clf = SklearnClassifier(LaplaceClassifier(), classes=names, missing_label=missing).fit(task.X, y)
+        assert len(clf.estimator_.classes_) == 2
+        strategy = LaplaceQueryStrategy("bald", missing_label=missing)
+        picks, utilities = strategy.query(task.X, y, clf, fit_clf=False, batch_size=4, return_utilities=True)
+        model = LastLayerLaplace.fit_map(task.X[:LABELLED], (labels == 7).astype(int), 2)
+        for _ in range(8):
+            model.add_class()
+        expected = select_batch(model, task.X[LABELLED:], 4, "bald")
+        assert picks.tolist() == (expected.indices + LABELLED).tolist()
+        np.testing.assert_allclose(utilities[range(4), picks], expected.utilities, rtol=1e-9)
+        assert clf.estimator_.posterior_.num_classes == 2
+
+    @pytest.mark.parametrize("known", [[], [2.0], [2.0, 1.0]], ids=str)
+    def test_samples_in_reverse_are_taken(self, task: Task, known: list[float]) -> None:
+        """A view with negative strides, which torch does not have."""
+        y = np.full(80, MISSING_LABEL)
+        y[: len(known)] = known
+        picks = LaplaceQueryStrategy("maxherding").query(task.X[::-1], y, task.clf, batch_size=3)
+        copied = LaplaceQueryStrategy("maxherding").query(task.X[::-1].copy(), y, task.clf, batch_size=3)
+        assert picks.tolist() == copied.tolist()
+
     def test_unknown_classes_raise(self, task: Task) -> None:
         y = np.full(80, MISSING_LABEL)
         y[0] = 2.0
@@ -303,13 +395,58 @@ class TestClassWeight:
 
     def test_a_class_without_a_label_may_have_a_weight(self, task: Task) -> None:
         clf = SklearnClassifier(LaplaceClassifier(class_weight={7: 5.0}), classes=[0, 1, 2, 3, 7])
-        plain = LaplaceQueryStrategy("margin").query(task.X, task.y, task.clf, batch_size=5)
+        unweighted = SklearnClassifier(LaplaceClassifier(), classes=clf.classes)
+        plain = LaplaceQueryStrategy("margin").query(task.X, task.y, unweighted, batch_size=5)
         assert LaplaceQueryStrategy("margin").query(task.X, task.y, clf, batch_size=5).tolist() == plain.tolist()
+
+    @pytest.mark.parametrize("class_weight", [None, "balanced", {2: 7.0}, {1: 9.0, 2: 0.5}], ids=str)
+    @pytest.mark.parametrize("parameters", [{}, {"fit_bias": False}, {"standardize": "columns"}], ids=str)
+    def test_labels_of_one_class_have_their_weight_and_not_gamma(
+        self, task: Task, class_weight: Any, parameters: dict[str, Any]
+    ) -> None:
+        y = np.full(80, MISSING_LABEL)
+        y[:5] = 2.0
+        clf = SklearnClassifier(
+            LaplaceClassifier(class_weight=class_weight, gamma=100.0, **parameters), classes=range(4)
+        )
+        _, utilities = LaplaceQueryStrategy("margin", targets=None).query(task.X, y, clf, return_utilities=True)
+        weight = class_weight[2] if isinstance(class_weight, dict) else 1.0
+        prior = LastLayerLaplace.untrained(task.X, 4, **parameters)
+        expected = prior.update(task.X[:5], np.full(5, 2), "joint", gamma=weight).predict_proba(task.X[5:], "plugin")
+        top = expected.topk(2).values
+        np.testing.assert_allclose(utilities[0, 5:], 1.0 - (top[:, 0] - top[:, 1]), rtol=2e-3)
+        quiet = SklearnClassifier(
+            LaplaceClassifier(class_weight=class_weight, gamma=0.0, **parameters), classes=range(4)
+        )
+        _, same = LaplaceQueryStrategy("margin", targets=None).query(task.X, y, quiet, return_utilities=True)
+        np.testing.assert_array_equal(utilities, same)
+
+    def test_a_class_of_weight_zero_counts_as_without_labels(self, task: Task) -> None:
+        clf = SklearnClassifier(LaplaceClassifier(class_weight={2: 0.0}), classes=range(4))
+        nothing, one, two = (np.full(80, MISSING_LABEL) for _ in range(3))
+        one[:5], two[:6] = 2.0, [2.0] * 5 + [1.0]
+
+        def utilities(y: NDArray[Any], clf: SklearnClassifier = clf) -> NDArray[Any]:
+            strategy = LaplaceQueryStrategy("entropy")
+            result: NDArray[Any] = strategy.query(task.X, y, clf, candidates=range(6, 80), return_utilities=True)[1]
+            return result
+
+        np.testing.assert_array_equal(utilities(one), utilities(nothing))
+        only = two.copy()
+        only[:5] = MISSING_LABEL
+        np.testing.assert_array_equal(utilities(two), utilities(only, task.clf))
 
     def test_other_classes_are_refused(self, task: Task) -> None:
         clf = SklearnClassifier(LaplaceClassifier(class_weight={"cat": 5.0}), classes=range(4))
         with pytest.raises(ValueError, match=r"^class_weight must hold classes of clf.classes, got 'cat'$"):
             LaplaceQueryStrategy().query(task.X, task.y, clf)
+
+    @pytest.mark.parametrize("n_labels", [0, 1, LABELLED])
+    def test_an_unknown_text_is_refused(self, task: Task, n_labels: int) -> None:
+        y = np.where(np.arange(80) < n_labels, task.truth, MISSING_LABEL)
+        clf = SklearnClassifier(LaplaceClassifier(class_weight="balance"), classes=range(4))
+        with pytest.raises(ValueError, match=r"^class_weight must be one of 'balanced', got 'balance'"):
+            LaplaceQueryStrategy().query(task.X, y, clf)
 
     def test_a_negative_weight_is_named_by_its_label(self, task: Task) -> None:
         y = np.array(["a", "b", ""])[np.where(is_labeled(task.y), task.truth > 1, 2).astype(int)]

@@ -178,19 +178,50 @@ class TestWeights:
         weights = np.linspace(0.0, 2.0, 10)
         classifier = LaplaceClassifier(gamma=0.5, tolerance=0.0).fit(X, y)
         posterior = LastLayerLaplace.fit_map(problem.pool, problem.labels, 4, tolerance=0.0)
-        posterior.update(problem.pool[:10], problem.labels[:10], gamma=torch.from_numpy(0.5 * weights))
+        posterior.update(problem.pool[1:10], problem.labels[1:10], gamma=torch.from_numpy(0.5 * weights[1:]))
         classifier.partial_fit(X[:10], y[:10], sample_weight=weights)
         assert torch.equal(classifier.posterior_.mean, posterior.mean)
+        assert torch.equal(classifier.posterior_.covariance, posterior.covariance)
+
+    @pytest.mark.parametrize("step", ["line_search", "newton", "joint"])
+    @pytest.mark.parametrize("by_class", [False, True])
+    def test_a_weight_of_zero_leaves_the_row_out(self, data: Any, step: str, by_class: bool) -> None:
+        X, y = data
+        weights = np.where(y == "eel", 0.0, 2.0)[:12]
+        assert 0 < np.count_nonzero(weights) < 12
+        classifier, expected = (LaplaceClassifier(step=step).fit(X, y) for _ in range(2))
+        if by_class:
+            classifier.set_params(class_weight={"cat": 2.0, "dog": 2.0, "eel": 0.0, "fox": 2.0})
+            classifier.partial_fit(X[:12], y[:12])
+        else:
+            classifier.partial_fit(X[:12], y[:12], sample_weight=weights)
+        kept = weights > 0.0
+        expected.partial_fit(X[:12][kept], y[:12][kept], sample_weight=weights[kept])
+        assert torch.equal(classifier.posterior_.mean, expected.posterior_.mean)
+        assert torch.equal(classifier.posterior_.covariance, expected.posterior_.covariance)
+        assert classifier.posterior_.absorbed_labels == np.count_nonzero(weights)
 
     @pytest.mark.parametrize("step", ["line_search", "newton", "joint"])
     def test_a_later_partial_fit_takes_weights_that_are_all_zero(self, data: Any, step: str) -> None:
         X, y = data
         classifier = LaplaceClassifier(step=step).fit(X, y)
-        before = classifier.predict_log_proba(X)
+        before, covariance = classifier.predict_log_proba(X), classifier.posterior_.covariance
         classifier.partial_fit(X[:3], y[:3], sample_weight=np.zeros(3))
-        zero = LaplaceClassifier(step=step, gamma=0.0).fit(X, y).partial_fit(X[:3], y[:3])
-        np.testing.assert_allclose(classifier.predict_log_proba(X), zero.predict_log_proba(X), rtol=1e-12)
-        np.testing.assert_allclose(classifier.predict_log_proba(X), before, atol=0.5)  # only the covariance moves
+        np.testing.assert_array_equal(classifier.predict_log_proba(X), before)
+        assert torch.equal(classifier.posterior_.covariance, covariance)
+        assert classifier.posterior_.absorbed_labels == 0
+
+    @pytest.mark.parametrize("step", ["line_search", "newton", "joint"])
+    @pytest.mark.parametrize("classes", [None, [*NAMES, "bee", "owl"]])
+    def test_rows_of_weight_zero_add_their_new_classes(self, data: Any, step: str, classes: list[str] | None) -> None:
+        X, y = data
+        classifier = LaplaceClassifier(step=step, link="plugin").fit(X, y)
+        before, covariance = classifier.predict_proba(X), classifier.posterior_.covariance
+        classifier.partial_fit(X[:2], ["owl", "bee"], classes, sample_weight=np.zeros(2))
+        assert classifier.classes_.tolist() == ["bee", "cat", "dog", "eel", "fox", "owl"]
+        after = classifier.predict_proba(X)
+        np.testing.assert_allclose(after[:, 1:5] / after[:, 1:5].sum(1, keepdims=True), before, rtol=1e-9)
+        assert torch.equal(classifier.posterior_.covariance, covariance)
 
     @pytest.mark.parametrize("class_weight", [None, "balanced", dict.fromkeys(NAMES.tolist(), 2.0)], ids=str)
     def test_the_first_fit_needs_a_weight_above_zero(self, data: Any, class_weight: Any) -> None:
@@ -287,6 +318,21 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^y contains previously unseen labels"):
             classifier.partial_fit(X[:2], ["cat", "owl"], classes=NAMES)
         np.testing.assert_array_equal(classifier.predict_proba(X), before)
+
+    @pytest.mark.parametrize("fitted", [False, True])
+    def test_a_text_that_is_longer_than_all_classes_is_not_cut(self, data: Any, fitted: bool) -> None:
+        classifier = LaplaceClassifier().fit(*data) if fitted else LaplaceClassifier()
+        with pytest.raises(ValueError, match=r"^y contains previously unseen labels: 'catfish' is not one of classes"):
+            classifier.partial_fit(data[0][:2], ["cat", "catfish"], classes=NAMES)
+
+    @pytest.mark.parametrize(
+        ("given", "classes"), [([0, 1], ["0", "1"]), ([True, False], [0, 1]), ([0, 1], [False, True])], ids=str
+    )
+    def test_the_first_partial_fit_wants_labels_of_the_kind_of_the_classes(
+        self, data: Any, given: list[Any], classes: list[Any]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"^y must hold labels of the kind of "):
+            LaplaceClassifier().partial_fit(data[0][:2], given, classes=classes)
 
     @pytest.mark.parametrize("given", [[0, 1], [0.0, 2.0], ["cat", "dog"]], ids=str)
     def test_booleans_meet_booleans_only(self, data: Any, given: list[Any]) -> None:

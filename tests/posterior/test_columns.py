@@ -102,6 +102,76 @@ def test_rounding_of_a_constant_is_no_variance(draw: Draw) -> None:
     assert torch.equal(each.scale[:2], common.scale.expand(2))
 
 
+EQUAL = torch.tensor([0.1, 0.7, -0.3], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("standardized", [True, "columns"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 100, 20000])
+def test_rows_that_are_equal_have_the_scale_one(kind: torch.dtype, standardized: bool | str, count: int) -> None:
+    """The mean of equal numbers is rounded, so that they seemed to deviate from it by 1e-17."""
+    x, labels = EQUAL.to(kind).repeat(count, 1), torch.arange(count) % 2
+    weights = 1.0 + torch.arange(count) % 3
+    for model in (
+        LastLayerLaplace.untrained(x, 2, standardize=standardized),
+        LastLayerLaplace.fit_map(x, labels, 2, standardize=standardized),
+        LastLayerLaplace.fit_map(x, labels, 2, standardize=standardized, weights=weights),
+    ):
+        assert bool((model.scale == 1.0).all())
+        assert torch.equal(model.centre, x[0].to(model.centre.dtype))
+    copies, two = x[:1].repeat(5, 1), x[:1].repeat(2, 1)
+    by_copies = LastLayerLaplace.fit_map(copies, torch.arange(5) % 2, 2, standardize=standardized)
+    by_weights = LastLayerLaplace.fit_map(
+        two, torch.tensor([0, 1]), 2, standardize=standardized, weights=torch.tensor([3.0, 2.0])
+    )
+    near = two.to(by_copies.mean.dtype) + 1e-3
+    expected = by_weights.predict_proba(near)
+    torch.testing.assert_close(by_copies.predict_proba(near), expected, rtol=1e-3, atol=1e-4)
+    assert 0.4 < float(expected[0, 0]) < 0.7
+
+
+@pytest.mark.parametrize("standardized", [True, "columns"])
+def test_rows_with_weights_decide_what_is_constant(draw: Draw, standardized: bool | str) -> None:
+    x = torch.cat([draw.normal(4, 3), EQUAL.repeat(5, 1)])
+    weights = torch.tensor([0.0] * 4 + [1.0, 2.0, 3.0, 1.0, 1.0])
+    model = LastLayerLaplace.fit_map(x, torch.arange(9) % 2, 2, standardize=standardized, weights=weights)
+    assert bool((model.scale == 1.0).all())
+    assert torch.equal(model.centre, EQUAL)
+
+
+@pytest.mark.parametrize("standardized", [True, "columns"])
+def test_equal_rows_that_were_computed_differently_have_the_scale_one(standardized: bool | str) -> None:
+    """They differ by one rounding, as rows of one input in two batches do."""
+    x = EQUAL.repeat(10, 1)
+    x[::2] = torch.nextafter(x[::2], torch.ones(()).double())
+    assert bool((LastLayerLaplace.untrained(x, 2, standardize=standardized).scale == 1.0).all())
+    assert uneven_columns(x) == ""
+
+
+@pytest.mark.parametrize("standardized", [True, "columns"])
+@pytest.mark.parametrize(("deviation", "constant"), [(0.1, True), (10.0, False)])
+def test_far_from_zero_only_what_float32_resolves_is_scaled(
+    draw: Draw, standardized: bool | str, deviation: float, constant: bool
+) -> None:
+    """Near a million the steps of float32 are 1/16."""
+    x, labels = (1e6 + deviation * draw.normal(N, D)).float(), draw.integers(2, N)
+    model = LastLayerLaplace.fit_map(x, labels, 2, standardize=standardized)
+    if constant:
+        assert bool((model.scale == 1.0).all())
+    else:
+        inner = model.standardization.standardized(x)[:, :D]
+        assert float(inner.square().mean()) == pytest.approx(1.0, rel=0.01)
+
+
+def test_a_constant_column_does_not_change_the_scale_of_a_small_one(draw: Draw) -> None:
+    x = torch.cat([1e-20 * draw.normal(5, 1), EQUAL.repeat(5, 1)], 1)
+    for standardized in (True, "columns"):
+        model = LastLayerLaplace.untrained(x, 2, standardize=standardized)
+        inner = model.standardization.standardized(x)[:, :-1]
+        mean_square = inner.square().mean() if standardized is True else inner[:, 0].square().mean()
+        assert float(mean_square) == pytest.approx(1.0)
+
+
 def test_features_that_overflow_are_refused(draw: Draw) -> None:
     x = draw.normal(N, D)
     x[0, 0] = 1e300
@@ -314,6 +384,10 @@ ORDINARY: dict[str, Callable[[Draw], Tensor]] = {
     "one row": lambda draw: draw.normal(1, D),
     "two rows": lambda draw: draw.normal(2, 2),
     "constant": lambda _: torch.ones(N, D),
+    "constant, no binary fractions": lambda _: torch.full((9, 3), 0.1) * torch.tensor([1.0, 7.0, -3.0]).double(),
+    "constant to one rounding but for one": lambda draw: torch.cat(
+        [0.1 + 1e-17 * torch.arange(N)[:, None] * torch.ones(D).double(), draw.normal(N, 1)], 1
+    ),
     "constant but for one": lambda draw: torch.cat([torch.ones(N, D).double(), draw.normal(N, 1)], 1),
     "after a rectifier": lambda draw: draw.normal(N, D).relu(),
     "far from zero": lambda draw: draw.normal(N, D) + 1000 * draw.normal(D),
