@@ -39,7 +39,7 @@ def look_ahead(
     targets: LabelsOfBatches,  # [N] or [M, b]
     eval_features: Array,  # [E, D]
     eval_targets: Labels | None = None,  # [E]
-    loss: str = "expected_zero_one",
+    loss: str | None = None,
     step: str = "line_search",
     gamma: float = 1.0,
     link: str = "plugin",
@@ -56,9 +56,10 @@ def look_ahead(
         targets: the labels to assume, one per row of the pool [N] or one per entry of the batches [M, b]: numbers of
             classes or, where the posterior has ``class_names``, their names. Both may be a list, or M lists of b.
         eval_features: the evaluation points, [E, D], E >= 1.
-        eval_targets: their labels, int64 [E]; for ``cross_entropy``, ``zero_one`` and ``brier``.
+        eval_targets: their labels, [E]; for ``cross_entropy``, ``zero_one`` and ``brier``, and for these alone.
         loss: one of those, or ``expected_cross_entropy`` (the entropy) or ``expected_zero_one``, which are expectations
-            under the model's own predictive.
+            under the model's own predictive; by default ``cross_entropy`` with ``eval_targets``, else
+            ``expected_zero_one``.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``.

@@ -59,9 +59,10 @@ def select_lookahead(
         n_batches: batches to try at most, shared evenly among the proposals.
         targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or labels [N]. True labels make the
             strategy one for comparison alone.
-        eval_targets: labels of the evaluation points, [E].
-        loss: one of ``losses.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
-            ``expected_zero_one``.
+        eval_targets: labels of the evaluation points, [E]; for ``cross_entropy``, ``zero_one`` and ``brier``, and for
+            these alone.
+        loss: one of those, or ``expected_cross_entropy`` or ``expected_zero_one``; by default ``cross_entropy`` with
+            ``eval_targets``, else ``expected_zero_one``, as in ``look_ahead``.
         proposals: where the batches come from: ``random`` rows, ``diverse`` (one row from each k-means cluster, needs
             scikit-learn), ``informative`` (random among the rows with the smallest margin), and any acquisition of
             ``select_batch``, by name or as a callable, for the batch that it picks at once under the current model. An
@@ -94,7 +95,6 @@ def select_lookahead(
             check_choice("proposals", name, tuple(dict.fromkeys((*PROPOSALS, *ACQUISITIONS))))
     n_batches = check_integer("n_batches", n_batches, at_least=len(names))
     n_label_samples = check_integer("n_label_samples", n_label_samples, at_least=1)
-    loss = ("expected_zero_one" if eval_targets is None else "cross_entropy") if loss is None else loss
     evaluation = check_evaluation(posterior, eval_features, eval_targets, loss, link)
     rule = check_rule(step, gamma, posterior.curvature)
     check_generator("generator", generator, torch.device("cpu"))
@@ -131,7 +131,7 @@ def select_lookahead(
             labels,
             evaluation.features,
             evaluation.targets,
-            loss,
+            evaluation.loss,
             rule.step,
             rule.gamma,
             link,

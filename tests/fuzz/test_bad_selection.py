@@ -111,7 +111,7 @@ CALLS = {
             "targets": values.labels(LABELS, 4),
             "eval_targets": {words: bad for words, bad in values.labels(TRUTH, 4).items() if words != "None"}
             | {"None": Bad(None, ValueError, "must be given for loss='brier'")},
-            "loss": values.choices_not_none(),
+            "loss": values.choices(),
         },
     ),
     "expected_error_reduction": Call(

@@ -55,12 +55,11 @@ def test_look_ahead_is_update_then_evaluate(
         ]
     )
     posterior, pool, points = exact.posterior.clone().to(dtype), exact.pool.to(dtype), exact.eval_features.to(dtype)
-    losses = look_ahead(posterior, pool, batches, exact.labels, points, exact.eval_targets, loss, step, link=link)
+    truth = None if loss in EXPECTED_LOSSES else exact.eval_targets
+    losses = look_ahead(posterior, pool, batches, exact.labels, points, truth, loss, step, link=link)
     assert losses.dtype == dtype
     torch.testing.assert_close(losses.double(), expected, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=0)
-    by_entry = look_ahead(
-        posterior, pool, batches, exact.labels[batches], points, exact.eval_targets, loss, step, link=link
-    )
+    by_entry = look_ahead(posterior, pool, batches, exact.labels[batches], points, truth, loss, step, link=link)
     assert torch.equal(by_entry, losses)
 
 
@@ -176,6 +175,38 @@ def test_the_best_batch_is_the_best_of_those_proposed(targets: str) -> None:
         random = search(problem, proposals=("random",), **arguments)
         middling = search(problem, proposals=("random",), loss="brier", **arguments)
         assert not torch.equal(middling.utilities, random.utilities)
+
+
+@pytest.mark.parametrize("loss", [None, *LOSSES])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_utility_is_the_loss_that_look_ahead_gives_for_the_batch(loss: str | None, labelled: bool) -> None:
+    """Both choose the same loss where none is named."""
+    problem = make_problem()
+    arguments = {"eval_targets": problem.eval_targets if labelled else None, "loss": loss}
+    if loss is not None and labelled == (loss in EXPECTED_LOSSES):
+        for call in (
+            lambda: search(problem, **arguments),
+            lambda: look_ahead(
+                problem.posterior,
+                problem.pool,
+                torch.tensor([[0, 1]]),
+                problem.labels,
+                problem.eval_features,
+                **arguments,
+            ),
+        ):
+            with pytest.raises(ValueError, match=f"^eval_targets must be (None|given) for loss='{loss}'"):
+                call()
+        return
+    result = search(problem, targets=problem.labels, proposals=("random",), **arguments)
+    batch = result.indices[None]
+    ahead = look_ahead(problem.posterior, problem.pool, batch, problem.labels, problem.eval_features, **arguments)
+    torch.testing.assert_close(-result.utilities[:1], ahead)
+    default = "cross_entropy" if labelled else "expected_zero_one"
+    achieved = loss_by_definition(
+        result.posterior, problem.eval_features, problem.eval_targets, loss or default, "plugin"
+    )
+    torch.testing.assert_close(ahead[0], achieved)
 
 
 def test_label_samples_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
