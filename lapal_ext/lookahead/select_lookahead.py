@@ -20,7 +20,7 @@ from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.rules import Link, check_rule
 from lapal_ext.selection.label_sources import check_source, draw_labels, is_labels
 from lapal_ext.selection.selection_result import SelectionResult
-from lapal_ext.validation.arrays import Array, Labels
+from lapal_ext.validation.arrays import Array, Labels, Rows
 from lapal_ext.validation.scalars import check_choice, check_generator, check_integer
 from lapal_ext.validation.tensors import as_labels, check_labels, shape_text
 
@@ -43,7 +43,7 @@ def select_lookahead(
     gamma: float = 1.0,
     link: str = "plugin",
     generator: torch.Generator | None = None,
-    candidates: Array | None = None,  # [K] int64
+    candidates: Rows | None = None,  # [K]
     labelled: Array | None = None,  # [L, D]
 ) -> SelectionResult:
     """Pick the best of many proposed batches by the loss that the model would have after each.
@@ -72,7 +72,8 @@ def select_lookahead(
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``.
         generator: a CPU generator, for proposals and ``sampled``.
-        candidates: the rows that may be picked, distinct, int64 [K]; all by default.
+        candidates: the rows that may be picked, distinct, [K]: integers of any type, in a tensor, an array or a list;
+            all by default.
         labelled: features of the rows that have labels, [L, D], for proposals that avoid rows near them.
 
     Returns:
