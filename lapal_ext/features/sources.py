@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler, Subset
 
 from lapal_ext.validation.arrays import Array, view
+from lapal_ext.validation.scalars import type_name
 from lapal_ext.validation.tensors import shape_text
 
 Data: TypeAlias = Array | Mapping[str, Any] | Dataset[Any] | DataLoader[Any] | Iterable[Any]
@@ -38,7 +39,7 @@ def count_rows(data: Data) -> int | None:
         )
     if isinstance(data, (str, bytes, type)) or not (isinstance(data, (Dataset, Iterable)) or _has_rows(data)):
         raise TypeError(
-            f"data must be a tensor, a Dataset, a DataLoader or an iterable of batches, got {type(data).__name__}"
+            f"data must be a tensor, a Dataset, a DataLoader or an iterable of batches, got {type_name(data)}"
         )
     if _has_rows(data):
         return len(data)  # type: ignore[arg-type]

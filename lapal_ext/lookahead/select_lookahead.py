@@ -117,8 +117,10 @@ def select_lookahead(
         [
             PROPOSALS[name](rows, batch_size, share, generator)
             if isinstance(name, str) and name in PROPOSALS
-            else propose_by_acquisition(name, posterior, rows, batch_size, share, evaluation.link, labelled, generator)
-            for name, share in zip(names, shares, strict=True)
+            else propose_by_acquisition(
+                name, f"proposals[{i}]", posterior, rows, batch_size, share, evaluation.link, labelled, generator
+            )
+            for i, (name, share) in enumerate(zip(names, shares, strict=True))
         ]
     )
     total = torch.zeros(len(batches), dtype=torch.float64, device=batches.device)

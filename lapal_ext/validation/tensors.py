@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext.validation.arrays import view
+from lapal_ext.validation.scalars import type_name
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -83,7 +84,7 @@ def check_tensors(specs: Mapping[str, ShapeSpec], values: Mapping[str, object]) 
 def check_dense(name: str, value: object) -> Tensor:
     """Return ``value`` or raise TypeError unless it is a dense tensor: neither sparse nor nested."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type_name(value)}")
     if value.is_nested or value.layout != torch.strided:
         kind = "a nested one" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
@@ -95,7 +96,7 @@ def as_dense(name: str, value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         return view(name, value)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}{way_out(value)}")
+        raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type_name(value)}{way_out(value)}")
     return check_dense(name, value)
 
 

@@ -147,7 +147,9 @@ CALLS = {
                 "unknown": Bad(("random", "bogus"), ValueError, "must be one of .*, got 'bogus'"),
                 "nested": Bad([["random"]], ValueError, "must be one of"),
                 "None among them": Bad(("badge", None), ValueError, "must be one of .*, got None"),
-                "a NaN": Bad((lambda _, x: put(x[:, 0], math.nan),), ValueError, "gave a utility that is not a number"),
+                "a NaN": Bad(
+                    (lambda _, x: put(x[:, 0], math.nan),), ValueError, r"\[0\] gave a utility that is not a number"
+                ),
             },
             "generator": values.generators(),
             "candidates": PICKING["candidates"],

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import LastLayerLaplace, expected_error_reduction, look_ahead, select_batch, select_lookahead
+from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import ACQUISITIONS, draws
 from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.lookahead.proposals import PROPOSALS
@@ -288,3 +289,16 @@ def test_candidates_and_labelled_rows_reach_the_proposals() -> None:
 def test_a_proposal_of_nan_selects_nothing() -> None:
     with pytest.raises(ValueError, match="gave a utility that is not a number; nothing was selected"):
         search(make_problem(), proposals=(lambda _, pool: pool[:, 0] * float("nan"),))
+
+
+@pytest.mark.parametrize(
+    ("propose", "message"),
+    [
+        (lambda _, pool: pool, r"'s utilities must have shape \(60,\), one per row, got \(60, 12\)"),
+        (lambda _, pool: pool.zero_()[:, 0], " must not change the rows that it gets in place"),
+        (lambda _, pool: pool[:, 0] / 0.0 * 0.0, " gave a utility that is not a number"),
+    ],
+)
+def test_an_error_of_a_proposal_says_which(propose: Acquisition, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^proposals\[2\]{message}"):
+        search(make_problem(), proposals=("random", lambda _, pool: pool[:, 0], propose))
