@@ -72,7 +72,9 @@ class Ranks:
                 distributed.barrier(self._group)
         except RankError:
             raise
-        except (Exception, KeyboardInterrupt) as error:  # Ctrl-C does not end the process of a notebook
+        # Of any kind, as the process may live on: Ctrl-C and sys.exit do not end a notebook, and asyncio may cancel one
+        # task alone. Ranks that are not told of it would take the next call of this one for the rest of the last.
+        except BaseException as error:
             with suppress(RankError):
                 self._synchronize(_DONE, 0, error)
             raise
