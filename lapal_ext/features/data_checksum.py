@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lapal_ext.entries import outside_inference_mode
-from lapal_ext.features.sources import is_labelled_pair
+from lapal_ext.features.sources import is_labelled_pair, read_by
 from lapal_ext.pool.checksum import COMPARED, spread
 
 _ITEMS = 32
@@ -115,7 +115,7 @@ def _of_items(items: Any, loader: "DataLoader[Any] | None") -> str | None:
     numbered = _Numbered(items, spread(len(items), _ITEMS))
     reader: DataLoader[Any] = DataLoader(numbered, batch_size=None, generator=generator, collate_fn=_digits, **options)
     with _other_draws():
-        parts = list(reader)
+        parts = list(read_by(reader))
     return _joined(parts)
 
 

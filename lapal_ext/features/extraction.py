@@ -20,7 +20,7 @@ from lapal_ext.features.layers import catch, channels_first, check_take, is_poin
 from lapal_ext.features.pooling import POOLS, Pooling, as_rows
 from lapal_ext.features.sources import Data, check_order, count_rows
 from lapal_ext.selection.progress import progress_bar
-from lapal_ext.validation.scalars import check_choice, check_device, check_flag, check_integer, check_path
+from lapal_ext.validation.scalars import check_choice, check_device, check_flag, check_integer, check_path, type_name
 from lapal_ext.validation.tensors import STORAGE_DTYPES, is_finite
 
 _AUTOCAST_DTYPES = (torch.bfloat16, torch.float16)
@@ -240,7 +240,7 @@ def _check_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         exported = hasattr(model, "graph_module") and hasattr(model, "module")
         hint = ", an exported program has no layers any more: pass the model that was exported" if exported else ""
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{hint}")
+        raise TypeError(f"model must be a torch.nn.Module, got {type_name(model)}{hint}")
     model = _unwrapped(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lapal_ext.features.outputs import fields, named_tensors
-from lapal_ext.validation.scalars import check_choice
+from lapal_ext.validation.scalars import check_choice, type_name
 
 TAKES = ("input", "output")
 """The part of a layer that is read: its input, or its output."""
@@ -33,7 +33,7 @@ def layer_name(model: nn.Module, layer: str | nn.Module | None, take: str) -> st
             raise ValueError(f"layer must be part of model, got {type(layer).__name__}: {_choice(model)}")
         return names[layer]
     if not isinstance(layer, str):
-        raise TypeError(f"layer must be a name, a torch.nn.Module or None, got {type(layer).__name__}")
+        raise TypeError(f"layer must be a name, a torch.nn.Module or None, got {type_name(layer)}")
     try:
         return names[model.get_submodule(layer)]
     except AttributeError:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler, Subset
 
 from lapal_ext.validation.arrays import Array, view
+from lapal_ext.validation.scalars import type_name
 from lapal_ext.validation.tensors import shape_text
 
 Data: TypeAlias = Array | Mapping[str, Any] | Dataset[Any] | DataLoader[Any] | Iterable[Any]
@@ -38,7 +39,7 @@ def count_rows(data: Data) -> int | None:
         )
     if isinstance(data, (str, bytes, type)) or not (isinstance(data, (Dataset, Iterable)) or _has_rows(data)):
         raise TypeError(
-            f"data must be a tensor, a Dataset, a DataLoader or an iterable of batches, got {type(data).__name__}"
+            f"data must be a tensor, a Dataset, a DataLoader or an iterable of batches, got {type_name(data)}"
         )
     if _has_rows(data):
         return len(data)  # type: ignore[arg-type]
@@ -104,8 +105,17 @@ def raw_batches(data: Data, batch_size: int, start: int) -> Iterable[Any]:
     if isinstance(data, Dataset) or reads_rows(data):
         rest: Any = Subset(data, range(start, len(data))) if reads_rows(data) else data  # type: ignore[arg-type]
         # With its own generator: a loader would draw a seed from the global one.
-        return DataLoader(rest, batch_size, collate_fn=collate, generator=torch.Generator(device="cpu"))
+        return read_by(DataLoader(rest, batch_size, collate_fn=collate, generator=torch.Generator(device="cpu")))
     return _batches_of_any(iter(data), batch_size)
+
+
+def read_by(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Begin to read a loader that the package has made; items are read later, and get the caller's default device.
+
+    When it begins, a loader draws a seed by its generator, into a tensor on the default device, which may be another.
+    """
+    with torch.device("cpu"):
+        return iter(loader)
 
 
 def is_item(raw: object) -> bool:

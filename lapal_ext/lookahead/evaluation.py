@@ -83,18 +83,26 @@ def check_evaluation(
     posterior: LastLayerLaplace,
     eval_features: Array,
     eval_targets: Labels | None,
-    loss: str,
+    loss: str | None,
     link: str,
 ) -> Evaluation:
-    """Return the checked evaluation, or raise a typed error."""
+    """Return the checked evaluation, or raise a typed error.
+
+    Without a loss it is ``cross_entropy`` where there are ``eval_targets``, and ``expected_zero_one`` where there are
+    none. Labels that the loss would not use are an error.
+    """
+    if loss is None:
+        loss = "expected_zero_one" if eval_targets is None else "cross_entropy"
     check_choice("loss", loss, LOSSES)
+    if loss in EXPECTED_LOSSES and eval_targets is not None:
+        raise ValueError(f"eval_targets must be None for loss={loss!r}, which does not use labels")
     features = check_features(posterior, eval_features, name="eval_features", nonempty=True)
     targets = None
     if eval_targets is not None:
         targets = check_targets(posterior, eval_targets, len(features), name="eval_targets")
     elif loss not in EXPECTED_LOSSES:
         raise ValueError(f"eval_targets must be given for loss={loss!r}; {' and '.join(EXPECTED_LOSSES)} need none")
-    return Evaluation(features, None if loss in EXPECTED_LOSSES else targets, loss, check_link(link))
+    return Evaluation(features, targets, loss, check_link(link))
 
 
 def tiles(count: int, width: int) -> Iterator[slice]:

@@ -15,16 +15,18 @@ from lapal_ext.posterior.class_names import class_numbers
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.posterior.updating import coefficients
 from lapal_ext.rules import UpdateRule, check_rule
-from lapal_ext.validation.arrays import Array, Labels
+from lapal_ext.validation.arrays import Array, Labels, Rows
 from lapal_ext.validation.tensors import (
     ShapeSpec,
-    as_dense,
     as_labels,
     check_index_range,
     check_labels,
     check_tensors,
     shape_text,
 )
+
+Batches = Array | Sequence[Rows]
+"""Row numbers of the pool, as many in each batch: integers of any type."""
 
 LabelsOfBatches = Labels | Sequence[Sequence[int]] | Sequence[Sequence[str]]
 """Labels in one row, or one row of them per batch."""
@@ -35,11 +37,11 @@ LabelsOfBatches = Labels | Sequence[Sequence[int]] | Sequence[Sequence[str]]
 def look_ahead(
     posterior: LastLayerLaplace,
     pool: Features,  # [N, D]
-    batches: Array,  # [M, b] int64
+    batches: Batches,  # [M, b]
     targets: LabelsOfBatches,  # [N] or [M, b]
     eval_features: Array,  # [E, D]
     eval_targets: Labels | None = None,  # [E]
-    loss: str = "expected_zero_one",
+    loss: str | None = None,
     step: str = "line_search",
     gamma: float = 1.0,
     link: str = "plugin",
@@ -52,13 +54,15 @@ def look_ahead(
     Args:
         posterior: a fitted model; not modified.
         pool: features that ``batches`` index, [N, D].
-        batches: M candidate batches of b distinct rows, int64 [M, b].
+        batches: M candidate batches of b distinct rows, [M, b]: integers of any type, in a tensor, an array, or a list
+            of M lists, arrays or tensors.
         targets: the labels to assume, one per row of the pool [N] or one per entry of the batches [M, b]: numbers of
             classes or, where the posterior has ``class_names``, their names. Both may be a list, or M lists of b.
         eval_features: the evaluation points, [E, D], E >= 1.
-        eval_targets: their labels, int64 [E]; for ``cross_entropy``, ``zero_one`` and ``brier``.
+        eval_targets: their labels, [E]; for ``cross_entropy``, ``zero_one`` and ``brier``, and for these alone.
         loss: one of those, or ``expected_cross_entropy`` (the entropy) or ``expected_zero_one``, which are expectations
-            under the model's own predictive.
+            under the model's own predictive; by default ``cross_entropy`` with ``eval_targets``, else
+            ``expected_zero_one``.
         step: ``line_search`` or ``newton``.
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``.
@@ -71,15 +75,13 @@ def look_ahead(
         NotPSDError: the covariance is not positive semi-definite.
     """
     rows = Pool(posterior, pool)
-    batches = as_dense("batches", batches)
-    check_tensors({"batches": ShapeSpec.parse("int64 [M, b]")}, {"batches": batches})
-    _check_batches(batches, rows)
-    labels = _labels_of_batches(targets, batches, rows, posterior)
+    numbers = _as_batches(batches, rows)
+    labels = _labels_of_batches(targets, numbers, rows, posterior)
     evaluation = check_evaluation(posterior, eval_features, eval_targets, loss, link)
     rule = check_rule(step, gamma, posterior.curvature)
     sums = [
-        evaluation.sum_losses(posterior, _hypotheses(posterior, rows, batches[tile], labels[tile], rule))
-        for tile in tiles(len(batches), batches.shape[1] * max(posterior.mean.shape))
+        evaluation.sum_losses(posterior, _hypotheses(posterior, rows, numbers[tile], labels[tile], rule))
+        for tile in tiles(len(numbers), numbers.shape[1] * max(posterior.mean.shape))
     ]
     means = torch.cat(sums) if sums else posterior.mean.new_zeros(0, dtype=torch.float64)
     return (means / len(evaluation)).to(posterior.mean.dtype)
@@ -108,16 +110,19 @@ def _rows_of_batches(
     return rows.index_select(0, batches.flatten()).view(*batches.shape, -1)  # three times as fast as rows[batches]
 
 
-def _check_batches(batches: Tensor, pool: Pool) -> None:
+def _as_batches(given: Batches, pool: Pool) -> Tensor:  # [M, b] int64
+    numbers, shape = _in_one_row("batches", given)
+    batches = as_labels("batches", numbers, pool.storage.device)
+    batches = batches if shape is None else batches.view(shape)
+    check_tensors({"batches": ShapeSpec.parse("int64 [M, b]")}, {"batches": batches})
     if batches.shape[1] == 0:
         raise ValueError(f"batches must hold at least one row each, got {shape_text(batches.shape)}")
-    if batches.device != pool.storage.device:
-        raise ValueError(f"batches must be on {pool.storage.device} like pool, got {batches.device}")
     check_index_range("batches", batches, pool.size, f"[0, {pool.size}), one of the rows of pool")
     ordered = batches.sort(dim=1).values
     twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
     if bool(twice.any()):
         raise ValueError(f"batches must not hold a row twice, got batch {int(twice.int().argmax())} with one")
+    return batches
 
 
 def _labels_of_batches(
@@ -127,7 +132,7 @@ def _labels_of_batches(
     posterior: LastLayerLaplace,
 ) -> Tensor:  # [M, b]
     num_classes = posterior.num_classes
-    given, shape = _in_one_row(targets)
+    given, shape = _in_one_row("targets", targets)
     labels = as_labels("targets", class_numbers("targets", given, posterior.class_names), pool.storage.device)
     labels = labels if shape is None else labels.view(shape)
     if labels.shape == (pool.size,):
@@ -142,23 +147,24 @@ def _labels_of_batches(
     return labels
 
 
-def _in_one_row(targets: LabelsOfBatches) -> tuple[object, tuple[int, int] | None]:
-    """Lists of labels, or a matrix of names or objects, as one list and its shape; other labels are left as they are.
+def _in_one_row(name: str, values: object) -> tuple[object, tuple[int, int] | None]:
+    """A list of rows of numbers or names, or a matrix of names or objects, as one list and its shape.
+
+    Other values are left as they are.
 
     Raises:
-        ValueError: the lists differ in length.
+        ValueError: the rows differ in length.
     """
-    if isinstance(targets, np.ndarray) and targets.ndim == 2 and targets.dtype.kind in "OUT":
-        return targets.reshape(-1).tolist(), (targets.shape[0], targets.shape[1])
-    if not isinstance(targets, (list, tuple)) or not targets:
-        return targets, None
-    if not all(isinstance(labels, (list, tuple, range)) for labels in targets):
-        return targets, None
-    rows: list[list[object]] = [list(labels) for labels in targets]
+    if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "OUT":
+        return values.reshape(-1).tolist(), (values.shape[0], values.shape[1])
+    if not isinstance(values, (list, tuple)) or not values:
+        return values, None
+    if not all(isinstance(row, (list, tuple, range)) or getattr(row, "ndim", 0) == 1 for row in values):
+        return values, None
+    rows: list[list[object]] = [list(row) for row in values]
     for number, row in enumerate(rows):
         if len(row) != len(rows[0]):
             raise ValueError(
-                f"targets must hold lists of one length, got {len(rows[0])} labels in list 0 and {len(row)} in list "
-                f"{number}"
+                f"{name} must hold lists of one length, got {len(rows[0])} in list 0 and {len(row)} in list {number}"
             )
-    return [label for row in rows for label in row], (len(rows), len(rows[0]))
+    return [value for row in rows for value in row], (len(rows), len(rows[0]))

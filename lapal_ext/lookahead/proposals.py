@@ -60,6 +60,7 @@ def propose_diverse(
 
 def propose_by_acquisition(
     acquisition: str | Acquisition,
+    name: str,
     posterior: LastLayerLaplace,
     pool: Pool,
     batch_size: int,
@@ -73,13 +74,13 @@ def propose_by_acquisition(
     A named acquisition gives ``count`` batches if it draws, else one. A callable is called until it repeats a batch.
 
     Raises:
-        ValueError: the acquisition returned a utility that is not a number.
+        ValueError: the acquisition returned a utility that is not a number. The message begins with ``name``.
     """
     batches: list[Tensor] = []
     for _ in range(count):
         setting = Setting(posterior, pool, link, labelled, choose_seed(acquisition, link, len(pool), generator))
-        picks, utilities = make_scorer(acquisition, setting, name="proposals").pick(batch_size)
-        check_utilities(utilities, "proposals", named=isinstance(acquisition, str))
+        picks, utilities = make_scorer(acquisition, setting, name=name).pick(batch_size)
+        check_utilities(utilities, name, named=isinstance(acquisition, str))
         if callable(acquisition) and batches and torch.equal(picks, batches[-1]):
             break
         batches.append(picks)

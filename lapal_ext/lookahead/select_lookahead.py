@@ -20,7 +20,7 @@ from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.rules import Link, check_rule
 from lapal_ext.selection.label_sources import check_source, draw_labels, is_labels
 from lapal_ext.selection.selection_result import SelectionResult
-from lapal_ext.validation.arrays import Array, Labels
+from lapal_ext.validation.arrays import Array, Labels, Rows
 from lapal_ext.validation.scalars import check_choice, check_generator, check_integer
 from lapal_ext.validation.tensors import as_labels, check_labels, shape_text
 
@@ -43,7 +43,7 @@ def select_lookahead(
     gamma: float = 1.0,
     link: str = "plugin",
     generator: torch.Generator | None = None,
-    candidates: Array | None = None,  # [K] int64
+    candidates: Rows | None = None,  # [K]
     labelled: Array | None = None,  # [L, D]
 ) -> SelectionResult:
     """Pick the best of many proposed batches by the loss that the model would have after each.
@@ -59,9 +59,10 @@ def select_lookahead(
         n_batches: batches to try at most, shared evenly among the proposals.
         targets: labels to assume: ``predicted``, ``sampled`` from the predictive, or labels [N]. True labels make the
             strategy one for comparison alone.
-        eval_targets: labels of the evaluation points, [E].
-        loss: one of ``losses.LOSSES``; by default ``cross_entropy`` with ``eval_targets``, else
-            ``expected_zero_one``.
+        eval_targets: labels of the evaluation points, [E]; for ``cross_entropy``, ``zero_one`` and ``brier``, and for
+            these alone.
+        loss: one of those, or ``expected_cross_entropy`` or ``expected_zero_one``; by default ``cross_entropy`` with
+            ``eval_targets``, else ``expected_zero_one``, as in ``look_ahead``.
         proposals: where the batches come from: ``random`` rows, ``diverse`` (one row from each k-means cluster, needs
             scikit-learn), ``informative`` (random among the rows with the smallest margin), and any acquisition of
             ``select_batch``, by name or as a callable, for the batch that it picks at once under the current model. An
@@ -71,7 +72,8 @@ def select_lookahead(
         gamma: trust in the labels, >= 0.
         link: ``plugin`` or ``mean_field``.
         generator: a CPU generator, for proposals and ``sampled``.
-        candidates: the rows that may be picked, distinct, int64 [K]; all by default.
+        candidates: the rows that may be picked, distinct, [K]: integers of any type, in a tensor, an array or a list;
+            all by default.
         labelled: features of the rows that have labels, [L, D], for proposals that avoid rows near them.
 
     Returns:
@@ -94,7 +96,6 @@ def select_lookahead(
             check_choice("proposals", name, tuple(dict.fromkeys((*PROPOSALS, *ACQUISITIONS))))
     n_batches = check_integer("n_batches", n_batches, at_least=len(names))
     n_label_samples = check_integer("n_label_samples", n_label_samples, at_least=1)
-    loss = ("expected_zero_one" if eval_targets is None else "cross_entropy") if loss is None else loss
     evaluation = check_evaluation(posterior, eval_features, eval_targets, loss, link)
     rule = check_rule(step, gamma, posterior.curvature)
     check_generator("generator", generator, torch.device("cpu"))
@@ -116,8 +117,10 @@ def select_lookahead(
         [
             PROPOSALS[name](rows, batch_size, share, generator)
             if isinstance(name, str) and name in PROPOSALS
-            else propose_by_acquisition(name, posterior, rows, batch_size, share, evaluation.link, labelled, generator)
-            for name, share in zip(names, shares, strict=True)
+            else propose_by_acquisition(
+                name, f"proposals[{i}]", posterior, rows, batch_size, share, evaluation.link, labelled, generator
+            )
+            for i, (name, share) in enumerate(zip(names, shares, strict=True))
         ]
     )
     total = torch.zeros(len(batches), dtype=torch.float64, device=batches.device)
@@ -131,7 +134,7 @@ def select_lookahead(
             labels,
             evaluation.features,
             evaluation.targets,
-            loss,
+            evaluation.loss,
             rule.step,
             rule.gamma,
             link,

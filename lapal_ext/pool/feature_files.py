@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lapal_ext.errors import StorageError
 from lapal_ext.validation.arrays import Array, view
-from lapal_ext.validation.scalars import check_path
+from lapal_ext.validation.scalars import check_path, type_name
 from lapal_ext.validation.tensors import STORAGE_DTYPES, shape_text, way_out
 
 Features: TypeAlias = Array | str | os.PathLike[str]
@@ -59,7 +59,7 @@ def as_tensor(name: str, value: object) -> Tensor:
         return view(name, value)
     if isinstance(value, (str, os.PathLike)):
         return map_file(name, check_path(name, value))
-    kind = f"{type(value).__name__}{way_out(value)}"
+    kind = f"{type_name(value)}{way_out(value)}"
     raise TypeError(f"{name} must be a torch.Tensor, an array or the path of a file, got {kind}")
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 
 from lapal_ext.errors import RankError
+from lapal_ext.validation.scalars import type_name
 from lapal_ext.validation.tensors import STORAGE_DTYPES
 
 _TEXT = 400  # bytes of an error message that are sent to the other ranks
@@ -46,7 +47,7 @@ class Ranks:
             return
         if not distributed.is_available() or not isinstance(group, distributed.ProcessGroup):
             raise TypeError(
-                f"group must be a torch.distributed process group that this process is in, got {type(group).__name__}"
+                f"group must be a torch.distributed process group that this process is in, got {type_name(group)}"
             )
         self._group = group
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
@@ -71,7 +72,9 @@ class Ranks:
                 distributed.barrier(self._group)
         except RankError:
             raise
-        except (Exception, KeyboardInterrupt) as error:  # Ctrl-C does not end the process of a notebook
+        # Of any kind, as the process may live on: Ctrl-C and sys.exit do not end a notebook, and asyncio may cancel one
+        # task alone. Ranks that are not told of it would take the next call of this one for the rest of the last.
+        except BaseException as error:
             with suppress(RankError):
                 self._synchronize(_DONE, 0, error)
             raise

@@ -13,7 +13,7 @@ from lapal_ext.pool.sharding import Ranks
 from lapal_ext.posterior.class_names import class_numbers
 from lapal_ext.posterior.last_layer_laplace import LastLayerLaplace
 from lapal_ext.validation.arrays import Labels
-from lapal_ext.validation.scalars import check_choice, check_integer
+from lapal_ext.validation.scalars import check_choice, check_integer, type_name
 from lapal_ext.validation.tensors import as_labels, check_labels, shape_text, way_out
 
 SOURCES = ("predicted", "sampled")
@@ -56,7 +56,7 @@ def check_source(targets: object, choices: Sequence[str] = SOURCES) -> None:
     if not isinstance(targets, str):
         raise TypeError(
             "targets must be a torch.Tensor, a NumPy array or name a source of labels, got "
-            f"{type(targets).__name__}{way_out(targets)}"
+            f"{type_name(targets)}{way_out(targets)}"
         )
     check_choice("targets", targets, choices)
 

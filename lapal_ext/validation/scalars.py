@@ -13,6 +13,18 @@ import numpy as np
 import torch
 
 _INT64_MAX = 2**63 - 1  # torch counts in int64
+_TORCH_HAS_TOO = ("DataLoader", "Dataset", "Generator", "Module", "ProcessGroup", "Tensor")
+
+
+def type_name(value: object) -> str:
+    """The name of a type, for errors, with its module where a class of another library has the name of one of torch's.
+
+    The module is written without private parts: ``numpy.random.Generator``.
+    """
+    kind = type(value)
+    if kind.__name__ not in _TORCH_HAS_TOO or kind.__module__.split(".")[0] == "torch":
+        return kind.__name__
+    return ".".join([*(part for part in kind.__module__.split(".") if not part.startswith("_")), kind.__name__])
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -75,7 +87,7 @@ def check_generator(name: str, value: object, device: torch.device | None = None
     if value is None:
         return
     if not isinstance(value, torch.Generator):
-        raise TypeError(f"{name} must be a torch.Generator or None, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.Generator or None, got {type_name(value)}")
     if device is not None and value.device != device:
         raise ValueError(f"{name} must be on {device}, got {value.device}")
 

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.masked import MaskedTensor
 
 from lapal_ext.validation.arrays import view
+from lapal_ext.validation.scalars import type_name
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 STORAGE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -81,12 +83,16 @@ def check_tensors(specs: Mapping[str, ShapeSpec], values: Mapping[str, object]) 
 
 
 def check_dense(name: str, value: object) -> Tensor:
-    """Return ``value`` or raise TypeError unless it is a dense tensor: neither sparse nor nested."""
+    """Return ``value`` or raise TypeError unless it is a dense tensor: neither sparse nor nested nor masked."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a torch.Tensor, got {type_name(value)}")
     if value.is_nested or value.layout != torch.strided:
         kind = "a nested one" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name} must be a dense tensor, got {kind}")
+    if isinstance(value, MaskedTensor):
+        raise TypeError(
+            f"{name} must not be a masked tensor, since its mask would be ignored: leave rows out or exclude them"
+        )
     return value
 
 
@@ -95,7 +101,7 @@ def as_dense(name: str, value: object) -> Tensor:
     if isinstance(value, np.ndarray):
         return view(name, value)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}{way_out(value)}")
+        raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type_name(value)}{way_out(value)}")
     return check_dense(name, value)
 
 

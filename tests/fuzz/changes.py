@@ -203,7 +203,7 @@ def labels(y: Tensor, n_classes: int, *, optional: bool = False) -> Argument:
 
 
 def rows(indices: Tensor, size: int, *, optional: bool = True) -> Argument:
-    """Distinct rows of a pool: integers [K] of any type, or int64 [M, b] where they are not ``optional``."""
+    """Distinct rows of a pool, integers of any type: [K], or [M, b] where they are not ``optional``."""
 
     def change(choose: Choose, good: Tensor) -> Changed:
         shapes = shapes_of(good, keep=True)
@@ -211,11 +211,12 @@ def rows(indices: Tensor, size: int, *, optional: bool = True) -> Argument:
             shapes.pop(width, None)
         options = {
             **not_here(good),
-            "a list": (SAME if optional else REFUSED, good.tolist),
             **in_arrays(choose, good),
+            "a list": (SAME, good.tolist),
+            "an array, of objects": (SAME, lambda: arrays.as_array(good).astype(object)),
             **shapes,
             "another kind": (REFUSED, lambda: good.to(one_of(choose, torch.float64, torch.bool))),
-            "narrower": (SAME if optional else REFUSED, lambda: good.to(torch.int32)),
+            "narrower": (SAME, lambda: good.to(torch.int32)),
             "no row": (
                 REFUSED,
                 lambda: entry(choose, good, choose(outside(size))),

@@ -68,14 +68,10 @@ def rows(good: Tensor, name: str) -> values.Table:
         "bool": Bad(good > 0, TypeError, r"must hold integers, got torch\.bool: of a mask pass mask\.nonzero"),
         "meta": Bad(good.to("meta"), ValueError, "must be on cpu, got meta"),
     }
-    if name == "batches":
-        kinds = {
-            "float": Bad(good.double(), TypeError, r"must be torch\.int64, got torch\.float64"),
-            "int32": Bad(good.int(), TypeError, r"must be torch\.int64, got torch\.int32"),
-            "bool": Bad(good > 0, TypeError, r"must be torch\.int64, got torch\.bool"),
-            "meta": Bad(good.to("meta"), ValueError, "must be on cpu like pool, got meta"),
-        }
-    accepted = () if name == "batches" else ("None", "list")
+    if name == "batches":  # no row numbers come of a mask with two dimensions
+        kinds["bool"] = Bad(good > 0, TypeError, r"must hold integers, got torch\.bool$")
+        kinds["a list of numbers"] = Bad([0, 1], ValueError, r"must have shape \(M, b\), got \(2,\)")
+    accepted = ("list",) if name == "batches" else ("None", "list")
     return {
         **{words: bad for words, bad in values.not_dense(good).items() if words not in accepted},
         **kinds,

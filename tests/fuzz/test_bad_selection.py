@@ -111,7 +111,7 @@ CALLS = {
             "targets": values.labels(LABELS, 4),
             "eval_targets": {words: bad for words, bad in values.labels(TRUTH, 4).items() if words != "None"}
             | {"None": Bad(None, ValueError, "must be given for loss='brier'")},
-            "loss": values.choices_not_none(),
+            "loss": values.choices(),
         },
     ),
     "expected_error_reduction": Call(
@@ -147,7 +147,9 @@ CALLS = {
                 "unknown": Bad(("random", "bogus"), ValueError, "must be one of .*, got 'bogus'"),
                 "nested": Bad([["random"]], ValueError, "must be one of"),
                 "None among them": Bad(("badge", None), ValueError, "must be one of .*, got None"),
-                "a NaN": Bad((lambda _, x: put(x[:, 0], math.nan),), ValueError, "gave a utility that is not a number"),
+                "a NaN": Bad(
+                    (lambda _, x: put(x[:, 0], math.nan),), ValueError, r"\[0\] gave a utility that is not a number"
+                ),
             },
             "generator": values.generators(),
             "candidates": PICKING["candidates"],

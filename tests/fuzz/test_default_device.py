@@ -12,10 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from lapal_ext import LastLayerLaplace, ops, select_lookahead
+from lapal_ext.features import extract
 from tests.budget import outcome
 from tests.draws import Draw, cast
 from tests.fuzz.changes import the_same_every_time
@@ -114,6 +117,46 @@ def test_every_proposal_and_every_draw_names_its_device(draw: Draw, proposals: s
         )
 
     outside_and_within(proposals, ready)
+
+
+@pytest.mark.parametrize("kind", ["a TensorDataset", "a list of items", "an iterable dataset", "any dataset"])
+def test_data_that_are_read_item_by_item(draw: Draw, tmp_path: Path, kind: str) -> None:
+    """Also for the checksum of the data, which a file of features has. Items get the default device that is set."""
+    x, y = draw.normal(12, 5).float(), draw.integers(3, 12)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    items = list(zip(x, y.tolist(), strict=True))
+    devices = set()
+
+    class Items(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(items)
+
+        def __getitem__(self, row: int) -> Any:
+            devices.add(torch.empty(0).device.type)
+            return items[row]
+
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(items)
+
+    data = {
+        "a TensorDataset": TensorDataset(x, y),
+        "a list of items": items,
+        "an iterable dataset": Stream(),
+        "any dataset": Items(),
+    }[kind]
+    path = None if kind == "an iterable dataset" else tmp_path / "features.npy"
+
+    def features() -> Tensor:
+        for file in tmp_path.iterdir():
+            file.unlink()
+        return extract(model, data, path=path, batch_size=5).features.clone()
+
+    expected = features()
+    devices.clear()
+    with default_device("meta"):
+        assert torch.equal(features(), expected)
+    assert devices == ({"meta"} if kind == "any dataset" else set())
 
 
 @pytest.mark.parametrize("name", ["select_batch (random)", "select_batch (bald)", "optimize_prior_precision"])

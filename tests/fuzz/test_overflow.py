@@ -16,7 +16,7 @@ from lapal_ext import (
     select_batch,
 )
 from lapal_ext.acquisition.registry import ACQUISITIONS
-from lapal_ext.losses import LOSSES
+from lapal_ext.losses import EXPECTED_LOSSES, LOSSES
 from lapal_ext.utilities import UTILITIES
 from tests.draws import Draw
 from tests.fuzz.calls import bits
@@ -60,14 +60,15 @@ def test_logits_that_overflow_raise(name: str, call: Callable[[], object]) -> No
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_columns_that_overflow_raise_even_if_logits_are_finite(loss: str, value: float) -> None:
+    truth = None if loss in EXPECTED_LOSSES else LABELS
     flat = LastLayerLaplace(torch.zeros(3, 4)).fit(ROWS)
     flat.covariance[0, 0] = value
     with pytest.raises(ValueError, match=r"^(pool|eval_features) must give results that are finite"):
-        look_ahead(flat, ROWS, BATCHES, LABELS, ROWS, LABELS, loss)
+        look_ahead(flat, ROWS, BATCHES, LABELS, ROWS, truth, loss)
     far = torch.tensor([[3e38, 0.0, 0.0, 0.0]])
     flat = LastLayerLaplace(torch.zeros(3, 4), prior_precision=0.01).fit(ROWS[:0])
     with pytest.raises(ValueError, match=r"^eval_features must give results that are finite"):
-        look_ahead(flat, ROWS, BATCHES, LABELS, far, LABELS[:1], loss)
+        look_ahead(flat, ROWS, BATCHES, LABELS, far, None if truth is None else truth[:1], loss)
     with pytest.raises(ValueError, match=r"^eval_features must give results that are finite"):
         expected_error_reduction(flat, ROWS, far)
 

@@ -167,8 +167,16 @@ def standardize() -> Table:
 
 
 def generators() -> Table:
-    values = ("cpu", 0, torch.Generator, np.random.default_rng(0))
-    return {type(value).__name__: Bad(value, TypeError, r"must be a torch\.Generator or None, got") for value in values}
+    values = {
+        "str": "cpu",
+        "int": 0,
+        "OpaqueBaseMeta|type": torch.Generator,
+        r"numpy\.random\.Generator": np.random.default_rng(0),
+    }
+    return {
+        kind: Bad(value, TypeError, rf"must be a torch\.Generator or None, got ({kind})$")
+        for kind, value in values.items()
+    }
 
 
 def posteriors(good: LastLayerLaplace) -> Table:

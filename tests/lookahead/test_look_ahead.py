@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lapal_ext import LastLayerLaplace, expected_error_reduction, look_ahead, select_batch, select_lookahead
+from lapal_ext.acquisition.custom import Acquisition
 from lapal_ext.acquisition.registry import ACQUISITIONS, draws
 from lapal_ext.likelihood import CURVATURES, STEPS
 from lapal_ext.lookahead.proposals import PROPOSALS
@@ -55,12 +56,11 @@ def test_look_ahead_is_update_then_evaluate(
         ]
     )
     posterior, pool, points = exact.posterior.clone().to(dtype), exact.pool.to(dtype), exact.eval_features.to(dtype)
-    losses = look_ahead(posterior, pool, batches, exact.labels, points, exact.eval_targets, loss, step, link=link)
+    truth = None if loss in EXPECTED_LOSSES else exact.eval_targets
+    losses = look_ahead(posterior, pool, batches, exact.labels, points, truth, loss, step, link=link)
     assert losses.dtype == dtype
     torch.testing.assert_close(losses.double(), expected, rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=0)
-    by_entry = look_ahead(
-        posterior, pool, batches, exact.labels[batches], points, exact.eval_targets, loss, step, link=link
-    )
+    by_entry = look_ahead(posterior, pool, batches, exact.labels[batches], points, truth, loss, step, link=link)
     assert torch.equal(by_entry, losses)
 
 
@@ -178,6 +178,38 @@ def test_the_best_batch_is_the_best_of_those_proposed(targets: str) -> None:
         assert not torch.equal(middling.utilities, random.utilities)
 
 
+@pytest.mark.parametrize("loss", [None, *LOSSES])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_utility_is_the_loss_that_look_ahead_gives_for_the_batch(loss: str | None, labelled: bool) -> None:
+    """Both choose the same loss where none is named."""
+    problem = make_problem()
+    arguments = {"eval_targets": problem.eval_targets if labelled else None, "loss": loss}
+    if loss is not None and labelled == (loss in EXPECTED_LOSSES):
+        for call in (
+            lambda: search(problem, **arguments),
+            lambda: look_ahead(
+                problem.posterior,
+                problem.pool,
+                torch.tensor([[0, 1]]),
+                problem.labels,
+                problem.eval_features,
+                **arguments,
+            ),
+        ):
+            with pytest.raises(ValueError, match=f"^eval_targets must be (None|given) for loss='{loss}'"):
+                call()
+        return
+    result = search(problem, targets=problem.labels, proposals=("random",), **arguments)
+    batch = result.indices[None]
+    ahead = look_ahead(problem.posterior, problem.pool, batch, problem.labels, problem.eval_features, **arguments)
+    torch.testing.assert_close(-result.utilities[:1], ahead)
+    default = "cross_entropy" if labelled else "expected_zero_one"
+    achieved = loss_by_definition(
+        result.posterior, problem.eval_features, problem.eval_targets, loss or default, "plugin"
+    )
+    torch.testing.assert_close(ahead[0], achieved)
+
+
 def test_label_samples_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The best batch has the smallest mean of its losses under the label vectors that were drawn."""
     problem = make_problem()
@@ -257,3 +289,16 @@ def test_candidates_and_labelled_rows_reach_the_proposals() -> None:
 def test_a_proposal_of_nan_selects_nothing() -> None:
     with pytest.raises(ValueError, match="gave a utility that is not a number; nothing was selected"):
         search(make_problem(), proposals=(lambda _, pool: pool[:, 0] * float("nan"),))
+
+
+@pytest.mark.parametrize(
+    ("propose", "message"),
+    [
+        (lambda _, pool: pool, r"'s utilities must have shape \(60,\), one per row, got \(60, 12\)"),
+        (lambda _, pool: pool.zero_()[:, 0], " must not change the rows that it gets in place"),
+        (lambda _, pool: pool[:, 0] / 0.0 * 0.0, " gave a utility that is not a number"),
+    ],
+)
+def test_an_error_of_a_proposal_says_which(propose: Acquisition, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^proposals\[2\]{message}"):
+        search(make_problem(), proposals=("random", lambda _, pool: pool[:, 0], propose))

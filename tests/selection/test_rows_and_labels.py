@@ -153,6 +153,34 @@ def test_numbers_in_a_list_are_labels_too(problem: Problem, use: str) -> None:
             call(["ant", *problem.labels.tolist()[1:]])
 
 
+BATCHES: dict[str, Callable[[list[list[int]]], Any]] = {
+    "lists": list,
+    "tuples": lambda batches: tuple(map(tuple, batches)),
+    "a list of arrays": lambda batches: [np.array(batch, np.int32) for batch in batches],
+    "a list of tensors": lambda batches: [torch.tensor(batch) for batch in batches],
+    "an array of objects": lambda batches: np.array(batches, object),
+    **{form: FORMS[form] for form in FORMS if "int" in form and "list" not in form},
+}
+
+
+@pytest.mark.parametrize("form", BATCHES)
+def test_batches_are_rows_of_any_integer_type(problem: Problem, form: str) -> None:
+    batches = [[3, 5], [8, 13], [0, 59]]
+    arguments = problem.posterior, problem.pool
+    expected = look_ahead(*arguments, torch.tensor(batches), problem.labels, problem.pool)
+    given = BATCHES[form](batches)
+    assert torch.equal(look_ahead(*arguments, given, problem.labels, problem.pool), expected)
+    for wrong, message in (
+        ([[3, 5], [8]], "hold lists of one length, got 2 in list 0 and 1 in list 1"),
+        ([[3, 3], [8, 13]], "not hold a row twice, got batch 0 with one"),
+        ([[3, 60], [8, 13]], r"lie in \[0, 60\), one of the rows of pool, got 60"),
+        ([], r"have shape \(M, b\), got \(0,\)"),
+        ([[], []], r"hold at least one row each, got \(2, 0\)"),
+    ):
+        with pytest.raises(ValueError, match=f"^batches must {message}"):
+            look_ahead(*arguments, wrong, problem.labels, problem.pool)
+
+
 OF_BATCHES: dict[str, Callable[[list[list[Any]]], Any]] = {
     "lists": list,
     "tuples": lambda rows: tuple(tuple(row) if isinstance(row, list) else row for row in rows),
@@ -180,7 +208,7 @@ def test_labels_of_batches_in_lists_and_arrays(named: Problem, form: str) -> Non
     if form != "an array":
         refused([["ant", 1]] * 3, TypeError, "hold names of classes or their numbers, got str and int")
     if form in ("lists", "tuples"):
-        refused([[0, 1], [0], [1, 2]], ValueError, "hold lists of one length, got 2 labels in list 0 and 1 in list 1")
+        refused([[0, 1], [0], [1, 2]], ValueError, "hold lists of one length, got 2 in list 0 and 1 in list 1")
         refused([[0, 1], 2, 3], TypeError, "hold integers, got a list with (list|tuple)")
     named.posterior.class_names = None
     refused(names, TypeError, "hold integers where the classes have no names, got str: pass class_names first")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.masked import masked_tensor
 
 from lapal_ext import (
     LastLayerLaplace,
@@ -192,6 +193,18 @@ class TestNoTensor:
             LastLayerLaplace.fit_map(array, np.zeros(1, np.int64), 2)
         with pytest.raises(TypeError, match=f"^pool {says}"):
             select_batch(PROBLEM.posterior, array)
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors is in prototype stage")
+    def test_masked_tensors_are_refused_as_masked_arrays_are(self) -> None:
+        pool, rows = (masked_tensor(x, torch.ones_like(x, dtype=torch.bool)) for x in (PROBLEM.pool, torch.arange(5)))
+        for name, call in {
+            "pool": lambda: select_batch(PROBLEM.posterior, pool),
+            "features": lambda: PROBLEM.posterior.predict_proba(pool),
+            "exclude": lambda: select_batch(PROBLEM.posterior, PROBLEM.pool, exclude=rows),
+            "targets": lambda: PROBLEM.posterior.condition_on(PROBLEM.pool[:5], rows),
+        }.items():
+            with pytest.raises(TypeError, match=f"^{name} must not be a masked tensor, since its mask"):
+                call()
 
     @pytest.mark.parametrize("value", [[[1.0]], "features", None, 3])
     def test_other_types_are_refused(self, value: Any) -> None:

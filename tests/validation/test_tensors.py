@@ -142,6 +142,11 @@ def test_not_a_tensor(value: object) -> None:
     assert text == f"x must be a torch.Tensor, got {type(value).__name__}"
 
 
+def test_a_tensor_of_another_library_is_named_with_its_module() -> None:
+    kind = type("Tensor", (), {"__module__": "other._core.tensors"})
+    assert message(TypeError, {"x": "[N]"}, x=kind()) == "x must be a torch.Tensor, got other.tensors.Tensor"
+
+
 def test_sparse() -> None:
     assert message(TypeError, {"x": "[N]"}, x=zeros(3).to_sparse()) == (
         "x must be a dense tensor, got layout torch.sparse_coo"

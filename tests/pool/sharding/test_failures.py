@@ -1,5 +1,6 @@
 """An error on one rank raises on all at once, and names the rank and the error; a rank that dies is noticed."""
 
+import asyncio
 import os
 import signal
 import time
@@ -74,8 +75,8 @@ def _other_targets(call: Call):
     return {"targets": "predicted" if call.rank == 1 else "sampled"}
 
 
-def _interrupted(_: Call):
-    return {"targets": _raising(KeyboardInterrupt())}
+def _annotator_raises(error: BaseException):
+    return lambda _: {"targets": _raising(error)}
 
 
 def _no_text(call: Call):
@@ -117,7 +118,10 @@ FAILURES = {
     "annotator": (_failing_annotator, 0, "KeyError", "no label"),
     "utilities": (_nan_on_one_rank, 2, "ValueError", "gave a utility that is not a number"),
     "targets": (_other_targets, None, "ValueError", "targets must be the same on every rank, rank 1 has another"),
-    "interrupted": (_interrupted, 0, "KeyboardInterrupt", ""),
+    "interrupted": (_annotator_raises(KeyboardInterrupt()), 0, "KeyboardInterrupt", ""),
+    "exit": (_annotator_raises(SystemExit(3)), 0, "SystemExit", "3"),
+    "closed": (_annotator_raises(GeneratorExit()), 0, "GeneratorExit", ""),
+    "cancelled": (_annotator_raises(asyncio.CancelledError("no time")), 0, "CancelledError", "no time"),
     "no text": (_no_text, 1, "NoTextError", ""),
     "text": (_text_of_another_alphabet, 0, "FileNotFoundError", "caf"),
     "late": (_late_error, 0, "OSError", "the disk is gone"),
