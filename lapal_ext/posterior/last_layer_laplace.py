@@ -389,11 +389,10 @@ class LastLayerLaplace(nn.Module):
         features: Tensor,  # [N, D]
         weights: Tensor | None,  # [N]
     ) -> Self:
-        self._set_precision(
-            *precision_matrix(self._tiles(features), self.mean, self.prior_precision, self.curvature, weights)
-        )
-        self.fitted, self.fitted_rows, self.absorbed_labels = True, features.shape[0], 0
-        return self
+        tiles = self._tiles(features)
+        matrices = precision_matrix(tiles, self.mean, self.prior_precision, self.curvature, weights)
+        changes = self._with_precision(*matrices)
+        return self._keep(**changes, fitted=True, fitted_rows=features.shape[0], absorbed_labels=0)
 
     @outside_inference_mode
     def refit(
@@ -478,9 +477,7 @@ class LastLayerLaplace(nn.Module):
         names = check_new_name(name, self._class_names)
         mean = torch.cat([self.mean, self.mean.mean(0, keepdim=True)])
         check_overflow("mean", mean)
-        self.mean = mean
-        self.class_names = names
-        return self
+        return self._keep(mean=mean, _class_names=names)
 
     # Absorbing labels
 
@@ -514,9 +511,10 @@ class LastLayerLaplace(nn.Module):
         Warns:
             RuntimeWarning: the small fit of ``joint`` has not converged.
         """
-        if warning_text := self._absorb(features, targets, step, gamma):
+        changes, warning_text = self._absorbed(features, targets, step, gamma)
+        if warning_text:
             warn(warning_text, RuntimeWarning)
-        return self
+        return self._keep(**changes)
 
     def condition_on(
         self,
@@ -530,14 +528,14 @@ class LastLayerLaplace(nn.Module):
         It costs the same as ``update``: the precision is not copied, and that of the new one is computed when it is
         first read.
         """
-        conditioned = self._successor()
-        if warning_text := conditioned._absorb(features, targets, step, gamma):
+        changes, warning_text = self._absorbed(features, targets, step, gamma)
+        if warning_text:
             warn(warning_text, RuntimeWarning)
-        return conditioned
+        return self._successor()._keep(**changes)
 
     @outside_inference_mode
     @torch.no_grad()
-    def _absorb(
+    def _absorbed(
         self,
         features: Array,
         targets: Labels,
@@ -545,8 +543,8 @@ class LastLayerLaplace(nn.Module):
         gamma: float | Array,
         name: str = "features",
         rows: Tensor | None = None,
-    ) -> str:
-        """Absorb labels in place; return the text of a warning, or an empty string.
+    ) -> tuple[dict[str, Any], str]:
+        """What labels change, as ``_keep`` takes it, and the text of a warning, or an empty string.
 
         Errors about a row say which one of the argument ``name`` it is, by its number in ``rows`` if that is given.
         """
@@ -559,7 +557,7 @@ class LastLayerLaplace(nn.Module):
         x = self.standardization.standardized(features)
         warning_text = ""
         if step == _JOINT and count > 0 and any(run.gamma > 0.0 for run in runs):
-            warning_text = self._absorb_jointly(x, labels, trust_of(runs, x))
+            changes, warning_text = self._absorbed_jointly(x, labels, trust_of(runs, x))
         else:
             # Without labels or with gamma = 0 the mean does not move, and all steps are the same.
             step = STEPS[0] if step == _JOINT else step
@@ -575,24 +573,22 @@ class LastLayerLaplace(nn.Module):
                     mean, covariance, weights = absorb(mean, covariance, x[run], labels[run], rule, name, numbers[run])
                     gained.append(weights)
                 weights = torch.cat(gained)
-            self._precision.add(x, weights, before, covariance)
-            self._buffers.update(mean=mean, covariance=covariance)  # torch's __setattr__ takes 3 us for each
-        self.absorbed_labels += count
-        return warning_text
+            precision = self._precision.plus(x, weights, before, covariance)
+            changes = {"mean": mean, "covariance": covariance, "_precision": precision}
+        return {**changes, "absorbed_labels": self.absorbed_labels + count}, warning_text
 
-    def _absorb_jointly(
+    def _absorbed_jointly(
         self,
         x: Tensor,  # [n, D], standardised
         labels: Tensor,  # [n]
         gamma: Tensor,  # [n]
-    ) -> str:
+    ) -> tuple[dict[str, Any], str]:
         fit = map_weights_from(self.mean, cholesky_factor(self.covariance), x, labels, gamma)
         mean, x64 = fit.weight.to(self.mean.dtype), x.double()
         check_overflow("features", mean)
         weights = curvature_weight(x64 @ fit.weight.T, self.curvature)
-        self._set_precision(add_observations(self.precision.double(), x64, weights))
-        self.mean = mean
-        return fit.warning_text("update")
+        changes = self._with_precision(add_observations(self.precision.double(), x64, weights))
+        return {**changes, "mean": mean}, fit.warning_text("update")
 
     @outside_inference_mode
     @torch.no_grad()
@@ -601,8 +597,7 @@ class LastLayerLaplace(nn.Module):
         require_fitted(self.fitted)
         precision = self.precision
         covariance = inverse(precision).to(self.mean.dtype)
-        self.covariance, self._precision = covariance, PendingPrecision(covariance, precision)
-        return self
+        return self._keep(covariance=covariance, _precision=PendingPrecision(covariance, precision))
 
     @torch.no_grad()
     def drift(self) -> float:
@@ -892,8 +887,7 @@ class LastLayerLaplace(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_extra_state`` returned (called by ``load_state_dict``)."""
-        for name in ATTRIBUTES:
-            setattr(self, name, state[name])
+        self._keep(**self._attributes_of(state))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -933,21 +927,29 @@ class LastLayerLaplace(nn.Module):
                 raise
             error_msgs.append(f"{prefix.rstrip('.')}: {error}")
             return
-        # torch writes into the existing buffers, which a successor may share, so they are copied first; the copies keep
-        # the values in case torch raises. The precision is not a buffer, so torch must not see its entry.
-        for name, buffer in buffers.items():
-            setattr(self, name, buffer.clone())
+        # torch writes into existing buffers, one after another: into copies, which this posterior keeps if all is well.
+        # The precision is not a buffer, so torch must not see its entry.
+        loaded = self._successor()
+        loaded._buffers.update((name, buffer.clone()) for name, buffer in buffers.items())
         known = {name: value for name, value in state_dict.items() if name != f"{prefix}precision"}
-        super()._load_from_state_dict(known, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        precision = state["precision"].detach().to(self.covariance, copy=True)
-        self._precision = PendingPrecision(self.covariance, precision)
+        errors: list[str] = []
+        super(LastLayerLaplace, loaded)._load_from_state_dict(
+            known, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors
+        )
+        error_msgs += errors
+        if not errors:
+            precision = PendingPrecision(
+                loaded.covariance, state["precision"].detach().to(loaded.covariance, copy=True)
+            )
+            self._keep(**loaded._buffers, **self._attributes_of(loaded.get_extra_state()), _precision=precision)
 
     @outside_inference_mode
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = self.covariance
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._precision = self._precision.moved(fn, before, self.covariance)
-        return self
+        moved = self._successor()
+        moved._buffers.update(self._buffers)  # not copies, which ``fn`` may return as they are
+        super(LastLayerLaplace, moved)._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        precision = self._precision.moved(fn, self.covariance, moved.covariance)
+        return self._keep(**moved._buffers, _precision=precision)
 
     # Parts of the methods above
 
@@ -955,16 +957,31 @@ class LastLayerLaplace(nn.Module):
         """Standardised features [n, D], a tile at a time."""
         return (self.standardization.standardized(features[rows]) for rows in row_tiles(features.shape[0]))
 
-    def _set_precision(
+    def _with_precision(
         self,
         precision: Tensor,  # [D, D] float64
         covariance: Tensor | None = None,  # [D, D] float64
-    ) -> None:
-        """Set the precision, and the covariance to its inverse, which is computed if it is not given."""
+    ) -> dict[str, Any]:
+        """A precision and its inverse, which is computed if it is not given, as ``_keep`` takes them."""
         stored = precision.to(self.mean.dtype)
         check_overflow("features", stored)
-        self.covariance = (inverse(precision) if covariance is None else covariance).to(self.mean.dtype)
-        self._precision = PendingPrecision(self.covariance, stored)
+        covariance = (inverse(precision) if covariance is None else covariance).to(self.mean.dtype)
+        return {"covariance": covariance, "_precision": PendingPrecision(covariance, stored)}
+
+    def _attributes_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes in an extra state, as ``_keep`` takes them."""
+        attributes = {name: state[name] for name in ATTRIBUTES}
+        names = check_class_names(attributes.pop("class_names"), self.num_classes)
+        return {**attributes, "_class_names": names}
+
+    def _keep(self, **changes: Any) -> Self:
+        """Set buffers and attributes in one step, so that an exception at any time leaves all or none of them changed.
+
+        Every method that changes the posterior computes first and ends with this. Torch has the buffers in a dictionary
+        that is an attribute as well, so one change of ``__dict__`` sets everything.
+        """
+        buffers = {name: changes.pop(name, buffer) for name, buffer in self._buffers.items()}
+        return (self.__dict__.update(changes, _buffers=buffers), self)[1]
 
     @outside_inference_mode
     def _successor(self) -> Self:
@@ -992,9 +1009,8 @@ def condition_on_rows(
     gamma: float | Tensor,  # [] or [n]
 ) -> LastLayerLaplace:
     """``LastLayerLaplace.condition_on`` for ``rows`` of the argument ``name``, by which errors call them."""
-    conditioned = posterior._successor()
-    conditioned._absorb(features, targets, step, gamma, name, rows)
-    return conditioned
+    changes, _ = posterior._absorbed(features, targets, step, gamma, name, rows)
+    return posterior._successor()._keep(**changes)
 
 
 def _uneven(features: Tensor, standardize: Standardize) -> str:

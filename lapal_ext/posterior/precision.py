@@ -74,27 +74,26 @@ class PendingPrecision:
         self._state = state._replace(precision=precision, observations=())
         return precision
 
-    def add(
+    def plus(
         self,
         rows: Tensor,  # [n, D], standardised
         weights: Tensor,  # [n]
         before: Tensor,  # [D, D]
         after: Tensor,  # [D, D]
-    ) -> None:
-        """Record the observations that change the covariance from ``before`` to ``after``.
+    ) -> "PendingPrecision":
+        """Return the precision after the observations that change the covariance from ``before`` to ``after``.
 
-        They are added to the precision as soon as there are more recorded rows than columns.
+        They are recorded, and added as soon as there are more recorded rows than columns.
         """
         state = self._state
-        if not state.is_inverse_of(before):
-            state = _State(before, count_of_changes(before), None, ())
-        if state.precision is None:  # inverting ``after``, when it is read, costs no more than inverting ``before`` now
-            self._state = _State(after, count_of_changes(after), None, ())
-            return
+        if not state.is_inverse_of(before) or state.precision is None:
+            return PendingPrecision(after)  # to invert ``after``, when it is read, costs no more than ``before`` now
         recorded = (*state.observations, (rows, weights))
-        self._state = _State(after, count_of_changes(after), state.precision, recorded)
+        result = PendingPrecision(after, state.precision)
+        result._state = result._state._replace(observations=recorded)
         if sum(len(some) for some, _ in recorded) > rows.shape[1]:
-            self.value(after)
+            result.value(after)
+        return result
 
     def copy(self) -> "PendingPrecision":
         """Return a copy that shares the tensors; they are never changed in place."""

@@ -1,31 +1,21 @@
 """Every method of a selector changes all of its state or none, wherever an exception ends it."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import lapal_ext
 from lapal_ext import NotPSDError, SequentialSelector
 from lapal_ext.acquisition.registry import ACQUISITIONS, make_scorer
 from lapal_ext.selection import sequential_selector
+from tests.interrupted import InjectedError, raising_at_line, raising_at_op
 from tests.problems import Problem, make_problem
 
-PACKAGE = str(Path(lapal_ext.__file__).parent)
 CALLS = ("tell", "tell two", "skip", "ask", "undo", "correct", "forget", "reserve", "release", "load_state_dict")
 _LAST = 12  # steps of a call that are all tried: the new state is kept in one of them
 # Of those before, every so many are tried in the calls that take most of them.
 WORK = {"ask": 4, "load_state_dict": 16, "undo": 16, "correct": 24, "forget": 24, "reserve": 8, "release": 8}
-
-
-class InjectedError(Exception):
-    """Raised where no code expects it."""
 
 
 def custom(posterior: Any, pool: torch.Tensor) -> torch.Tensor:
@@ -36,49 +26,6 @@ def selector_of(problem: Problem, acquisition: Any) -> SequentialSelector:
     generator = torch.Generator().manual_seed(1)
     labelled = problem.eval_features[:6]
     return SequentialSelector(problem.posterior, problem.pool, acquisition, generator=generator, labelled=labelled)
-
-
-@contextmanager
-def raising_at_line(number: int, error: type[BaseException]) -> Iterator[list[int]]:
-    """Raise before the line with this number among all lines of the package that run in the body, as Ctrl-C does."""
-    seen = [0]
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            seen[0] += 1
-            if seen[0] == number:
-                raise error
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield seen
-    finally:
-        sys.settrace(before)
-
-
-class RaisingAtOp(TorchDispatchMode):
-    """Raise after the op with this number has run, custom ones and those in place included."""
-
-    def __init__(self, number: int, error: type[BaseException]) -> None:
-        super().__init__()
-        self.number, self.error, self.seen = number, error, [0]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.seen[0] += 1
-        if self.seen[0] == self.number:
-            raise self.error
-        return result
-
-
-@contextmanager
-def raising_at_op(number: int, error: type[BaseException]) -> Iterator[list[int]]:
-    with RaisingAtOp(number, error) as mode:
-        yield mode.seen
 
 
 def begun(problem: Problem, acquisition: Any) -> SequentialSelector:
