@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lapal_ext.posterior.head import HEADS, check_writable_to, kind_text, merge_hint
+from lapal_ext.posterior.head import HEADS, check_writable_to, merge_hint
+from lapal_ext.validation.scalars import type_name
 from lapal_ext.validation.tensors import HALF_DTYPES, check_dense, check_overflow, shape_text
 
 
@@ -32,7 +33,7 @@ def write_linear(
                 nn.Linear, features, classes, bias is not None, device=weight.device, dtype=weight.dtype
             )
     if not isinstance(out, HEADS):
-        raise TypeError(f"out must be a torch.nn.Linear, got {kind_text(out)}{merge_hint(out)}")
+        raise TypeError(f"out must be a torch.nn.Linear, got {type_name(out)}{merge_hint(out)}")
     if (out.bias is None) != (bias is None):
         has, lacks = ("no", "one") if bias is None else ("a", "none")
         raise ValueError(f"out must have {has} bias like the posterior, got a layer with {lacks}")

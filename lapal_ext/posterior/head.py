@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lapal_ext.posterior.arguments import check_layer
+from lapal_ext.validation.scalars import type_name
 from lapal_ext.validation.tensors import HALF_DTYPES, check_dense, shape_text
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -77,7 +78,7 @@ def read_head(head: object, *, name: str = "head") -> Head:
         TypeError, ValueError: no such layer, or its parts are invalid.
     """
     if not isinstance(head, HEADS):
-        raise TypeError(f"{name} must be a torch.nn.Linear, got {kind_text(head)}{merge_hint(head)}")
+        raise TypeError(f"{name} must be a torch.nn.Linear, got {type_name(head)}{merge_hint(head)}")
     check_kind(name, head)
     lazy = [key for key, value in (*head.named_parameters(), *head.named_buffers()) if nn.parameter.is_lazy(value)]
     if lazy:
@@ -99,12 +100,6 @@ def read_head(head: object, *, name: str = "head") -> Head:
         bias = None if bias is None else torch.cat([torch.zeros_like(bias), bias])
     weight, bias = check_layer(weight, bias, prefix=f"{name}.", widen=True)
     return Head(name, layer, weight, bias, outputs)
-
-
-def kind_text(head: object) -> str:
-    """The name of a type, with its module where a layer of another library has the name of one of torch's."""
-    kind = type(head)
-    return f"{kind.__module__}.{kind.__name__}" if kind.__name__ in {one.__name__ for one in HEADS} else kind.__name__
 
 
 def merge_hint(head: object) -> str:

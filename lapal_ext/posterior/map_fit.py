@@ -40,12 +40,13 @@ def map_weights(
     Raises:
         ValueError: the objective overflows.
     """
+    names = "features or prior_precision" if trust is None else "features, weights or prior_precision"
     trust = features.new_ones(len(features)) if trust is None else trust.to(features.dtype)
     if start is not None:
         start = start - start.mean(0)  # which changes no probability, and is zero at the minimum
     fit = _minimise(Objective(features, targets, trust, None, num_classes, prior_precision), start, tolerance)
     if not bool(fit.weight.isfinite().all()) or (not fit.converged and not math.isfinite(fit.gradient)):
-        raise ValueError("features or prior_precision must be smaller, got values with which the fit overflows")
+        raise ValueError(f"{names} must be smaller, got values with which the fit overflows")
     return fit
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 _INT64_MAX = 2**63 - 1  # torch counts in int64
-_TORCH_HAS_TOO = ("DataLoader", "Dataset", "Generator", "Module", "ProcessGroup", "Tensor")
+_LAYERS = ("Linear", "Conv1d", "Conv2d", "Conv3d")
+_TORCH_HAS_TOO = ("DataLoader", "Dataset", "Generator", "Module", "ProcessGroup", "Tensor", *_LAYERS)
 
 
 def type_name(value: object) -> str:

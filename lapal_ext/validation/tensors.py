@@ -244,7 +244,7 @@ def as_labels(name: str, labels: object, device: torch.device, *, rows: bool = F
 
     Raises:
         TypeError: not a tensor, an array or a list of integers.
-        ValueError: on another device.
+        ValueError: on another device, or an integer that 64 bits with a sign do not hold.
     """
     if isinstance(labels, np.ndarray) and labels.dtype == object and labels.ndim == 1:
         labels = labels.tolist()
@@ -258,7 +258,11 @@ def as_labels(name: str, labels: object, device: torch.device, *, rows: bool = F
         raise TypeError(f"{name} must hold integers, got {labels.dtype}{hint}")
     if labels.device != device:
         raise ValueError(f"{name} must be on {device}, got {labels.device}")
-    return labels.to(torch.int64)
+    numbers = labels.to(torch.int64)
+    if labels.dtype == torch.uint64 and bool((numbers < 0).any()):
+        first = int(numbers[numbers < 0][0]) + 2**64
+        raise ValueError(f"{name} must hold integers of 64 bits with a sign, got {first}")
+    return numbers
 
 
 def _as_integer(name: str, value: Any, *, rows: bool) -> int:
@@ -271,5 +275,5 @@ def _as_integer(name: str, value: Any, *, rows: bool) -> int:
         hint = _OF_A_MASK if rows and mask else ""
         raise TypeError(f"{name} must hold integers, got a list with {type(value).__name__}{hint}") from None
     if not -(2**63) <= number < 2**63:
-        raise ValueError(f"{name} must hold integers of 64 bits, got {number}")
+        raise ValueError(f"{name} must hold integers of 64 bits with a sign, got {number}")
     return number

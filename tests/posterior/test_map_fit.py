@@ -112,6 +112,12 @@ def test_features_that_overflow_are_refused(size: float, draw: Draw) -> None:
         map_weights(size * draw.normal(20, 3).clamp(-1, 1), draw.integers(3, 20), 3, 1.0)
 
 
+def test_weights_that_overflow_are_refused(draw: Draw) -> None:
+    weights = torch.full((20,), 1e300, dtype=torch.float64)
+    with pytest.raises(ValueError, match="^features, weights or prior_precision must be smaller"):
+        LastLayerLaplace.fit_map(draw.normal(20, 3), draw.integers(3, 20), 3, weights=weights)
+
+
 def problem(draw: Draw, kind: str, n: int = 200) -> tuple[Tensor, Tensor, int]:
     """Features in float32 of a kind that solvers find hard, labels, and the number of classes."""
     x = draw.normal(n, 12)

@@ -289,6 +289,13 @@ def test_distinct() -> None:
         check_distinct("candidates", torch.tensor([7, 1, 7]))
 
 
+@pytest.mark.parametrize("labels", [torch.tensor([3, 2**64 - 1], dtype=torch.uint64), [3, 2**64 - 1]])
+def test_labels_that_int64_does_not_hold_are_named_as_they_are(labels: object) -> None:
+    text = r"^y must hold integers of 64 bits with a sign, got 18446744073709551615$"
+    with pytest.raises(ValueError, match=text):
+        as_labels("y", labels, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
 def test_labels_of_any_integer_dtype_are_accepted(dtype: torch.dtype) -> None:
     labels = as_labels("targets", torch.tensor([1, 0], dtype=dtype), torch.device("cpu"))
