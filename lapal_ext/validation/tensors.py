@@ -258,11 +258,11 @@ def as_labels(name: str, labels: object, device: torch.device, *, rows: bool = F
         raise TypeError(f"{name} must hold integers, got {labels.dtype}{hint}")
     if labels.device != device:
         raise ValueError(f"{name} must be on {device}, got {labels.device}")
-    numbers = labels.to(torch.int64)
-    if labels.dtype == torch.uint64 and bool((numbers < 0).any()):
-        first = int(numbers[numbers < 0][0]) + 2**64
+    signed = labels.to(torch.int64)
+    if labels.dtype == torch.uint64 and bool((signed < 0).any()):
+        first = int(signed[signed < 0][0]) + 2**64
         raise ValueError(f"{name} must hold integers of 64 bits with a sign, got {first}")
-    return numbers
+    return signed
 
 
 def _as_integer(name: str, value: Any, *, rows: bool) -> int:

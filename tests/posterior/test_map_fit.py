@@ -114,7 +114,7 @@ def test_features_that_overflow_are_refused(size: float, draw: Draw) -> None:
 
 def test_weights_that_overflow_are_refused(draw: Draw) -> None:
     weights = torch.full((20,), 1e300, dtype=torch.float64)
-    with pytest.raises(ValueError, match="^features, weights or prior_precision must be smaller"):
+    with pytest.raises(ValueError, match=r"^features, weights or prior_precision must be smaller"):
         LastLayerLaplace.fit_map(draw.normal(20, 3), draw.integers(3, 20), 3, weights=weights)
 
 
