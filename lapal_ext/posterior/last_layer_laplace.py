@@ -511,10 +511,7 @@ class LastLayerLaplace(nn.Module):
         Warns:
             RuntimeWarning: the small fit of ``joint`` has not converged.
         """
-        changes, warning_text = self._absorbed(features, targets, step, gamma)
-        if warning_text:
-            warn(warning_text, RuntimeWarning)
-        return self._keep(**changes)
+        return self._keep(**self._absorbed(features, targets, step, gamma))
 
     def condition_on(
         self,
@@ -528,9 +525,7 @@ class LastLayerLaplace(nn.Module):
         It costs the same as ``update``: the precision is not copied, and that of the new one is computed when it is
         first read.
         """
-        changes, warning_text = self._absorbed(features, targets, step, gamma)
-        if warning_text:
-            warn(warning_text, RuntimeWarning)
+        changes = self._absorbed(features, targets, step, gamma)
         return self._successor()._keep(**changes)
 
     @outside_inference_mode
@@ -543,8 +538,8 @@ class LastLayerLaplace(nn.Module):
         gamma: float | Array,
         name: str = "features",
         rows: Tensor | None = None,
-    ) -> tuple[dict[str, Any], str]:
-        """What labels change, as ``_keep`` takes it, and the text of a warning, or an empty string.
+    ) -> dict[str, Any]:
+        """What changes as labels are absorbed, for ``_keep``.
 
         Errors about a row say which one of the argument ``name`` it is, by its number in ``rows`` if that is given.
         """
@@ -555,9 +550,8 @@ class LastLayerLaplace(nn.Module):
         check_choice("step", step, UPDATE_STEPS)
         runs = check_gamma(gamma, features)
         x = self.standardization.standardized(features)
-        warning_text = ""
         if step == _JOINT and count > 0 and any(run.gamma > 0.0 for run in runs):
-            changes, warning_text = self._absorbed_jointly(x, labels, trust_of(runs, x))
+            changes = self._absorbed_jointly(x, labels, trust_of(runs, x))
         else:
             # Without labels or with gamma = 0 the mean does not move, and all steps are the same.
             step = STEPS[0] if step == _JOINT else step
@@ -575,20 +569,22 @@ class LastLayerLaplace(nn.Module):
                 weights = torch.cat(gained)
             precision = self._precision.plus(x, weights, before, covariance)
             changes = {"mean": mean, "covariance": covariance, "_precision": precision}
-        return {**changes, "absorbed_labels": self.absorbed_labels + count}, warning_text
+        return {**changes, "absorbed_labels": self.absorbed_labels + count}
 
     def _absorbed_jointly(
         self,
         x: Tensor,  # [n, D], standardised
         labels: Tensor,  # [n]
         gamma: Tensor,  # [n]
-    ) -> tuple[dict[str, Any], str]:
+    ) -> dict[str, Any]:
         fit = map_weights_from(self.mean, cholesky_factor(self.covariance), x, labels, gamma)
         mean, x64 = fit.weight.to(self.mean.dtype), x.double()
         check_overflow("features", mean)
         weights = curvature_weight(x64 @ fit.weight.T, self.curvature)
         changes = self._with_precision(add_observations(self.precision.double(), x64, weights))
-        return {**changes, "mean": mean}, fit.warning_text("update")
+        if warning_text := fit.warning_text("update"):
+            warn(warning_text, RuntimeWarning)
+        return {**changes, "mean": mean}
 
     @outside_inference_mode
     @torch.no_grad()
@@ -938,10 +934,9 @@ class LastLayerLaplace(nn.Module):
         )
         error_msgs += errors
         if not errors:
-            precision = PendingPrecision(
-                loaded.covariance, state["precision"].detach().to(loaded.covariance, copy=True)
-            )
-            self._keep(**loaded._buffers, **self._attributes_of(loaded.get_extra_state()), _precision=precision)
+            precision = state["precision"].detach().to(loaded.covariance, copy=True)
+            attributes = self._attributes_of(loaded.get_extra_state())
+            self._keep(**loaded._buffers, **attributes, _precision=PendingPrecision(loaded.covariance, precision))
 
     @outside_inference_mode
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -962,14 +957,14 @@ class LastLayerLaplace(nn.Module):
         precision: Tensor,  # [D, D] float64
         covariance: Tensor | None = None,  # [D, D] float64
     ) -> dict[str, Any]:
-        """A precision and its inverse, which is computed if it is not given, as ``_keep`` takes them."""
+        """A precision and its inverse, which is computed if it is not given, for ``_keep``."""
         stored = precision.to(self.mean.dtype)
         check_overflow("features", stored)
         covariance = (inverse(precision) if covariance is None else covariance).to(self.mean.dtype)
         return {"covariance": covariance, "_precision": PendingPrecision(covariance, stored)}
 
     def _attributes_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The attributes in an extra state, as ``_keep`` takes them."""
+        """The attributes in an extra state, for ``_keep``."""
         attributes = {name: state[name] for name in ATTRIBUTES}
         names = check_class_names(attributes.pop("class_names"), self.num_classes)
         return {**attributes, "_class_names": names}
@@ -1009,7 +1004,7 @@ def condition_on_rows(
     gamma: float | Tensor,  # [] or [n]
 ) -> LastLayerLaplace:
     """``LastLayerLaplace.condition_on`` for ``rows`` of the argument ``name``, by which errors call them."""
-    changes, _ = posterior._absorbed(features, targets, step, gamma, name, rows)
+    changes = posterior._absorbed(features, targets, step, gamma, name, rows)
     return posterior._successor()._keep(**changes)
 
 

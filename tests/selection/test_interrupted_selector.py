@@ -9,7 +9,7 @@ import torch
 from lapal_ext import NotPSDError, SequentialSelector
 from lapal_ext.acquisition.registry import ACQUISITIONS, make_scorer
 from lapal_ext.selection import sequential_selector
-from tests.interrupted import InjectedError, raising_at_line, raising_at_op
+from tests.interruptions import InjectedError, Raising, raising_at_line, raising_at_op
 from tests.problems import Problem, make_problem
 
 CALLS = ("tell", "tell two", "skip", "ask", "undo", "correct", "forget", "reserve", "release", "load_state_dict")
@@ -67,7 +67,7 @@ def calls(problem: Problem, row: int) -> dict[str, Callable[[SequentialSelector]
 @pytest.mark.parametrize("where", [raising_at_line, raising_at_op], ids=["line", "op"])
 @pytest.mark.parametrize("acquisition", ["margin", "uherding"])
 @pytest.mark.parametrize("name", CALLS)
-def test_an_exception_anywhere_changes_nothing(name: str, acquisition: str, where: Any) -> None:
+def test_an_exception_anywhere_changes_nothing(name: str, acquisition: str, where: Raising) -> None:
     problem = make_problem(n_pool=60)
     selector = begun(problem, acquisition)
     free = next(row for row in range(60) if row not in selector.state_dict()["rows"])

@@ -1,11 +1,11 @@
-"""Exceptions at any step of a call, as Ctrl-C raises them: before a line of the package, or after an op of torch."""
+"""Exceptions where no code expects them: before any line of the package, or after any operation of torch."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +16,10 @@ PACKAGE = str(Path(lapal_ext.__file__).parent)
 
 class InjectedError(Exception):
     """Raised where no code expects it."""
+
+
+Raising: TypeAlias = Callable[[int, type[BaseException]], AbstractContextManager[list[int]]]
+"""Raises an error at the step with a number, from one on, of those in the body; gives their count, in a list."""
 
 
 @contextmanager
@@ -57,5 +61,6 @@ class RaisingAtOp(TorchDispatchMode):
 
 @contextmanager
 def raising_at_op(number: int, error: type[BaseException]) -> Iterator[list[int]]:
+    """Raise after the op of torch with this number among all that run in the body."""
     with RaisingAtOp(number, error) as mode:
         yield mode.seen
