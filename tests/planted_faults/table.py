@@ -92,8 +92,8 @@ FAULTS = (
     ),
     _reference(
         "posterior/softmax_fit/trust_region.py",
-        "product = (square / before) * (product + share * direction_square)",
-        "product = (square / before) * product",
+        "product = ratio * (product + share * direction_square)",
+        "product = ratio * product",
         "posterior/test_softmax_fit.py",
     ),
     _reference(

@@ -139,7 +139,7 @@ def minimise(objective: Objective, start: Tensor | None, tolerance: float) -> Fi
 def _steihaug(problem: _Problem, point: _Point, curvature: ClassCurvature, radius: float, forcing: float) -> _Step:
     """Minimise the quadratic model by conjugate gradients, until the residual is small or the trust region ends."""
     slope = point.slope
-    downhill = -point.gradient / slope
+    downhill, reach = -point.gradient / slope, radius / slope
     step, residual = torch.zeros_like(downhill), downhill
     solved = direction = _solve(curvature, residual)
     first = square = float((residual * solved).sum())  # residual . M^-1 residual
@@ -150,7 +150,7 @@ def _steihaug(problem: _Problem, point: _Point, curvature: ClassCurvature, radiu
         if not (along > 0.0 and square > 0.0):  # rounding: the Hessian and M are positive definite
             break
         share = square / along
-        missing = max((radius / slope) ** 2 - step_square, 0.0)
+        missing = max(reach * reach - step_square, 0.0)
         ends = 2.0 * share * product + share * share * direction_square >= missing
         if ends:
             share = _to_boundary(missing, product, direction_square)
@@ -162,9 +162,10 @@ def _steihaug(problem: _Problem, point: _Point, curvature: ClassCurvature, radiu
         before, square = square, float((residual * solved).sum())
         if square <= forcing**2 * first:
             break
-        direction = solved + (square / before) * direction
-        product = (square / before) * (product + share * direction_square)
-        direction_square = square + (square / before) ** 2 * direction_square
+        ratio = square / before
+        direction = solved + ratio * direction
+        product = ratio * (product + share * direction_square)
+        direction_square = square + ratio * ratio * direction_square
     decrease = 0.5 * slope * slope * float(((downhill + residual) * step).sum())
     return _Step((step - step.mean(0)) * slope, math.sqrt(max(step_square, 0.0)) * slope, decrease, products)
 
