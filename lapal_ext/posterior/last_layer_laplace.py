@@ -976,6 +976,7 @@ class LastLayerLaplace(nn.Module):
         that is an attribute as well, so one change of ``__dict__`` sets everything.
         """
         buffers = {name: changes.pop(name, buffer) for name, buffer in self._buffers.items()}
+        # Changed and returned in one line, since Ctrl-C may come between two.
         return (self.__dict__.update(changes, _buffers=buffers), self)[1]
 
     @outside_inference_mode

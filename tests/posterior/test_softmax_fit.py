@@ -105,10 +105,10 @@ def test_a_fit_with_few_classes_takes_few_iterations(draw: Draw, monkeypatch: py
 def test_conjugate_gradients_take_fewer_products_with_the_curvature(
     draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They take 5 to 10 times as many without it, and both end at the same weights."""
+    """They take seven times as many without it, and both end at the same weights."""
     x = draw.normal(1000, 20) * torch.linspace(0.01, 2.0, 20)
-    targets = (3 * x @ draw.normal(20, 4) / 20**0.5).argmax(1)
-    objective = Objective(x, targets, torch.ones(1000, dtype=x.dtype), None, 4, 1e-3)
+    targets = (3 * x @ draw.normal(20, 4) / 20**0.5 + draw.normal(1000, 4)).argmax(1)
+    objective = Objective(x, targets, torch.ones(1000, dtype=x.dtype), None, 4, 1e-2)
     counts, fits, steihaug = [0, 0], [], trust_region._steihaug
     for case, solve in enumerate((trust_region._solve, lambda _, residual: residual)):
 
@@ -120,7 +120,7 @@ def test_conjugate_gradients_take_fewer_products_with_the_curvature(
         monkeypatch.setattr(trust_region, "_solve", solve)
         monkeypatch.setattr(trust_region, "_steihaug", counted)
         fits.append(trust_region.minimise(objective, None, 0.0))
-    assert 3 * counts[0] <= counts[1], counts
+    assert 4 * counts[0] <= counts[1], counts
     assert all(fit.converged for fit in fits)
     torch.testing.assert_close(fits[0].weight, fits[1].weight, rtol=1e-4, atol=1e-5)
 

@@ -37,7 +37,7 @@ from lapal_ext.tiles import row_tiles
 
 _PASSES = 16  # of a fit, which the blocks as matrices may cost in any case
 _MEMORY = 2.0  # of these blocks, in sizes of the features
-_UNUSED = 20  # classes: a pass takes as long as one with so many more classes, at the full rate of products
+_IDLE = 20  # classes: products with few classes are slow, so a pass takes as long as a fast one with so many more
 _SLOWER = 3.0  # by which factors and inverses are slower than products
 _ROWS_OF_SHARED = 8  # times D: so many rows, evenly spaced, estimate S
 _ROWS_OF_OTHERS = 2  # times D: so many estimate R
@@ -118,10 +118,9 @@ class ClassCurvature:
             for tile in row_tiles(rows.shape[1]):
                 of_class = x[rows[k, tile]].to(self._dtype)
                 block = ops.rank_n_update.unchecked(block, of_class, largest[k, tile], None)
-            self._invert(block)
+            self._invert(block, out=inverses[k])
             if not self.usable:
                 return
-            inverses[k] = self._inverse
         self._inverse, self._vectors = inverses, None
 
     def _set_shared_and_rows(
@@ -154,7 +153,9 @@ class ClassCurvature:
     ) -> float:
         """Set S, and return its condition."""
         some, weights_of_some = self._evenly_spaced(weights, _ROWS_OF_SHARED)
-        return self._invert(ops.rank_n_update.unchecked(self._prior(), some, weights_of_some, None))
+        prior = self._prior()
+        self._inverse = torch.empty_like(prior)
+        return self._invert(ops.rank_n_update.unchecked(prior, some, weights_of_some, None), out=self._inverse)
 
     def _prior(self) -> Tensor:  # [D, D]
         x = self._objective.features
@@ -174,13 +175,14 @@ class ClassCurvature:
     def _invert(
         self,
         matrix: Tensor,  # [D, D]
+        out: Tensor,  # [D, D]
     ) -> float:
-        """Set the inverse, if it is resolved, and return the condition, as the diagonal of the factor tells it."""
+        """Write the inverse, if it is resolved, and return the condition, as the diagonal of the factor tells it."""
         factor, info = torch.linalg.cholesky_ex(matrix)
         condition = float(factor.diagonal().max() / factor.diagonal().min()) ** 2
         self.usable = int(info) == 0 and self._is_resolved(condition)
         if self.usable:
-            self._inverse = torch.cholesky_inverse(factor)
+            torch.cholesky_inverse(factor, out=out)
         return condition
 
     def _is_resolved(self, condition: float) -> bool:
@@ -190,7 +192,7 @@ class ClassCurvature:
 def _passes_of_blocks(n_rows: int, n_features: int, n_classes: int) -> float:
     """How many passes take as long as making the blocks as matrices. A pass is two products with all rows."""
     one = n_features**2 * (_SLOWER * n_features + _rows_of_a_class(n_rows, n_classes))
-    return n_classes * one / (4.0 * n_rows * n_features * (n_classes + _UNUSED))
+    return n_classes * one / (4.0 * n_rows * n_features * (n_classes + _IDLE))
 
 
 def _rows_of_a_class(n_rows: int, n_classes: int) -> int:

@@ -149,13 +149,13 @@ def _steihaug(problem: _Problem, point: _Point, curvature: ClassCurvature, radiu
         along = float((direction * hessian_direction).sum())
         if not (along > 0.0 and square > 0.0):  # rounding: the Hessian and M are positive definite
             break
-        share = square / along
-        missing = max(reach * reach - step_square, 0.0)
-        ends = 2.0 * share * product + share * share * direction_square >= missing
+        share, missing = square / along, max(reach * reach - step_square, 0.0)
+        grown = 2.0 * share * product + share * share * direction_square
+        ends = grown >= missing
         if ends:
-            share = _to_boundary(missing, product, direction_square)
+            share, grown = _to_boundary(missing, product, direction_square), missing
         step, residual = step + share * direction, residual - share * hessian_direction
-        step_square += 2.0 * share * product + share * share * direction_square
+        step_square += grown
         if ends:
             break
         solved = _solve(curvature, residual)
